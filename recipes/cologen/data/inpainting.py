@@ -1,0 +1,49 @@
+"""The inpainting view: a hole in the picture, the caption as prompt, the whole picture as target."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from recipes.cologen.data.masks import bezier_mask, random_mask
+from recipes.cologen.data.record import Example, Mask, MissingMetadataError, Record
+from recipes.cologen.data.seeding import view_rng
+
+MASK_KINDS = {"random": 0.2, "object": 0.4, "bezier": 0.4}
+"""Proportions of the three mask kinds (CoLoGen, training data)."""
+
+
+def hole_of(record: Record, kind: str, rng: np.random.Generator) -> Mask:
+    """The region to paint over: bool [height, width], neither empty nor everything."""
+    height, width = record.image.shape[:2]
+    masks = [item.mask for item in record.objects if item.mask is not None]
+    if kind == "random":
+        return random_mask(rng, height, width, masks)
+    chosen = record.objects[int(rng.integers(len(record.objects)))]
+    if kind == "bezier":
+        return bezier_mask(rng, height, width, chosen.box)
+    if chosen.mask is None:
+        raise MissingMetadataError(
+            f"inpainting: an object-shaped hole needs the object's mask, but {chosen.label!r} of record "
+            f"{record.id!r} has only a box; add a mask file to its metadata"
+        )
+    return chosen.mask
+
+
+def inpainting(record: Record, seed: int) -> Example:
+    """Make an inpainting example: the hole is black in the source.
+
+    Raises:
+        MissingMetadataError: the record names no objects, or the one drawn has no mask.
+    """
+    if not record.objects:
+        raise MissingMetadataError(
+            "inpainting needs objects with boxes or masks (80% of its holes follow one), but record "
+            f"{record.id!r} has none; add `objects` to its metadata"
+        )
+    rng = view_rng("inpainting", record.id, seed)
+    kind = str(rng.choice(list(MASK_KINDS), p=list(MASK_KINDS.values())))
+    hole = hole_of(record, kind, rng)
+    source = record.image.copy()
+    source[hole] = 0
+    meta = {"hole": hole, "scene": record.scene}
+    return Example(record.id, "inpainting", kind, source, record.image, record.caption, meta)

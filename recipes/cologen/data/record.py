@@ -1,0 +1,87 @@
+"""The records that pass between sources of pictures, the five views, training and scoring.
+
+A `Record` is one picture with everything that is known about it; a *view* (views.py) turns a record and a
+seed into an `Example` of one task. Where records come from (world, folder, data sets) is not this module's
+business.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from recipes.cologen.data.scene import Scene
+from recipes.cologen.errors import CologenError
+
+Image = NDArray[np.uint8]
+"""A picture: uint8 [height, width, 3], RGB."""
+Mask = NDArray[np.bool_]
+"""A region: bool [height, width]."""
+
+
+class MissingMetadataError(CologenError, ValueError):
+    """A record lacks what a view needs (a mask, a box, a depth map, a pair ...)."""
+
+
+@dataclass(frozen=True)
+class RecordObject:
+    """One thing in a picture.
+
+    What it is called, its class, its mask and its box (x0, y0, x1, y1; end excluded).
+    """
+
+    label: str
+    category: str
+    mask: Mask | None
+    box: tuple[int, int, int, int]
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A second picture that belongs to a record.
+
+    The result of an instruction, or the same subject elsewhere.
+    """
+
+    task: str
+    image: Image
+    prompt: str
+    kind: str = "given"
+
+
+@dataclass(frozen=True)
+class Record:
+    """One picture and what is known about it.
+
+    `depth` is float [height, width], 1 nearest; `segmentation` is int [height, width] of class numbers;
+    `scene` is the picture's own description when it was drawn by the world.
+    """
+
+    id: str
+    image: Image
+    caption: str
+    objects: tuple[RecordObject, ...] = ()
+    depth: NDArray[np.float32] | None = None
+    segmentation: NDArray[np.int64] | None = None
+    scene: Scene | None = None
+    pairs: tuple[Pair, ...] = ()
+
+
+@dataclass(frozen=True)
+class Example:
+    """What one training step or one score reads: a source, a prompt and the picture that should come out.
+
+    `kind` names the variant of the task (`box`, `canny`, `recolour` ...). `meta["scene"]` is the scene the
+    target shows and `meta["hole"]` the masked region, where the task has them; the oracle reads both.
+    """
+
+    id: str
+    task: str
+    kind: str
+    source: Image
+    target: Image
+    prompt: str
+    meta: dict[str, Any] = field(default_factory=dict)

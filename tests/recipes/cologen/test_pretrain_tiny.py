@@ -1,0 +1,63 @@
+"""Pretraining of the tiny base: every step follows from the seed and its number, and a stopped run goes on exactly."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from recipes.cologen.data.vocabulary import MAX_TEXT_TOKENS, VOCABULARY
+from recipes.cologen.flux import FluxModel
+from recipes.cologen.flux.tiny import build_tiny_flux
+from recipes.cologen.pretrain_tiny import Settings, batch_at, pretrain, start, train_step
+
+
+def brief(steps: int) -> Settings:
+    return Settings(steps=steps, batch_size=2, save_every=2, evaluate_every=10**6, num_evaluated=1)
+
+
+def test_the_learning_rate_rises_stays_and_falls() -> None:
+    settings = Settings(steps=1000, warmup_steps=100)
+    rates = [settings.lr_at(step) for step in range(1000)]
+    assert rates[0] == pytest.approx(settings.lr / 100)
+    assert rates[100] == rates[590] == settings.lr
+    assert all(later <= earlier for earlier, later in zip(rates[600:], rates[601:], strict=False))
+    assert rates[-1] == pytest.approx(settings.lr / 50)
+
+
+def test_a_steps_data_is_a_function_of_the_seed_and_the_step() -> None:
+    settings = brief(10)
+    assert batch_at(settings, 3)[1] == batch_at(settings, 3)[1]
+    assert batch_at(settings, 3)[1] != batch_at(settings, 4)[1]
+    kinds = {batch_at(settings, step)[0][0].task == "text-to-image" for step in range(20)}
+    assert kinds == {True, False}
+
+
+def test_a_resumed_run_equals_the_uninterrupted_one(tmp_path: Path) -> None:
+    settings = brief(4)
+    whole = build_tiny_flux(VOCABULARY, max_text_tokens=MAX_TEXT_TOKENS, seed=settings.seed)
+    run = start(whole, settings)
+    for _ in range(2):
+        train_step(whole, run, settings)
+    run.save(tmp_path / "state.pt")
+    again = build_tiny_flux(VOCABULARY, max_text_tokens=MAX_TEXT_TOKENS, seed=99)
+    resumed = start(again, settings)
+    resumed.load(tmp_path / "state.pt")
+    for _ in range(2):
+        train_step(whole, run, settings)
+        train_step(again, resumed, settings)
+    assert resumed.step == run.step == 4
+    for one, other in zip(run.modules.parameters(), resumed.modules.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_the_written_base_is_what_was_trained_in_half_precision(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("recipes.cologen.pretrain_tiny.evaluate", lambda *_: {"text-to-image": 0.0})
+    pretrain(brief(2), tmp_path / "work", tmp_path / "base")
+    assert '"step": 2' in capsys.readouterr().out
+    trained = torch.load(tmp_path / "work" / "state.pt", weights_only=True)["modules"]
+    loaded = FluxModel.load(tmp_path / "base", torch.float32)
+    weight = loaded.transformer.x_embedder.weight
+    assert torch.equal(weight, trained["transformer.x_embedder.weight"].half().float())
+    assert sum(file.stat().st_size for file in (tmp_path / "base").rglob("*.safetensors")) < 8_000_000
