@@ -1,0 +1,1 @@
+"""Recipes: complete programs built on `prw`. The library never imports them."""

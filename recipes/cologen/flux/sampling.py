@@ -1,0 +1,147 @@
+"""Draws pictures: flow-matching Euler steps on the base's own schedule, the source read at every step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
+from diffusers.pipelines.flux.pipeline_flux import calculate_shift, retrieve_timesteps
+from diffusers.utils.torch_utils import randn_tensor
+from pydantic import BaseModel, ConfigDict, PositiveInt
+from torch import Tensor
+
+from recipes.cologen.errors import ShapeError
+from recipes.cologen.flux.latents import pack_latents
+from recipes.cologen.flux.model import FluxModel, SourceTimestep
+from recipes.cologen.flux.source_stream import SourceKV
+from recipes.cologen.flux.tokens import ImageTokens, TextTokens
+
+Generators = torch.Generator | list[torch.Generator]
+
+
+class Sampling(BaseModel):
+    """How pictures are drawn."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    height: PositiveInt
+    """Pixels; a multiple of 2 * vae_scale_factor."""
+    width: PositiveInt
+    """Pixels; a multiple of 2 * vae_scale_factor."""
+    steps: PositiveInt = 28
+    """Euler steps."""
+    source_timestep: SourceTimestep = "same"
+    """`zero` runs the source once for all steps; use what the experts were trained with."""
+    guidance: float | None = None
+    """Scale for a guidance-distilled base, None for others."""
+
+
+def generate(
+    model: FluxModel,
+    prompts: list[str],
+    source: Tensor | None = None,
+    *,
+    generator: Generators | int,
+    **settings: int | float | str | None,
+) -> Tensor:
+    """Draw one picture per prompt; without a source, exactly what FluxPipeline draws from the same noise.
+
+    Models run in eval mode meanwhile, and are put back as they were.
+
+    Args:
+        model: the base, with or without experts.
+        prompts: one per picture.
+        source: pixels `[batch, 3, height, width]` in [-1, 1], of any size; None for text alone.
+        generator: of the starting noise; a list gives each picture its own, so that it does not depend on its
+            batch-mates; a number seeds one for all.
+        **settings: fields of `Sampling`.
+
+    Returns:
+        Pixels `[batch, 3, height, width]` in [-1, 1].
+
+    Raises:
+        ShapeError: if a side does not fit the base, or there are not as many sources as prompts.
+    """
+    sampling = Sampling.model_validate(settings)
+    with torch.no_grad(), _evaluating(model):
+        text = model.encode_prompts(prompts)
+        noise = starting_noise(model, len(prompts), sampling, generator)
+        picture = None if source is None else model.encode_images(source.to(model.device))
+        return model.decode(denoise(model, noise, text, picture, sampling)).clamp(-1, 1)
+
+
+def starting_noise(
+    model: FluxModel, batch: int, sampling: Sampling, generator: Generators | int
+) -> ImageTokens:
+    """Draw unit noise in the shape of latents and pack it, as FluxPipeline does.
+
+    Raises:
+        ShapeError: if height or width is not a multiple of `2 * vae_scale_factor`.
+    """
+    scale = model.vae_scale_factor
+    if sampling.height % (2 * scale) or sampling.width % (2 * scale):
+        raise ShapeError(
+            f"height and width must be multiples of {2 * scale} for this base, got "
+            f"{sampling.height}x{sampling.width}. Round them."
+        )
+    if isinstance(generator, int):
+        generator = torch.Generator().manual_seed(generator)
+    height, width = sampling.height // scale, sampling.width // scale
+    shape = (batch, model.transformer.config.in_channels // 4, height, width)
+    latents = randn_tensor(shape, generator=generator, device=model.device, dtype=model.transformer.dtype)
+    return ImageTokens(pack_latents(latents), height // 2, width // 2)
+
+
+def denoise(
+    model: FluxModel, noise: ImageTokens, text: TextTokens, source: ImageTokens | None, sampling: Sampling
+) -> ImageTokens:
+    """Follow the velocity from noise to picture; with `zero`, the source's K and V are computed once."""
+    scheduler, timesteps = _schedule(model, noise.tokens.shape[1], sampling.steps)
+    read: ImageTokens | SourceKV | None = source
+    if source is not None and sampling.source_timestep == "zero":
+        read = model.source_kv(source, text, sampling.guidance)
+    tokens = noise.tokens
+    for timestep in timesteps:
+        # FluxPipeline rounds the timestep to the tokens' dtype before it divides; so do we, to be equal to
+        # the bit.
+        fraction = timestep.expand(tokens.shape[0]).to(tokens.dtype) / 1000
+        velocity = model.velocity(
+            noise.with_tokens(tokens), fraction, text, read, sampling.source_timestep, sampling.guidance
+        )
+        tokens = scheduler.step(velocity, timestep, tokens, return_dict=False)[0]
+    return noise.with_tokens(tokens)
+
+
+def _schedule(
+    model: FluxModel, num_tokens: int, steps: int
+) -> tuple[FlowMatchEulerDiscreteScheduler, Tensor]:
+    """Give a fresh scheduler of the base's settings and its timesteps, shifted for the picture's size."""
+    config = model.scheduler.config
+    scheduler = FlowMatchEulerDiscreteScheduler.from_config(config)
+    shift = calculate_shift(
+        num_tokens,
+        config.get("base_image_seq_len", 256),
+        config.get("max_image_seq_len", 4096),
+        config.get("base_shift", 0.5),
+        config.get("max_shift", 1.15),
+    )
+    sigmas = None if config.get("use_flow_sigmas", False) else np.linspace(1.0, 1 / steps, steps)
+    timesteps, _ = retrieve_timesteps(scheduler, steps, model.device, sigmas=sigmas, mu=shift)
+    scheduler.set_begin_index(0)
+    return scheduler, timesteps
+
+
+@contextmanager
+def _evaluating(model: FluxModel) -> Iterator[None]:
+    """Put every part in eval mode, and afterwards each of their modules back as it was."""
+    training = [module for part in model.modules() for module in part.modules() if module.training]
+    try:
+        for part in model.modules():
+            part.eval()
+        yield
+    finally:
+        for module in training:
+            module.training = True
