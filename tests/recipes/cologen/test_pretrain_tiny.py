@@ -1,5 +1,6 @@
-"""Pretraining of the tiny base: every step follows from the seed and its number, and a stopped run goes on exactly."""
+"""Pretraining of the tiny base: steps follow from seed and number, and a stopped run goes on exactly."""
 
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,7 @@ def test_the_learning_rate_rises_stays_and_falls() -> None:
     rates = [settings.lr_at(step) for step in range(1000)]
     assert rates[0] == pytest.approx(settings.lr / 100)
     assert rates[100] == rates[590] == settings.lr
-    assert all(later <= earlier for earlier, later in zip(rates[600:], rates[601:], strict=False))
+    assert all(later <= earlier for earlier, later in pairwise(rates[600:]))
     assert rates[-1] == pytest.approx(settings.lr / 50)
 
 

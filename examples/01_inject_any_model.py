@@ -1,0 +1,48 @@
+"""Gives a Llama a pool of two experts, looks at the routing, and takes the pool out again.
+
+Any model with separate key and value projections will do; this one is tiny and random, so it runs anywhere:
+`python examples/01_inject_any_model.py`.
+"""
+
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+import prw
+
+
+def tiny_llama() -> LlamaForCausalLM:
+    return LlamaForCausalLM(
+        LlamaConfig(
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,  # grouped-query attention: fewer key and value heads than queries
+            vocab_size=64,
+        )
+    ).eval()
+
+
+@torch.no_grad()
+def main() -> None:
+    torch.manual_seed(0)
+    model = tiny_llama()
+    tokens = torch.randint(64, (2, 8))
+    before = model(tokens).logits
+
+    weave = prw.inject(model, target="kv", experts=["french"], rank=4, alpha=8)
+    print("the output after injection is the same, bit for bit:", torch.equal(model(tokens).logits, before))
+    for site in weave.sites:
+        print("a site:", site.name)
+
+    weave.add_expert("chemistry")
+    with weave.record() as routing:
+        model(tokens)
+    print("experts:", weave.experts, " share of the newest:", round(routing.share(), 2))
+
+    weave.eject()
+    print("and after eject:", torch.equal(model(tokens).logits, before))
+
+
+if __name__ == "__main__":
+    main()

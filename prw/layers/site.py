@@ -1,0 +1,147 @@
+"""The site: one attention block whose key and value projections share one routing decision."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+
+from prw.errors import RoutingError
+from prw.layers.experts import GATE, NOISE, weight_of
+from prw.layers.pool import Pool, Scope
+from prw.routing import RoutingDecision, decide
+from prw.routing.features import as_batch
+
+
+class Pending(NamedTuple):
+    """A decision waiting for the site's other projection to be called with the very same input."""
+
+    hidden: Tensor
+    asker: nn.Module
+    scope: Scope
+    with_grad: bool
+    decision: RoutingDecision
+
+
+class SiteRecord(NamedTuple):
+    """One attention block whose projections share a routing decision.
+
+    Attributes:
+        name: Path of the block.
+        modules: Paths of its projections, key first.
+        in_features: Width of what they read.
+        out_features: Width of what each writes.
+    """
+
+    name: str
+    modules: tuple[str, ...]
+    in_features: int
+    out_features: tuple[int, ...]
+
+
+class Site:
+    """Decides once for the projections of one attention block.
+
+    The first projection that is called (K, as a rule) makes the decision and leaves it here; the second takes
+    it if its input is the very same tensor, in the same thread and under the same `with` blocks, and the
+    place is empty again. Otherwise it decides for itself. Nothing else is ever left on the model.
+
+    Attributes:
+        name: Path of the block in the model.
+        pool: The pool it belongs to.
+        adapter: Adapter name.
+        projections: Path and projection of each member; the first one keeps the router vectors.
+    """
+
+    def __init__(self, name: str, pool: Pool, adapter: str) -> None:
+        """Start without projections."""
+        self.name = name
+        self.pool = pool
+        self.adapter = adapter
+        self.projections: dict[str, nn.Module] = {}
+        self._pending: dict[int, Pending] = {}
+        self._last_scope: Scope | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Copy and pickle without the decision in flight."""
+        return {**self.__dict__, "_pending": {}, "_last_scope": None}
+
+    @property
+    def router(self) -> nn.Module:
+        """The projection that keeps the router vectors."""
+        return next(iter(self.projections.values()))
+
+    def describe(self) -> SiteRecord:
+        """Give the site's record."""
+        layers = self.projections.values()
+        widths = tuple(cast(int, layer.out_features) for layer in layers)
+        return SiteRecord(self.name, tuple(self.projections), cast(int, self.router.in_features), widths)
+
+    def decide(self, hidden: Tensor, asker: nn.Module) -> RoutingDecision | None:
+        """Give the decision for an input, made now or left by the other projection.
+
+        Args:
+            hidden: Input of the projection, of shape [batch, tokens, d] or [tokens, d].
+            asker: The projection that asks.
+
+        Returns:
+            The decision, or None where no expert is in use.
+        """
+        scope = self.pool.scope
+        recomputing = self._check_recompute(scope)
+        if self.pool.size == 0:
+            return None
+        slot = 0 if torch.compiler.is_compiling() else threading.get_ident()
+        waiting = self._pending.pop(slot, None)
+        if waiting is not None and self._fits(waiting, hidden, asker, scope):
+            return waiting.decision
+        decision = self._fresh(as_batch(hidden), asker.training)
+        if len(self.projections) > 1:
+            self._pending[slot] = Pending(hidden, asker, scope, torch.is_grad_enabled(), decision)
+        if self.pool.recorder is not None and not recomputing:
+            self.pool.recorder.add(self.name, decision)
+        return decision
+
+    def _fits(self, waiting: Pending, hidden: Tensor, asker: nn.Module, scope: Scope) -> bool:
+        same_call = waiting.hidden is hidden and waiting.asker is not asker
+        return same_call and waiting.scope is scope and waiting.with_grad == torch.is_grad_enabled()
+
+    def _fresh(self, hidden: Tensor, training: bool) -> RoutingDecision:
+        size, settings = self.pool.size, self.pool.settings
+        gates = [weight_of(self.router, f"{GATE}{index}", self.adapter) for index in range(size)]
+        noises: list[Tensor] = []
+        if training and settings.noise:
+            noises = [weight_of(self.router, f"{NOISE}{index}", self.adapter) for index in range(size)]
+        return decide(hidden, gates, noises, settings, self._routed(hidden))
+
+    def _routed(self, hidden: Tensor) -> Tensor | None:
+        routed = self.pool.scope.routed
+        if routed is None:
+            return None
+        if routed.dim() == 1:
+            routed = routed.unsqueeze(0)
+        if routed.shape != hidden.shape[:2]:
+            raise RoutingError(
+                f"route_only got a mask of shape {tuple(routed.shape)}, but site {self.name} sees "
+                f"{tuple(hidden.shape[:2])} [batch, tokens]. The mask must cover exactly the tokens of every "
+                "site; where sites see different tokens, call prw.project(module, hidden, routed=...) in "
+                "the attention instead."
+            )
+        return routed.to(hidden.device)
+
+    def _check_recompute(self, scope: Scope) -> bool:
+        """Tell whether checkpointing recomputes a block; refuse that outside its `with` block."""
+        if torch.compiler.is_compiling():
+            return False
+        recomputing: bool = torch._C._current_graph_task_id() != -1
+        if not recomputing:
+            self._last_scope = scope
+        elif self._last_scope is not None and self._last_scope is not scope:
+            raise RoutingError(
+                f"gradient checkpointing recomputes site {self.name} outside the `with "
+                "weave.route_only(...)`, `as_of(...)` or `disabled()` block of its forward, so it would "
+                "route differently. Call backward() inside that block."
+            )
+        return recomputing

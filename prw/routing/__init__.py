@@ -1,0 +1,18 @@
+"""Routing: from hidden states and router vectors to decisions and their shares; pure functions."""
+
+from prw.routing.decision import RoutingDecision
+from prw.routing.features import router_features
+from prw.routing.policies import decide, noisy_logits, router_logits, top_1
+from prw.routing.record import Routing
+from prw.routing.shares import newest_indicator
+
+__all__ = [
+    "Routing",
+    "RoutingDecision",
+    "decide",
+    "newest_indicator",
+    "noisy_logits",
+    "router_features",
+    "router_logits",
+    "top_1",
+]

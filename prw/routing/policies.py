@@ -1,0 +1,81 @@
+"""Pure functions from features to a decision: noisy logits, softmax over the pool, top-1 (equations 2-4)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from prw.config import Gate, PoolSettings
+from prw.routing.decision import RoutingDecision
+from prw.routing.features import router_features
+
+
+def router_logits(features: Tensor, vectors: Sequence[Tensor]) -> Tensor:
+    """Score features against one router vector per expert.
+
+    Every expert is scored by its own product: one product for all would round an old expert's logit
+    differently once the pool has grown.
+
+    Args:
+        features: Of shape [batch, items, d].
+        vectors: One per expert, each of shape [1, d].
+
+    Returns:
+        Logits of shape [batch, items, experts].
+    """
+    return torch.cat([F.linear(features, vector.to(features.dtype)) for vector in vectors], dim=-1)
+
+
+def noisy_logits(logits: Tensor, noise_logits: Tensor) -> Tensor:
+    """Add Gaussian noise of deviation softplus(noise_logits) (equation 2), by torch's generator."""
+    return logits + torch.randn_like(logits) * F.softplus(noise_logits)
+
+
+def top_1(logits: Tensor, gate: Gate, routed: Tensor | None = None) -> RoutingDecision:
+    """Give each item its likeliest expert, weighed by its share of *all* experts (equations 3 and 4).
+
+    The weight is not rescaled to one, so the router learns from the task too; with `gate="unit"` its value is
+    one and only its gradient is that of the probability.
+
+    Args:
+        logits: Of shape [batch, items, experts].
+        gate: `prob` or `unit`.
+        routed: Which items are routed, bool of shape [batch, items]; None means all.
+    """
+    probabilities = logits.softmax(dim=-1)
+    weights, expert_ids = probabilities.max(dim=-1)
+    if gate == "unit":
+        weights = torch.ones_like(weights) + (weights - weights.detach())
+    if routed is not None:
+        expert_ids = torch.where(routed, expert_ids, torch.full_like(expert_ids, -1))
+        weights = torch.where(routed, weights, torch.zeros_like(weights))
+    return RoutingDecision(expert_ids, weights, probabilities, logits)
+
+
+def decide(
+    hidden: Tensor,
+    gates: Sequence[Tensor],
+    noises: Sequence[Tensor],
+    settings: PoolSettings,
+    routed: Tensor | None = None,
+) -> RoutingDecision:
+    """Choose an expert for every item of one site.
+
+    Args:
+        hidden: What the projections of the site read, of shape [batch, tokens, d].
+        gates: Router vectors of the experts to choose from, each of shape [1, d].
+        noises: Their noise vectors, each of shape [1, d]; empty for no noise.
+        settings: Granularity, gate and input normalisation.
+        routed: Which tokens are routed, bool of shape [batch, tokens]; None means all.
+    """
+    with torch.autocast(device_type=hidden.device.type, enabled=False):
+        features = router_features(hidden, settings.granularity, routed, settings.router_norm)
+        logits = router_logits(features, gates)
+        if noises:
+            logits = noisy_logits(logits, router_logits(features, noises))
+        if routed is not None and settings.granularity == "sample":
+            routed = routed.any(dim=1, keepdim=True)
+        return top_1(logits, settings.gate, routed)

@@ -1,0 +1,18 @@
+"""Saving and loading of pools in PEFT's folder layout, and single experts as plain PEFT LoRA folders."""
+
+from prw.storage.folder import SavedPool, read_folder, write_folder
+from prw.storage.loading import load_pool
+from prw.storage.lora import LoraExpert, place_lora, read_lora, write_lora
+from prw.storage.state import pool_state
+
+__all__ = [
+    "LoraExpert",
+    "SavedPool",
+    "load_pool",
+    "place_lora",
+    "pool_state",
+    "read_folder",
+    "read_lora",
+    "write_folder",
+    "write_lora",
+]

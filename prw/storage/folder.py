@@ -1,0 +1,117 @@
+"""Reads and writes the folder of a pool: configuration, weights and card; needs no model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from peft import PeftConfig
+from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from prw.errors import PrwError, StorageError
+from prw.storage.atomic import atomic_folder
+from prw.storage.card import model_card
+from prw.tuner import PrwConfig
+
+README = "README.md"
+
+
+class SavedPool(NamedTuple):
+    """What a pool's folder holds.
+
+    Attributes:
+        config: The adapter's configuration.
+        weights: The weights by name, without adapter name, as PEFT writes them.
+    """
+
+    config: PrwConfig
+    weights: dict[str, Tensor]
+
+
+def write_folder(path: Path, config: PrwConfig, weights: dict[str, Tensor]) -> None:
+    """Save a pool; the folder appears whole or not at all.
+
+    Raises:
+        StorageError: if `path` is a file.
+    """
+    with atomic_folder(path) as draft:
+        save_file(weights, draft / SAFETENSORS_WEIGHTS_NAME, metadata={"format": "pt"})
+        write_config(draft, config)
+        (draft / README).write_text(model_card(config), encoding="utf-8")
+
+
+def write_config(folder: Path, config: PeftConfig) -> None:
+    """Write a PEFT configuration with its sets sorted, so that equal pools give equal files."""
+    values = {
+        key: sorted(value) if isinstance(value, set) else value for key, value in config.to_dict().items()
+    }
+    (folder / CONFIG_NAME).write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def read_folder(path: Path) -> SavedPool:
+    """Read a pool's folder.
+
+    Raises:
+        StorageError: if the folder or a file is missing, damaged, or not of a pool; says which.
+    """
+    values = read_config(path)
+    if values.get("peft_type") != "PRW":
+        raise StorageError(
+            f"{path / CONFIG_NAME} is of a {values.get('peft_type')} adapter, not of a PRW pool. A plain "
+            "LoRA comes in with weave.import_lora(path, name=...)."
+        )
+    try:
+        config = PeftConfig.from_peft_type(**values)  # type: ignore[no-untyped-call]
+    except (PrwError, TypeError, ValueError) as error:
+        raise StorageError(f"{path / CONFIG_NAME} holds settings that cannot be used: {error}") from error
+    if not isinstance(config, PrwConfig):
+        raise StorageError(f"{path / CONFIG_NAME} gives a {type(config).__name__}, expected a PrwConfig.")
+    return SavedPool(config, read_weights(path))
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """Read a folder's PEFT configuration as plain values.
+
+    Raises:
+        StorageError: if it is missing or no JSON object.
+    """
+    file = path / CONFIG_NAME
+    if not file.is_file():
+        there = (
+            ", ".join(sorted(entry.name for entry in path.iterdir())) if path.is_dir() else "no such folder"
+        )
+        raise StorageError(
+            f"{path} is not a saved adapter: it has no {CONFIG_NAME} (there is: {there or 'nothing'})."
+        )
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise StorageError(
+            f"{file} is damaged, it is no JSON: {error}. Copy or save the folder again."
+        ) from error
+    if not isinstance(values, dict):
+        raise StorageError(f"{file} is damaged: expected a JSON object, got a {type(values).__name__}.")
+    return values
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Read a folder's weights onto the CPU.
+
+    Raises:
+        StorageError: if the file is missing or damaged.
+    """
+    file = path / SAFETENSORS_WEIGHTS_NAME
+    if not file.is_file():
+        raise StorageError(
+            f"{path} has a {CONFIG_NAME} but no {SAFETENSORS_WEIGHTS_NAME}. Copy or save it again."
+        )
+    try:
+        return load_file(file)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise StorageError(
+            f"{file} is damaged, it cannot be read: {error}. Copy or save the folder again."
+        ) from error

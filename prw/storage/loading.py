@@ -1,0 +1,55 @@
+"""Puts the pool of a folder into a model, or an earlier stage's pool into its larger one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from torch import nn
+
+from prw.errors import StorageError, TargetError
+from prw.storage.folder import SavedPool, read_folder
+from prw.storage.state import fill
+from prw.tuner import Layers, PrwConfig, TrainedBefore, pool_layers, put_in, take_out
+
+
+def load_pool(model: nn.Module, path: Path, adapter: str) -> TrainedBefore:
+    """Load a folder into a model; whatever is wrong with the folder, the model is as before.
+
+    Returns:
+        Which of the base's parameters trained before; empty if the model had a pool already.
+
+    Raises:
+        StorageError: if the folder is missing, damaged, foreign or does not fit.
+    """
+    saved = read_folder(path)
+    configs = getattr(model, "peft_config", {})
+    if adapter in configs:
+        fill_earlier(pool_layers(model, adapter), adapter, configs[adapter], saved)
+        return []
+    saved.config.inference_mode = False
+    try:
+        before = put_in(model, saved.config, adapter)
+    except TargetError as error:
+        raise StorageError(f"the pool in {path} is of another model: {error}") from error
+    try:
+        fill(pool_layers(model, adapter), adapter, saved.weights)
+    except StorageError:
+        take_out(model, adapter, before)
+        raise
+    return before
+
+
+def fill_earlier(layers: Layers, adapter: str, config: PrwConfig, saved: SavedPool) -> None:
+    """Put an earlier stage's pool into a larger one.
+
+    Raises:
+        StorageError: if its experts are not the pool's first ones or settings differ; nothing changed then.
+    """
+    theirs, ours = saved.config.experts, config.experts
+    if theirs != ours[: len(theirs)] or saved.config.settings() != config.settings():
+        raise StorageError(
+            f"the saved pool ({', '.join(theirs)}; {saved.config.settings()}) is no earlier stage of the "
+            f"model's pool ({', '.join(ours)}; {config.settings()}). Eject the pool first, or load into a "
+            "fresh model."
+        )
+    fill(layers, adapter, saved.weights, partly=True)

@@ -1,0 +1,163 @@
+"""One expert as a plain PEFT LoRA folder, and a plain PEFT LoRA folder as one expert.
+
+The router stays behind: an exported expert acts on every token with weight one, which is what it did where
+the router was sure of it (probability gate) or always (unit gate).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from peft import LoraConfig
+from peft.utils import SAFETENSORS_WEIGHTS_NAME
+from safetensors.torch import save_file
+from torch import Tensor
+
+from prw.config import PoolSettings
+from prw.errors import StorageError
+from prw.layers.experts import expert_names, weight_of
+from prw.storage.atomic import atomic_folder
+from prw.storage.folder import read_config, read_weights, write_config
+from prw.storage.state import PEFT_PREFIX, shown
+from prw.tuner import Layers, PrwConfig, PrwLinear, pool_of
+
+PLAIN = ("use_dora", "rank_pattern", "alpha_pattern", "modules_to_save", "target_parameters", "lora_bias")
+
+
+class LoraExpert(NamedTuple):
+    """A and B of one expert at one projection: of shapes [rank, d_in] and [d_out, rank]."""
+
+    down: Tensor
+    up: Tensor
+
+
+def write_lora(path: Path, layers: Layers, adapter: str, expert: str, config: PrwConfig) -> None:
+    """Save one expert as a LoRA that stock PEFT loads.
+
+    Args:
+        path: Folder to write.
+        layers: The projections of the pool, by path.
+        adapter: Adapter name.
+        expert: Name of the expert.
+        config: The pool's configuration: the LoRA gets its rank and alpha.
+
+    Raises:
+        PoolError: if the pool has no such expert.
+    """
+    names = expert_names(pool_of(layers, adapter).index(expert))
+    weights = {}
+    for name, layer in layers.items():
+        weights[f"{PEFT_PREFIX}{name}.lora_A.weight"] = weight_of(layer, names.down, adapter)
+        weights[f"{PEFT_PREFIX}{name}.lora_B.weight"] = weight_of(layer, names.up, adapter)
+    settings = config.settings()
+    lora = LoraConfig(
+        r=settings.rank,
+        lora_alpha=settings.scale * settings.rank,  # type: ignore[arg-type]  # PEFT takes a float as well
+        target_modules=sorted(layers),
+        base_model_name_or_path=config.base_model_name_or_path,
+        inference_mode=True,
+    )
+    with atomic_folder(path) as draft:
+        tensors = {name: weight.detach().cpu().contiguous() for name, weight in weights.items()}
+        save_file(tensors, draft / SAFETENSORS_WEIGHTS_NAME, metadata={"format": "pt"})
+        write_config(draft, lora)
+
+
+def place_lora(pairs: dict[str, LoraExpert], layers: Layers, adapter: str, index: int) -> None:
+    """Overwrite A and B of an expert at the projections that a LoRA adapts."""
+    names = expert_names(index)
+    with torch.no_grad():
+        for name, pair in pairs.items():
+            weight_of(layers[name], names.down, adapter).copy_(pair.down)
+            weight_of(layers[name], names.up, adapter).copy_(pair.up)
+
+
+def read_lora(path: Path, layers: Layers, settings: PoolSettings) -> dict[str, LoraExpert]:
+    """Read a plain LoRA folder as an expert of the given projections.
+
+    The LoRA's own scale goes into B, and a smaller rank is filled up with zeros.
+
+    Args:
+        path: Folder of a plain PEFT LoRA.
+        layers: The projections of the pool, by path.
+        settings: The pool's settings.
+
+    Returns:
+        Projection path to A and B, for the projections that the LoRA adapts.
+
+    Raises:
+        StorageError: if the folder is no plain LoRA, adapts other modules, has too high a rank or another
+        width.
+    """
+    values = read_config(path)
+    check_plain(path, values)
+    rank, alpha = int(values["r"]), float(values["lora_alpha"])
+    scale = alpha / (rank**0.5 if values.get("use_rslora") else rank)
+    if rank > settings.rank:
+        raise StorageError(
+            f"the LoRA in {path} has rank {rank}, the pool's experts have rank {settings.rank}: it would not "
+            f"fit. Inject the pool with rank={rank} or more."
+        )
+    pairs = paired(path, read_weights(path))
+    strange = sorted(set(pairs) - set(layers))
+    if strange:
+        raise StorageError(
+            f"the LoRA in {path} adapts {len(strange)} modules that have no experts {shown(strange)}, so it "
+            f"cannot become an expert without loss. The pool's projections are {shown(sorted(layers))}."
+        )
+    factor = scale / settings.scale
+    return {name: fitted(name, pair, layers[name], settings.rank, factor) for name, pair in pairs.items()}
+
+
+def check_plain(path: Path, values: dict[str, Any]) -> None:
+    """Refuse adapters that are no LoRA, or a LoRA with extras that an expert has no place for."""
+    extras = [name for name in PLAIN if values.get(name)]
+    if values.get("bias", "none") != "none":
+        extras.append("bias")
+    if values.get("peft_type") != "LORA" or extras:
+        raise StorageError(
+            f"{path} is not a plain LoRA: it is a {values.get('peft_type')} adapter with "
+            f"{', '.join(extras) or 'no extras'}. Only A and B on linear projections can become an expert."
+        )
+
+
+def paired(path: Path, weights: dict[str, Tensor]) -> dict[str, LoraExpert]:
+    """Sort a LoRA's weights by projection.
+
+    Raises:
+        StorageError: if a weight is no lora_A or lora_B, or one of the two is missing.
+    """
+    downs, ups = {}, {}
+    for key, weight in weights.items():
+        name = key.removeprefix(PEFT_PREFIX)
+        if name.endswith(".lora_A.weight"):
+            downs[name.removesuffix(".lora_A.weight")] = weight
+        elif name.endswith(".lora_B.weight"):
+            ups[name.removesuffix(".lora_B.weight")] = weight
+        else:
+            raise StorageError(f"{path} holds {key}, which is no A or B of a plain LoRA.")
+    if set(downs) != set(ups):
+        raise StorageError(
+            f"{path} is damaged: A without B, or B without A {shown(sorted(set(downs) ^ set(ups)))}."
+        )
+    return {name: LoraExpert(downs[name], ups[name]) for name in downs}
+
+
+def fitted(name: str, pair: LoraExpert, layer: PrwLinear, rank: int, factor: float) -> LoraExpert:
+    """Give a LoRA pair the pool's rank and scale.
+
+    Raises:
+        StorageError: if its widths are not the projection's.
+    """
+    widths = (layer.in_features, layer.out_features)
+    if (pair.down.shape[1], pair.up.shape[0]) != widths:
+        raise StorageError(
+            f"the LoRA of {name} is {pair.down.shape[1]} -> {pair.up.shape[0]} wide, the projection is "
+            f"{widths[0]} -> {widths[1]}. Likely another base model."
+        )
+    missing = rank - pair.down.shape[0]
+    down = torch.nn.functional.pad(pair.down.float(), (0, 0, 0, missing))
+    up = torch.nn.functional.pad(pair.up.float() * factor, (0, missing))
+    return LoraExpert(down, up)

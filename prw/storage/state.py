@@ -1,0 +1,68 @@
+"""Moves a pool's weights between a model and a dictionary, checking all before changing any."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from prw.errors import StorageError
+from prw.tuner import Layers
+
+PEFT_PREFIX = "base_model.model."
+
+
+def pool_parameters(layers: Layers, adapter: str) -> dict[str, nn.Parameter]:
+    """Name every weight of a pool as PEFT's files do: base_model.model.<path>.prw_A0.weight."""
+    parameters: dict[str, nn.Parameter] = {}
+    for path, layer in layers.items():
+        for name in layer.adapter_layer_names:
+            if adapter in getattr(layer, name):
+                parameters[f"{PEFT_PREFIX}{path}.{name}.weight"] = getattr(layer, name)[adapter].weight
+    return parameters
+
+
+def pool_state(layers: Layers, adapter: str) -> dict[str, Tensor]:
+    """Copy every weight of a pool, on the CPU."""
+    return {
+        name: weight.detach().cpu().contiguous() for name, weight in pool_parameters(layers, adapter).items()
+    }
+
+
+def fill(layers: Layers, adapter: str, weights: Mapping[str, Tensor], partly: bool = False) -> None:
+    """Put weights into a pool, all of them or none.
+
+    Args:
+        layers: The projections of the pool, by path.
+        adapter: Adapter name.
+        weights: Weights as in a pool's file.
+        partly: Whether the pool may have more than the weights cover: an earlier stage's, into a larger pool.
+
+    Raises:
+        StorageError: if weights are missing, left over or of another shape; nothing was changed then.
+    """
+    parameters = pool_parameters(layers, adapter)
+    unknown = sorted(set(weights) - set(parameters))
+    missing = [] if partly else sorted(set(parameters) - set(weights))
+    if unknown or missing:
+        raise StorageError(
+            f"the saved pool does not fit this model: {len(missing)} weights are missing {shown(missing)}, "
+            f"{len(unknown)} have no place {shown(unknown)}. Likely another base model, or other targets."
+        )
+    odd = [name for name, weight in weights.items() if weight.shape != parameters[name].shape]
+    if odd:
+        name = odd[0]
+        raise StorageError(
+            f"the saved pool does not fit this model: {name} has shape {tuple(weights[name].shape)}, the "
+            f"model needs {tuple(parameters[name].shape)} ({len(odd)} such weights). Likely another base "
+            "model."
+        )
+    with torch.no_grad():
+        for name, weight in weights.items():
+            parameters[name].copy_(weight)
+
+
+def shown(names: list[str]) -> str:
+    """Show the first few names."""
+    return f"({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})" if names else ""

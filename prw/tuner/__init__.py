@@ -1,0 +1,29 @@
+"""PRW as a PEFT method: the one room that knows PEFT's internals. Importing it registers the method."""
+
+from prw.tuner.config import PrwConfig
+from prw.tuner.growth import Layers, freeze_newest, grow, pool_of, refresh_training, remove, trainable_modules
+from prw.tuner.injection import TrainedBefore, pool_layers, put_in, take_out
+from prw.tuner.layer import PrwLinear
+from prw.tuner.model import PrwModel
+from prw.tuner.project import project
+from prw.tuner.registration import register
+
+register(PrwConfig, PrwModel)
+
+__all__ = [
+    "Layers",
+    "PrwConfig",
+    "PrwLinear",
+    "PrwModel",
+    "TrainedBefore",
+    "freeze_newest",
+    "grow",
+    "pool_layers",
+    "pool_of",
+    "project",
+    "put_in",
+    "refresh_training",
+    "remove",
+    "take_out",
+    "trainable_modules",
+]

@@ -1,0 +1,97 @@
+"""PrwConfig: the pool's settings as the dataclass that PEFT wants, mirrored field by field."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, make_dataclass
+from typing import Any
+
+from peft import PeftConfig
+from peft.utils import PeftType
+
+from prw.config import PoolSettings
+from prw.errors import ConfigError
+from prw.tuner.registration import peft_type
+from prw.tuner.targets import STRUCTURAL
+
+WHOLE_MODEL = (*STRUCTURAL, "all-linear")
+"""What `target_modules` can be besides a name, glob or pattern, or a list of those."""
+
+_Mirror: Any = make_dataclass(
+    "_Mirror",
+    [
+        (name, info.annotation, field(default=info.default))
+        for name, info in PoolSettings.model_fields.items()
+    ],
+    bases=(PeftConfig,),
+)
+
+
+@dataclass
+class PrwConfig(_Mirror):  # type: ignore[misc, unused-ignore]
+    """PEFT configuration of a pool: every field of `prw.config.PoolSettings`, and the fields below.
+
+    Attributes:
+        target_modules: "kv", "k" or "v" (found by structure), or module names, globs or patterns.
+        experts: Names of the experts, oldest first.
+        imported: Names of the experts whose A and B came from elsewhere and never train.
+        newest_frozen: Whether the newest expert is frozen too: its stage has ended.
+        exclude_modules: Modules that are left alone although they match, as in PEFT.
+        layers_to_transform: Only layers with these indices, as in PEFT.
+        layers_pattern: What precedes the layer index, as in PEFT.
+        modules_to_save: Other modules that are trained and saved whole, as in PEFT.
+        target_parameters: Not supported; PEFT reads the field.
+        bias: Not supported beyond "none"; PEFT reads the field.
+
+    Raises:
+        ConfigError: if a setting has a value that cannot be used.
+    """
+
+    target_modules: Any = "kv"
+    experts: list[str] = field(default_factory=list)
+    imported: list[str] = field(default_factory=list)
+    newest_frozen: bool = False
+    exclude_modules: Any = None
+    layers_to_transform: Any = None
+    layers_pattern: Any = None
+    modules_to_save: list[str] | None = None
+    target_parameters: list[str] | None = None
+    bias: str = "none"
+
+    def __post_init__(self) -> None:
+        """Check every setting and the experts' names."""
+        super().__post_init__()
+        self.peft_type: PeftType = peft_type()
+        self.settings()
+        if isinstance(self.target_modules, str) and self.target_modules not in WHOLE_MODEL:
+            self.target_modules = [self.target_modules]  # else PEFT would read a name or glob as a pattern
+        self.experts, self.imported = list(self.experts), list(self.imported)
+        for position, name in enumerate(self.experts):
+            check_name(name, self.experts[:position])
+        if self.bias != "none" or self.target_parameters:
+            raise ConfigError(
+                f"PRW adds experts to projections only; got bias={self.bias!r} and "
+                f"target_parameters={self.target_parameters!r}. Leave bias at 'none' and target_parameters "
+                "at None."
+            )
+
+    def settings(self) -> PoolSettings:
+        """Give the pool's settings, checked.
+
+        Raises:
+            ConfigError: if a setting has a value that cannot be used.
+        """
+        return PoolSettings.checked(**{name: getattr(self, name) for name in PoolSettings.model_fields})
+
+
+def check_name(name: object, taken: list[str]) -> None:
+    """Refuse an expert's name that is no name, is reserved, or is taken.
+
+    Raises:
+        ConfigError: says which, and what to do.
+    """
+    if not isinstance(name, str) or not name:
+        raise ConfigError(f"an expert's name is a non-empty string, got {name!r}.")
+    if name == "zero":
+        raise ConfigError('no expert can be called "zero": add_expert(init="zero") means a start from zero.')
+    if name in taken:
+        raise ConfigError(f"the pool already has an expert {name!r}; its experts are {', '.join(taken)}.")

@@ -1,0 +1,129 @@
+"""Growing, freezing and shrinking a pool: what trains when, written down in PEFT's own terms."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import nn
+
+from prw.errors import PoolError
+from prw.layers import Pool, expert_names
+from prw.layers.experts import NOISE
+from prw.tuner.config import PrwConfig, check_name
+from prw.tuner.layer import PrwLinear
+
+Layers = Mapping[str, PrwLinear]
+
+
+def training_containers(config: PrwConfig) -> set[str]:
+    """Name the containers that train: the newest expert's, and veterans' router vectors if asked for."""
+    last = len(config.experts) - 1
+    training: set[str] = set()
+    if last >= 0 and not config.newest_frozen:
+        training.update(expert_names(last))
+        if config.experts[last] in config.imported:
+            training -= {expert_names(last).down, expert_names(last).up}
+        if config.train_veteran_gates:
+            training.update(name for index in range(last) for name in expert_names(index)[2:])
+    if not config.noise:
+        training = {name for name in training if not name.startswith(NOISE)}
+    return training
+
+
+def refresh_training(layers: Layers, adapter: str, config: PrwConfig) -> None:
+    """Make the layers' trainable parameters agree with the configuration."""
+    training = training_containers(config)
+    for layer in layers.values():
+        active = adapter in layer.active_adapters or len(layer.sites) == 1
+        layer.freeze_except(adapter, training, trainable=active and not config.inference_mode)
+
+
+def trainable_modules(layers: Layers, adapter: str, config: PrwConfig) -> Iterable[nn.Module]:
+    """Go through the modules whose weights an optimiser should get, layer by layer."""
+    training = training_containers(config)
+    for layer in layers.values():
+        for name in layer.adapter_layer_names:
+            if name in training and adapter in getattr(layer, name):
+                yield getattr(layer, name)[adapter]
+
+
+def pool_of(layers: Layers, adapter: str) -> Pool:
+    """Give the pool that the layers belong to.
+
+    Raises:
+        PoolError: if there are no layers.
+    """
+    for layer in layers.values():
+        return layer.sites[adapter].pool
+    raise PoolError(f"the model has no experts under adapter {adapter!r}; call prw.inject(model) first.")
+
+
+def grow(layers: Layers, adapter: str, config: PrwConfig, name: str, init: str | None = None) -> None:
+    """Add an expert to every projection, freeze the older ones and let the new one train.
+
+    Args:
+        layers: The projections of the pool, by path.
+        adapter: Adapter name.
+        config: The adapter's configuration, brought up to date.
+        name: Name of the new expert.
+        init: None or "zero" starts at zero output; a veteran's name copies its A and B, but not its router
+        vectors.
+
+    Raises:
+        ConfigError: if the name cannot be used.
+        PoolError: if `init` names no expert of the pool.
+    """
+    pool = pool_of(layers, adapter)
+    check_name(name, config.experts)
+    source = None if init in (None, "zero") else pool.index(str(init))
+    index = len(config.experts)
+    for layer in layers.values():
+        layer.add_expert(adapter, index)
+        if source is not None:
+            copy_expert(layer, adapter, source, index)
+    config.experts = [*config.experts, name]
+    config.newest_frozen = False
+    config.inference_mode = False
+    pool.experts = tuple(config.experts)
+    refresh_training(layers, adapter, config)
+
+
+def copy_expert(layer: PrwLinear, adapter: str, source: int, index: int) -> None:
+    """Overwrite one expert's A and B by another's."""
+    with torch.no_grad():
+        for old, new in zip(expert_names(source)[:2], expert_names(index)[:2], strict=True):
+            getattr(layer, new)[adapter].weight.copy_(getattr(layer, old)[adapter].weight)
+
+
+def freeze_newest(layers: Layers, adapter: str, config: PrwConfig) -> None:
+    """End the newest expert's training: nothing trains until an expert is added."""
+    config.newest_frozen = True
+    refresh_training(layers, adapter, config)
+
+
+def remove(layers: Layers, adapter: str, config: PrwConfig, name: str) -> None:
+    """Take an expert out; later ones move up one place, and no veteran trains again."""
+    pool = pool_of(layers, adapter)
+    index, last = pool.index(name), len(pool.experts) - 1
+    for layer in layers.values():
+        shift_experts(layer, adapter, index, last)
+    config.newest_frozen = config.newest_frozen or index == last
+    config.experts = [expert for expert in config.experts if expert != name]
+    config.imported = [expert for expert in config.imported if expert != name]
+    pool.experts = tuple(config.experts)
+    refresh_training(layers, adapter, config)
+
+
+def shift_experts(layer: PrwLinear, adapter: str, index: int, last: int) -> None:
+    """Move the experts after `index` one place up and drop the containers of the last place."""
+    for place in range(index, last):
+        for here, there in zip(expert_names(place), expert_names(place + 1), strict=True):
+            if there in layer.adapter_layer_names:
+                getattr(layer, here)[adapter] = getattr(layer, there)[adapter]
+    for name in expert_names(last):
+        if name in layer.adapter_layer_names:
+            del getattr(layer, name)[adapter]
+            if len(getattr(layer, name)) == 0:
+                delattr(layer, name)
+                layer.adapter_layer_names = tuple(kept for kept in layer.adapter_layer_names if kept != name)

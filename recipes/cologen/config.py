@@ -1,0 +1,271 @@
+"""A run's settings: what they are, how they are read from YAML and the command line, which may change later.
+
+`--set KEY=VALUE` overrides one setting by its dotted name: `--set stages.control.lr=1e-3 data.seed=3`;
+`stages.*` stands for every stage: `--set 'stages.*.batch_size=32'`. Building a model from settings is not
+done here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from prw.config import PoolSettings
+from recipes.cologen.config_errors import ConfigError, explain
+from recipes.cologen.config_overrides import apply_override
+from recipes.cologen.stages import COLOGEN_STAGES, StageSettings, stage_index
+
+CONFIGS = Path(__file__).parent / "configs"
+REPOSITORY = Path(__file__).resolve().parents[2]
+FREE_TO_CHANGE = ("machine", "logging", "validation", "sampling", "report")
+"""Groups that a run may be continued with in another form: none of them changes what is learnt."""
+
+
+class Settings(BaseModel):
+    """Base of every group: frozen, and a key that it does not know is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class BaseSettings(Settings):
+    """The frozen FLUX model that the experts are added to."""
+
+    path: str
+    """A FLUX folder in the layout of diffusers; relative paths are looked up here, then in the repository."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Number format of the frozen weights; experts and routers are always trained in float32."""
+
+
+class DataSettings(Settings):
+    """Where pictures come from."""
+
+    source: str = "world"
+    """`world` (the embedded one) or `folder:PATH`."""
+    seed: int = Field(default=0, ge=0)
+    """Seed of the world, of the order of pictures, of views, noise, dropout and the experts' start."""
+    held_out: str | None = None
+    """Where validation's and report's pictures come from: `world`, or `folder:PATH` of another folder. None:
+    the world, for a run on the world; a run on a folder then holds nothing out, and is neither validated nor
+    scored."""
+    held_out_seed: int = Field(default=1_000_003, ge=0)
+    """Seed of validation's and report's world, views and noise; another one than `seed`."""
+    size: tuple[int, int] | None = None
+    """Height and width that a folder's pictures get; None keeps their own, which then must all be alike."""
+
+
+class VeteranSettings(Settings):
+    """How the newest expert's share of the routing is held near a stage's rho (equation 9)."""
+
+    per: Literal["batch", "sample"] = "batch"
+    """Whether |U - rho| is taken of the whole batch's share or of each sample's; the paper does not say."""
+
+
+class FlowSettings(Settings):
+    """Flow matching: x_t = (1 - t) x0 + t noise, target noise - x0, t = sigmoid(normal)."""
+
+    source_timestep: Literal["same", "zero"] = "same"
+    """Timestep of the source stream: the picture's (paper), or 0, so that sampling computes it only once."""
+    guidance: float = 1.0
+    """Guidance that a guidance-distilled base is trained with; not read by others."""
+    timestep_mean: float = 0.0
+    """Mean of the normal whose sigmoid is t; above 0 favours noisy pictures."""
+    timestep_std: float = Field(default=1.0, gt=0)
+    """Its standard deviation."""
+
+
+class OptimizerSettings(Settings):
+    """AdamW on the newest expert and its gates; each stage has its own learning rate."""
+
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = Field(default=1e-8, gt=0)
+    weight_decay: float = Field(default=0.01, ge=0)
+    clip_norm: float = Field(default=1.0, gt=0)
+    """Largest norm of all gradients together."""
+    warmup_steps: int = Field(default=0, ge=0)
+    """Steps over which the learning rate of a stage rises from 0."""
+    decay_fraction: float = Field(default=0.0, ge=0, le=1)
+    """Last part of a stage over which the learning rate falls linearly to 0; 0 keeps it constant."""
+
+
+class DropoutSettings(Settings):
+    """Chance, per example, that a condition is withheld."""
+
+    text: float = Field(default=0.1, ge=0, le=1)
+    """The prompt becomes empty."""
+    source: float = Field(default=0.1, ge=0, le=1)
+    """The source picture becomes black. It is never left out: only source tokens reach experts."""
+
+
+class MachineSettings(Settings):
+    """How a run fits the machine."""
+
+    micro_batch: int | None = Field(default=None, gt=0)
+    """Examples a device takes at once; the rest of the batch is accumulated. None: the whole share."""
+    workers: int = Field(default=0, ge=0)
+    """Processes that prepare examples; 0 prepares them in the training process."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more time."""
+
+
+class LoggingSettings(Settings):
+    """How often a run writes down where it is."""
+
+    every: int = Field(default=10, gt=0)
+    """Steps that one row of metrics.jsonl averages."""
+    checkpoint_every: int = Field(default=100, gt=0)
+    """Steps between two resumable checkpoints."""
+    plain_seconds: float = Field(default=15.0, gt=0)
+    """Seconds between two lines of progress where there is no terminal."""
+
+
+class ValidationSettings(Settings):
+    """Scores during training, on the stage's own task."""
+
+    every: int = Field(default=200, gt=0)
+    """Steps between two validations; there is always one at the end of a stage."""
+    samples: int = Field(default=32, ge=0)
+    """Held-out examples; 0 leaves validation out."""
+
+
+class SamplingSettings(Settings):
+    """How pictures are generated for validation and the report."""
+
+    steps: int = Field(default=28, gt=0)
+    guidance: float = 3.5
+    """Guidance of a guidance-distilled base; not read by others."""
+
+
+class ReportSettings(Settings):
+    """The report at the end of a run."""
+
+    samples: int = Field(default=200, gt=0)
+    """Held-out examples per task and score."""
+
+
+class RunConfig(Settings):
+    """Everything that decides a run."""
+
+    name: str
+    base: BaseSettings
+    data: DataSettings = DataSettings()
+    pool: PoolSettings = PoolSettings(rank=128)
+    """The pool of experts and its router, as `prw.inject` takes them (Fig. 4: rank 128 is best)."""
+    veteran: VeteranSettings = VeteranSettings()
+    flow: FlowSettings = FlowSettings()
+    optimizer: OptimizerSettings = OptimizerSettings()
+    dropout: DropoutSettings = DropoutSettings()
+    stages: dict[str, StageSettings] = Field(min_length=1)
+    machine: MachineSettings = MachineSettings()
+    logging: LoggingSettings = LoggingSettings()
+    validation: ValidationSettings = ValidationSettings()
+    sampling: SamplingSettings = SamplingSettings()
+    report: ReportSettings = ReportSettings()
+
+    @model_validator(mode="after")
+    def _check_together(self) -> RunConfig:
+        for key, place in (("source", self.data.source), ("held_out", self.data.held_out)):
+            if place not in (None, "world") and not str(place).startswith("folder:"):
+                raise ValueError(f"data.{key} is {place!r}; expected 'world' or 'folder:PATH'")
+        if self.data.source == self.data.held_out and self.data.source != "world":
+            raise ValueError("data.held_out is the folder that is trained on; give another one")
+        if self.data.source == "world" and self.data.seed == self.data.held_out_seed:
+            raise ValueError("data.held_out_seed equals data.seed: validation would show what is trained on")
+        for position, (name, stage) in enumerate(self.stages.items()):
+            earlier = list(self.stages)[:position]
+            if stage.init not in ("zero", "previous", *earlier):
+                raise ValueError(
+                    f"stages.{name}.init is {stage.init!r}; expected 'zero', 'previous' or an earlier stage "
+                    f"({', '.join(earlier) or 'there is none'})"
+                )
+        return self
+
+    @property
+    def stage_names(self) -> tuple[str, ...]:
+        """Stages in the order in which they are trained."""
+        return tuple(self.stages)
+
+    @property
+    def base_path(self) -> Path:
+        """Where the base is: relative paths are looked up here, then in the repository."""
+        path = Path(self.base.path).expanduser()
+        return path if path.is_absolute() or path.exists() else REPOSITORY / path
+
+    def fingerprint(self) -> str:
+        """Short hash of the settings that decide what is learnt."""
+        learnt = self.model_dump(mode="json", exclude=set(FREE_TO_CHANGE))
+        return hashlib.sha256(json.dumps(learnt, sort_keys=True).encode()).hexdigest()[:16]
+
+    def to_yaml(self) -> str:
+        """All settings, defaults included, as YAML that `load_config` reads back."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def load_config(name_or_path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """Read a config of this folder by its name, or any YAML file, and apply `KEY=VALUE` overrides.
+
+    Raises:
+        ConfigError: The file is missing or not YAML, a key is unknown (the nearest is named), a value is
+        wrong. UnknownStageError: A stage is not one of CoLoGen's.
+    """
+    path = _find_config(name_or_path)
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path} should hold settings by name, but holds {type(values).__name__}.")
+    return parse_config(values, overrides, origin=str(path))
+
+
+def parse_config(
+    values: Mapping[str, Any], overrides: Sequence[str] = (), origin: str = "the config"
+) -> RunConfig:
+    """Check plain values and fill each stage up from the paper's row (stages.py).
+
+    Raises:
+        ConfigError: As `load_config`.
+        UnknownStageError: As `load_config`.
+    """
+    resolved = {**values, "stages": _fill_stages(values.get("stages"), origin)}
+    for override in overrides:
+        apply_override(resolved, override)
+    try:
+        return RunConfig.model_validate(resolved)
+    except ValidationError as error:
+        raise ConfigError(explain(error, RunConfig, origin)) from error
+
+
+def _find_config(name_or_path: str | Path) -> Path:
+    path = Path(name_or_path)
+    if path.suffix in (".yaml", ".yml"):
+        if path.is_file():
+            return path
+        raise ConfigError(f"there is no config file {path}; check the path given to --config.")
+    named = CONFIGS / f"{name_or_path}.yaml"
+    if named.is_file():
+        return named
+    known = ", ".join(sorted(file.stem for file in CONFIGS.glob("*.yaml")))
+    raise ConfigError(
+        f"there is no config {str(name_or_path)!r}; give a path ending in .yaml, or one of: {known}."
+    )
+
+
+def _fill_stages(given: Any, origin: str) -> dict[str, Any]:
+    """Each stage that a config names, on top of the paper's row; all five where it names none."""
+    if given is None:
+        given = dict.fromkeys(COLOGEN_STAGES)
+    if not isinstance(given, Mapping):
+        raise ConfigError(f"{origin}: 'stages' should map a stage's name to its settings, got {given!r}.")
+    stages: dict[str, Any] = {}
+    for name, settings in given.items():
+        stage_index(name, tuple(COLOGEN_STAGES))
+        if not isinstance(settings, Mapping | None):
+            raise ConfigError(f"{origin}: stages.{name} should hold settings by name, got {settings!r}.")
+        stages[name] = {**COLOGEN_STAGES[name].model_dump(), **(settings or {})}
+    return stages

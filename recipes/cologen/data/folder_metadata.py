@@ -1,0 +1,165 @@
+"""`metadata.jsonl`, the list of a folder's pictures: its lines, and checks of the files they name.
+
+What is wrong is found when the folder is opened, and named by file and line; pixels are not decoded here.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from PIL import Image, UnidentifiedImageError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from recipes.cologen.errors import FolderDataError
+
+METADATA = "metadata.jsonl"
+Box = tuple[int, int, int, int]
+_EXIF_ORIENTATION = 0x0112
+
+
+class _Settings(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ObjectLine(_Settings):
+    """One object of a picture: its name, its class (else the name), and a box, a mask file or both."""
+
+    label: str = Field(min_length=1)
+    category: str | None = None
+    bbox: Box | None = None
+    mask: str | None = None
+
+
+class PairLine(_Settings):
+    """A second picture: what an instruction makes of the first, or the same subject in another scene."""
+
+    task: Literal["customization", "editing"]
+    image: str
+    prompt: str = Field(min_length=1)
+    kind: str = "given"
+
+
+class PictureLine(_Settings):
+    """One line of `metadata.jsonl`."""
+
+    file_name: str
+    text: str = Field(min_length=1)
+    objects: tuple[ObjectLine, ...] = ()
+    depth: str | None = None
+    segmentation: str | None = None
+    pairs: tuple[PairLine, ...] = ()
+
+
+class Entry(NamedTuple):
+    """A checked line and where it stands."""
+
+    number: int
+    line: PictureLine
+
+
+def fault(folder: Path, number: int, problem: str) -> FolderDataError:
+    """The error for a problem on one line of the metadata."""
+    return FolderDataError(f"{folder / METADATA}, line {number}: {problem}.")
+
+
+def read_entries(folder: Path) -> Iterator[Entry]:
+    """Every line of the metadata, checked for its form."""
+    path = folder / METADATA
+    if not folder.is_dir():
+        raise FolderDataError(
+            f"{folder} is not a folder. --data folder:PATH wants one with pictures and a {METADATA}."
+        )
+    if not path.is_file():
+        raise FolderDataError(
+            f"{folder} has no {METADATA}. Write one line for each picture, such as "
+            '{"file_name": "cat.jpg", "text": "a cat"}.'
+        )
+    found = False
+    for number, raw in enumerate(path.read_bytes().splitlines(), start=1):
+        if raw.strip():
+            found = True
+            yield Entry(number, _parse(folder, number, raw))
+    if not found:
+        raise FolderDataError(f"{path} is empty. Write one line for each picture.")
+
+
+def _parse(folder: Path, number: int, raw: bytes) -> PictureLine:
+    try:
+        values = json.loads(raw.decode("utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise fault(folder, number, f"not a JSON object in UTF-8 ({error})") from error
+    try:
+        return PictureLine.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "the line"
+        raise fault(folder, number, f"{where}: {first['msg']} (got {first['input']!r:.80})") from error
+
+
+def check_files(folder: Path, entry: Entry) -> None:
+    """Every file that a line names is there, is a picture, and has the size it must have."""
+    line, number = entry.line, entry.number
+    width, height = _size(folder, number, line.file_name)
+    beside = [name for name in (line.depth, *(item.mask for item in line.objects)) if name is not None]
+    for name in [*beside, *([line.segmentation] if line.segmentation else [])]:
+        if (found := _size(folder, number, name)) != (width, height):
+            raise fault(
+                folder,
+                number,
+                f"{name} is {found[0]}x{found[1]} pixels, its picture {line.file_name} {width}x{height}",
+            )
+    if line.segmentation:
+        _check_classes(folder, number, line.segmentation)
+    for item in line.objects:
+        _check_box(folder, number, item, (width, height))
+    for pair in line.pairs:
+        _size(folder, number, pair.image)
+
+
+def _check_classes(folder: Path, number: int, name: str) -> None:
+    with Image.open(folder / name) as picture:
+        if len(picture.getbands()) != 1:
+            raise fault(
+                folder,
+                number,
+                f"the segmentation {name} is a {picture.mode} picture, not one class number a pixel",
+            )
+
+
+def _check_box(folder: Path, number: int, item: ObjectLine, size: tuple[int, int]) -> None:
+    if item.bbox is None and item.mask is None:
+        raise fault(folder, number, f"object {item.label!r} has neither bbox nor mask; give at least one")
+    if item.bbox is None:
+        return
+    x0, y0, x1, y1 = item.bbox
+    if not (0 <= x0 < x1 <= size[0] and 0 <= y0 < y1 <= size[1]):
+        raise fault(
+            folder,
+            number,
+            f"the bbox {list(item.bbox)} of {item.label!r} is not inside the {size[0]}x{size[1]} picture; "
+            "it should be [x0, y0, x1, y1], end excluded (COCO's [x, y, width, height] must be converted)",
+        )
+
+
+def _size(folder: Path, number: int, name: str) -> tuple[int, int]:
+    """(width, height) of a picture of the folder, from its header."""
+    path = folder / name
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise fault(folder, number, f"{name} lies outside the folder; keep every file inside it")
+    if not path.is_file():
+        raise fault(folder, number, f"there is no file {name}")
+    try:
+        with Image.open(path) as picture:
+            return upright_size(picture)
+    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise fault(folder, number, f"{name} is not a picture that can be read ({error})") from error
+
+
+def upright_size(picture: Image.Image) -> tuple[int, int]:
+    """(width, height) once the picture is turned the way its EXIF data says."""
+    width, height = picture.size
+    # The method of the base class: that of PNG pictures would decode all pixels to look for late EXIF chunks.
+    return (height, width) if Image.Image.getexif(picture).get(_EXIF_ORIENTATION, 1) >= 5 else (width, height)

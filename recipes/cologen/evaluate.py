@@ -1,0 +1,97 @@
+"""Scores a run: `python -m recipes.cologen.evaluate --checkpoint runs/tiny [--n 200] [--stage all]`.
+
+Writes report/scores.json and report/table.json of the run. What was measured is kept in report/cells, so an
+interrupted evaluation goes on where it was. Pictures and pages are drawn by report/, not here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from prw.errors import PrwError
+from recipes.cologen.errors import CologenError
+from recipes.cologen.report.cells import Scorer
+from recipes.cologen.report.opening import open_scorer
+from recipes.cologen.report.scores import Scores, measure_scores, task_cells, write_scores
+from recipes.cologen.stages import select_stages
+
+COLUMNS = ("experts off", "after its own stage", "final, as of its stage", "final, full pool")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit status: 0 done, 1 refused."""
+    options = _parser().parse_args(arguments)
+    console = Console(soft_wrap=True)
+    try:
+        scorer = open_scorer(options.checkpoint, n=options.n, announce=console.print)
+        if options.stage == "all":
+            scores = measure_scores(scorer)
+            write_scores(scorer, scores)
+            console.print(_overview(scores))
+            console.print(f"written: {scorer.run.report / 'scores.json'} and table.json")
+        else:
+            console.print(_some_tasks(scorer, options.stage))
+    except (CologenError, PrwError) as error:
+        Console(stderr=True, soft_wrap=True, markup=False, highlight=False).print(f"error: {error}")
+        return 1
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m recipes.cologen.evaluate", description="Score a run on held-out examples."
+    )
+    parser.add_argument(
+        "--checkpoint", type=Path, required=True, metavar="RUN", help="the folder that training wrote"
+    )
+    parser.add_argument(
+        "--n",
+        type=_positive,
+        help="held-out examples per task (default: report.samples of the run)",
+    )
+    parser.add_argument(
+        "--stage",
+        default="all",
+        help="all (also writes scores.json and table.json), one stage's task, or a range FIRST..LAST",
+    )
+    return parser
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"expected at least 1, got {value}")
+    return value
+
+
+def _overview(scores: Scores) -> Table:
+    rows = (scores.experts_off, scores.after_own_stage, scores.final_as_of, scores.final_full_pool)
+    return _table({stage: [row[stage] for row in rows] for stage in scores.stages})
+
+
+def _some_tasks(scorer: Scorer, wanted: str) -> Table:
+    """Measure and show the tasks of some stages; scores.json, which holds all, is left alone."""
+    rows: dict[str, list[float]] = {}
+    for stage in select_stages(wanted, scorer.run.settings.stage_names):
+        scorer.run.pool(stage)  # refuses an unfinished stage before anything is measured
+        cells = task_cells(stage, scorer.run.finished_stages())
+        measured = scorer.measure(cells)
+        rows[stage] = [measured[cell].score for cell in cells]
+    return _table(rows)
+
+
+def _table(rows: dict[str, list[float]]) -> Table:
+    table = Table("task", *COLUMNS)
+    for task, scores in rows.items():
+        table.add_row(task, *(f"{score:.3f}" for score in scores))
+    return table
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,230 @@
+"""Measures cells of the tables, each a task on a checkpoint, and keeps them on disk: none is measured twice.
+
+Which cells there are is scores.py's business. A kept cell counts only while checkpoint, base and settings are
+the same; it is written after its pictures and in one go, so a killed evaluation goes on where it was.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image as PilImage
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+import prw
+from recipes.cologen.data.record import Example
+from recipes.cologen.flux.model import FluxModel
+from recipes.cologen.report.run_reader import RunReader
+from recipes.cologen.training.checkpoint import write_text
+from recipes.cologen.training.sources import RecordSource
+from recipes.cologen.training.validation import (
+    TaskScore,
+    evaluate_task,
+    held_out_examples,
+)
+
+Mode = Literal["full_pool", "as_of", "experts_off"]
+SHOWN = 8
+"""Pictures of each cell that are kept for the grids."""
+
+
+class Cell(NamedTuple):
+    """One entry of a table: a task, measured on the pool saved after `checkpoint`.
+
+    `full_pool` routes among all experts of that checkpoint, `as_of` among those it had when the task's own
+    stage ended, `experts_off` uses the base alone (its checkpoint is called `base`).
+    """
+
+    checkpoint: str
+    task: str
+    mode: Mode
+
+    @property
+    def name(self) -> str:
+        """A file name and a line of progress: `grounding-inpainting-as_of`."""
+        return "-".join(self)
+
+
+class Asked(BaseModel):
+    """What a measurement depends on besides its cell."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    n: int
+    seed: int
+    steps: int
+    source_timestep: str
+    guidance: float
+    held_out: str
+    weights: str
+    """Hash of the base's and the pool's files."""
+
+
+class Measurement(BaseModel):
+    """What was measured on one cell, as it is kept on disk."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    asked: Asked
+    score: float
+    exact: bool
+    by_kind: dict[str, float]
+    values: tuple[float, ...]
+    sites: tuple[str, ...]
+    experts: tuple[str, ...]
+    usage: tuple[tuple[float, ...], ...]
+    shown: tuple[int, ...]
+    """Numbers of the examples whose pictures are kept, top to bottom of the PNG beside this file."""
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """What every measurement of a run shares: base, run folder, held-out pictures, and how many of them."""
+
+    model: FluxModel
+    """The base with its source stream, without a pool: each checkpoint's is loaded and taken out again."""
+    run: RunReader
+    source: RecordSource
+    n: int
+    batch_size: int = 64
+    announce: Callable[[str], None] = field(default=lambda line: None)
+    """Told about every cell that is measured anew."""
+
+    def examples(self, task: str) -> list[Example]:
+        """The held-out examples of a task; the same ones for every cell."""
+        return held_out_examples(self.source, task, self.n, seed=self.run.settings.data.held_out_seed)
+
+    def asked(self, cell: Cell) -> Asked:
+        """What a measurement of this cell depends on now."""
+        settings = self.run.settings
+        weights = hash_files(settings.base_path, whole=False)
+        if cell.mode != "experts_off":
+            weights = f"{weights}/{hash_files(self.run.pool(cell.checkpoint), whole=True)}"
+        return Asked(
+            n=self.n,
+            seed=settings.data.held_out_seed,
+            steps=settings.sampling.steps,
+            source_timestep=settings.flow.source_timestep,
+            guidance=settings.sampling.guidance,
+            held_out=str(settings.data.held_out),
+            weights=weights,
+        )
+
+    def cached(self, cell: Cell) -> Measurement | None:
+        """The kept measurement of a cell, if it was made of the same weights with the same settings."""
+        path = self._path(cell, ".json")
+        if not path.is_file():
+            return None
+        try:
+            kept = Measurement.model_validate_json(path.read_text(encoding="utf-8"))
+        except ValidationError:
+            return None  # written by another version of this recipe
+        return kept if kept.asked == self.asked(cell) else None
+
+    def shown(self, cell: Cell) -> list[NDArray[np.uint8]]:
+        """Kept pictures of a measured cell, uint8 [height, width, 3], as numbered by `Measurement.shown`."""
+        with PilImage.open(self._path(cell, ".png")) as strip:
+            pixels = np.asarray(strip.convert("RGB"))
+        kept = self.cached(cell)
+        return [] if kept is None else list(np.split(pixels, len(kept.shown)))
+
+    def measure(self, cells: Sequence[Cell]) -> dict[Cell, Measurement]:
+        """Measure every cell, taking kept ones from disk and loading each checkpoint once."""
+        found = {cell: kept for cell in cells if (kept := self.cached(cell)) is not None}
+        missing = [cell for cell in dict.fromkeys(cells) if cell not in found]
+        for checkpoint in dict.fromkeys(cell.checkpoint for cell in missing):
+            with self._pool(checkpoint) as weave:
+                for cell in missing:
+                    if cell.checkpoint == checkpoint:
+                        found[cell] = self._measure(cell, weave)
+                        self.announce(
+                            f"{cell.name}: {found[cell].score:.3f} ({len(found)} of {len(set(cells))})"
+                        )
+        return {cell: found[cell] for cell in cells}
+
+    @contextmanager
+    def _pool(self, checkpoint: str) -> Iterator[prw.Weave | None]:
+        """The pool saved after a stage, in the model; the bare base for `base`."""
+        if checkpoint == "base":
+            yield None
+            return
+        weave = prw.load(self.model.transformer, self.run.pool(checkpoint))
+        try:
+            yield weave
+        finally:
+            weave.eject()
+
+    def _measure(self, cell: Cell, weave: prw.Weave | None) -> Measurement:
+        settings, examples = self.run.settings, self.examples(cell.task)
+        with weave.as_of(cell.task) if weave is not None and cell.mode == "as_of" else nullcontext():
+            score = evaluate_task(
+                self.model,
+                weave,
+                examples,
+                steps=settings.sampling.steps,
+                seed=settings.data.held_out_seed,
+                batch_size=self.batch_size,
+                source_timestep=settings.flow.source_timestep,
+                guidance=settings.sampling.guidance,
+            )
+        return self._keep(cell, score, shown_examples(score.kinds))
+
+    def _keep(self, cell: Cell, score: TaskScore, shown: Sequence[int]) -> Measurement:
+        self._path(cell, ".png").parent.mkdir(parents=True, exist_ok=True)
+        PilImage.fromarray(np.concatenate([score.images[i] for i in shown])).save(self._path(cell, ".png"))
+        measurement = Measurement(
+            asked=self.asked(cell),
+            score=score.score,
+            exact=score.exact,
+            by_kind=score.by_kind,
+            values=score.values,
+            sites=score.sites,
+            experts=score.experts,
+            usage=tuple(tuple(row) for row in score.usage.tolist()),
+            shown=tuple(shown),
+        )
+        write_text(self._path(cell, ".json"), measurement.model_dump_json(indent=1))
+        return measurement
+
+    def _path(self, cell: Cell, suffix: str) -> Path:
+        name = f"{cell.name}-n{self.n}-seed{self.run.settings.data.held_out_seed}"
+        return self.run.report / "cells" / f"{name}{suffix}"
+
+
+def shown_examples(kinds: Sequence[str], count: int = SHOWN) -> list[int]:
+    """Numbers of the first examples of each variant in turn, ascending: picked by kind, never by result."""
+    queues = {kind: [i for i, other in enumerate(kinds) if other == kind] for kind in sorted(set(kinds))}
+    turns = [queue[turn] for turn in range(count) for queue in queues.values() if turn < len(queue)]
+    return sorted(turns[:count])
+
+
+@cache
+def _hash_file(path: Path, size: int, modified_ns: int, whole: bool) -> str:
+    """Hash of a file; a changed size or time makes it read again."""
+    with path.open("rb") as file:
+        if whole:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+        return hashlib.sha256(f"{size}".encode() + file.read(1 << 20)).hexdigest()
+
+
+def hash_files(folder: Path, *, whole: bool) -> str:
+    """Short hash of the names and contents of all files of a folder.
+
+    Args:
+        folder: Where the files are.
+        whole: Whether to read files to their end; else size and first MiB stand for them (a base has 24 GB).
+    """
+    total = hashlib.sha256()
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        state = path.stat()
+        total.update(str(path.relative_to(folder)).encode())
+        total.update(_hash_file(path, state.st_size, state.st_mtime_ns, whole).encode())
+    return total.hexdigest()[:16]

@@ -1,0 +1,105 @@
+"""Trains CoLoGen: `python -m recipes.cologen.train --config tiny --stage all --output runs/tiny`.
+
+The same command again goes on where it was; when all is done it says so and where the report is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from accelerate import PartialState
+from diffusers.utils.logging import disable_progress_bar as disable_diffusers_bars
+from rich.console import Console
+from transformers.utils.logging import disable_progress_bar as disable_transformers_bars
+
+from prw.errors import PrwError
+from recipes.cologen.config import RunConfig, load_config
+from recipes.cologen.errors import CologenError
+from recipes.cologen.report import build_report
+from recipes.cologen.training.run import Outcome, train
+from recipes.cologen.training.run_folder import stage_file
+
+STOPPED = 130
+"""Exit status of a run that was asked to stop, as shells have it for Ctrl-C."""
+
+
+def main(arguments: Sequence[str] | None = None, console: Console | None = None) -> int:
+    """Run the command and return its exit status: 0 done, 1 refused, 130 stopped and saved."""
+    asked = _parser().parse_args(arguments)
+    console = console or Console()
+    disable_diffusers_bars()
+    disable_transformers_bars()  # type: ignore[no-untyped-call]
+    overrides = [*asked.set, *([f"data.source={asked.data}"] if asked.data else [])]
+    try:
+        config = load_config(asked.config, overrides)
+        outcome = train(config, asked.output, asked.stage, console, restart=asked.restart)
+        return _finish(outcome, config, asked.output, console) if PartialState().is_main_process else 0
+    except (CologenError, PrwError) as error:
+        Console(stderr=True).print(f"error: {error}", markup=False, highlight=False, soft_wrap=True)
+        return 1
+    except KeyboardInterrupt:
+        console.print("stopped; run the same command to go on from the last checkpoint", highlight=False)
+        return STOPPED
+
+
+def _finish(outcome: Outcome, config: RunConfig, output: Path, console: Console) -> int:
+    """Say where things stand; build the report once all stages are done."""
+
+    def say(text: str) -> None:
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    if outcome.stopped is not None:
+        state = outcome.stopped
+        say(
+            f"stopped in stage {state.stage} after step {state.step} and saved; run the same command to go on"
+        )
+        return STOPPED
+    if not outcome.complete:
+        done = ", ".join(outcome.trained) or "nothing was left to do"
+        say(f"done: {done}; the other stages are still to be trained")
+        return 0
+    page = output / "report" / "index.html"
+    if _is_older(page, [output / "config.yaml", *(stage_file(output, name) for name in config.stage_names)]):
+        say("all stages are finished; building the report")
+        page = build_report(output, announce=say)
+    say(f"all is done; the report is {page}")
+    return 0
+
+
+def _is_older(page: Path, sources: Sequence[Path]) -> bool:
+    """Whether a page is missing, or was written before what it tells of."""
+    return not page.exists() or page.stat().st_mtime < max(source.stat().st_mtime for source in sources)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m recipes.cologen.train", description=__doc__)
+    parser.add_argument(
+        "--config", required=True, help="name of a config in recipes/cologen/configs, or a YAML file"
+    )
+    parser.add_argument(
+        "--output", required=True, type=Path, help="folder of the run; the same folder resumes"
+    )
+    parser.add_argument("--stage", default="all", help="all, a stage, or a range FIRST..LAST (default: all)")
+    parser.add_argument(
+        "--data", help="train on folder:PATH, pictures with a metadata.jsonl, in place of the config's"
+    )
+    parser.add_argument(
+        "--set",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="KEY=VALUE",
+        help="override settings by dotted name",
+    )
+    parser.add_argument("--restart", metavar="STAGE", help="train this stage and all after it anew")
+    parser.add_argument(
+        "--resume", action="store_true", help="changes nothing: a run always goes on where it was"
+    )
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,109 @@
+"""From draws to batches: reads records, makes examples, withholds conditions, stacks; encodes nothing."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from recipes.cologen.config import DropoutSettings
+from recipes.cologen.data.record import Example
+from recipes.cologen.data.sampler import BatchSampler, Draw, derive_seed
+from recipes.cologen.data.views import VIEWS
+from recipes.cologen.errors import PictureError
+from recipes.cologen.training.sources import RecordSource
+
+
+class Batch(NamedTuple):
+    """Pictures uint8 [batch, 3, height, width], a prompt and a seed for each."""
+
+    source: Tensor
+    target: Tensor
+    prompts: tuple[str, ...]
+    seeds: tuple[int, ...]
+
+
+class Examples(Dataset[tuple[Example, int]]):
+    """Examples of one task, addressed by draws; conditions are withheld by the draw's own seed."""
+
+    def __init__(self, records: RecordSource, task: str, dropout: DropoutSettings) -> None:
+        """Choose the task's view."""
+        self._records, self._view, self._dropout = records, VIEWS[task], dropout
+
+    def __getitem__(self, draw: Draw) -> tuple[Example, int]:
+        """The example of a draw, and the seed of its noise."""
+        example = self._view(self._records.record(draw.index), derive_seed(draw.seed, "view"))
+        return withhold(example, draw.seed, self._dropout), draw.seed
+
+
+def withhold(example: Example, seed: int, dropout: DropoutSettings) -> Example:
+    """Empty the prompt and blacken the source, each by its own chance; a function of the seed."""
+    rng = np.random.default_rng(derive_seed(seed, "dropout"))
+    no_text, no_source = rng.random(2) < (dropout.text, dropout.source)
+    if not (no_text or no_source):
+        return example
+    return Example(
+        id=example.id,
+        task=example.task,
+        kind=example.kind,
+        source=np.zeros_like(example.source) if no_source else example.source,
+        target=example.target,
+        prompt="" if no_text else example.prompt,
+        meta=example.meta,
+    )
+
+
+def collate(examples: Sequence[tuple[Example, int]]) -> Batch:
+    """Stack examples into a batch.
+
+    Raises:
+        PictureError: Pictures of one batch differ in size; the message names two of them.
+    """
+    found, seeds = zip(*examples, strict=True)
+    return Batch(
+        source=_stack([(example.id, example.source) for example in found]),
+        target=_stack([(example.id, example.target) for example in found]),
+        prompts=tuple(example.prompt for example in found),
+        seeds=tuple(seeds),
+    )
+
+
+def batches(
+    records: RecordSource, task: str, sampler: BatchSampler, dropout: DropoutSettings, workers: int = 0
+) -> Iterator[Batch]:
+    """This rank's micro-batches from the sampler's position on, without end."""
+    loader = DataLoader(
+        Examples(records, task, dropout),
+        batch_sampler=sampler,  # type: ignore[arg-type]  # DataLoader only iterates over it
+        collate_fn=collate,
+        num_workers=workers,
+        # A loader seeds its workers from torch's own generator, which would move it on at every resume.
+        generator=torch.Generator().manual_seed(0),
+        worker_init_fn=_leave_interrupts_to_training,
+    )
+    return iter(loader)
+
+
+def _leave_interrupts_to_training(worker: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _stack(pictures: Sequence[tuple[str, np.ndarray]]) -> Tensor:
+    first_id, first = pictures[0]
+    for identity, picture in pictures:
+        if picture.shape != first.shape:
+            raise PictureError(
+                f"pictures of one batch differ in size: {first_id} is {first.shape[:2]}, {identity} is "
+                f"{picture.shape[:2]} (height, width); give all one size with --set data.size=[512,512]"
+            )
+    return torch.from_numpy(np.stack([picture for _, picture in pictures])).permute(0, 3, 1, 2)
+
+
+def to_unit_range(pixels: Tensor, device: torch.device) -> Tensor:
+    """Pixels uint8 [..., height, width] as float32 in [-1, 1]."""
+    return pixels.to(device, torch.float32) / 127.5 - 1.0

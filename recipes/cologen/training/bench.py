@@ -1,0 +1,144 @@
+"""What training one stage after another works with, and how its state gets to disk and back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from accelerate.utils import gather_object
+
+from recipes.cologen.config import RunConfig
+from recipes.cologen.training.checkpoint import (
+    ForeignCheckpointError,
+    load_tensors,
+    save_tensors,
+    write_folder,
+    write_state,
+)
+from recipes.cologen.training.interruption import StopSignals
+from recipes.cologen.training.metrics import MetricsLog
+from recipes.cologen.training.progress import ProgressView
+from recipes.cologen.training.run_folder import RunFolder, StageRecord, now
+from recipes.cologen.training.sources import RecordSource
+from recipes.cologen.training.state import StageState, capture_rng, restore_rng
+from recipes.cologen.training.step import Trainee
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Everything that training one stage after another works with."""
+
+    trainee: Trainee
+    records: RecordSource
+    num_records: int | None
+    held_out: RecordSource | None
+    folder: RunFolder
+    metrics: MetricsLog
+    progress: ProgressView
+    stop: StopSignals
+
+    def steps_before(self, stage: str) -> int:
+        """Steps of all stages before this one."""
+        return steps_before(self.trainee.config, stage)
+
+
+def steps_before(config: RunConfig, stage: str) -> int:
+    """Steps of all stages before this one."""
+    names = config.stage_names
+    return sum(config.stages[name].steps for name in names[: names.index(stage)])
+
+
+def note_progress(
+    bench: Bench, state: StageState, status: Literal["started", "finished"], **measured: float
+) -> None:
+    """Bring the ledger's record of the stage up to date."""
+    if not bench.trainee.accelerator.is_main_process:
+        return
+    known = bench.folder.ledger.stages.get(state.stage)
+    kept = {"share": known.share, "score": known.score} if known is not None else {}
+    bench.folder.note(
+        state.stage,
+        StageRecord(
+            status=status,
+            step=state.step,
+            steps=bench.trainee.config.stages[state.stage].steps,
+            seconds=round(state.seconds, 1),
+            updated=now(),
+            **{**kept, **measured},
+        ),
+    )
+
+
+def save_latest(bench: Bench, state: StageState, optimizer: torch.optim.Optimizer) -> None:
+    """Write checkpoints/latest; all ranks give their random state, rank 0 writes."""
+    trainee = bench.trainee
+    generators = gather_object([capture_rng()])
+    state = state.model_copy(update={"metrics_length": bench.metrics.length()})
+    if trainee.accelerator.is_main_process:
+
+        def write(folder: Path) -> None:
+            trainee.weave.save_pretrained(folder / "prw")
+            values = {
+                "names": _trained_names(bench),
+                "optimizer": optimizer.state_dict(),
+                "generators": generators,
+            }
+            save_tensors(folder, "training", values)
+            write_state(folder, state, bench.folder.ledger.fingerprint)
+
+        write_folder(bench.folder.latest, write)
+    trainee.accelerator.wait_for_everyone()
+
+
+def restore_latest(bench: Bench, optimizer: torch.optim.Optimizer) -> None:
+    """Put optimiser and random generators back as checkpoints/latest has them.
+
+    Raises:
+        ForeignCheckpointError: It fits neither the pool nor the number of processes.
+    """
+    folder, accelerator = bench.folder.latest, bench.trainee.accelerator
+    values = load_tensors(folder, "training")
+    names = _trained_names(bench)
+    if values["names"] != names:
+        unlike = sorted(set(values["names"]) ^ set(names))[:3]
+        raise ForeignCheckpointError(
+            f"{folder} holds the optimiser of {len(values['names'])} parameters, the pool trains "
+            f"{len(names)} (for example {', '.join(unlike)}). Remove {folder} to start the stage anew."
+        )
+    if len(values["generators"]) != accelerator.num_processes:
+        raise ForeignCheckpointError(
+            f"{folder} was written by {len(values['generators'])} process(es), this run has "
+            f"{accelerator.num_processes}. Start as many as before, or remove it to start the stage anew."
+        )
+    optimizer.load_state_dict(values["optimizer"])
+    restore_rng(values["generators"][accelerator.process_index])
+
+
+def finish_stage(bench: Bench, state: StageState) -> None:
+    """Keep a stage that has come to its end in checkpoints/<stage>, and say so in the ledger."""
+    trainee = bench.trainee
+    trainee.weave.freeze()
+    if trainee.accelerator.is_main_process:
+        known = bench.folder.ledger.stages[state.stage]
+        summary = {
+            "fingerprint": bench.folder.ledger.fingerprint,
+            "settings": trainee.config.stages[state.stage].model_dump(),
+            "experts": list(trainee.weave.experts),
+            "share": known.share,
+            "score": known.score,
+            "seconds": round(state.seconds, 1),
+            "metrics_length": bench.metrics.length(),
+            "finished": now(),
+        }
+        bench.folder.finish(state.stage, trainee.weave.save_pretrained, summary)
+        note_progress(bench, state, "finished")
+        bench.progress.say(f"stage {state.stage} is finished: {bench.folder.stage(state.stage)}")
+    trainee.accelerator.wait_for_everyone()
+
+
+def _trained_names(bench: Bench) -> list[str]:
+    """Names of the trained parameters, in the order of the optimiser."""
+    names = {id(value): name for name, value in bench.trainee.model.transformer.named_parameters()}
+    return [names[id(value)] for value in bench.trainee.weave.trainable_parameters()]

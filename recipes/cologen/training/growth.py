@@ -1,0 +1,125 @@
+"""Makes the base and its pool of experts ready for a stage: loads, resumes, grows the pool by an expert."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+
+import prw
+from recipes.cologen.config import RunConfig
+from recipes.cologen.data.sampler import derive_seed
+from recipes.cologen.flux.model import FluxModel
+from recipes.cologen.training.checkpoint import ForeignCheckpointError, read_state
+from recipes.cologen.training.run_folder import RunFolder
+from recipes.cologen.training.state import StageState, seed_all
+
+
+class OpenedPool(NamedTuple):
+    """A pool as the folder has it, and where in its newest stage it is."""
+
+    weave: prw.Weave
+    state: StageState
+    resumed: bool
+    """Whether optimiser and random state are still to be read from checkpoints/latest."""
+
+
+def load_base(config: RunConfig, device: torch.device) -> FluxModel:
+    """Load the frozen base onto the device.
+
+    Raises:
+        BaseModelError: It is missing, or is no FLUX.
+    """
+    model = FluxModel.load(config.base_path, dtype=getattr(torch, config.base.dtype))
+    for module in model.modules():
+        module.to(device)
+    if config.machine.gradient_checkpointing:
+        model.transformer.enable_gradient_checkpointing()
+    return model
+
+
+def open_pool(config: RunConfig, folder: RunFolder, model: FluxModel, name: str) -> OpenedPool:
+    """Weave the pool into the base as it was when the folder was last written, for training stage `name`.
+
+    Raises:
+        ForeignCheckpointError: A checkpoint belongs to another run or cannot be read.
+    """
+    if folder.latest.exists():
+        state = read_state(folder.latest, folder.ledger.fingerprint)
+        if state.stage == name:
+            return OpenedPool(prw.load(model.transformer, folder.latest / "prw"), state, resumed=True)
+    weave = _finished_pool(config, folder, model, name)
+    return OpenedPool(weave, begin_state(config, folder, name), resumed=False)
+
+
+def curriculum(config: RunConfig) -> prw.Curriculum:
+    """The config's stages as prw walks them."""
+    before = [None, *config.stage_names]
+    return prw.Curriculum(
+        [
+            prw.Stage(
+                name,
+                rho=stage.rho,
+                alpha=stage.alpha,
+                steps=stage.steps,
+                lr=stage.lr,
+                init=earlier if stage.init == "previous" else stage.init,
+            )
+            for (name, stage), earlier in zip(config.stages.items(), before, strict=False)
+        ]
+    )
+
+
+def grow(config: RunConfig, model: FluxModel, walk: Iterator[prw.Stage], name: str, rank: int) -> None:
+    """Go on to a stage: the pool gets its expert, unless it is in the middle of that stage.
+
+    Random numbers are seeded anew, by the stage's name, so it makes no difference whether the stages before
+    ran in this process or in another. Experts start alike on all ranks; the noise of their routers differs.
+    """
+    seed_all(derive_seed(config.data.seed, "growth", name))
+    stage = next(walk)
+    if stage.name != name:
+        raise ForeignCheckpointError(
+            f"the pool goes on with stage {stage.name!r}, the run's folder with {name!r}: its checkpoints "
+            "were exchanged. Put this run's own back, or give another --output."
+        )
+    seed_all(derive_seed(config.data.seed, "stage", name, rank))
+    # Routers draw their noise in training mode only; the base itself has no dropout.
+    model.transformer.to(model.device).train()
+
+
+def begin_state(config: RunConfig, folder: RunFolder, name: str) -> StageState:
+    """The state of a stage before its first step."""
+    place = config.stage_names.index(name)
+    if place == 0:
+        return StageState(stage=name)
+    length = _stage_json(folder, config.stage_names[place - 1])["metrics_length"]
+    return StageState(stage=name, metrics_length=length)
+
+
+def _finished_pool(config: RunConfig, folder: RunFolder, model: FluxModel, name: str) -> prw.Weave:
+    place = config.stage_names.index(name)
+    if place == 0:
+        return prw.inject(model.transformer, target="kv", **config.pool.model_dump())
+    previous = config.stage_names[place - 1]
+    found = _stage_json(folder, previous)["fingerprint"]
+    if found != folder.ledger.fingerprint:
+        raise ForeignCheckpointError(
+            f"{folder.stage(previous)} belongs to another run: its fingerprint is {found}, this run's is "
+            f"{folder.ledger.fingerprint}. Put this run's own checkpoint back, or give another --output."
+        )
+    return prw.load(model.transformer, folder.pool(previous))
+
+
+def _stage_json(folder: RunFolder, name: str) -> dict[str, Any]:
+    file = folder.stage(name) / "stage.json"
+    try:
+        content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        return {"fingerprint": content["fingerprint"], "metrics_length": int(content["metrics_length"])}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ForeignCheckpointError(
+            f"{file} is not what this recipe writes ({type(error).__name__}: {error}). Restore it, or give "
+            "another --output."
+        ) from error

@@ -1,0 +1,50 @@
+"""Turns Ctrl-C and SIGTERM into a wish to stop, which training grants after the step it is in."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from types import FrameType, TracebackType
+from typing import Self
+
+import torch
+from accelerate import Accelerator
+
+
+class StopSignals:
+    """Notes SIGINT and SIGTERM while it is entered; a second Ctrl-C interrupts at once.
+
+    Outside the main thread, where Python delivers no signals, it never asks to stop.
+    """
+
+    def __init__(self) -> None:
+        """Begin with no wish."""
+        self.requested = False
+        self._previous: dict[int, object] = {}
+
+    def __enter__(self) -> Self:
+        """Take over both signals."""
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._previous[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Give the signals back."""
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)  # type: ignore[arg-type]  # what signal.signal returned
+        self._previous.clear()
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.requested and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.requested = True
+
+    def agreed(self, accelerator: Accelerator) -> bool:
+        """Whether any rank was asked to stop; all ranks must call this at the same step."""
+        if accelerator.num_processes == 1:
+            return self.requested
+        wish = torch.tensor([int(self.requested)], device=accelerator.device)
+        return bool(accelerator.reduce(wish, "sum").item())

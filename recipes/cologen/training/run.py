@@ -1,0 +1,152 @@
+"""Trains the stages that were asked for in a run's folder: starts, goes on, or finds that all is done."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+from accelerate import Accelerator
+from rich.console import Console
+
+from recipes.cologen.config import RunConfig
+from recipes.cologen.errors import CologenError
+from recipes.cologen.stages import select_stages, stage_index
+from recipes.cologen.training.bench import Bench, finish_stage, steps_before
+from recipes.cologen.training.growth import begin_state, curriculum, grow, load_base, open_pool
+from recipes.cologen.training.interruption import StopSignals
+from recipes.cologen.training.loop import train_stage
+from recipes.cologen.training.metrics import MetricsLog
+from recipes.cologen.training.progress import ProgressView, progress_view
+from recipes.cologen.training.run_folder import RunFolder, base_fingerprint, open_run
+from recipes.cologen.training.sources import held_out_records, training_records
+from recipes.cologen.training.state import StageState
+from recipes.cologen.training.step import Trainee
+
+
+class LaunchError(CologenError, RuntimeError):
+    """Several processes were started in a way that does not let them work together."""
+
+
+class Outcome(NamedTuple):
+    """How a command ended."""
+
+    trained: tuple[str, ...]
+    """Stages that it finished."""
+    stopped: StageState | None
+    """Where it was asked to stop; None when it did all it was asked for."""
+    complete: bool
+    """Whether every stage of the config is finished now."""
+
+
+def train(
+    config: RunConfig, output: Path, wanted: str, console: Console, restart: str | None = None
+) -> Outcome:
+    """Train stages; finished ones are skipped, one that was cut off goes on where it was.
+
+    Args:
+        config: Of the run.
+        output: The run's folder; made if it is missing.
+        wanted: `all`, a stage, or a range `FIRST..LAST`.
+        console: Where progress is shown; on ranks other than 0 it is made quiet.
+        restart: A stage that is forgotten first, with all after it, so that they are trained anew.
+
+    Raises:
+        UnknownStageError, StageOrderError: The stages cannot be trained as asked.
+        BaseModelError: The base is missing or is no FLUX.
+        RunFolderError: The folder belongs to another run, or a checkpoint in it is foreign.
+        LaunchError: Processes that were launched together do not know of each other.
+    """
+    names = select_stages(wanted, config.stage_names)
+    if restart is not None:
+        stage_index(restart, config.stage_names)
+    accelerator = Accelerator(mixed_precision="bf16" if config.base.dtype == "bfloat16" else "no")
+    _check_processes(accelerator)
+    console.quiet = console.quiet or not accelerator.is_main_process
+    with accelerator.main_process_first():
+        base = base_fingerprint(config.base_path)
+        folder = open_run(output, config, base, restart if accelerator.is_main_process else None)
+    folder.check_order(names, config.stage_names)
+    todo = tuple(name for name in names if not folder.is_finished(name))
+    finished = [name for name in names if name not in todo]
+    if finished:
+        console.print(f"finished already: {', '.join(finished)}", markup=False, highlight=False)
+    trained: tuple[str, ...] = ()
+    stopped = None
+    if todo:
+        trained, stopped = _train_stages(config, folder, todo, accelerator, console)
+    return Outcome(trained, stopped, all(folder.is_finished(name) for name in config.stage_names))
+
+
+def _check_processes(accelerator: Accelerator) -> None:
+    """Refuse processes that were launched together but do not know of each other: all would write one folder.
+
+    Raises:
+        LaunchError: accelerate counts fewer processes than the launcher.
+    """
+    launched = int(os.environ.get("WORLD_SIZE", "1"))
+    if launched != accelerator.num_processes:
+        raise LaunchError(
+            f"{launched} processes were launched, but accelerate sees {accelerator.num_processes}. Without "
+            "GPUs, start them with: accelerate launch --cpu --num_processes N -m recipes.cologen.train ..."
+        )
+
+
+def _train_stages(
+    config: RunConfig, folder: RunFolder, todo: tuple[str, ...], accelerator: Accelerator, console: Console
+) -> tuple[tuple[str, ...], StageState | None]:
+    model = load_base(config, accelerator.device)
+    weave, state, resumed = open_pool(config, folder, model, todo[0])
+    walk = curriculum(config).stages(weave)
+    trained: list[str] = []
+    with (
+        StopSignals() as stop,
+        _view(config, todo, state, console) as view,
+        _metrics(config, folder, state, accelerator) as metrics,
+    ):
+        bench = _bench(Trainee(model, weave, accelerator, config), folder, metrics, view, stop)
+        for name in todo:
+            if trained:
+                state, resumed = begin_state(config, folder, name), False
+            grow(config, model, walk, name, accelerator.process_index)
+            state = train_stage(bench, state, resumed)
+            if state.step < config.stages[name].steps:
+                return tuple(trained), state
+            finish_stage(bench, state)
+            trained.append(name)
+            if name != todo[-1] and stop.agreed(accelerator):
+                return tuple(trained), state
+    return tuple(trained), None
+
+
+def _bench(
+    trainee: Trainee, folder: RunFolder, metrics: MetricsLog, view: ProgressView, stop: StopSignals
+) -> Bench:
+    data = trainee.config.data
+    records, num_records = training_records(data)
+    return Bench(
+        trainee=trainee,
+        records=records,
+        num_records=num_records,
+        held_out=held_out_records(data) if trainee.config.validation.samples else None,
+        folder=folder,
+        metrics=metrics,
+        progress=view,
+        stop=stop,
+    )
+
+
+def _view(config: RunConfig, todo: tuple[str, ...], state: StageState, console: Console) -> ProgressView:
+    left = sum(config.stages[name].steps for name in todo) - state.step
+    return progress_view(
+        console, steps_left=left, steps_done=state.step, plain_seconds=config.logging.plain_seconds
+    )
+
+
+def _metrics(config: RunConfig, folder: RunFolder, state: StageState, accelerator: Accelerator) -> MetricsLog:
+    return MetricsLog(
+        folder.path,
+        accelerator.is_main_process,
+        length=state.metrics_length,
+        step=steps_before(config, state.stage) + state.step,
+    )

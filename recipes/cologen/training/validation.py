@@ -1,0 +1,196 @@
+"""Scores a task on held-out examples: generates every picture, asks the oracle, counts where routing went.
+
+Which tasks are scored when, and what is written down, is the caller's business. Nothing here touches global
+random state or leaves the model in another mode: a run that validates and one that does not train alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from prw import Weave
+from recipes.cologen.data import oracle
+from recipes.cologen.data.record import Example, Image
+from recipes.cologen.data.sampler import derive_seed
+from recipes.cologen.data.scene import Scene
+from recipes.cologen.data.views import VIEWS
+from recipes.cologen.flux.model import FluxModel, SourceTimestep
+from recipes.cologen.flux.sampling import generate
+from recipes.cologen.training.batches import to_unit_range
+from recipes.cologen.training.sources import RecordSource
+
+
+@dataclass(frozen=True)
+class TaskScore:
+    """What a model made of the examples of one task."""
+
+    task: str
+    values: tuple[float, ...]
+    """For each example 1 or 0 by the oracle or, where no oracle can judge, the closeness to the target."""
+    kinds: tuple[str, ...]
+    """The variant of the task that each example is."""
+    exact: bool
+    """Whether the oracle judged (world examples); else `values` are 1 - mean |output - target| / 255."""
+    images: tuple[Image, ...]
+    """The generated pictures, in the order of the examples."""
+    sites: tuple[str, ...]
+    """Names of the routing sites; empty without experts."""
+    experts: tuple[str, ...]
+    """Names of the experts, oldest first; empty without experts."""
+    usage: Tensor
+    """Share of each site's decisions that went to each expert, [sites, experts]."""
+
+    @property
+    def score(self) -> float:
+        """Mean over all examples."""
+        return float(np.mean(self.values))
+
+    @property
+    def by_kind(self) -> dict[str, float]:
+        """Mean over the examples of each variant of the task."""
+        values, kinds = np.array(self.values), np.array(self.kinds)
+        return {str(kind): float(values[kinds == kind].mean()) for kind in sorted(set(self.kinds))}
+
+
+def held_out_examples(source: RecordSource, task: str, count: int, *, seed: int) -> list[Example]:
+    """The first `count` examples of a task from a source that training does not read.
+
+    Args:
+        source: A world with a seed of its own, or another folder than the one trained on.
+        task: A key of `VIEWS`.
+        count: How many; at least one.
+        seed: Seed of the views.
+
+    Raises:
+        MissingMetadataError: A record lacks what the view needs.
+        ValueError: No example was asked for.
+    """
+    if count < 1:
+        raise ValueError(f"scoring {task} needs at least one example, got count={count}")
+    return [VIEWS[task](source.record(index), seed) for index in range(count)]
+
+
+def evaluate_task(
+    model: FluxModel,
+    weave: Weave | None,
+    examples: Sequence[Example],
+    *,
+    steps: int,
+    seed: int,
+    batch_size: int,
+    source_timestep: SourceTimestep,
+    guidance: float | None = None,
+) -> TaskScore:
+    """Generate the target of every example and score it.
+
+    The noise of example i depends on `seed` and i alone, not on how examples are batched.
+
+    Args:
+        model: The base with its source stream; its transformer may hold a pool.
+        weave: The handle of that pool, to count its decisions; None for a bare base.
+        examples: Of one task.
+        steps: Sampling steps.
+        seed: Seed of the starting noise.
+        batch_size: Most pictures that are generated at once; all of a batch have one size.
+        source_timestep: "same" or "zero", as the pool was trained.
+        guidance: Scale for a guidance-distilled base; other bases do not read it.
+
+    Raises:
+        ValueError: There are no examples, or they are of several tasks.
+    """
+    tasks = {example.task for example in examples}
+    if len(tasks) != 1:
+        raise ValueError(
+            f"evaluate_task scores the examples of one task, got {sorted(tasks) or 'no examples'}"
+        )
+    usage = _UsageCount()
+    images: list[Image] = []
+    while len(images) < len(examples):
+        batch = _next_batch(examples[len(images) :], batch_size)
+        seeds = [derive_seed(seed, "noise", len(images) + place) for place in range(len(batch))]
+        with usage.counting(weave, len(batch)):
+            pixels = generate(
+                model,
+                [example.prompt for example in batch],
+                _stacked_sources(batch, model.device),
+                generator=[torch.Generator().manual_seed(noise_seed) for noise_seed in seeds],
+                height=batch[0].target.shape[0],
+                width=batch[0].target.shape[1],
+                steps=steps,
+                source_timestep=source_timestep,
+                guidance=guidance if model.transformer.config.guidance_embeds else None,
+            )
+        images.extend(to_pictures(pixels))
+    return TaskScore(
+        task=tasks.pop(),
+        values=tuple(_judge(example, image) for example, image in zip(examples, images, strict=True)),
+        kinds=tuple(example.kind for example in examples),
+        exact=all(_has_scene(example) for example in examples),
+        images=tuple(images),
+        sites=usage.sites,
+        experts=usage.experts,
+        usage=usage.mean(),
+    )
+
+
+def to_pictures(pixels: Tensor) -> list[Image]:
+    """Pixels [batch, 3, height, width] in [-1, 1] as uint8 pictures [height, width, 3], rounded."""
+    levels = ((pixels.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+    return list(levels.permute(0, 2, 3, 1).cpu().numpy())
+
+
+def _next_batch(examples: Sequence[Example], batch_size: int) -> Sequence[Example]:
+    """The first examples, at most `batch_size`, that share the sizes of the very first."""
+    sizes = [(example.source.shape, example.target.shape) for example in examples[:batch_size]]
+    same = next((place for place, size in enumerate(sizes) if size != sizes[0]), len(sizes))
+    return examples[:same]
+
+
+def _stacked_sources(examples: Sequence[Example], device: torch.device) -> Tensor:
+    sources = torch.from_numpy(np.stack([example.source for example in examples]))
+    return to_unit_range(sources.permute(0, 3, 1, 2), device)
+
+
+def _has_scene(example: Example) -> bool:
+    return isinstance(example.meta.get("scene"), Scene)
+
+
+def _judge(example: Example, image: Image) -> float:
+    """1 or 0 by the oracle; the closeness to the target where the example shows no scene of the world."""
+    if _has_scene(example):
+        return float(oracle.score(example, image))
+    return 1.0 - float(np.abs(image.astype(np.float32) - example.target).mean()) / 255
+
+
+class _UsageCount:
+    """Adds up where the decisions of several batches went, each batch weighed by its examples."""
+
+    def __init__(self) -> None:
+        self.sites: tuple[str, ...] = ()
+        self.experts: tuple[str, ...] = ()
+        self._total: Tensor | None = None
+        self._examples = 0
+
+    @contextmanager
+    def counting(self, weave: Weave | None, num_examples: int) -> Iterator[None]:
+        """Record the decisions made inside."""
+        if weave is None:
+            yield
+            return
+        with weave.record() as routing:
+            yield
+        if routing.decisions:
+            usage = routing.usage().detach().double().cpu() * num_examples
+            self.sites, self.experts = tuple(routing.decisions), routing.experts
+            self._total = usage if self._total is None else self._total + usage
+            self._examples += num_examples
+
+    def mean(self) -> Tensor:
+        """Share of each expert at each site, [sites, experts]; empty when nothing was routed."""
+        return torch.zeros(0, 0) if self._total is None else (self._total / self._examples).float()

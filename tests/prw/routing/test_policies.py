@@ -1,0 +1,83 @@
+"""Equations 2-4: logits, noise, softmax over all, top-1, weights that are not renormalised."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+
+from prw.config import PoolSettings
+from prw.routing import decide, noisy_logits, router_logits, top_1
+
+
+def vectors(experts, width, scale=1.0):
+    return [torch.randn(1, width) * scale for _ in range(experts)]
+
+
+@given(st.integers(1, 3), st.integers(1, 6), st.integers(1, 5), st.integers(1, 7))
+def test_top_1_is_the_likeliest_of_all_with_its_own_probability(batch, items, experts, width):
+    logits = router_logits(torch.randn(batch, items, width), vectors(experts, width))
+    decision = top_1(logits, "prob")
+    assert torch.equal(decision.expert_ids, logits.softmax(-1).argmax(-1))
+    assert torch.equal(decision.weights, logits.softmax(-1).amax(-1))
+    assert (decision.weights >= 1 / experts - 1e-6).all()
+    assert decision.num_experts == experts
+
+
+def test_a_pool_of_one_has_weight_one():
+    decision = top_1(torch.randn(2, 3, 1), "prob")
+    assert torch.equal(decision.weights, torch.ones(2, 3))
+    assert not decision.expert_ids.any()
+
+
+def test_the_unit_gate_is_one_with_the_gradient_of_the_probability():
+    logits = torch.randn(2, 3, 4, requires_grad=True)
+    weights = top_1(logits, "unit").weights
+    assert torch.equal(weights, torch.ones(2, 3))
+    (gradient,) = torch.autograd.grad(weights.sum(), logits)
+    (expected,) = torch.autograd.grad(top_1(logits, "prob").weights.sum(), logits)
+    assert torch.equal(gradient, expected)
+    assert expected.any()
+
+
+def test_an_old_logit_does_not_notice_that_the_pool_grew():
+    features, gates = torch.randn(3, 17, 24), vectors(6, 24)
+    for size in range(1, 6):
+        assert torch.equal(router_logits(features, gates)[..., :size], router_logits(features, gates[:size]))
+
+
+def test_noise_has_the_deviation_that_the_formula_says():
+    logits, noise = torch.zeros(1, 20_000, 2), torch.tensor([0.0, 2.0])
+    spread = noisy_logits(logits, noise.expand_as(logits)).std(dim=1)
+    assert torch.allclose(spread, F.softplus(noise), rtol=0.03)
+
+
+def test_noise_is_reproduced_by_torchs_own_seed():
+    settings, hidden = PoolSettings(), torch.randn(2, 5, 8)
+    gates, noises = vectors(3, 8), vectors(3, 8)
+    torch.manual_seed(1)
+    first = decide(hidden, gates, noises, settings)
+    torch.manual_seed(1)
+    assert torch.equal(first.logits, decide(hidden, gates, noises, settings).logits)
+    assert not torch.equal(first.logits, decide(hidden, gates, noises, settings).logits)
+    assert torch.equal(decide(hidden, gates, [], settings).logits, router_logits(hidden, gates))
+
+
+@pytest.mark.parametrize("granularity", ["token", "sample"])
+def test_what_is_not_routed_has_no_expert_and_no_weight(granularity):
+    mask = torch.tensor([[True, False, True], [False, False, False]])
+    settings = PoolSettings(granularity=granularity)
+    decision = decide(torch.randn(2, 3, 8), vectors(2, 8), [], settings, mask)
+    items = mask if granularity == "token" else mask.any(1, keepdim=True)
+    assert torch.equal(decision.expert_ids >= 0, items)
+    assert torch.equal(decision.weights > 0, items)
+
+
+def test_routing_is_float32_under_autocast_and_16_bit_inputs():
+    hidden, gates = torch.randn(2, 3, 8), vectors(2, 8)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        decision = decide(hidden, gates, [], PoolSettings())
+    assert decision.logits.dtype == torch.float32
+    assert torch.equal(decision.logits, decide(hidden, gates, [], PoolSettings()).logits)
+    assert decide(hidden.bfloat16(), gates, [], PoolSettings()).probabilities.dtype == torch.float32
+    assert decide(hidden.double(), gates, [], PoolSettings()).probabilities.dtype == torch.float64

@@ -1,0 +1,71 @@
+"""Settings: defaults that the docs state, checks that say what is wrong, and the mirror that PEFT gets."""
+
+import dataclasses
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from peft import PeftConfig
+from pydantic import ValidationError
+
+import prw
+from prw.config import PoolSettings
+
+
+def test_the_defaults_are_the_documented_ones():
+    settings = PoolSettings()
+    assert settings.scale == 2.0
+    assert (settings.granularity, settings.gate, settings.share) == ("token", "prob", "straight-through")
+    assert (settings.noise, settings.train_veteran_gates, settings.router_norm) == (True, False, False)
+
+
+@given(st.integers(1, 256), st.floats(0.1, 512))
+def test_the_scale_is_alpha_over_rank(rank, alpha):
+    assert PoolSettings(rank=rank, alpha=alpha).scale == alpha / rank
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("rank", 0),
+        ("alpha", -1.0),
+        ("granularity", "batch"),
+        ("gate", "hard"),
+        ("top_k", 2),
+        ("kernel", "fast"),
+    ],
+)
+def test_a_value_that_cannot_be_used_is_named_with_what_came(option, value):
+    with pytest.raises(prw.ConfigError, match=rf"(?s){option}: .*got {value!r}.*Settings are: rank"):
+        PoolSettings.checked(**{option: value})
+    with pytest.raises(prw.ConfigError, match=option):
+        prw.PrwConfig(**{option: value})
+
+
+def test_settings_cannot_be_changed_behind_the_pools_back():
+    with pytest.raises(ValidationError, match="frozen"):
+        PoolSettings().rank = 3
+
+
+def test_pefts_configuration_mirrors_every_setting_and_default():
+    fields = {field.name: field for field in dataclasses.fields(prw.PrwConfig)}
+    for name, info in PoolSettings.model_fields.items():
+        assert fields[name].default == info.default
+    assert prw.PrwConfig().settings() == PoolSettings()
+
+
+@given(
+    rank=st.integers(1, 64),
+    alpha=st.none() | st.floats(0.5, 64),
+    granularity=st.sampled_from(["token", "sample"]),
+    experts=st.lists(st.text("abc", min_size=1), unique=True, max_size=4),
+    frozen=st.booleans(),
+)
+def test_a_configuration_survives_json(rank, alpha, granularity, experts, frozen):
+    config = prw.PrwConfig(
+        rank=rank, alpha=alpha, granularity=granularity, experts=experts, newest_frozen=frozen
+    )
+    again = PeftConfig.from_peft_type(**json.loads(json.dumps(config.to_dict())))
+    assert isinstance(again, prw.PrwConfig)
+    assert again == config

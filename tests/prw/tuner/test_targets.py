@@ -1,0 +1,109 @@
+"""Which modules get experts: by structure, name, glob and pattern; what matches nothing is an error."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+import prw
+from prw.tuner.targets import find_targets, matches, sites_of
+
+FLUX_KV = [
+    f"{kind}.0.attn.{part}"
+    for kind in ("transformer_blocks", "single_transformer_blocks")
+    for part in ("to_k", "to_v")
+]
+
+
+def test_flux_gets_its_image_stream_in_double_and_single_blocks(make_host):
+    model = make_host("flux").model
+    assert find_targets(model, "kv") == FLUX_KV
+    assert find_targets(model, "k") == FLUX_KV[::2]
+    assert find_targets(model, "v") == FLUX_KV[1::2]
+
+
+def test_flux_text_projections_are_a_site_of_their_own_when_named(make_host):
+    host = make_host("flux")
+    weave = prw.inject(host.model, target=["to_k", "to_v", "add_k_proj", "add_v_proj"], rank=2)
+    names = [site.name for site in weave.sites]
+    assert names == [
+        "transformer_blocks.0.attn",
+        "transformer_blocks.0.attn.text",
+        "single_transformer_blocks.0.attn",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "pair"),
+    [("llama", ("k_proj", "v_proj")), ("bert", ("key", "value")), ("vit", ("k_proj", "v_proj"))],
+)
+def test_transformers_families_are_found_by_structure(make_host, name, pair):
+    host = make_host(name)
+    weave = prw.inject(host.model, rank=2)
+    assert [tuple(path.rpartition(".")[2] for path in site.modules) for site in weave.sites] == [
+        pair
+    ] * host.sites
+    assert all(site.in_features == 16 for site in weave.sites)
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        ["blocks.0.to_k", "blocks.0.to_v"],
+        "blocks.0.to_[kv]",
+        r"blocks\.0\.to_(k|v)",
+        ["*0.to_k", r".*0\.to_v"],
+    ],
+)
+def test_names_globs_and_patterns_say_the_same(make_plain, target):
+    model = make_plain()
+    assert find_targets(model, target) == ["blocks.0.to_k", "blocks.0.to_v"]
+    assert [site.name for site in prw.inject(model, target=target, rank=2).sites] == ["blocks.0"]
+
+
+def test_any_linear_can_carry_experts_as_a_site_of_its_own(make_plain):
+    model = make_plain().eval()
+    hidden = torch.randn(2, 3, 8)
+    before = model(hidden)
+    weave = prw.inject(model, target="to_q", rank=2, experts=["a"])
+    assert [site.name for site in weave.sites] == ["blocks.0.to_q", "blocks.1.to_q"]
+    assert torch.equal(model(hidden), before)
+
+
+def test_what_matched_nothing_is_an_error_that_lists_what_was_there(make_plain):
+    model = make_plain()
+    for target in ("wk", ["to_k", "to_z"], "blocks", r"(", []):
+        with pytest.raises(prw.TargetError, match=r"to_k \(Linear\).*to_v \(Linear\)"):
+            prw.inject(model, target=target)
+    with pytest.raises(prw.TargetError, match="no attention block"):
+        prw.inject(nn.Sequential(nn.Linear(3, 3)))
+
+
+def test_projections_of_unequal_input_width_stay_apart():
+    model = nn.Module()
+    model.to_k, model.to_v = nn.Linear(4, 6), nn.Linear(5, 6)
+    weave = prw.inject(model, rank=2, experts=["a"])
+    assert [(site.name, site.in_features) for site in weave.sites] == [("to_k", 4), ("to_v", 5)]
+
+
+def test_a_model_that_is_itself_an_attention_block():
+    model = nn.Module()
+    model.k_proj, model.v_proj = nn.Linear(4, 4), nn.Linear(4, 2)
+    (site,) = prw.inject(model, rank=2).sites
+    assert (site.name, site.modules, site.out_features) == ("model", ("k_proj", "v_proj"), (4, 2))
+
+
+@given(st.text("ab.*", max_size=8), st.text("ab.*([", max_size=8))
+def test_matching_never_fails_and_knows_itself(name, entry):
+    assert isinstance(matches(name, entry), bool)
+    assert matches(name, name)
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from("xyz"), st.sampled_from(["to_k", "to_v", "key", "other"])), max_size=8)
+)
+def test_every_projection_is_in_exactly_one_site(parts):
+    names = [".".join(part) for part in parts]
+    members = [name for projections in sites_of(names).values() for name in projections]
+    assert sorted(members) == sorted(set(names))

@@ -1,0 +1,58 @@
+"""The command that scores a run: files written, a table shown, refusals with exit status 1."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from recipes.cologen.evaluate import main
+
+
+def test_it_writes_scores_and_tables_and_shows_them(
+    finished_run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["--checkpoint", str(finished_run), "--n", "2"]) == 0
+    scores = json.loads((finished_run / "report" / "scores.json").read_text())
+    table = json.loads((finished_run / "report" / "table.json").read_text())
+    assert scores["n"] == table["n"] == 2
+    assert set(scores["after_own_stage"]) == {"inpainting", "grounding", "control"}
+    assert set(table["full_pool"]) == set(table["as_of"]) == {"inpainting", "grounding", "control"}
+    assert all(len(row) == 4 for row in table["full_pool"].values())
+    assert set(table["forgetting"]["as_of"].values()) == {0.0}
+    shown = capsys.readouterr().out
+    assert "grounding" in shown and "scores.json" in shown
+
+
+def test_one_stage_is_measured_without_touching_the_files(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["--checkpoint", str(run), "--n", "2", "--stage", "grounding"]) == 0
+    shown = capsys.readouterr().out
+    assert "grounding" in shown and "inpainting-" not in shown
+    assert not (run / "report" / "scores.json").exists()
+    assert len(list((run / "report" / "cells").glob("*.json"))) == 4
+    assert main(["--checkpoint", str(run), "--n", "2", "--stage", "control"]) == 0  # the last stage
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--stage", "editing"], "'editing' of .* is not finished"),
+        (["--stage", "kontrol"], "Did you mean 'control'"),
+        (["--checkpoint", "nowhere"], "nowhere is not a training run"),
+    ],
+)
+def test_it_refuses_with_a_reason(
+    run: Path, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+
+    assert main(["--checkpoint", str(run), *arguments]) == 1
+    assert re.search(f"error: .*{message}", capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("n", ["0", "-3", "many"])
+def test_a_number_of_examples_that_is_none_is_refused(n: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--checkpoint", "runs/tiny", "--n", n])
+    assert "--n" in capsys.readouterr().err

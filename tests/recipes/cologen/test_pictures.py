@@ -1,0 +1,116 @@
+"""Picture files: enlarging and its inverse, holes, and writing that leaves no half file."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from PIL import Image
+
+from recipes.cologen.errors import PictureError
+from recipes.cologen.pictures import (
+    check_output,
+    cut_hole,
+    enlarge,
+    fit_picture,
+    read_picture,
+    shrink_exactly,
+    write_picture,
+)
+
+sides = st.integers(1, 9)
+pictures = st.tuples(sides, sides).flatmap(lambda size: arrays(np.uint8, (*size, 3)))
+
+
+@given(image=pictures, factor=st.integers(1, 7))
+def test_an_enlarged_picture_comes_back_exactly(image: np.ndarray, factor: int) -> None:
+    height, width = image.shape[:2]
+    fitted = fit_picture(enlarge(image, factor), height, width)
+    assert np.array_equal(fitted.image, image) and fitted.notice is None
+
+
+@given(image=pictures, height=sides, width=sides)
+def test_any_picture_is_brought_to_the_size_and_loss_is_said(
+    image: np.ndarray, height: int, width: int
+) -> None:
+    fitted = fit_picture(image, height, width, name="mine")
+    assert fitted.image.shape == (height, width, 3) and fitted.image.dtype == np.uint8
+    exact = shrink_exactly(image, height, width) is not None
+    assert (fitted.notice is None) == exact
+    assert exact or f"mine is {image.shape[1]}x{image.shape[0]}" in str(fitted.notice)
+
+
+def test_one_odd_pixel_makes_it_no_enlarged_picture() -> None:
+    large = enlarge(np.zeros((4, 4, 3), np.uint8), 8)
+    large[5, 5, 1] = 1
+    assert shrink_exactly(large, 4, 4) is None
+
+
+@given(hole=arrays(np.bool_, (5, 6)).filter(lambda values: values.any() and not values.all()))
+def test_a_mask_and_a_black_hole_give_the_same_source(hole: np.ndarray) -> None:
+    image = np.full((5, 6, 3), 9, np.uint8)
+    mask = (hole[..., None] * np.full(3, 255)).astype(np.uint8)
+    source = cut_hole(image, mask)
+    assert (source[hole] == 0).all() and (source[~hole] == 9).all() and (image == 9).all()
+    assert np.array_equal(cut_hole(source, None), source)
+
+
+def test_no_hole_and_nothing_but_a_hole_are_refused() -> None:
+    white, black = np.full((4, 4, 3), 255, np.uint8), np.zeros((4, 4, 3), np.uint8)
+    for image, mask, message in (
+        (white, None, "give --mask"),
+        (white, black, "no white pixel"),
+        (white, white, "whole picture"),
+        (black, None, "whole picture"),
+    ):
+        with pytest.raises(PictureError, match=message):
+            cut_hole(image, mask)
+
+
+@given(image=pictures)
+def test_a_written_picture_reads_back(tmp_path_factory: pytest.TempPathFactory, image: np.ndarray) -> None:
+    path = tmp_path_factory.getbasetemp() / "picture.png"
+    write_picture(image, path)
+    assert np.array_equal(read_picture(path), image)
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "picture.png"
+    write_picture(np.zeros((4, 4, 3), np.uint8), path)
+    before = path.read_bytes()
+
+    def fail(self: Image.Image, file: Path) -> None:
+        Path(file).write_bytes(b"half")
+        raise OSError("disk full")
+
+    monkeypatch.setattr(Image.Image, "save", fail)
+    with pytest.raises(OSError, match="disk full"):
+        write_picture(np.ones((4, 4, 3), np.uint8), path)
+    assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
+
+
+def test_an_output_is_checked_before_the_work(tmp_path: Path) -> None:
+    check_output(tmp_path / "out.png")
+    check_output(tmp_path / "OUT.JPG")
+    for path, message in (
+        (tmp_path, "is a folder"),
+        (tmp_path / "gone" / "out.png", "there is no folder"),
+        (tmp_path / "out", "does not end like a picture"),
+        (tmp_path / "out.psd", "does not end like a picture"),  # can be read, not written
+    ):
+        with pytest.raises(PictureError, match=message):
+            check_output(path)
+
+
+@pytest.mark.parametrize("content", [b"", b"text", b"\x89PNG\r\n\x1a\n torn"])
+def test_what_is_no_picture_is_refused(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "x.png"
+    path.write_bytes(content)
+    with pytest.raises(PictureError, match=r"x\.png cannot be read"):
+        read_picture(path)
+    with pytest.raises(PictureError, match="there is no picture"):
+        read_picture(tmp_path / "gone.png")

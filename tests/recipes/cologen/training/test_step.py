@@ -1,0 +1,181 @@
+"""One step: what moves, what must not, and what the losses are made of."""
+
+from itertools import islice
+
+import pytest
+import torch
+from accelerate import Accelerator
+
+import prw
+from recipes.cologen.data.sampler import BatchSampler
+from recipes.cologen.data.world import World
+from recipes.cologen.flux.model import FluxModel
+from recipes.cologen.training.batches import batches
+from recipes.cologen.training.growth import load_base
+from recipes.cologen.training.step import (
+    StepLosses,
+    Trainee,
+    average_gradients,
+    batch_loss,
+    learning_rate,
+    make_optimizer,
+    train_step,
+)
+from tests.recipes.cologen.training.conftest import make_config
+
+
+@pytest.fixture
+def trainee_of(base_path):
+    """A pool of two experts on the base, the newest with something to say."""
+
+    def make(*overrides):
+        config = make_config(base_path, "dropout.text=0", "dropout.source=0", *overrides)
+        model = load_base(config, torch.device("cpu"))
+        weave = prw.inject(model.transformer, experts=["inpainting"], **config.pool.model_dump())
+        with torch.no_grad():
+            for parameter in weave.trainable_parameters():
+                parameter.normal_(std=0.2)
+        weave.add_expert("grounding", init="inpainting")
+        model.transformer.train()
+        return Trainee(model, weave, Accelerator(), config)
+
+    return make
+
+
+def some_batches(count=1, size=4):
+    sampler = BatchSampler(None, batch_size=size, seed=0)
+    return list(islice(batches(World(0), "grounding", sampler, make_config("x").dropout), count))
+
+
+def stage(trainee, **changes):
+    return trainee.config.stages["grounding"].model_copy(update=changes)
+
+
+def test_only_the_newest_expert_moves_weight_decay_or_not(trainee_of):
+    trainee = trainee_of("optimizer.weight_decay=0.5")
+    trained = {id(parameter) for parameter in trainee.weave.trainable_parameters()}
+    modules = trainee.model.modules()
+    everything = [
+        (id(value) in trained, value, value.clone()) for module in modules for value in module.parameters()
+    ]
+    optimizer = make_optimizer(trainee.weave.trainable_parameters(), trainee.config.optimizer)
+    for step in (1, 2):
+        train_step(trainee, stage(trainee), step, optimizer, some_batches())
+    moved = [not torch.equal(value, before) for _, value, before in everything]
+    assert moved == [is_trained for is_trained, _, _ in everything]
+    assert sum(moved) == len(trained) > 0
+
+
+@pytest.mark.parametrize("source_timestep", ["same", "zero"])
+def test_repeating_a_batch_lowers_its_loss(trainee_of, source_timestep):
+    trainee = trainee_of(f"flow.source_timestep={source_timestep}", "pool.noise=false")
+    optimizer = make_optimizer(trainee.weave.trainable_parameters(), trainee.config.optimizer)
+    losses = [
+        train_step(trainee, stage(trainee), step, optimizer, some_batches()).task_loss
+        for step in range(1, 16)
+    ]
+    assert losses[-1] < losses[0]
+
+
+def test_the_loss_is_task_loss_plus_alpha_times_the_distance_from_rho(trainee_of):
+    trainee = trainee_of("pool.noise=false")
+    (batch,) = some_batches()
+    loss, measured = batch_loss(trainee, stage(trainee, rho=0.25, alpha=3.0), batch)
+    assert measured.veteran_loss == pytest.approx(3.0 * abs(measured.share - 0.25), rel=1e-5)
+    assert loss.item() == pytest.approx(measured.loss, rel=1e-5)
+    assert 0 <= measured.share <= 1
+    assert 0 < measured.gate <= 1
+
+
+def test_the_task_loss_is_that_of_the_mean_over_the_batch(trainee_of):
+    trainee = trainee_of("pool.noise=false")
+    whole, halves = some_batches(size=4), some_batches(count=2, size=2)
+    together = batch_loss(trainee, stage(trainee), whole[0])[1].task_loss
+    apart = [batch_loss(trainee, stage(trainee), half)[1].task_loss for half in halves]
+    assert whole[0].seeds == halves[0].seeds + halves[1].seeds
+    assert together == pytest.approx(sum(apart) / 2, rel=1e-5)
+
+
+def test_accumulated_micro_batches_make_the_step_of_the_whole_batch(trainee_of):
+    after = []
+    for micro in (some_batches(size=4), some_batches(count=2, size=2)):
+        torch.manual_seed(0)
+        trainee = trainee_of("pool.noise=false", "optimizer.eps=1e-3")
+        optimizer = make_optimizer(trainee.weave.trainable_parameters(), trainee.config.optimizer)
+        train_step(trainee, stage(trainee, alpha=0.0), 1, optimizer, micro)
+        after.append([value.detach().clone() for value in trainee.weave.trainable_parameters()])
+    torch.testing.assert_close(after[0], after[1], rtol=1e-4, atol=1e-5)
+
+
+def test_gradients_are_clipped_to_the_norm_asked_for(trainee_of):
+    trainee = trainee_of("optimizer.clip_norm=1e-3")
+    optimizer = make_optimizer(trainee.weave.trainable_parameters(), trainee.config.optimizer)
+    train_step(trainee, stage(trainee), 1, optimizer, some_batches())
+    gradients = [
+        value.grad.norm() for value in trainee.weave.trainable_parameters() if value.grad is not None
+    ]
+    assert torch.stack(gradients).norm().item() == pytest.approx(1e-3, rel=1e-2)
+
+
+def test_the_base_runs_without_gradients_of_its_own(trainee_of):
+    trainee = trainee_of()
+    batch_loss(trainee, stage(trainee), some_batches()[0])[0].backward()
+    trained = {id(parameter) for parameter in trainee.weave.trainable_parameters()}
+    for module in trainee.model.modules():
+        assert all(value.grad is None for value in module.parameters() if id(value) not in trained)
+
+
+def test_gradient_checkpointing_changes_nothing(trainee_of):
+    gradients = []
+    for checkpointing in ("false", "true"):
+        torch.manual_seed(0)
+        trainee = trainee_of(f"machine.gradient_checkpointing={checkpointing}")
+        torch.manual_seed(1)
+        loss, measured = batch_loss(trainee, stage(trainee), some_batches()[0])
+        loss.backward()
+        gradients.append((measured, [value.grad for value in trainee.weave.trainable_parameters()]))
+    assert gradients[0][0] == gradients[1][0]
+    torch.testing.assert_close(gradients[0][1], gradients[1][1])
+
+
+def test_a_base_that_reads_guidance_is_given_it(trainee_of, monkeypatch):
+    trainee, given = trainee_of("flow.guidance=1.5"), []
+    original = FluxModel.velocity
+
+    def noting(self, *arguments, guidance, **others):
+        given.append(guidance)
+        return original(self, *arguments, guidance=None, **others)
+
+    monkeypatch.setattr(FluxModel, "velocity", noting)
+    batch_loss(trainee, stage(trainee), some_batches()[0])
+    assert given == [None]
+    trainee.model.transformer.register_to_config(guidance_embeds=True)
+    assert trainee.guidance == 1.5
+
+
+@pytest.mark.parametrize(
+    ("warmup", "decay", "expected"),
+    [
+        (0, 0.0, [1.0, 1.0, 1.0, 1.0]),
+        (2, 0.0, [0.5, 1.0, 1.0, 1.0]),
+        (0, 0.5, [1.0, 1.0, 1.0, 0.5]),
+        (0, 1.0, [1.0, 0.75, 0.5, 0.25]),
+        (4, 1.0, [0.25, 0.375, 0.375, 0.25]),
+    ],
+)
+def test_the_learning_rate_rises_stays_and_falls(warmup, decay, expected):
+    config = make_config("x", f"optimizer.warmup_steps={warmup}", f"optimizer.decay_fraction={decay}")
+    settings = config.stages["grounding"].model_copy(update={"steps": 4, "lr": 1.0})
+    assert [learning_rate(step, settings, config.optimizer) for step in (1, 2, 3, 4)] == expected
+
+
+def test_alone_gradients_are_left_as_they_are():
+    parameter = torch.nn.Parameter(torch.zeros(2))
+    average_gradients([parameter], Accelerator())
+    assert parameter.grad is None
+
+
+def test_the_mean_of_measurements_is_taken_number_by_number():
+    mean = StepLosses.mean([StepLosses(1, 2, 0, 0.5), StepLosses(3, 0, 1, 0.5)])
+    assert mean == StepLosses(2, 1, 0.5, 0.5)
+    assert mean.loss == 3
