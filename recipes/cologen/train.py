@@ -31,7 +31,7 @@ def main(arguments: Sequence[str] | None = None, console: Console | None = None)
     asked = _parser().parse_args(arguments)
     console = console or Console()
     disable_diffusers_bars()
-    disable_transformers_bars()  # type: ignore[no-untyped-call]
+    disable_transformers_bars()
     overrides = [*asked.set, *([f"data.source={asked.data}"] if asked.data else [])]
     try:
         config = load_config(asked.config, overrides)

@@ -64,6 +64,17 @@ def _referable(record: Record) -> list[RecordObject]:
     return [item for item in record.objects if counts[item.label] == 1]
 
 
+def _free_colours(record: Record, taken: set[str]) -> list[str]:
+    """Mark colours that no label names, so that a mark is never mistaken for what it marks."""
+    free = [name for name in MARK_COLOURS if name not in taken]
+    if not free:
+        raise MissingMetadataError(
+            f"grounding: the labels of record {record.id!r} name every colour that marks are drawn in "
+            f"({', '.join(MARK_COLOURS)}); shorten the labels in its metadata"
+        )
+    return free
+
+
 def grounding(record: Record, seed: int) -> Example:
     """Make a grounding example: box a named object, cover it, or box any instance of a class.
 
@@ -81,7 +92,7 @@ def grounding(record: Record, seed: int) -> Example:
     item = candidates[int(rng.integers(len(candidates)))]
     peers = [other for other in candidates if other.category == item.category]
     taken = {word for peer in peers for word in peer.label.split()}
-    colour = pick(rng, [name for name in MARK_COLOURS if name not in taken])
+    colour = pick(rng, _free_colours(record, taken))
     prompt = {
         "box": f"draw a {colour} box around the {item.label}",
         "mask": f"cover the {item.label} with a {colour} mask",

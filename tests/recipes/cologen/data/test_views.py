@@ -155,3 +155,10 @@ def test_a_box_alone_does_not_make_an_object_shaped_hole() -> None:
             assert "mask" in str(failure)
             outcomes.add("refused")
     assert outcomes == {"random", "bezier", "refused"}
+
+
+def test_labels_that_name_every_mark_colour_are_refused() -> None:
+    record = World(0).record(0)
+    rainbow = replace(record.objects[0], label="red green blue yellow kite")
+    with pytest.raises(MissingMetadataError, match="every colour"):
+        VIEWS["grounding"](replace(record, objects=(rainbow,)), 0)

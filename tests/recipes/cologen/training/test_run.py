@@ -72,7 +72,7 @@ def assert_same_run(folder, whole):
     assert_same(training_state(folder), training_state(whole))
 
 
-@pytest.mark.parametrize("step", [1, 3, 6, 8, 12, TOTAL - 1])
+@pytest.mark.parametrize("step", [1, 6, 8, TOTAL - 1])
 def test_a_run_stopped_and_gone_on_with_equals_one_that_was_not(step, config, run, stop_at, whole, tmp_path):
     stop_at(step)
     first = run(config, tmp_path / "run")
@@ -84,7 +84,7 @@ def test_a_run_stopped_and_gone_on_with_equals_one_that_was_not(step, config, ru
     assert_same_run(tmp_path / "run", whole)
 
 
-@pytest.mark.parametrize("step", [1, 5, 6, 7, 11])
+@pytest.mark.parametrize("step", [5, 7, 11])
 def test_a_run_that_was_killed_equals_one_that_was_not(step, config, run, at_step, whole, tmp_path):
     def crash():
         raise RuntimeError("killed")
