@@ -100,8 +100,7 @@ class Weave:
         Args:
             name: Name of the expert; usually that of its stage.
             init: None or "zero" starts at zero output, so nothing but the router's softmax changes. A
-            veteran's name
-                starts from a copy of its A and B.
+                veteran's name starts from a copy of its A and B.
 
         Raises:
             ConfigError: if the name cannot be used or is taken.

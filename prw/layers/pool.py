@@ -39,8 +39,7 @@ class Pool:
         settings: The pool's settings.
         experts: Names of the experts, oldest first.
         scope: What the enclosing `with` blocks ask for. It is shared by all threads, because the autograd
-        engine
-            recomputes checkpointed blocks in threads of its own.
+            engine recomputes checkpointed blocks in threads of its own.
         recorder: Where decisions go, or None.
     """
 

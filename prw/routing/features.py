@@ -33,8 +33,7 @@ def router_features(hidden: Tensor, granularity: Granularity, routed: Tensor | N
     Args:
         hidden: What the projection reads, of shape [batch, tokens, d].
         granularity: `token`: a feature per token. `sample`: the mean of the sample's routed tokens; pooled
-        before
-            the router and its noise, since averaging per-token noise would shrink it.
+            before the router and its noise, since averaging per-token noise would shrink it.
         routed: Which tokens are routed, bool of shape [batch, tokens]; None means all.
         norm: Whether each feature vector is divided by its root mean square.
 

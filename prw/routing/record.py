@@ -59,7 +59,7 @@ class Routing:
         Args:
             share: `straight-through` or `soft`; None takes the pool's own setting.
             per: `batch`: one number over everything. `sample`: one number per sample, over its sites and
-            items.
+                items.
 
         Returns:
             A float32 scalar, or a float32 tensor of shape [batch].

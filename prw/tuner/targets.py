@@ -90,8 +90,7 @@ def find_targets(model: nn.Module, target: str | Iterable[str]) -> list[str]:
     Args:
         model: Any model.
         target: "kv", "k" or "v"; or one or several module names (whole, or the end of a path), globs or
-        regular
-            expressions (matching the whole path).
+            regular expressions (matching the whole path).
 
     Raises:
         TargetError: if an entry matches nothing that can carry experts; lists what was there.
