@@ -140,7 +140,7 @@ def _score(model: FluxModel, examples: list[Example], seed: int) -> float:
         source_timestep="zero",
     )
     results = [
-        oracle.shows_caption(image, example.meta["scene"]) if source is None else oracle.score(example, image)
+        oracle.shows_caption(image, example) if source is None else oracle.score(example, image)
         for example, image in zip(examples, to_images(drawn), strict=True)
     ]
     return float(np.mean(results))

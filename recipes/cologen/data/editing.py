@@ -19,11 +19,10 @@ EDIT_COLOURS = ("red", "green", "blue", "yellow")
 
 
 class Edit(NamedTuple):
-    """An instruction, the scene it leads to, and the quadrants whose exact pixel is the painter's choice."""
+    """An instruction and the scene it leads to."""
 
     prompt: str
     scene: Scene
-    free: tuple[str, ...] = ()
 
 
 def _any_object(rng: np.random.Generator, scene: Scene) -> SceneObject:
@@ -50,16 +49,14 @@ def add(scene: Scene, rng: np.random.Generator) -> Edit:
     while item.name in {other.name for other in scene.objects}:
         item = random_object(rng, place, EDIT_COLOURS)
     prompt = f"add a {item.size} {item.name} at the {place}"
-    return Edit(prompt, scene.with_objects(*scene.objects, item), (place,))
+    return Edit(prompt, scene.with_objects(*scene.objects, item))
 
 
 def move(scene: Scene, rng: np.random.Generator) -> Edit:
     """`move the red circle to the bottom left`."""
     item = _any_object(rng, scene)
     place = pick(rng, scene.free_places())
-    return Edit(
-        f"move the {item.name} to the {place}", scene.exchanged(item, replace(item, place=place)), (place,)
-    )
+    return Edit(f"move the {item.name} to the {place}", scene.exchanged(item, replace(item, place=place)))
 
 
 def exchange(scene: Scene, rng: np.random.Generator) -> Edit:
@@ -72,7 +69,7 @@ def exchange(scene: Scene, rng: np.random.Generator) -> Edit:
         size=pick(rng, tuple(SIZES)),
     )
     prompt = f"replace the {item.name} with a {new.size} {new.name}"
-    return Edit(prompt, scene.exchanged(item, new), (item.place,))
+    return Edit(prompt, scene.exchanged(item, new))
 
 
 def change_background(scene: Scene, rng: np.random.Generator) -> Edit:
@@ -104,5 +101,5 @@ def editing(record: Record, seed: int) -> Example:
     kinds = [kind for kind in EDITS if kind != "remove" or len(record.scene.objects) > 1]
     kind = pick(rng, kinds)
     edit = EDITS[kind](record.scene, rng)
-    meta = {"scene": edit.scene, "free": edit.free}
+    meta = {"scene": edit.scene}
     return Example(record.id, "editing", kind, record.image, draw(edit.scene), edit.prompt, meta)

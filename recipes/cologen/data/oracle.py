@@ -18,7 +18,6 @@ from recipes.cologen.data.scene import (
     BACKGROUNDS,
     CELL,
     COLOURS,
-    OFFSETS,
     PLACES,
     SHAPES,
     SIZES,
@@ -42,14 +41,14 @@ class _Templates:
 
     masks: NDArray[np.float32]
     frames: NDArray[np.float32]
-    shows: tuple[tuple[str, str, tuple[int, int]], ...]
+    shows: tuple[tuple[str, str], ...]
 
 
 @cache
 def _templates() -> _Templates:
-    shows = tuple((shape, size, offset) for shape in SHAPES for size in SIZES for offset in OFFSETS)
+    shows = tuple((shape, size) for shape in SHAPES for size in SIZES)
     masks = np.stack([cell_mask(*show).ravel() for show in shows]).astype(np.float32)
-    frames = np.stack([cell_frame(size, offset).ravel() for _, size, offset in shows]).astype(np.float32)
+    frames = np.stack([cell_frame(size).ravel() for _, size in shows]).astype(np.float32)
     return _Templates(masks, frames, shows)
 
 
@@ -83,9 +82,9 @@ def _read_cell(labels: NDArray[np.int64], background: int, place: str) -> SceneO
         return False
     if empty <= costs.min():
         return None
-    shape, extent, offset = table.shows[best]
+    shape, extent = table.shows[best]
     frame = list(COLOURS)[ring[best]] if has_frame else None
-    return SceneObject(shape, extent, list(COLOURS)[colour[best]], place, offset, frame)
+    return SceneObject(shape, extent, list(COLOURS)[colour[best]], place, frame)
 
 
 def read(image: NDArray[np.uint8]) -> Scene | None:
@@ -104,29 +103,24 @@ def read(image: NDArray[np.uint8]) -> Scene | None:
     return Scene(_NAMES[background], tuple(objects))
 
 
-def shows_caption(image: NDArray[np.uint8], scene: Scene) -> bool:
-    """Whether a picture shows what the scene's caption says; the exact pixel position is free."""
-    found = read(image)
-    if found is None:
+def shows_caption(image: NDArray[np.uint8], example: Example) -> bool:
+    """Whether a picture shows what a text-to-image example's prompt says; sizes count where it gives them."""
+    found, wanted = read(image), example.meta["scene"]
+    if found is None or found.background != wanted.background or len(found.objects) != len(wanted.objects):
         return False
-    looks = sorted(item.look[:4] for item in scene.objects)
-    return found.background == scene.background and sorted(item.look[:4] for item in found.objects) == looks
-
-
-def _same_looks(found: Scene, wanted: Scene) -> bool:
-    return found.background == wanted.background and {item.look for item in found.objects} == {
-        item.look for item in wanted.objects
-    }
+    return all(
+        (seen.shape, seen.colour, seen.place) == (item.shape, item.colour, item.place)
+        and (seen.size == item.size or item.phrase(sized=True) not in example.prompt)
+        for seen, item in zip(found.objects, wanted.objects, strict=True)
+    )
 
 
 def score(example: Example, image: NDArray[np.uint8]) -> bool:
-    """Whether a picture is exactly what the example asked for.
+    """Whether a picture is exactly what the example asked for: the very scene of its target.
 
-    Grounding, control and editing: the very scene of the target, pixel positions included, but for objects
-    that the prompt itself placed (`meta["free"]`: their quadrant counts, not the pixel). Grounding an
-    instance: any one instance may be boxed (`meta["alternatives"]`). Inpainting: every object as in the
-    target, and the pixels that were not masked unchanged. Customization: the subject's look at the place
-    asked for.
+    Two tasks leave some freedom. Grounding an instance: any one instance may be boxed
+    (`meta["alternatives"]`). Inpainting: every object with its shape, colour and place, and the pixels that
+    were not masked unchanged; the size of an object that is wholly hidden cannot be known.
 
     Raises:
         ValueError: the example does not carry the scene it wants (only world examples can be scored exactly).
@@ -142,15 +136,5 @@ def score(example: Example, image: NDArray[np.uint8]) -> bool:
     if example.task == "inpainting":
         kept = ~example.meta["hole"]
         wrong = int((label_map(image) != label_map(draw(wanted)))[kept].sum())
-        return _same_looks(found, wanted) and wrong <= TOLERANCE
-    choices = (wanted, *example.meta.get("alternatives", ()))
-    free = frozenset(example.meta.get("free", ()))
-    return any(_matches(found, choice, free) for choice in choices)
-
-
-def _matches(found: Scene, wanted: Scene, free: frozenset[str]) -> bool:
-    """Same looks, and the same pixel positions for objects outside the free quadrants."""
-    if not _same_looks(found, wanted):
-        return False
-    offsets = {item.place: item.offset for item in found.objects}
-    return all(item.place in free or offsets[item.place] == item.offset for item in wanted.objects)
+        return found.caption == wanted.caption and wrong <= TOLERANCE
+    return found in (wanted, *example.meta.get("alternatives", ()))

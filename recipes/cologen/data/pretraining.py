@@ -33,6 +33,8 @@ from recipes.cologen.data.world import pick, random_object, random_scene
 
 BASE_COLOURS = ("cyan", "orange", "purple")
 """Colours that pretraining's instructions bring in; the stages' instructions use the other four."""
+SIZED_SHARE = 0.7
+"""Share of the objects whose size a text-to-image caption gives; where it does not, either size is right."""
 FILLER_SHARE = 0.3
 """Share of the prompts that get meaningless words sprinkled in."""
 
@@ -54,61 +56,57 @@ def _one(rng: np.random.Generator, scene: Scene) -> tuple[SceneObject, str]:
     return item, _reference(rng, scene, item)
 
 
-Asked = tuple[str, Scene, tuple[str, ...]]
-"""A prompt, the scene it asks for, and the quadrants whose pixel position is free."""
+Asked = tuple[str, Scene]
+"""A prompt and the scene it asks for."""
 
 
 def _copy(scene: Scene, rng: np.random.Generator) -> Asked:
-    return "copy", scene, ()
+    return "copy", scene
 
 
 def _frame(scene: Scene, rng: np.random.Generator) -> Asked:
     item, reference = _one(rng, scene)
     colour = pick(rng, [name for name in BASE_COLOURS if name != item.colour])
-    return f"frame {reference} {colour}", scene.exchanged(item, replace(item, frame=colour)), ()
+    return f"frame {reference} {colour}", scene.exchanged(item, replace(item, frame=colour))
 
 
 def _dye(scene: Scene, rng: np.random.Generator) -> Asked:
     item, reference = _one(rng, scene)
     colour = pick(rng, [name for name in BASE_COLOURS if name != item.colour])
-    return f"dye {reference} {colour}", scene.exchanged(item, replace(item, colour=colour)), ()
+    return f"dye {reference} {colour}", scene.exchanged(item, replace(item, colour=colour))
 
 
 def _keep(scene: Scene, rng: np.random.Generator) -> Asked:
     item, reference = _one(rng, scene)
-    return f"keep {reference}", replace(scene, objects=(item,)), ()
+    return f"keep {reference}", replace(scene, objects=(item,))
 
 
 def _drop(scene: Scene, rng: np.random.Generator) -> Asked:
     item, reference = _one(rng, scene)
-    return f"drop {reference}", scene.without(item), ()
+    return f"drop {reference}", scene.without(item)
 
 
 def _put(scene: Scene, rng: np.random.Generator) -> Asked:
     item, reference = _one(rng, scene)
     place = pick(rng, scene.free_places())
-    return f"put {reference} {place}", scene.exchanged(item, replace(item, place=place)), (place,)
+    return f"put {reference} {place}", scene.exchanged(item, replace(item, place=place))
 
 
 def _plus(scene: Scene, rng: np.random.Generator) -> Asked:
     item = random_object(rng, pick(rng, scene.free_places()), BASE_COLOURS)
-    return f"plus {item.phrase}", scene.with_objects(*scene.objects, item), (item.place,)
+    return f"plus {item.phrase(sized=True)}", scene.with_objects(*scene.objects, item)
 
 
 def _swap(scene: Scene, rng: np.random.Generator) -> Asked:
     item, reference = _one(rng, scene)
     new = replace(item, shape=pick(rng, SHAPES), colour=pick(rng, BASE_COLOURS), size=pick(rng, tuple(SIZES)))
-    return f"swap {reference} {new.size} {new.name}", scene.exchanged(item, new), (item.place,)
+    return f"swap {reference} {new.size} {new.name}", scene.exchanged(item, new)
 
 
 def _bring(scene: Scene, rng: np.random.Generator) -> Asked:
     item = scene.objects[0]
-    place = pick(rng, PLACES)
-    return (
-        f"bring {place} on {(ground := pick(rng, tuple(BACKGROUNDS)))}",
-        Scene(ground, (replace(item, place=place),)),
-        PLACES,
-    )
+    place, background = pick(rng, PLACES), pick(rng, tuple(BACKGROUNDS))
+    return f"bring {place} on {background}", Scene(background, (replace(item, place=place),))
 
 
 SOURCE_TASKS: dict[str, tuple[float, Callable[[Scene, np.random.Generator], Asked]]] = {
@@ -141,7 +139,7 @@ def _foreign_colours(scene: Scene, rng: np.random.Generator) -> Image:
             continue
         top, left = cell_origin(item.place)
         cell = image[top : top + CELL, left : left + CELL]
-        cell[cell_frame(item.size, item.offset)] = colour
+        cell[cell_frame(item.size)] = colour
     return image
 
 
@@ -159,9 +157,8 @@ def text_to_image(rng: np.random.Generator) -> Example:
     """A caption and its picture; the source is empty (it is not used)."""
     scene = random_scene(rng)
     image = draw(scene)
-    return Example(
-        "", "text-to-image", "caption", np.zeros_like(image), image, scene.caption, {"scene": scene}
-    )
+    caption = scene.described([bool(rng.random() < SIZED_SHARE) for _ in scene.objects])
+    return Example("", "text-to-image", "caption", np.zeros_like(image), image, caption, {"scene": scene})
 
 
 def source_task(rng: np.random.Generator) -> Example:
@@ -175,5 +172,5 @@ def source_task(rng: np.random.Generator) -> Example:
     name = str(rng.choice(names, p=shares / shares.sum()))
     num_objects = {"drop": 2, "keep": 2, "bring": 1}.get(name)
     scene = random_scene(rng, num_objects)
-    prompt, target, free = SOURCE_TASKS[name][1](scene, rng)
-    return Example("", name, name, draw(scene), draw(target), prompt, {"scene": target, "free": free})
+    prompt, target = SOURCE_TASKS[name][1](scene, rng)
+    return Example("", name, name, draw(scene), draw(target), prompt, {"scene": target})

@@ -6,6 +6,7 @@ anti-aliasing, so that the oracle (oracle.py) can read it back exactly.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 
@@ -34,6 +35,8 @@ BACKGROUNDS: dict[str, tuple[int, int, int]] = {
 }
 PLACES = ("top left", "top right", "bottom left", "bottom right")
 SIZES = {"small": 3, "large": 5}
+_CENTRE = 3
+"""Row and column of an object's middle pixel inside its quadrant."""
 # Shapes that share most of their pixels are not told apart by a squared error: a disc beside a square, four
 # corners apart, was still mistaken for it after 6,000 steps (dev/LOG.md). So the circle is a ring, the cross
 # thin.
@@ -44,22 +47,16 @@ _PIXELS: dict[str, dict[str, str]] = {
     "cross": {"small": "101 010 101", "large": "10001 01010 00100 01010 10001"},
 }
 SHAPES = tuple(_PIXELS)
-OFFSETS = ((0, 0), (0, 1), (1, 0), (1, 1))
-"""Where an object's centre may sit in its quadrant: row and column 3 + offset."""
 
 
 @dataclass(frozen=True)
 class SceneObject:
-    """One object.
-
-    What, how large, which colour, which quadrant, where in it, and the colour of a box around it.
-    """
+    """One object: what, how large, which colour, which quadrant, and the colour of a box around it."""
 
     shape: str
     size: str
     colour: str
     place: str
-    offset: tuple[int, int] = (0, 0)
     frame: str | None = None
 
     @property
@@ -67,15 +64,9 @@ class SceneObject:
         """Colour and shape, the way instructions refer to it: `red circle`."""
         return f"{self.colour} {self.shape}"
 
-    @property
-    def phrase(self) -> str:
-        """How a caption names it: `small red circle top left`."""
-        return f"{self.size} {self.colour} {self.shape} {self.place}"
-
-    @property
-    def look(self) -> tuple[str, str, str, str, str | None]:
-        """Everything but the exact pixel position."""
-        return self.shape, self.size, self.colour, self.place, self.frame
+    def phrase(self, *, sized: bool) -> str:
+        """How a caption names it: `red circle top left`, or `small red circle top left`."""
+        return f"{self.size} {self.name} {self.place}" if sized else f"{self.name} {self.place}"
 
 
 @dataclass(frozen=True)
@@ -87,8 +78,16 @@ class Scene:
 
     @property
     def caption(self) -> str:
-        """`small red circle top left and large blue square bottom right on gray`."""
-        return " and ".join(item.phrase for item in self.objects) + f" on {self.background}"
+        """What a picture's caption says: `red circle top left and blue square bottom right on gray`.
+
+        Sizes are left out: only the picture tells them.
+        """
+        return self.described([False] * len(self.objects))
+
+    def described(self, sized: Sequence[bool]) -> str:
+        """A caption that gives the size of some of the objects."""
+        phrases = (item.phrase(sized=tell) for item, tell in zip(self.objects, sized, strict=True))
+        return " and ".join(phrases) + f" on {self.background}"
 
     def with_objects(self, *objects: SceneObject) -> Scene:
         """The same background with these objects, put in reading order."""
@@ -109,23 +108,22 @@ class Scene:
 
 
 @cache
-def cell_mask(shape: str, size: str, offset: tuple[int, int]) -> NDArray[np.bool_]:
+def cell_mask(shape: str, size: str) -> NDArray[np.bool_]:
     """Pixels of an object inside its quadrant: bool [8, 8]."""
     rows = np.array([[mark == "1" for mark in row] for row in _PIXELS[shape][size].split()])
     mask = np.zeros((CELL, CELL), dtype=bool)
-    top, left = (3 + shift - SIZES[size] // 2 for shift in offset)
-    mask[top : top + SIZES[size], left : left + SIZES[size]] = rows
+    first, end = _CENTRE - SIZES[size] // 2, _CENTRE + SIZES[size] // 2 + 1
+    mask[first:end, first:end] = rows
     return mask
 
 
 @cache
-def cell_frame(size: str, offset: tuple[int, int]) -> NDArray[np.bool_]:
+def cell_frame(size: str) -> NDArray[np.bool_]:
     """Pixels of a one-pixel box around an object, inside its quadrant: bool [8, 8]."""
     frame = np.zeros((CELL, CELL), dtype=bool)
-    top, left = (2 + shift - SIZES[size] // 2 for shift in offset)
-    end = SIZES[size] + 2
-    frame[top : top + end, left : left + end] = True
-    frame[top + 1 : top + end - 1, left + 1 : left + end - 1] = False
+    first, end = _CENTRE - SIZES[size] // 2, _CENTRE + SIZES[size] // 2 + 1
+    frame[first - 1 : end + 1, first - 1 : end + 1] = True
+    frame[first:end, first:end] = False
     return frame
 
 
@@ -139,21 +137,15 @@ def object_mask(item: SceneObject) -> NDArray[np.bool_]:
     """Pixels of an object in the whole picture: bool [16, 16]."""
     mask = np.zeros((SIDE, SIDE), dtype=bool)
     top, left = cell_origin(item.place)
-    mask[top : top + CELL, left : left + CELL] = cell_mask(item.shape, item.size, item.offset)
+    mask[top : top + CELL, left : left + CELL] = cell_mask(item.shape, item.size)
     return mask
 
 
 def object_box(item: SceneObject) -> tuple[int, int, int, int]:
     """Bounding box (x0, y0, x1, y1) of an object, end excluded."""
     top, left = cell_origin(item.place)
-    first_row, first_column = (3 + shift - SIZES[item.size] // 2 for shift in item.offset)
-    extent = SIZES[item.size]
-    return (
-        left + first_column,
-        top + first_row,
-        left + first_column + extent,
-        top + first_row + extent,
-    )
+    first, extent = _CENTRE - SIZES[item.size] // 2, SIZES[item.size]
+    return left + first, top + first, left + first + extent, top + first + extent
 
 
 def draw(scene: Scene) -> NDArray[np.uint8]:
@@ -163,7 +155,7 @@ def draw(scene: Scene) -> NDArray[np.uint8]:
     for item in scene.objects:
         top, left = cell_origin(item.place)
         cell = image[top : top + CELL, left : left + CELL]
-        cell[cell_mask(item.shape, item.size, item.offset)] = COLOURS[item.colour]
+        cell[cell_mask(item.shape, item.size)] = COLOURS[item.colour]
         if item.frame is not None:
-            cell[cell_frame(item.size, item.offset)] = COLOURS[item.frame]
+            cell[cell_frame(item.size)] = COLOURS[item.frame]
     return image

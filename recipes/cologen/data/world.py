@@ -11,7 +11,6 @@ from recipes.cologen.data.record import Record, RecordObject
 from recipes.cologen.data.scene import (
     BACKGROUNDS,
     COLOURS,
-    OFFSETS,
     PLACES,
     SHAPES,
     SIZES,
@@ -41,13 +40,12 @@ def random_object(
         size=pick(rng, tuple(SIZES)),
         colour=pick(rng, colours),
         place=place,
-        offset=OFFSETS[int(rng.integers(len(OFFSETS)))],
     )
 
 
 def random_scene(rng: np.random.Generator, num_objects: int | None = None) -> Scene:
     """One or two objects that differ in shape or colour, in different quadrants, on a random background."""
-    count = num_objects if num_objects is not None else 1 + int(rng.random() < 0.6)
+    count = num_objects if num_objects is not None else 1 + int(rng.random() < 0.7)
     places = [PLACES[i] for i in rng.permutation(len(PLACES))[:count]]
     objects = [random_object(rng, place) for place in places]
     while len({item.name for item in objects}) < count:

@@ -13,7 +13,7 @@ from recipes.cologen.data.scene import COLOURS, Scene, SceneObject, draw
 from recipes.cologen.data.views import VIEWS
 from recipes.cologen.data.world import World
 
-CIRCLE = SceneObject("circle", "large", "red", "top left", (0, 1))
+CIRCLE = SceneObject("circle", "large", "red", "top left")
 SCENE = Scene("gray", (CIRCLE,))
 
 
@@ -44,27 +44,33 @@ def test_a_quadrant_may_have_two_wrong_pixels(wrong: int, read: bool) -> None:
 def test_any_wrong_attribute_fails(change: dict[str, str]) -> None:
     image = draw(Scene("gray", (replace(CIRCLE, **change),)))
     for task in ("grounding", "control", "customization", "editing"):
-        assert not oracle.score(example(task, SCENE, free=("top left",)), image)
-    assert not oracle.shows_caption(image, SCENE) or "frame" in change
+        assert not oracle.score(example(task, SCENE), image)
 
 
 def test_a_wrong_background_fails() -> None:
     assert not oracle.score(example("editing", SCENE), draw(replace(SCENE, background="navy")))
 
 
-def test_the_pixel_position_counts_unless_it_is_free() -> None:
-    shifted = draw(Scene("gray", (replace(CIRCLE, offset=(1, 1)),)))
-    assert not oracle.score(example("control", SCENE), shifted)
-    assert oracle.score(example("editing", SCENE, free=("top left",)), shifted)
-    assert oracle.shows_caption(shifted, SCENE)
+@pytest.mark.parametrize(("prompt", "right"), [("red circle top left on gray", True), (None, False)])
+def test_a_caption_counts_the_sizes_it_gives(prompt: str | None, right: bool) -> None:
+    small = draw(Scene("gray", (replace(CIRCLE, size="small"),)))
+    asked = replace(example("text-to-image", SCENE), prompt=prompt or SCENE.described([True]))
+    assert oracle.shows_caption(draw(SCENE), asked)
+    assert oracle.shows_caption(small, asked) is right
+
+
+@pytest.mark.parametrize("change", [{"shape": "square"}, {"colour": "blue"}, {"place": "top right"}])
+def test_a_caption_counts_everything_else(change: dict[str, str]) -> None:
+    asked = replace(example("text-to-image", SCENE), prompt=SCENE.caption)
+    assert not oracle.shows_caption(draw(Scene("gray", (replace(CIRCLE, **change),))), asked)
 
 
 def test_inpainting_keeps_what_was_not_masked() -> None:
     hole = np.zeros((16, 16), dtype=bool)
     hole[:8, :8] = True
-    shifted = draw(Scene("gray", (replace(CIRCLE, offset=(1, 1)),)))
-    assert oracle.score(example("inpainting", SCENE, hole=hole), shifted)
-    assert not oracle.score(example("inpainting", SCENE, hole=np.zeros_like(hole)), shifted)
+    smaller = draw(Scene("gray", (replace(CIRCLE, size="small"),)))
+    assert oracle.score(example("inpainting", SCENE, hole=hole), smaller)
+    assert not oracle.score(example("inpainting", SCENE, hole=np.zeros_like(hole)), smaller)
 
 
 def test_any_instance_may_be_boxed_but_only_one() -> None:

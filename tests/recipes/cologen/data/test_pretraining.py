@@ -23,7 +23,7 @@ def test_the_oracle_gives_every_target_full_marks(seed: int) -> None:
     example = source_task(rng)
     assert oracle.score(example, example.target)
     drawn = text_to_image(rng)
-    assert oracle.shows_caption(drawn.target, drawn.meta["scene"])
+    assert oracle.shows_caption(drawn.target, drawn)
 
 
 @given(seeds)

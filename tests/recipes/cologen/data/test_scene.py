@@ -10,7 +10,6 @@ from recipes.cologen.data.oracle import read
 from recipes.cologen.data.scene import (
     BACKGROUNDS,
     COLOURS,
-    OFFSETS,
     PLACES,
     SHAPES,
     SIZES,
@@ -38,7 +37,6 @@ def scenes(draw_from: st.DrawFn) -> Scene:
                 size=draw_from(st.sampled_from(sorted(SIZES))),
                 colour=colour,
                 place=place,
-                offset=draw_from(st.sampled_from(OFFSETS)),
                 frame=draw_from(frames),
             )
         )
@@ -71,7 +69,7 @@ def test_the_vocabulary_has_no_word_twice() -> None:
 
 
 def test_no_two_templates_are_closer_than_three_pixels() -> None:
-    masks = [cell_mask(*show) for show in product(SHAPES, SIZES, OFFSETS)]
+    masks = [cell_mask(*show) for show in product(SHAPES, SIZES)]
     assert min(int((a ^ b).sum()) for a, b in combinations(masks, 2)) >= 3
 
 
