@@ -19,6 +19,8 @@ from recipes.cologen.report.tables import draw_tables
 from recipes.cologen.report.usage import Usage, draw_usage
 from recipes.cologen.training.sources import held_out_records
 
+OVERVIEW = "overview.png"
+"""One example of every stage; the README shows it."""
 PACKAGES = ("torch", "diffusers", "transformers", "peft", "accelerate", "numpy")
 
 
@@ -58,6 +60,7 @@ def _measured_sections(scorer: Scorer) -> list[Section]:
     """Everything that takes generating pictures."""
     scores = measure_scores(scorer)
     write_scores(scorer, scores)
+    _draw_overview(scorer, scores)
     return [
         _scores_section(scorer, scores),
         *(_stage_section(scorer, scores, stage) for stage in scores.stages),
@@ -82,7 +85,18 @@ def _scores_section(scorer: Scorer, scores: Scores) -> Section:
         f"{what} on the same {scorer.n} held-out examples per task. as_of restores the pool and router of "
         "the moment when a task's own stage ended; without it the router decides as it has drifted since."
     )
-    return Section("Scores", note, [html_table(["", *scores.tasks], rows)])
+    overview = html_picture(OVERVIEW, "the first held-out example of every stage")
+    return Section("Scores", note, [html_table(["", *scores.tasks], rows), overview])
+
+
+def _draw_overview(scorer: Scorer, scores: Scores) -> None:
+    """Draw the first held-out example of every stage, right after its stage: a run at a glance."""
+    rows = []
+    for stage in scores.stages:
+        own, off = Cell(stage, stage, "full_pool"), Cell(BASE, stage, "experts_off")
+        first = _grid_rows(scorer, scores, own, off)[0]
+        rows.append(first._replace(kind=f"{stage}: {first.kind}"))
+    draw_grid("The first held-out example of every stage", rows, scorer.run.report / OVERVIEW)
 
 
 def _stage_section(scorer: Scorer, scores: Scores, stage: str) -> Section:

@@ -45,7 +45,7 @@ def read(page: Path) -> Page:
 def test_every_picture_opens_and_is_not_blank(page: Path) -> None:
     names = {path.name for path in page.parent.glob("*.png")}
     stages = {f"stage-{stage}.png" for stage in ("inpainting", "grounding", "control")}
-    assert names == {*stages, "tables.png", "training.png", "validation.png", "routing.png"}
+    assert names == {*stages, "overview.png", "tables.png", "training.png", "validation.png", "routing.png"}
     for name in names:
         with Image.open(page.parent / name) as opened:
             pixels = np.asarray(opened.convert("RGB"))
