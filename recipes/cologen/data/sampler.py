@@ -26,7 +26,7 @@ class BatchSizeError(CologenError, ValueError):
 class Draw(NamedTuple):
     """One example to make: the record's index, and the seed of its view, its noise and its dropout."""
 
-    index: int
+    record_index: int
     seed: int
 
 

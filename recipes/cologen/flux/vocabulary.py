@@ -60,7 +60,8 @@ def _t5_tokenizer(words: list[str], length: int) -> T5Tokenizer:
 
 def _clip_tokenizer(words: list[str], length: int) -> CLIPTokenizer:
     vocabulary, merges = _byte_pairs(words)
-    return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=length)
+    # Merges are taken as pairs, whatever the annotation says.
+    return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=length)  # type: ignore[arg-type]
 
 
 def _byte_pairs(words: list[str]) -> tuple[dict[str, int], list[tuple[str, str]]]:

@@ -37,7 +37,7 @@ class Examples(Dataset[tuple[Example, int]]):
 
     def __getitem__(self, draw: Draw) -> tuple[Example, int]:
         """The example of a draw, and the seed of its noise."""
-        example = self._view(self._records.record(draw.index), derive_seed(draw.seed, "view"))
+        example = self._view(self._records.record(draw.record_index), derive_seed(draw.seed, "view"))
         return withhold(example, draw.seed, self._dropout), draw.seed
 
 
@@ -79,7 +79,7 @@ def batches(
     """This rank's micro-batches from the sampler's position on, without end."""
     loader = DataLoader(
         Examples(records, task, dropout),
-        batch_sampler=sampler,  # type: ignore[arg-type]  # DataLoader only iterates over it
+        batch_sampler=sampler,
         collate_fn=collate,
         num_workers=workers,
         # A loader seeds its workers from torch's own generator, which would move it on at every resume.

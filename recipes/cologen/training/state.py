@@ -38,7 +38,7 @@ def seed_all(seed: int) -> None:
 def capture_rng() -> dict[str, Any]:
     """The state of every random generator, as plain values and tensors."""
     version, words, gauss = random.getstate()
-    name, keys, place, has_gauss, cached = np.random.get_state(legacy=True)  # type: ignore[misc]
+    name, keys, place, has_gauss, cached = np.random.get_state(legacy=True)
     return {
         "python": {"version": version, "words": list(words), "gauss": gauss},
         "numpy": [name, keys.tolist(), place, has_gauss, cached],  # type: ignore[union-attr]
