@@ -20,6 +20,7 @@ from recipes.cologen.report.cells import Scorer
 from recipes.cologen.report.opening import open_scorer
 from recipes.cologen.report.scores import Scores, measure_scores, task_cells, write_scores
 from recipes.cologen.stages import select_stages
+from recipes.cologen.terminal import silence_loading_bars
 
 COLUMNS = ("experts off", "after its own stage", "final, as of its stage", "final, full pool")
 
@@ -27,6 +28,7 @@ COLUMNS = ("experts off", "after its own stage", "final, as of its stage", "fina
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit status: 0 done, 1 refused."""
     options = _parser().parse_args(arguments)
+    silence_loading_bars()
     console = Console(soft_wrap=True)
     try:
         scorer = open_scorer(options.checkpoint, n=options.n, announce=console.print)

@@ -37,6 +37,7 @@ from recipes.cologen.pictures import (
     write_picture,
 )
 from recipes.cologen.report.run_reader import RunReader
+from recipes.cologen.terminal import silence_loading_bars
 from recipes.cologen.training.batches import to_unit_range
 from recipes.cologen.training.growth import load_base
 from recipes.cologen.training.validation import to_pictures
@@ -57,6 +58,7 @@ prompts that the embedded world's tasks were trained on:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit status: 0 done, 1 refused."""
     asked = _parser().parse_args(arguments)
+    silence_loading_bars()
     console = Console(stderr=True, soft_wrap=True, markup=False, highlight=False)
     try:
         check_output(asked.output)

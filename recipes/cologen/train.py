@@ -11,14 +11,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from accelerate import PartialState
-from diffusers.utils.logging import disable_progress_bar as disable_diffusers_bars
 from rich.console import Console
-from transformers.utils.logging import disable_progress_bar as disable_transformers_bars
 
 from prw.errors import PrwError
 from recipes.cologen.config import RunConfig, load_config
 from recipes.cologen.errors import CologenError
 from recipes.cologen.report import build_report
+from recipes.cologen.terminal import silence_loading_bars
 from recipes.cologen.training.run import Outcome, train
 from recipes.cologen.training.run_folder import stage_file
 
@@ -30,8 +29,7 @@ def main(arguments: Sequence[str] | None = None, console: Console | None = None)
     """Run the command and return its exit status: 0 done, 1 refused, 130 stopped and saved."""
     asked = _parser().parse_args(arguments)
     console = console or Console()
-    disable_diffusers_bars()
-    disable_transformers_bars()
+    silence_loading_bars()
     overrides = [*asked.set, *([f"data.source={asked.data}"] if asked.data else [])]
     try:
         config = load_config(asked.config, overrides)
