@@ -13,7 +13,8 @@ help:
 	@echo "make docs       the documentation, built strictly into site/"
 	@echo "make bench      the benchmarks"
 
-train: export TRANSFORMERS_VERBOSITY ?= error # not having torchvision is fine
+# Not having torchvision is fine.
+train: export TRANSFORMERS_VERBOSITY ?= error
 train:
 	@scripts/setup cologen
 	.venv/bin/python -m recipes.cologen.train --config tiny --stage all --output runs/tiny
