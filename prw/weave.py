@@ -14,7 +14,15 @@ from prw.config import PoolSettings
 from prw.errors import ConfigError, PoolError
 from prw.layers import Pool, SiteRecord
 from prw.routing import Routing
-from prw.storage import load_pool, place_lora, pool_state, read_lora, write_folder, write_lora
+from prw.storage import (
+    load_pool,
+    place_lora,
+    pool_parameters,
+    pool_state,
+    read_lora,
+    write_folder,
+    write_lora,
+)
 from prw.tuner import (
     PrwConfig,
     PrwLinear,
@@ -26,7 +34,7 @@ from prw.tuner import (
     refresh_training,
     remove,
     take_out,
-    trainable_modules,
+    trainable_parameters,
 )
 
 EMPTY = 'the pool is empty, so nothing can train or be routed: call weave.add_expert("name") first.'
@@ -51,14 +59,14 @@ class Weave:
         Args:
             model: The model.
             adapter: Name of the PEFT adapter that the pool is.
-            trained_before: Which of the base's parameters trained before injection, for `eject`.
+            trained_before: Which of the base trained before injection, for `eject`; None asks prw.
 
         Raises:
             PoolError: if it has none under that adapter name.
         """
         self.model = model
         self.adapter = adapter
-        self._trained_before = trained_before or []
+        self._trained_before = trained_before
         self._layers()
 
     @property
@@ -124,12 +132,11 @@ class Weave:
         """List exactly what an optimiser should get; empty after `freeze()`.
 
         Raises:
-            PoolError: if the pool has no experts.
+            PoolError: if the pool has no experts, or is switched off or loaded for inference.
         """
         if not self.experts:
             raise PoolError(EMPTY)
-        modules = trainable_modules(self._layers(), self.adapter, self.config)
-        return [parameter for module in modules for parameter in module.parameters()]
+        return trainable_parameters(self._layers(), self.adapter, self.config)
 
     @contextmanager
     def record(self) -> Iterator[Routing]:
@@ -192,6 +199,7 @@ class Weave:
 
         Raises:
             StorageError: if `path` is a file.
+            UnsupportedError: if the configuration has `modules_to_save`, which only PEFT saves.
         """
         write_folder(Path(path), self.config, pool_state(self._layers(), self.adapter))
 
@@ -231,14 +239,14 @@ class Weave:
 
     def summary(self) -> str:
         """Describe the pool in a few lines: sites, experts, sizes, what trains."""
-        state = pool_state(self._layers(), self.adapter)
-        training = sum(p.numel() for p in self.trainable_parameters()) if self.experts else 0
+        parameters = pool_parameters(self._layers(), self.adapter).values()
+        training = sum(p.numel() for p in parameters if p.requires_grad)
         settings = self.settings
         lines = [
             f"{len(self.experts)} experts at {len(self.sites)} sites of {type(self.model).__name__}",
             f"experts: {', '.join(self.experts) or 'none yet'}{' (all frozen)' if self.frozen else ''}",
             f"rank {settings.rank}, scale {settings.scale:g}, {settings.gate} gate, {settings.granularity}s",
-            f"parameters: {sum(w.numel() for w in state.values()):,} in the pool, {training:,} train",
+            f"parameters: {sum(p.numel() for p in parameters):,} in the pool, {training:,} train",
         ]
         return "\n".join(lines)
 
@@ -267,13 +275,14 @@ def inject(
         The handle. The base's parameters are frozen; `eject()` undoes that too.
 
     Raises:
-        ConfigError: if a setting is unknown or cannot be used.
+        ConfigError: if a setting is unknown or cannot be used, or `experts` is no list of names.
         TargetError: if a target matches nothing; lists what is there.
         PoolError: if the model has an adapter of that name already.
     """
     PoolSettings.checked(**settings)
-    targets = target if isinstance(target, str) else list(target)
-    config = PrwConfig(target_modules=targets, experts=list(experts), **settings)
+    names: Any
+    targets, names = (value if isinstance(value, str) else list(value) for value in (target, experts))
+    config = PrwConfig(target_modules=targets, experts=names, **settings)
     return Weave(model, adapter, put_in(model, config, adapter))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import overload
 
 from prw.curriculum.stage import Stage
 from prw.errors import CurriculumError
@@ -44,13 +45,24 @@ class Curriculum(Sequence[Stage]):
         """Count the stages."""
         return len(self._stages)
 
-    def __getitem__(self, index: int | str) -> Stage:  # type: ignore[override]
-        """Give a stage by position or name.
+    def __contains__(self, stage: object) -> bool:
+        """Tell whether a stage, or one of that name, is part of it."""
+        return stage in self._stages or stage in self.names
+
+    @overload
+    def __getitem__(self, index: int | str) -> Stage: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> tuple[Stage, ...]: ...
+
+    def __getitem__(self, index: int | str | slice) -> Stage | tuple[Stage, ...]:
+        """Give a stage by position or name, or several by a slice of positions, as a tuple.
 
         Raises:
             CurriculumError: if no stage has that name.
+            IndexError: if there is no such position.
         """
-        if isinstance(index, int):
+        if not isinstance(index, str):
             return self._stages[index]
         if index not in self.names:
             raise CurriculumError(f"there is no stage {index!r}; stages are {', '.join(self.names)}.")

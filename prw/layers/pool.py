@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from prw.config import PoolSettings
@@ -28,8 +30,21 @@ class Scope:
     routed: Tensor | None = None
     disabled: bool = False
 
+    def agrees(self, other: Scope) -> bool:
+        """Tell whether another scope asks for the same."""
+        same_pool = self.size == other.size and self.disabled == other.disabled
+        return same_pool and self.routed is other.routed
+
 
 EVERYTHING = Scope()
+
+
+@dataclass(frozen=True, eq=False)
+class Block:
+    """One open `with` block: the thread that opened it, and which fields of the scope it changes."""
+
+    thread: int
+    changes: dict[str, Any]
 
 
 class Pool:
@@ -38,8 +53,8 @@ class Pool:
     Attributes:
         settings: The pool's settings.
         experts: Names of the experts, oldest first.
-        scope: What the enclosing `with` blocks ask for. It is shared by all threads, because the autograd
-            engine recomputes checkpointed blocks in threads of its own.
+        scope: What the open `with` blocks ask for. It is shared by all threads, because the autograd engine
+            recomputes checkpointed blocks in threads of its own; so one thread at a time may open blocks.
         recorder: Where decisions go, or None.
     """
 
@@ -49,6 +64,11 @@ class Pool:
         self.experts = experts
         self.scope = EVERYTHING
         self.recorder: Routing | None = None
+        self._blocks: list[Block] = []
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Copy and pickle without the open blocks, which nobody would close in the copy."""
+        return {**self.__dict__, "scope": EVERYTHING, "recorder": None, "_blocks": []}
 
     @property
     def size(self) -> int:
@@ -70,28 +90,66 @@ class Pool:
 
     @contextmanager
     def narrowed(self, **changes: Any) -> Iterator[None]:
-        """Change fields of the scope inside a `with` block; blocks nest."""
+        """Change fields of the scope inside a `with` block; blocks nest.
+
+        Raises:
+            PoolError: if another thread has a block open, whose forwards this one would change.
+        """
         before = self.scope
-        self.scope = replace(before, **changes)
+        block = None if torch.compiler.is_compiling() else self._open(changes)
+        if block is None:  # a trace is of one thread, and its blocks end with it
+            self.scope = replace(before, **changes)
         try:
             yield
         finally:
-            self.scope = before
+            if block is None:
+                self.scope = before
+            else:
+                self._close(block)
 
     @contextmanager
     def recording(self) -> Iterator[Routing]:
         """Collect the decisions made inside a `with` block.
 
         Raises:
-            PoolError: if another recording is open, since each decision is counted once.
+            PoolError: if another recording is open, since each decision is counted once, or if another thread
+            has a block open.
         """
         if self.recorder is not None:
             raise PoolError(
                 "this pool is being recorded already; use the routing of the outer `with weave.record()`."
             )
+        block = None if torch.compiler.is_compiling() else self._open({})
         experts = self.experts if self.scope.size is None else self.experts[: self.scope.size]
         self.recorder = Routing(experts, self.settings.share)
         try:
             yield self.recorder
         finally:
             self.recorder = None
+            if block is not None:
+                self._close(block)
+
+    def _open(self, changes: dict[str, Any]) -> Block:
+        block = Block(threading.get_ident(), changes)
+        self._blocks.append(block)  # before looking, so that of two threads at once none misses the other
+        if any(other.thread != block.thread for other in self._blocks):
+            self._blocks.remove(block)
+            raise PoolError(
+                "another thread is inside a `with` block of this pool (record, route_only, as_of or "
+                "disabled). All threads share what such a block asks for, so its forwards would change too. "
+                "Let one thread at a time open blocks, under a lock of yours, or give each thread its own "
+                "copy of the model."
+            )
+        self._settle()
+        return block
+
+    def _close(self, block: Block) -> None:
+        self._blocks.remove(block)
+        self._settle()
+
+    def _settle(self) -> None:
+        """Let the scope be what the open blocks ask for, later ones on top of earlier ones."""
+        scope = EVERYTHING
+        for block in self._blocks:
+            scope = replace(scope, **block.changes) if block.changes else scope
+        self.scope = scope

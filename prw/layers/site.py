@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from prw.errors import RoutingError
 from prw.layers.experts import GATE, NOISE, weight_of
 from prw.layers.pool import Pool, Scope
+from prw.layers.recompute import Checkpointed
 from prw.routing import RoutingDecision, decide
 from prw.routing.features import as_batch
 
@@ -19,6 +20,7 @@ class Pending(NamedTuple):
     """A decision waiting for the site's other projection to be called with the very same input."""
 
     hidden: Tensor
+    version: int | None
     asker: nn.Module
     scope: Scope
     with_grad: bool
@@ -62,11 +64,11 @@ class Site:
         self.adapter = adapter
         self.projections: dict[str, nn.Module] = {}
         self._pending: dict[int, Pending] = {}
-        self._last_scope: Scope | None = None
+        self._checkpointed = Checkpointed()
 
     def __getstate__(self) -> dict[str, Any]:
         """Copy and pickle without the decision in flight."""
-        return {**self.__dict__, "_pending": {}, "_last_scope": None}
+        return {**self.__dict__, "_pending": {}}
 
     @property
     def router(self) -> nn.Module:
@@ -89,32 +91,43 @@ class Site:
         Returns:
             The decision, or None where no expert is in use.
         """
-        scope = self.pool.scope
-        recomputing = self._check_recompute(scope)
-        if self.pool.size == 0:
-            return None
+        scope, compiling = self.pool.scope, torch.compiler.is_compiling()
+        recomputing = not compiling and torch._C._current_graph_task_id() != -1
+        if recomputing:
+            self._checkpointed.check(scope, self.name)
+        decision = self._decision(hidden, asker, recomputing) if self.pool.size > 0 else None
+        if not recomputing and not compiling:
+            made = () if decision is None else (decision.weights,)
+            self._checkpointed.add(scope, *made, hidden)
+        return decision
+
+    def _decision(self, hidden: Tensor, asker: nn.Module, recomputing: bool) -> RoutingDecision:
+        """Take the decision that is waiting, or make one and leave it for the other projection."""
         slot = 0 if torch.compiler.is_compiling() else threading.get_ident()
         waiting = self._pending.pop(slot, None)
-        if waiting is not None and self._fits(waiting, hidden, asker, scope):
+        if waiting is not None and self._fits(waiting, hidden, asker):
             return waiting.decision
         decision = self._fresh(as_batch(hidden), asker.training)
         if len(self.projections) > 1:
-            self._pending[slot] = Pending(hidden, asker, scope, torch.is_grad_enabled(), decision)
+            grad, version = torch.is_grad_enabled(), version_of(hidden)
+            self._pending[slot] = Pending(hidden, version, asker, self.pool.scope, grad, decision)
         if self.pool.recorder is not None and not recomputing:
             self.pool.recorder.add(self.name, decision)
         return decision
 
-    def _fits(self, waiting: Pending, hidden: Tensor, asker: nn.Module, scope: Scope) -> bool:
-        same_call = waiting.hidden is hidden and waiting.asker is not asker
-        return same_call and waiting.scope is scope and waiting.with_grad == torch.is_grad_enabled()
+    def _fits(self, waiting: Pending, hidden: Tensor, asker: nn.Module) -> bool:
+        same_input = waiting.hidden is hidden and waiting.version == version_of(hidden)
+        same_call = same_input and waiting.asker is not asker
+        same_scope = waiting.scope.agrees(self.pool.scope)
+        return same_call and same_scope and waiting.with_grad == torch.is_grad_enabled()
 
     def _fresh(self, hidden: Tensor, training: bool) -> RoutingDecision:
         size, settings = self.pool.size, self.pool.settings
         gates = [weight_of(self.router, f"{GATE}{index}", self.adapter) for index in range(size)]
         noises: list[Tensor] = []
-        if training and settings.noise:
+        if settings.noise:
             noises = [weight_of(self.router, f"{NOISE}{index}", self.adapter) for index in range(size)]
-        return decide(hidden, gates, noises, settings, self._routed(hidden))
+        return decide(hidden, gates, noises, settings, self._routed(hidden), noisy=training)
 
     def _routed(self, hidden: Tensor) -> Tensor | None:
         routed = self.pool.scope.routed
@@ -131,17 +144,9 @@ class Site:
             )
         return routed.to(hidden.device)
 
-    def _check_recompute(self, scope: Scope) -> bool:
-        """Tell whether checkpointing recomputes a block; refuse that outside its `with` block."""
-        if torch.compiler.is_compiling():
-            return False
-        recomputing: bool = torch._C._current_graph_task_id() != -1
-        if not recomputing:
-            self._last_scope = scope
-        elif self._last_scope is not None and self._last_scope is not scope:
-            raise RoutingError(
-                f"gradient checkpointing recomputes site {self.name} outside the `with "
-                "weave.route_only(...)`, `as_of(...)` or `disabled()` block of its forward, so it would "
-                "route differently. Call backward() inside that block."
-            )
-        return recomputing
+
+def version_of(hidden: Tensor) -> int | None:
+    """Count how often a tensor was changed in place; None where torch does not keep count."""
+    if torch.compiler.is_compiling() or hidden.is_inference():
+        return None
+    return hidden._version

@@ -30,6 +30,11 @@ def veteran_loss(
         ConfigError: if rho or alpha is out of range.
         RoutingError: if nothing was recorded, or a gradient is wanted and the decisions carry none.
 
+    In data-parallel training each process holds its own U near rho: the mean over processes of |U_r - rho|
+    is not |U - rho| of the whole batch once some lie above rho and some below. Nothing is exchanged here,
+    since a process that computes the loss alone, to log it, would wait for the others for ever. With
+    per="sample" the mean over processes of equal batch size is that of the whole batch.
+
     Source: CoLoGen (arXiv 2602.22150), equations 8 and 9. The paper gives U no gradient and does not say
     whether the absolute value is taken per sample.
     """

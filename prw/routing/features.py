@@ -34,7 +34,8 @@ def router_features(hidden: Tensor, granularity: Granularity, routed: Tensor | N
         hidden: What the projection reads, of shape [batch, tokens, d].
         granularity: `token`: a feature per token. `sample`: the mean of the sample's routed tokens; pooled
             before the router and its noise, since averaging per-token noise would shrink it.
-        routed: Which tokens are routed, bool of shape [batch, tokens]; None means all.
+        routed: Which tokens are routed, bool of shape [batch, tokens]; None means all, pads included, which
+            then enter the mean.
         norm: Whether each feature vector is divided by its root mean square.
 
     Returns:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 import torch.nn.functional as F
@@ -21,17 +22,41 @@ def router_logits(features: Tensor, vectors: Sequence[Tensor]) -> Tensor:
 
     Args:
         features: Of shape [batch, items, d].
-        vectors: One per expert, each of shape [1, d].
+        vectors: One per expert, each of shape [1, d]; on any device, as a replica of nn.DataParallel has only
+            its features on a device of its own.
 
     Returns:
         Logits of shape [batch, items, experts].
     """
-    return torch.cat([F.linear(features, vector.to(features.dtype)) for vector in vectors], dim=-1)
+    return torch.cat([F.linear(features, vector.to(features)) for vector in vectors], dim=-1)
 
 
 def noisy_logits(logits: Tensor, noise_logits: Tensor) -> Tensor:
     """Add Gaussian noise of deviation softplus(noise_logits) (equation 2), by torch's generator."""
     return logits + torch.randn_like(logits) * F.softplus(noise_logits)
+
+
+def kept_in_graph(vectors: Sequence[Tensor], unused: Sequence[Tensor]) -> list[Tensor]:
+    """Tie vectors that have no part in the result to ones that have: same values, and a gradient of zero.
+
+    Data-parallel training waits for a gradient of everything that trains, and noise vectors have none while
+    no noise is drawn.
+    """
+    if not torch.is_grad_enabled():
+        return list(vectors)
+    return [
+        torch.where(torch.ones_like(used, dtype=torch.bool), used, idle.to(used))
+        if idle.requires_grad
+        else used
+        for used, idle in zip(vectors, unused, strict=True)
+    ]
+
+
+def without_autocast(device: torch.device) -> AbstractContextManager[object]:
+    """Switch autocast off; on a device that has none, as meta, there is nothing to switch."""
+    if not torch.amp.is_autocast_available(device.type):
+        return nullcontext()
+    return torch.autocast(device_type=device.type, enabled=False)
 
 
 def top_1(logits: Tensor, gate: Gate, routed: Tensor | None = None) -> RoutingDecision:
@@ -61,17 +86,21 @@ def decide(
     noises: Sequence[Tensor],
     settings: PoolSettings,
     routed: Tensor | None = None,
+    noisy: bool = True,
 ) -> RoutingDecision:
     """Choose an expert for every item of one site.
 
     Args:
         hidden: What the projections of the site read, of shape [batch, tokens, d].
         gates: Router vectors of the experts to choose from, each of shape [1, d].
-        noises: Their noise vectors, each of shape [1, d]; empty for no noise.
+        noises: Their noise vectors, each of shape [1, d]; empty if they have none.
         settings: Granularity, gate and input normalisation.
         routed: Which tokens are routed, bool of shape [batch, tokens]; None means all.
+        noisy: Whether noise is drawn; if not, noise vectors that train get a gradient of zero.
     """
-    with torch.autocast(device_type=hidden.device.type, enabled=False):
+    with without_autocast(hidden.device):
+        if noises and not noisy:
+            gates, noises = kept_in_graph(gates, noises), []
         features = router_features(hidden, settings.granularity, routed, settings.router_norm)
         logits = router_logits(features, gates)
         if noises:

@@ -86,7 +86,8 @@ class Routing:
 
     def site_usage(self, decisions: list[RoutingDecision]) -> Tensor:
         """Fractions of one site's items that went to each expert, float32 of shape [experts], on the CPU."""
-        ids = torch.cat([decision.expert_ids.flatten() for decision in decisions])
+        device = decisions[0].expert_ids.device  # replicas of nn.DataParallel have one each
+        ids = torch.cat([decision.expert_ids.flatten().to(device) for decision in decisions])
         numbers = torch.arange(len(self.experts), device=ids.device)
         counts = (ids.unsqueeze(-1) == numbers).sum(0).float()
         return (counts / counts.sum().clamp(min=1.0)).cpu()

@@ -3,13 +3,14 @@
 from prw.storage.folder import SavedPool, read_folder, write_folder
 from prw.storage.loading import load_pool
 from prw.storage.lora import LoraExpert, place_lora, read_lora, write_lora
-from prw.storage.state import pool_state
+from prw.storage.state import pool_parameters, pool_state
 
 __all__ = [
     "LoraExpert",
     "SavedPool",
     "load_pool",
     "place_lora",
+    "pool_parameters",
     "pool_state",
     "read_folder",
     "read_lora",

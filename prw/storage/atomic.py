@@ -1,4 +1,9 @@
-"""Writes a folder so that a reader sees the old one or the new one, never half of it."""
+"""Writes a folder so that a kill or a reader at any moment finds the old files or the new ones, no halves.
+
+A new folder is written beside its place and renamed into it. In a folder that exists nothing but the written
+files is touched: they are drafted inside it and renamed over the old ones, the configuration last. What a
+kill leaves undone between two of those renames stays in the draft, where `prw.storage.folder` looks for it.
+"""
 
 from __future__ import annotations
 
@@ -9,57 +14,63 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from peft.utils import CONFIG_NAME
+
 from prw.errors import StorageError
+
+DRAFT = ".prw-draft-"
+"""How the name of a draft inside a folder starts."""
 
 
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """Yield an empty folder that takes the place of `path` when the `with` block ends without an error.
+    """Yield an empty folder whose files come to `path` when the `with` block ends without an error.
 
-    Files that were in `path` and are not written anew are kept.
+    Files that were in `path` and are not written anew are left alone.
 
     Raises:
         StorageError: if `path` is a file.
     """
+    path = path.resolve()
     if path.exists() and not path.is_dir():
         raise StorageError(f"{path} is a file; a pool is saved as a folder. Give another path.")
     path.parent.mkdir(parents=True, exist_ok=True)
-    draft = Path(tempfile.mkdtemp(prefix=f".{path.name}.new-", dir=path.parent))
+    there = path.is_dir()
+    prefix, home = (DRAFT, path) if there else (f".{path.name}.new-", path.parent)
+    draft = Path(tempfile.mkdtemp(prefix=prefix, dir=home))
     try:
         yield draft
-        draft.chmod(0o777 & ~current_umask())
-        exchange(draft, path)
-    finally:
+        for file in draft.iterdir():
+            sync(file)
+        sync(draft)
+        if not there:
+            draft.chmod(0o777 & ~current_umask())
+            draft.rename(path)
+            sync(home)
+    except BaseException:
         shutil.rmtree(draft, ignore_errors=True)
-
-
-def exchange(draft: Path, path: Path) -> None:
-    """Put the finished draft where `path` was; if that fails, `path` is as before."""
-    if not path.exists():
-        draft.rename(path)
-        return
-    keep_others(path, draft)
-    old = Path(tempfile.mkdtemp(prefix=f".{path.name}.old-", dir=path.parent))
-    path.rename(old / path.name)
-    try:
-        draft.rename(path)
-    except OSError:
-        (old / path.name).rename(path)
         raise
+    if there:
+        publish(draft, path)
+
+
+def publish(draft: Path, path: Path) -> None:
+    """Rename a draft's files over the old ones, each on disk before the next, the configuration last."""
+    for file in sorted(draft.iterdir(), key=lambda file: (file.name == CONFIG_NAME, file.name)):
+        file.replace(path / file.name)
+        sync(path)
+    draft.rmdir()
+
+
+def sync(path: Path) -> None:
+    """Force a file, or a folder's list of names, to disk."""
+    if os.name == "nt" and path.is_dir():
+        return  # Windows opens no folders
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
     finally:
-        shutil.rmtree(old, ignore_errors=True)
-
-
-def keep_others(path: Path, draft: Path) -> None:
-    """Copy what the old folder holds and the draft lacks."""
-    for entry in path.iterdir():
-        target = draft / entry.name
-        if target.exists():
-            continue
-        if entry.is_dir():
-            shutil.copytree(entry, target, symlinks=True)
-        else:
-            shutil.copy2(entry, target, follow_symlinks=False)
+        os.close(handle)
 
 
 def current_umask() -> int:

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from peft import PeftConfig
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from prw.errors import PrwError, StorageError
-from prw.storage.atomic import atomic_folder
+from prw.errors import PrwError, StorageError, UnsupportedError
+from prw.storage.atomic import DRAFT, atomic_folder
 from prw.storage.card import model_card
+from prw.storage.stamp import read_stamped, stamp_of, write_stamped
 from prw.tuner import PrwConfig
 
 README = "README.md"
+READS = 3
+"""How often a folder is read whose files change meanwhile."""
 
 
 class SavedPool(NamedTuple):
@@ -37,9 +40,16 @@ def write_folder(path: Path, config: PrwConfig, weights: dict[str, Tensor]) -> N
 
     Raises:
         StorageError: if `path` is a file.
+        UnsupportedError: if other modules were to be saved with the pool, which only PEFT does.
     """
+    if config.modules_to_save:
+        raise UnsupportedError(
+            f"the pool's configuration has modules_to_save={list(config.modules_to_save)}, which weave."
+            "save_pretrained would leave out: it saves the experts only. Use save_pretrained of the PEFT or "
+            "transformers model, and PeftModel.from_pretrained or load_adapter to load."
+        )
     with atomic_folder(path) as draft:
-        save_file(weights, draft / SAFETENSORS_WEIGHTS_NAME, metadata={"format": "pt"})
+        write_stamped(draft / SAFETENSORS_WEIGHTS_NAME, weights, config)
         write_config(draft, config)
         (draft / README).write_text(model_card(config), encoding="utf-8")
 
@@ -53,10 +63,34 @@ def write_config(folder: Path, config: PeftConfig) -> None:
 
 
 def read_folder(path: Path) -> SavedPool:
-    """Read a pool's folder.
+    """Read a pool's folder, also while it is being saved into.
 
     Raises:
-        StorageError: if the folder or a file is missing, damaged, or not of a pool; says which.
+        StorageError: if the folder or a file is missing, damaged, or not of a pool; says which. Also if
+            configuration and weights are of two saves.
+    """
+    for _ in range(READS):
+        config = read_pool_config(path)
+        weights, stamp = read_stamped_weights(path)
+        if stamp in (None, stamp_of(config)):
+            return SavedPool(config, weights)
+        for draft in path.glob(f"{DRAFT}*"):  # of a save that goes on just now, or was cut off
+            with suppress(StorageError):
+                config = read_pool_config(draft)
+                if stamp == stamp_of(config):
+                    return SavedPool(config, weights)
+    raise StorageError(
+        f"{path} mixes two saves: {SAFETENSORS_WEIGHTS_NAME} was saved with {stamp}, {CONFIG_NAME} says "
+        f"{stamp_of(read_pool_config(path))}. One of the two was copied, edited or cut off; save the folder "
+        "again, or put back what the weights were saved with."
+    )
+
+
+def read_pool_config(path: Path) -> PrwConfig:
+    """Read the configuration of a pool's folder.
+
+    Raises:
+        StorageError: if it is missing, damaged, or not of a pool.
     """
     values = read_config(path)
     if values.get("peft_type") != "PRW":
@@ -70,7 +104,7 @@ def read_folder(path: Path) -> SavedPool:
         raise StorageError(f"{path / CONFIG_NAME} holds settings that cannot be used: {error}") from error
     if not isinstance(config, PrwConfig):
         raise StorageError(f"{path / CONFIG_NAME} gives a {type(config).__name__}, expected a PrwConfig.")
-    return SavedPool(config, read_weights(path))
+    return config
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -104,13 +138,22 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     Raises:
         StorageError: if the file is missing or damaged.
     """
+    return read_stamped_weights(path)[0]
+
+
+def read_stamped_weights(path: Path) -> tuple[dict[str, Tensor], str | None]:
+    """Read a folder's weights, and what they say of their configuration.
+
+    Raises:
+        StorageError: if the file is missing or damaged.
+    """
     file = path / SAFETENSORS_WEIGHTS_NAME
     if not file.is_file():
         raise StorageError(
             f"{path} has a {CONFIG_NAME} but no {SAFETENSORS_WEIGHTS_NAME}. Copy or save it again."
         )
     try:
-        return load_file(file)
+        return read_stamped(file)
     except (SafetensorError, OSError, ValueError) as error:
         raise StorageError(
             f"{file} is damaged, it cannot be read: {error}. Copy or save the folder again."

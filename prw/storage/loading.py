@@ -8,15 +8,15 @@ from torch import nn
 
 from prw.errors import StorageError, TargetError
 from prw.storage.folder import SavedPool, read_folder
-from prw.storage.state import fill
-from prw.tuner import Layers, PrwConfig, TrainedBefore, pool_layers, put_in, take_out
+from prw.storage.state import PEFT_PREFIX, fill
+from prw.tuner import Layers, PrwConfig, TrainedBefore, pool_layers, put_in, take_out, trained_before
 
 
 def load_pool(model: nn.Module, path: Path, adapter: str) -> TrainedBefore:
     """Load a folder into a model; whatever is wrong with the folder, the model is as before.
 
     Returns:
-        Which of the base's parameters trained before; empty if the model had a pool already.
+        Which of the base's parameters trained before the first pool, as far as prw knows.
 
     Raises:
         StorageError: if the folder is missing, damaged, foreign or does not fit.
@@ -25,8 +25,16 @@ def load_pool(model: nn.Module, path: Path, adapter: str) -> TrainedBefore:
     configs = getattr(model, "peft_config", {})
     if adapter in configs:
         fill_earlier(pool_layers(model, adapter), adapter, configs[adapter], saved)
-        return []
+        return trained_before(model)
+    if saved.config.modules_to_save:
+        raise StorageError(
+            f"the pool in {path} goes with other trained modules (modules_to_save="
+            f"{list(saved.config.modules_to_save)}), which prw.load would leave untrained. Load it with "
+            "PeftModel.from_pretrained or the model's load_adapter; for the experts alone, set "
+            "modules_to_save to null in adapter_config.json and remove those modules' weights."
+        )
     saved.config.inference_mode = False
+    name_all(saved)
     try:
         before = put_in(model, saved.config, adapter)
     except TargetError as error:
@@ -37,6 +45,19 @@ def load_pool(model: nn.Module, path: Path, adapter: str) -> TrainedBefore:
         take_out(model, adapter, before)
         raise
     return before
+
+
+def name_all(saved: SavedPool) -> None:
+    """Make the targets name every projection that the weights are of.
+
+    Earlier versions put experts on paths that merely end like a target, and passed over layers_to_transform.
+    """
+    paths = {
+        name.removeprefix(PEFT_PREFIX).rpartition(".prw_")[0] for name in saved.weights if ".prw_" in name
+    }
+    targets = saved.config.target_modules
+    if isinstance(targets, list | tuple | set):
+        saved.config.target_modules = [*targets, *sorted(paths.difference(targets))]
 
 
 def fill_earlier(layers: Layers, adapter: str, config: PrwConfig, saved: SavedPool) -> None:
@@ -52,4 +73,4 @@ def fill_earlier(layers: Layers, adapter: str, config: PrwConfig, saved: SavedPo
             f"model's pool ({', '.join(ours)}; {config.settings()}). Eject the pool first, or load into a "
             "fresh model."
         )
-    fill(layers, adapter, saved.weights, partly=True)
+    fill(layers, adapter, saved.weights, experts=len(theirs))

@@ -23,7 +23,25 @@ from prw.storage.folder import read_config, read_weights, write_config
 from prw.storage.state import PEFT_PREFIX, shown
 from prw.tuner import Layers, PrwConfig, PrwLinear, pool_of
 
-PLAIN = ("use_dora", "rank_pattern", "alpha_pattern", "modules_to_save", "target_parameters", "lora_bias")
+EXTRAS = (
+    "use_dora",
+    "rank_pattern",
+    "alpha_pattern",
+    "modules_to_save",
+    "target_parameters",
+    "lora_bias",
+    "alora_invocation_tokens",
+    "arrow_config",
+    "kasa_config",
+    "layer_replication",
+    "monteclora_config",
+    "trainable_token_indices",
+    "use_bdlora",
+    "use_qalora",
+)
+"""Fields of a LoRA's configuration for which an expert has no place."""
+CHANGED_BASE = ("pissa", "olora", "corda", "lora_ga", "loftq")
+"""Starts of a LoRA that change the base's own weights, so that A and B belong to that changed base only."""
 
 
 class LoraExpert(NamedTuple):
@@ -113,13 +131,20 @@ def read_lora(path: Path, layers: Layers, settings: PoolSettings) -> dict[str, L
 
 def check_plain(path: Path, values: dict[str, Any]) -> None:
     """Refuse adapters that are no LoRA, or a LoRA with extras that an expert has no place for."""
-    extras = [name for name in PLAIN if values.get(name)]
+    extras = [name for name in EXTRAS if values.get(name)]
     if values.get("bias", "none") != "none":
         extras.append("bias")
     if values.get("peft_type") != "LORA" or extras:
         raise StorageError(
             f"{path} is not a plain LoRA: it is a {values.get('peft_type')} adapter with "
             f"{', '.join(extras) or 'no extras'}. Only A and B on linear projections can become an expert."
+        )
+    start = str(values.get("init_lora_weights", True)).lower()
+    if start.startswith(CHANGED_BASE):
+        raise StorageError(
+            f"the LoRA in {path} has init_lora_weights={values['init_lora_weights']!r}: its A and B go with "
+            "a base whose weights were changed when it was made, and this model's were not. Save it again "
+            "with save_pretrained(..., path_initial_model_for_weight_conversion=...): that is a plain LoRA."
         )
 
 

@@ -8,17 +8,25 @@ import torch
 from torch import Tensor, nn
 
 from prw.errors import StorageError
+from prw.layers import expert_names
 from prw.tuner import Layers
 
 PEFT_PREFIX = "base_model.model."
 
 
-def pool_parameters(layers: Layers, adapter: str) -> dict[str, nn.Parameter]:
-    """Name every weight of a pool as PEFT's files do: base_model.model.<path>.prw_A0.weight."""
+def pool_parameters(layers: Layers, adapter: str, experts: int | None = None) -> dict[str, nn.Parameter]:
+    """Name the weights of a pool as PEFT's files do: base_model.model.<path>.prw_A0.weight.
+
+    Args:
+        layers: The projections of the pool, by path.
+        adapter: Adapter name.
+        experts: Only those of the first so many experts; None means all.
+    """
+    wanted = None if experts is None else {name for index in range(experts) for name in expert_names(index)}
     parameters: dict[str, nn.Parameter] = {}
     for path, layer in layers.items():
         for name in layer.adapter_layer_names:
-            if adapter in getattr(layer, name):
+            if adapter in getattr(layer, name) and (wanted is None or name in wanted):
                 parameters[f"{PEFT_PREFIX}{path}.{name}.weight"] = getattr(layer, name)[adapter].weight
     return parameters
 
@@ -30,21 +38,21 @@ def pool_state(layers: Layers, adapter: str) -> dict[str, Tensor]:
     }
 
 
-def fill(layers: Layers, adapter: str, weights: Mapping[str, Tensor], partly: bool = False) -> None:
+def fill(layers: Layers, adapter: str, weights: Mapping[str, Tensor], experts: int | None = None) -> None:
     """Put weights into a pool, all of them or none.
 
     Args:
         layers: The projections of the pool, by path.
         adapter: Adapter name.
         weights: Weights as in a pool's file.
-        partly: Whether the pool may have more than the weights cover: an earlier stage's, into a larger pool.
+        experts: How many of the pool's first experts the weights are of, at every site; None means all.
 
     Raises:
         StorageError: if weights are missing, left over or of another shape; nothing was changed then.
     """
-    parameters = pool_parameters(layers, adapter)
+    parameters = pool_parameters(layers, adapter, experts)
     unknown = sorted(set(weights) - set(parameters))
-    missing = [] if partly else sorted(set(parameters) - set(weights))
+    missing = sorted(set(parameters) - set(weights))
     if unknown or missing:
         raise StorageError(
             f"the saved pool does not fit this model: {len(missing)} weights are missing {shown(missing)}, "

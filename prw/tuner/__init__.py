@@ -1,8 +1,17 @@
 """PRW as a PEFT method: the one room that knows PEFT's internals. Importing it registers the method."""
 
 from prw.tuner.config import PrwConfig
-from prw.tuner.growth import Layers, freeze_newest, grow, pool_of, refresh_training, remove, trainable_modules
-from prw.tuner.injection import TrainedBefore, pool_layers, put_in, take_out
+from prw.tuner.growth import (
+    Layers,
+    freeze_newest,
+    grow,
+    pool_of,
+    refresh_training,
+    remove,
+    trainable_modules,
+    trainable_parameters,
+)
+from prw.tuner.injection import TrainedBefore, pool_layers, put_in, take_out, trained_before
 from prw.tuner.layer import PrwLinear
 from prw.tuner.model import PrwModel
 from prw.tuner.project import project
@@ -26,4 +35,6 @@ __all__ = [
     "remove",
     "take_out",
     "trainable_modules",
+    "trainable_parameters",
+    "trained_before",
 ]

@@ -64,6 +64,11 @@ class PrwConfig(_Mirror):  # type: ignore[misc, unused-ignore]
         self.settings()
         if isinstance(self.target_modules, str) and self.target_modules not in WHOLE_MODEL:
             self.target_modules = [self.target_modules]  # else PEFT would read a name or glob as a pattern
+        if isinstance(self.experts, str):
+            raise ConfigError(
+                f"experts is a list of names, got the string {self.experts!r}; for one expert write "
+                f"experts=[{self.experts!r}]."
+            )
         self.experts, self.imported = list(self.experts), list(self.imported)
         for position, name in enumerate(self.experts):
             check_name(name, self.experts[:position])

@@ -44,8 +44,27 @@ def trainable_modules(layers: Layers, adapter: str, config: PrwConfig) -> Iterab
     training = training_containers(config)
     for layer in layers.values():
         for name in layer.adapter_layer_names:
-            if name in training and adapter in getattr(layer, name):
+            if name in training and holds(layer, name, adapter):
                 yield getattr(layer, name)[adapter]
+
+
+def trainable_parameters(layers: Layers, adapter: str, config: PrwConfig) -> list[nn.Parameter]:
+    """List what an optimiser should get, layer by layer.
+
+    Raises:
+        PoolError: if any of it is frozen, so that an optimiser would train less than was asked for.
+    """
+    modules = trainable_modules(layers, adapter, config)
+    parameters = [parameter for module in modules for parameter in module.parameters()]
+    off = sum(not parameter.requires_grad for parameter in parameters)
+    if off:
+        raise PoolError(
+            f"{off} of the {len(parameters)} parameters that should train are frozen: the pool was loaded "
+            "for inference, another adapter was switched to, or the model was frozen as a whole. Load it "
+            "with prw.load(model, path) or PeftModel.from_pretrained(..., is_trainable=True), or switch back "
+            f"with model.set_adapter({adapter!r})."
+        )
+    return parameters
 
 
 def pool_of(layers: Layers, adapter: str) -> Pool:
@@ -115,14 +134,19 @@ def remove(layers: Layers, adapter: str, config: PrwConfig, name: str) -> None:
     refresh_training(layers, adapter, config)
 
 
+def holds(layer: PrwLinear, name: str, adapter: str) -> bool:
+    """Tell whether a layer has a container and an adapter is in it; another pool's may be alone there."""
+    return name in layer.adapter_layer_names and adapter in getattr(layer, name)
+
+
 def shift_experts(layer: PrwLinear, adapter: str, index: int, last: int) -> None:
     """Move the experts after `index` one place up and drop the containers of the last place."""
     for place in range(index, last):
         for here, there in zip(expert_names(place), expert_names(place + 1), strict=True):
-            if there in layer.adapter_layer_names:
+            if holds(layer, there, adapter):
                 getattr(layer, here)[adapter] = getattr(layer, there)[adapter]
     for name in expert_names(last):
-        if name in layer.adapter_layer_names:
+        if holds(layer, name, adapter):
             del getattr(layer, name)[adapter]
             if len(getattr(layer, name)) == 0:
                 delattr(layer, name)

@@ -3,23 +3,35 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from peft import PeftModel, inject_adapter_in_model
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 
 from prw.errors import PoolError, UnsupportedError
 from prw.tuner.config import PrwConfig
+from prw.tuner.growth import refresh_training
 from prw.tuner.layer import PrwLinear
 
 TrainedBefore = list[tuple[nn.Parameter, bool]]
+Active = dict[nn.Module, list[str]]
+
+_FLAGS: WeakKeyDictionary[nn.Module, TrainedBefore] = WeakKeyDictionary()
+"""What trained in a model's base before its first pool; kept here and not on the model."""
+HOST_FLAG = "_hf_peft_config_loaded"
+"""Transformers' and diffusers' own note that adapters are there; without it transformers' `save_pretrained`
+writes the wrapped base under names that no base model has, and the projections are lost on loading."""
 
 
 def put_in(model: nn.Module, config: PrwConfig, adapter: str) -> TrainedBefore:
-    """Inject a pool; a failure leaves the model as it was.
+    """Inject a pool beside the adapters that are active; a failure leaves the model as it was.
 
     Returns:
-        Every parameter of the base with its `requires_grad` before, for `take_out`.
+        Every parameter of the base with its `requires_grad` before the first pool, for `take_out`.
 
     Raises:
         UnsupportedError: if PEFT wraps the model.
@@ -38,26 +50,94 @@ def put_in(model: nn.Module, config: PrwConfig, adapter: str) -> TrainedBefore:
         config.base_model_name_or_path = (
             getattr(getattr(model, "config", None), "_name_or_path", None) or None
         )
-    before = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    active = {module: list(module.active_adapters) for module in switches(model)}
+    before = trained_before(model) or base_flags(model)
     with warnings.catch_warnings():
         # PEFT warns that there will be several adapters, which is what was asked for.
         warnings.filterwarnings("ignore", message="Already found a `peft_config` attribute")
         try:
             inject_adapter_in_model(config, model, adapter)
         except BaseException:
-            take_out(model, adapter, before)
+            unwrap(model, adapter)
+            activate(model, active, [])
+            restore(flags)
             raise
+    activate(model, active, [adapter])
+    _FLAGS[model] = before
+    if hasattr(model, HOST_FLAG):
+        vars(model)[HOST_FLAG] = True
     return before
 
 
-def take_out(model: nn.Module, adapter: str, before: TrainedBefore) -> None:
-    """Put back the very modules that were there, and whether their parameters trained.
+def take_out(model: nn.Module, adapter: str, before: TrainedBefore | None = None) -> None:
+    """Put back the very modules that were there and, with the last adapter, whether the base trained.
+
+    Args:
+        model: The model.
+        adapter: Adapter name.
+        before: What `put_in` gave; None means what it gave for this model's first pool.
 
     Raises:
         UnsupportedError: if PEFT wraps the model.
     """
     if isinstance(model, PeftModel):
         raise UnsupportedError("this model is wrapped by peft.get_peft_model; call model.unload() instead.")
+    flags = trained_before(model) if before is None else before
+    unwrap(model, adapter)
+    for name, config in getattr(model, "peft_config", {}).items():
+        if isinstance(config, PrwConfig):  # PEFT's deleting has switched the others' training on
+            refresh_training(pool_layers(model, name), name, config)
+    if not any(isinstance(module, BaseTunerLayer) for module in model.modules()):
+        restore(flags)
+        _FLAGS.pop(model, None)
+
+
+def trained_before(model: nn.Module) -> TrainedBefore:
+    """Recall which of the base's parameters trained before its first pool; empty if prw put none in."""
+    has_pool = any(isinstance(module, PrwLinear) and module.sites for module in model.modules())
+    return _FLAGS.get(model, []) if has_pool else []
+
+
+def base_flags(model: nn.Module) -> TrainedBefore:
+    """List the parameters that belong to no adapter, and whether they train."""
+    adapters = {
+        id(parameter)
+        for module in switches(model)
+        for name in module.adapter_layer_names
+        if isinstance(getattr(module, name, None), nn.Module)
+        for parameter in getattr(module, name).parameters()
+    }
+    return [(p, p.requires_grad) for p in model.parameters() if id(p) not in adapters]
+
+
+def restore(flags: TrainedBefore) -> None:
+    """Make parameters train as they did."""
+    for parameter, flag in flags:
+        parameter.requires_grad_(flag)
+
+
+def switches(model: nn.Module) -> Iterator[Any]:
+    """Go through the modules that PEFT switches between adapters."""
+    return (m for m in model.modules() if isinstance(m, BaseTunerLayer | AuxiliaryTrainingWrapper))
+
+
+def activate(model: nn.Module, active: Active, added: list[str]) -> None:
+    """Undo PEFT's switching to the adapter it has just injected, and let that one act beside the others.
+
+    Every projection of ours gets the same list, as PEFT's and transformers' own questions expect; whether
+    parameters train is left alone.
+    """
+    ours = [name for module, names in active.items() if isinstance(module, PrwLinear) for name in names]
+    for module in switches(model):
+        if isinstance(module, PrwLinear):
+            module._active_adapter = list(dict.fromkeys([*ours, *added]))
+        elif module in active:
+            module._active_adapter = active[module]
+
+
+def unwrap(model: nn.Module, adapter: str) -> None:
+    """Take a pool's weights and its configuration out, and projections without any pool as well."""
     for path, layer in [
         (path, module) for path, module in model.named_modules() if isinstance(module, PrwLinear)
     ]:
@@ -68,8 +148,6 @@ def take_out(model: nn.Module, adapter: str, before: TrainedBefore) -> None:
             setattr(model.get_submodule(parent), child, layer.base_layer)
     if "peft_config" in vars(model):
         forget(model, adapter)
-    for parameter, flag in before:
-        parameter.requires_grad_(flag)
 
 
 def forget(model: nn.Module, adapter: str) -> None:
@@ -78,8 +156,8 @@ def forget(model: nn.Module, adapter: str) -> None:
     configs.pop(adapter, None)
     if not configs:
         del model.peft_config
-        if "_hf_peft_config_loaded" in vars(model):
-            vars(model)["_hf_peft_config_loaded"] = False  # transformers' own note that adapters are there
+        if HOST_FLAG in vars(model):
+            vars(model)[HOST_FLAG] = False
 
 
 def pool_layers(model: nn.Module, adapter: str) -> dict[str, PrwLinear]:

@@ -46,6 +46,9 @@ class PrwLinear(RoutedProjection, BaseTunerLayer):
     def freeze_except(self, adapter: str, training: Collection[str], trainable: bool) -> None:
         """Freeze every container of an adapter but some, so that PEFT's own switching keeps it that way.
 
+        What is frozen loses its gradient too: an optimiser that still holds it would go on moving it, by an
+        old gradient or, with a zero one, by weight decay and momentum.
+
         Args:
             adapter: Adapter name.
             training: Names of the containers that train.
@@ -55,7 +58,10 @@ class PrwLinear(RoutedProjection, BaseTunerLayer):
         frozen = tuple(name for name in mine if name not in training)
         self.frozen_peft_weight_names = {**self.frozen_peft_weight_names, adapter: frozen}
         for name in mine:
-            getattr(self, name)[adapter].requires_grad_(trainable and name in training)
+            trains = trainable and name in training
+            for parameter in getattr(self, name)[adapter].parameters():
+                parameter.requires_grad_(trains)
+                parameter.grad = parameter.grad if trains else None
 
     def forward(self, hidden: Tensor, *args: Any, routed: bool = True, **kwargs: Any) -> Tensor:
         """Project hidden states, with the experts' part added.

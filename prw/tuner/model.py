@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Iterable
+from functools import partial
 from typing import Any, cast
 
 from peft import PeftConfig
-from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, _get_in_out_features
+from peft.tuners.tuners_utils import (
+    BaseTuner,
+    BaseTunerLayer,
+    _ExcludedModule,
+    _get_in_out_features,
+    check_target_module_exists,
+)
 from torch import nn
 
 from prw.errors import ConfigError, TargetError
@@ -29,17 +38,26 @@ class PrwModel(BaseTuner):
     def _prepare_model(self, peft_config: PeftConfig, model: nn.Module) -> None:
         """Turn "kv" and patterns into paths, and plan the sites, before PEFT walks the model."""
         config = cast(PrwConfig, peft_config)
-        if config.granularity == "sample" and generates(model):
-            raise ConfigError(
-                f"granularity='sample' routes by the mean of the whole sequence, but {type(model).__name__} "
-                "generates token by token and would see the future in training. Use granularity='token'."
-            )
         targets = "kv" if config.target_modules is None else config.target_modules
+        self._targets: list[str] | None = None
         if targets != "all-linear":
-            config.target_modules = find_targets(model, targets)
+            found = find_targets(model, targets, partial(left_in, config))
+            self._targets = config.target_modules = found
+        if config.granularity == "sample":
+            refuse_causal(model, self._targets or [name for name, _ in model.named_modules() if name])
         self._pool = Pool(config.settings(), tuple(config.experts))
         self._sites: dict[str, Site] = {}
         self._site_of = site_index(model, config)
+
+    def _check_target_module_exists(self, peft_config: PeftConfig, key: str) -> Any:  # type: ignore[override]
+        """Take exactly the modules that were found, where PEFT would take every path that ends like one."""
+        found = check_target_module_exists(peft_config, key)
+        return found if self._targets is None or key in self._targets or not found else False
+
+    def _post_injection_hook(self, model: nn.Module, config: PeftConfig, adapter_name: str) -> None:
+        """Keep whole paths, which PEFT shortens to common ends where there are many."""
+        if self._targets is not None:
+            cast(PrwConfig, config).target_modules = self._targets
 
     def _create_and_replace(
         self,
@@ -65,10 +83,45 @@ class PrwModel(BaseTuner):
             self._replace_module(parent, target_name, layer, target)
 
 
-def generates(model: nn.Module) -> bool:
-    """Tell whether this is a transformers model that writes token by token."""
-    can_generate = getattr(model, "can_generate", None)
-    return callable(can_generate) and bool(can_generate())
+def left_in(config: PrwConfig, name: str) -> bool:
+    """Tell whether exclude_modules, layers_to_transform and layers_pattern leave a path in, as in PEFT.
+
+    Source: `check_target_module_exists` in peft.tuners.tuners_utils. It looks at layers only where a path is
+    matched by its end, so it is asked about the path's last part; and it finds the index in "model.blocks.0"
+    but not in "blocks.0", so it is asked about the path below a root.
+    """
+    asked = copy.copy(config)
+    asked.target_modules = [name.rpartition(".")[2]]
+    excluded = isinstance(check_target_module_exists(asked, name), _ExcludedModule)
+    asked.exclude_modules = None
+    return not excluded and bool(check_target_module_exists(asked, f"model.{name}"))
+
+
+def refuse_causal(model: nn.Module, targets: Iterable[str]) -> None:
+    """Refuse routing by the whole sample where a token must not see later ones.
+
+    Raises:
+        ConfigError: names the projection and what around it is causal.
+    """
+    for name in targets:
+        parts = name.split(".")
+        for depth in range(len(parts)):
+            around = model.get_submodule(".".join(parts[:depth]))
+            if causal(around):
+                raise ConfigError(
+                    "granularity='sample' routes by the mean of the whole sequence, but "
+                    f"{type(around).__name__} around {name} is causal or generates token by token, and would "
+                    "see the future in training. Use granularity='token'."
+                )
+
+
+def causal(module: nn.Module) -> bool:
+    """Tell whether a module says that its tokens do not see later ones: transformers has three ways to."""
+    can_generate = getattr(module, "can_generate", None)
+    if callable(can_generate) and can_generate():
+        return True
+    decodes = getattr(getattr(module, "config", None), "is_decoder", False)
+    return decodes is True or getattr(module, "is_causal", False) is True
 
 
 def wrap(target: nn.Module) -> PrwLinear:

@@ -12,7 +12,7 @@ import fnmatch
 import functools
 import re
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -84,16 +84,38 @@ def sites_of(names: Iterable[str]) -> dict[str, tuple[str, ...]]:
     return sites
 
 
-def find_targets(model: nn.Module, target: str | Iterable[str]) -> list[str]:
+def find_targets(
+    model: nn.Module, target: str | Iterable[str], wanted: Callable[[str], bool] | None = None
+) -> list[str]:
     """List the modules that get experts, in the model's order.
 
     Args:
         model: Any model.
         target: "kv", "k" or "v"; or one or several module names (whole, or the end of a path), globs or
-            regular expressions (matching the whole path).
+            regular expressions (matching the whole path). A whole name means that module alone.
+        wanted: Which of the matching paths are taken; None means all. A whole name is taken in any case.
 
     Raises:
-        TargetError: if an entry matches nothing that can carry experts; lists what was there.
+        TargetError: if an entry matches nothing that can carry experts; lists what was there. Also if none
+            of what matches is wanted, or a module hangs in two places.
+    """
+    named = {target} if isinstance(target, str) else set(target)
+    matched = match_targets(model, target)
+    chosen = [name for name in matched if wanted is None or name in named or wanted(name)]
+    if not chosen:
+        raise TargetError(
+            f"{len(matched)} modules match the target ({', '.join(matched[:3])}, ...), and exclude_modules, "
+            "layers_to_transform and layers_pattern leave none of them. Change one of those."
+        )
+    refuse_shared(model, chosen)
+    return chosen
+
+
+def match_targets(model: nn.Module, target: str | Iterable[str]) -> list[str]:
+    """List the modules that a target matches, in the model's order.
+
+    Raises:
+        TargetError: if an entry matches nothing.
     """
     found = candidates(model)
     if isinstance(target, str) and target in STRUCTURAL:
@@ -108,11 +130,31 @@ def find_targets(model: nn.Module, target: str | Iterable[str]) -> list[str]:
         raise TargetError(nothing("the list of targets is empty", model))
     chosen: set[str] = set()
     for entry in entries:
-        hits = [name for name in found if matches(name, entry)]
+        hits = [entry] if entry in found else [name for name in found if matches(name, entry)]
         if not hits:
             raise TargetError(nothing(f"target {entry!r} matched nothing that can carry experts", model))
         chosen.update(hits)
     return [name for name in found if name in chosen]
+
+
+def refuse_shared(model: nn.Module, chosen: Iterable[str]) -> None:
+    """Refuse a projection that hangs in the model twice: experts would be put into one of the places only.
+
+    Raises:
+        TargetError: names the places.
+    """
+    places: dict[int, list[str]] = {}
+    for path, parent in model.named_modules():
+        for child, module in parent._modules.items():
+            places.setdefault(id(module), []).append(f"{path}.{child}".lstrip("."))
+    for name in chosen:
+        shared = places[id(model.get_submodule(name))]
+        if len(shared) > 1:
+            raise TargetError(
+                f"{name} is one module in {len(shared)} places ({', '.join(shared[:3])}), so experts would "
+                "act in one only. Give each place its own module (sharing weights is fine), or leave "
+                "it out of the targets."
+            )
 
 
 def structural(found: dict[str, nn.Module], target: str) -> list[str]:

@@ -11,7 +11,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -19,12 +19,16 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from prw.config import PoolSettings
 from recipes.cologen.config_errors import ConfigError, explain
 from recipes.cologen.config_overrides import apply_override
+from recipes.cologen.config_yaml import read_yaml
 from recipes.cologen.stages import COLOGEN_STAGES, StageSettings, stage_index
 
 CONFIGS = Path(__file__).parent / "configs"
 REPOSITORY = Path(__file__).resolve().parents[2]
 FREE_TO_CHANGE = ("machine", "logging", "validation", "sampling", "report")
 """Groups that a run may be continued with in another form: none of them changes what is learnt."""
+FREE_SETTINGS = {"base": {"path"}, "data": {"held_out", "held_out_seed"}}
+"""Settings of other groups of which that is true too: where the base lies (a run knows its base by its
+weights), and what is measured on."""
 
 
 class Settings(BaseModel):
@@ -42,6 +46,10 @@ class BaseSettings(Settings):
     """Number format of the frozen weights; experts and routers are always trained in float32."""
 
 
+Side = Annotated[int, Field(gt=0)]
+"""Pixels along one side of a picture."""
+
+
 class DataSettings(Settings):
     """Where pictures come from."""
 
@@ -55,7 +63,7 @@ class DataSettings(Settings):
     scored."""
     held_out_seed: int = Field(default=1_000_003, ge=0)
     """Seed of validation's and report's world, views and noise; another one than `seed`."""
-    size: tuple[int, int] | None = None
+    size: tuple[Side, Side] | None = None
     """Height and width that a folder's pictures get; None keeps their own, which then must all be alike."""
 
 
@@ -174,6 +182,11 @@ class RunConfig(Settings):
                 raise ValueError(f"data.{key} is {place!r}; expected 'world' or 'folder:PATH'")
         if self.data.source == self.data.held_out and self.data.source != "world":
             raise ValueError("data.held_out is the folder that is trained on; give another one")
+        if self.data.size is not None and {self.data.source, self.data.held_out} <= {"world", None}:
+            raise ValueError(
+                "data.size is for a folder of pictures; those of the world have one size. Leave it out, or "
+                "give --data folder:PATH"
+            )
         if self.data.source == "world" and self.data.seed == self.data.held_out_seed:
             raise ValueError("data.held_out_seed equals data.seed: validation would show what is trained on")
         for position, (name, stage) in enumerate(self.stages.items()):
@@ -198,7 +211,8 @@ class RunConfig(Settings):
 
     def fingerprint(self) -> str:
         """Short hash of the settings that decide what is learnt."""
-        learnt = self.model_dump(mode="json", exclude=set(FREE_TO_CHANGE))
+        free: dict[str, bool | set[str]] = {**dict.fromkeys(FREE_TO_CHANGE, True), **FREE_SETTINGS}
+        learnt = self.model_dump(mode="json", exclude=free)
         return hashlib.sha256(json.dumps(learnt, sort_keys=True).encode()).hexdigest()[:16]
 
     def to_yaml(self) -> str:
@@ -210,14 +224,12 @@ def load_config(name_or_path: str | Path, overrides: Sequence[str] = ()) -> RunC
     """Read a config of this folder by its name, or any YAML file, and apply `KEY=VALUE` overrides.
 
     Raises:
-        ConfigError: The file is missing or not YAML, a key is unknown (the nearest is named), a value is
-        wrong. UnknownStageError: A stage is not one of CoLoGen's.
+        ConfigError: The file is missing or not YAML, a key is given twice or unknown (the nearest is named),
+        a value is wrong.
+        UnknownStageError: A stage is not one of CoLoGen's.
     """
     path = _find_config(name_or_path)
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not YAML: {error}") from error
+    values = read_yaml(path)
     if not isinstance(values, dict):
         raise ConfigError(f"{path} should hold settings by name, but holds {type(values).__name__}.")
     return parse_config(values, overrides, origin=str(path))
@@ -264,7 +276,7 @@ def _fill_stages(given: Any, origin: str) -> dict[str, Any]:
         raise ConfigError(f"{origin}: 'stages' should map a stage's name to its settings, got {given!r}.")
     stages: dict[str, Any] = {}
     for name, settings in given.items():
-        stage_index(name, tuple(COLOGEN_STAGES))
+        stage_index(str(name), tuple(COLOGEN_STAGES))
         if not isinstance(settings, Mapping | None):
             raise ConfigError(f"{origin}: stages.{name} should hold settings by name, got {settings!r}.")
         stages[name] = {**COLOGEN_STAGES[name].model_dump(), **(settings or {})}

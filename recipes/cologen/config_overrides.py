@@ -7,6 +7,7 @@ from typing import Any
 import yaml
 
 from recipes.cologen.config_errors import ConfigError
+from recipes.cologen.config_yaml import parse_yaml
 from recipes.cologen.stages import stage_index
 
 
@@ -43,6 +44,6 @@ def _assign(values: dict[str, Any], keys: list[str], text: str) -> None:
             )
         values = inner
     try:
-        values[keys[-1]] = yaml.safe_load(text)
+        values[keys[-1]] = parse_yaml(text)
     except yaml.YAMLError as error:
         raise ConfigError(f"--set {'.'.join(keys)}={text}: the value is not YAML ({error}).") from error

@@ -1,7 +1,8 @@
 """Scores a run: `python -m recipes.cologen.evaluate --checkpoint runs/tiny [--n 200] [--stage all]`.
 
-Writes report/scores.json and report/table.json of the run. What was measured is kept in report/cells, so an
-interrupted evaluation goes on where it was. Pictures and pages are drawn by report/, not here.
+Writes report/scores.json and report/table.json of the run, or scores-n50.json and table-n50.json where 50 is
+not the run's own number of examples. What was measured is kept in report/cells, so an interrupted evaluation
+goes on where it was. Pictures and pages are drawn by report/, not here.
 """
 
 from __future__ import annotations
@@ -34,9 +35,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         scorer = open_scorer(options.checkpoint, n=options.n, announce=console.print)
         if options.stage == "all":
             scores = measure_scores(scorer)
-            write_scores(scorer, scores)
+            summary, tables = write_scores(scorer, scores)
             console.print(_overview(scores))
-            console.print(f"written: {scorer.run.report / 'scores.json'} and table.json")
+            console.print(f"written: {summary} and {tables.name}")
         else:
             console.print(_some_tasks(scorer, options.stage))
     except (CologenError, PrwError) as error:
@@ -55,7 +56,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--n",
         type=_positive,
-        help="held-out examples per task (default: report.samples of the run)",
+        help="held-out examples per task (default: report.samples of the run; another number is written to "
+        "scores-nN.json and table-nN.json)",
     )
     parser.add_argument(
         "--stage",

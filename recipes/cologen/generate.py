@@ -68,6 +68,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (CologenError, PrwError) as error:
         console.print(f"error: {error}")
         return 1
+    except OSError as error:
+        console.print(f"error: a file cannot be read or written: {error}")
+        return 1
     console.print(
         f"written: {asked.output}, {drawn.shape[1]}x{drawn.shape[0]} pixels, enlarged {scale} times"
     )

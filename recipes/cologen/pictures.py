@@ -8,8 +8,9 @@ from typing import NamedTuple
 
 import numpy as np
 from PIL import Image as PilImage
-from PIL import ImageOps, UnidentifiedImageError
+from PIL import UnidentifiedImageError
 
+from recipes.cologen.data.decoding import as_rgb, open_upright
 from recipes.cologen.data.record import Image, Mask
 from recipes.cologen.errors import PictureError
 
@@ -22,7 +23,7 @@ class Fitted(NamedTuple):
 
 
 def read_picture(path: Path) -> Image:
-    """Read a picture as uint8 [height, width, 3].
+    """Read a picture as uint8 [height, width, 3]; deeper ones are brought to 8 bits (data/decoding.py).
 
     Raises:
         PictureError: The file is missing, is no picture, or breaks off.
@@ -30,8 +31,7 @@ def read_picture(path: Path) -> Image:
     if not path.is_file():
         raise PictureError(f"there is no picture {path}; check the path.")
     try:
-        with PilImage.open(path) as opened:
-            return np.asarray(ImageOps.exif_transpose(opened).convert("RGB")).copy()
+        return np.asarray(as_rgb(open_upright(path))).copy()
     except (UnidentifiedImageError, OSError, SyntaxError, PilImage.DecompressionBombError) as error:
         raise PictureError(
             f"{path} cannot be read as a picture ({error}); save it as PNG or JPEG."

@@ -1,6 +1,6 @@
 """Pretrain the tiny source-aware base: `python -m recipes.cologen.pretrain_tiny --output FOLDER`.
 
-Text-to-image and ten generic source tasks (data/pretraining.py), flow matching over all weights, from
+Text-to-image and generic source tasks (data/pretraining.py), flow matching over all weights, from
 nothing. It can be stopped and run again; every step's data and noise follow from the seed and the step
 number alone.
 """
@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -18,14 +18,17 @@ import torch
 from torch import Tensor, nn
 
 from recipes.cologen.data import oracle
-from recipes.cologen.data.pretraining import source_task, sprinkle, text_to_image
+from recipes.cologen.data.pretraining import CAPTIONED, UNNAMED, source_task, sprinkle, text_to_image
 from recipes.cologen.data.record import Example
 from recipes.cologen.data.vocabulary import MAX_TEXT_TOKENS, VOCABULARY
 from recipes.cologen.flux import FluxModel, ImageTokens, generate
 from recipes.cologen.flux.tiny import build_tiny_flux, save_tiny_flux
+from recipes.cologen.training.checkpoint import ForeignCheckpointError
 
-SOURCE_SHARE = 0.65
+SOURCE_SHARE = 0.75
 """Share of the steps that train source tasks; the rest is text-to-image."""
+POLISH_SOURCE_SHARE = 0.6
+"""The same, in the polishing steps at the end."""
 HELD_OUT = 2**31
 """Seeds from here on are never trained on."""
 
@@ -39,16 +42,26 @@ class Settings:
     lr: float = 2e-3
     warmup_steps: int = 200
     decay_share: float = 0.4
+    polish_steps: int = 4_000
+    """Steps after these, at a low learning rate that falls again, with more text-to-image."""
+    polish_lr: float = 8e-4
     clip: float = 1.0
     timestep_mean: float = 0.8
     timestep_std: float = 1.2
     seed: int = 0
     save_every: int = 500
-    evaluate_every: int = 1000
+    evaluate_every: int = 2000
     num_evaluated: int = 128
 
+    @property
+    def total_steps(self) -> int:
+        """All steps, the polishing ones included."""
+        return self.steps + self.polish_steps
+
     def lr_at(self, step: int) -> float:
-        """Warm-up, a plateau, then a linear fall to a fiftieth over the last `decay_share`."""
+        """Warm-up, a plateau, a fall to a fiftieth over the last `decay_share`; then the polish falls too."""
+        if step >= self.steps:
+            return self.polish_lr * max(0.02, 1 - (step - self.steps) / self.polish_steps)
         rise = min(1.0, (step + 1) / self.warmup_steps)
         left = (self.steps - step) / (self.decay_share * self.steps)
         return self.lr * rise * max(0.02, min(1.0, left))
@@ -68,7 +81,8 @@ def to_images(batch: Tensor) -> list[np.ndarray]:
 def batch_at(settings: Settings, step: int) -> tuple[list[Example], list[str]]:
     """The examples and prompts of a step."""
     rng = np.random.default_rng((settings.seed, step))
-    draw = source_task if rng.random() < SOURCE_SHARE else text_to_image
+    share = SOURCE_SHARE if step < settings.steps else POLISH_SOURCE_SHARE
+    draw = source_task if rng.random() < share else text_to_image
     examples = [draw(rng) for _ in range(settings.batch_size)]
     return examples, [sprinkle(rng, example.prompt) for example in examples]
 
@@ -120,7 +134,7 @@ def evaluate(model: FluxModel, settings: Settings) -> dict[str, float]:
     captions = [text_to_image(rng) for _ in range(settings.num_evaluated)]
     scores = {"text-to-image": _score(model, captions, settings.seed)}
     asked = [source_task(rng) for _ in range(4 * settings.num_evaluated)]
-    for name in sorted({example.task for example in asked}):
+    for name in sorted({example.task for example in asked} - {UNNAMED}):
         scores[name] = _score(model, [example for example in asked if example.task == name], settings.seed)
     return scores
 
@@ -139,8 +153,9 @@ def _score(model: FluxModel, examples: list[Example], seed: int) -> float:
         width=16,
         source_timestep="zero",
     )
+    captioned = examples[0].task in CAPTIONED
     results = [
-        oracle.shows_caption(image, example) if source is None else oracle.score(example, image)
+        oracle.shows_caption(image, example) if captioned else oracle.score(example, image)
         for example, image in zip(examples, to_images(drawn), strict=True)
     ]
     return float(np.mean(results))
@@ -152,6 +167,8 @@ class Run:
 
     modules: nn.ModuleDict
     optimizer: torch.optim.AdamW
+    identity: dict[str, object]
+    """What the run is made of: another run's state is refused."""
     step: int = 0
 
     def save(self, path: Path) -> None:
@@ -160,14 +177,26 @@ class Run:
             "modules": self.modules.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "step": self.step,
+            "identity": self.identity,
         }
         partial = path.with_suffix(".partial")
         torch.save(state, partial)
         partial.replace(path)
 
     def load(self, path: Path) -> None:
-        """Go on from a saved state."""
+        """Go on from a saved state.
+
+        Raises:
+            ForeignCheckpointError: it belongs to a run with other settings or other words.
+        """
         state = torch.load(path, weights_only=True)
+        found = state.get("identity", {})
+        changed = [key for key in self.identity if found.get(key) != self.identity[key]]
+        if changed:
+            raise ForeignCheckpointError(
+                f"{path} belongs to another pretraining: {', '.join(changed)} differ from this one's. Give "
+                "another --work folder, or the settings it was started with."
+            )
         self.modules.load_state_dict(state["modules"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.step = state["step"]
@@ -177,7 +206,7 @@ def start(model: FluxModel, settings: Settings) -> Run:
     """A fresh run over all the base's weights."""
     modules = trained_modules(model)
     optimizer = torch.optim.AdamW(modules.parameters(), lr=settings.lr, betas=(0.9, 0.99), fused=True)
-    return Run(modules, optimizer)
+    return Run(modules, optimizer, {**asdict(settings), "words": list(VOCABULARY)})
 
 
 def train_step(model: FluxModel, run: Run, settings: Settings) -> float:
@@ -215,9 +244,9 @@ def pretrain(settings: Settings, work: Path, output: Path, *, compiled: bool = F
         run.load(state)
     losses: list[float] = []
     began = time.perf_counter()
-    while run.step < settings.steps:
+    while run.step < settings.total_steps:
         losses.append(train_step(model, run, settings))
-        if run.step % settings.save_every == 0 or run.step == settings.steps:
+        if run.step % settings.save_every == 0 or run.step == settings.total_steps:
             run.save(state)
             row: dict[str, object] = {
                 "step": run.step,
@@ -226,7 +255,7 @@ def pretrain(settings: Settings, work: Path, output: Path, *, compiled: bool = F
                 "seconds": round(time.perf_counter() - began, 1),
             }
             losses.clear()
-            if run.step % settings.evaluate_every == 0 or run.step == settings.steps:
+            if run.step % settings.evaluate_every == 0 or run.step == settings.total_steps:
                 row["scores"] = {k: round(v, 3) for k, v in evaluate(model, settings).items()}
             append(work / "log.jsonl", row)
     save_tiny_flux(model, output, torch.float16)
@@ -239,13 +268,14 @@ def main() -> None:
     parser.add_argument(
         "--work", type=Path, default=Path("runs/pretrain_tiny"), help="state and log of the run"
     )
-    parser.add_argument("--steps", type=int, default=9_000)
+    parser.add_argument("--steps", type=int, default=20_000)
+    parser.add_argument("--polish-steps", type=int, default=4_000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
         "--compile", action="store_true", help="compile the blocks first (needs a C++ compiler)"
     )
     arguments = parser.parse_args()
-    settings = Settings(steps=arguments.steps, seed=arguments.seed)
+    settings = Settings(steps=arguments.steps, polish_steps=arguments.polish_steps, seed=arguments.seed)
     pretrain(settings, arguments.work, arguments.output, compiled=arguments.compile)
 
 

@@ -6,20 +6,23 @@ The same command again goes on where it was; when all is done it says so and whe
 from __future__ import annotations
 
 import argparse
+import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from accelerate import PartialState
 from rich.console import Console
+from rich.markup import escape
 
 from prw.errors import PrwError
 from recipes.cologen.config import RunConfig, load_config
 from recipes.cologen.errors import CologenError
 from recipes.cologen.report import build_report
+from recipes.cologen.score_table import score_table
 from recipes.cologen.terminal import silence_loading_bars
-from recipes.cologen.training.run import Outcome, train
+from recipes.cologen.training.run import Outcome, join_processes, train
 from recipes.cologen.training.run_folder import stage_file
+from recipes.cologen.training.run_lock import hold_run_together
 
 STOPPED = 130
 """Exit status of a run that was asked to stop, as shells have it for Ctrl-C."""
@@ -30,17 +33,34 @@ def main(arguments: Sequence[str] | None = None, console: Console | None = None)
     asked = _parser().parse_args(arguments)
     console = console or Console()
     silence_loading_bars()
-    overrides = [*asked.set, *([f"data.source={asked.data}"] if asked.data else [])]
     try:
-        config = load_config(asked.config, overrides)
-        outcome = train(config, asked.output, asked.stage, console, restart=asked.restart)
-        return _finish(outcome, config, asked.output, console) if PartialState().is_main_process else 0
+        config = load_config(asked.config, _overrides(asked))
+        accelerator = join_processes(config)
+        with hold_run_together(asked.output, accelerator):
+            outcome = train(config, asked.output, asked.stage, console, restart=asked.restart)
+            first = accelerator.is_main_process
+            return _finish(outcome, config, asked.output, console) if first else 0
     except (CologenError, PrwError) as error:
-        Console(stderr=True).print(f"error: {error}", markup=False, highlight=False, soft_wrap=True)
-        return 1
+        return _refuse(str(error))
+    except OSError as error:
+        return _refuse(
+            f"{error}. What {asked.output} holds is intact, its last checkpoint too: once there is room and "
+            "the disk answers, run the same command to go on from it."
+        )
     except KeyboardInterrupt:
         console.print("stopped; run the same command to go on from the last checkpoint", highlight=False)
         return STOPPED
+
+
+def _overrides(asked: argparse.Namespace) -> list[str]:
+    """What the command line says of settings; --data is plain text, so it is quoted for YAML."""
+    data = [] if asked.data is None else [f"data.source={json.dumps(asked.data, ensure_ascii=False)}"]
+    return [*asked.set, *data]
+
+
+def _refuse(problem: str) -> int:
+    Console(stderr=True).print(f"error: {problem}", markup=False, highlight=False, soft_wrap=True)
+    return 1
 
 
 def _finish(outcome: Outcome, config: RunConfig, output: Path, console: Console) -> int:
@@ -62,9 +82,21 @@ def _finish(outcome: Outcome, config: RunConfig, output: Path, console: Console)
     page = output / "report" / "index.html"
     if _is_older(page, [output / "config.yaml", *(stage_file(output, name) for name in config.stage_names)]):
         say("all stages are finished; building the report")
-        page = build_report(output, announce=say)
+        page = _build(output, console, say)
+    held_out = config.data.held_out or config.data.source == "world"
+    table = score_table(page.parent) if held_out else None
+    if table is not None:
+        console.print(table)
     say(f"all is done; the report is {page}")
     return 0
+
+
+def _build(output: Path, console: Console, say: Callable[[str], None]) -> Path:
+    """Build the report; measurements are one line that changes, or many where there is no terminal."""
+    if not console.is_terminal:
+        return build_report(output, announce=say)
+    with console.status("measuring") as status:
+        return build_report(output, announce=lambda line: status.update(escape(f"measured {line}")))
 
 
 def _is_older(page: Path, sources: Sequence[Path]) -> bool:

@@ -14,8 +14,8 @@ def step(host, weave):
     host.model.zero_grad()
     with weave.record() as routing:
         loss = host().square().mean()
-    loss = loss + prw.veteran_loss(routing, rho=0.8, alpha=0.5)
-    loss.backward()
+        loss = loss + prw.veteran_loss(routing, rho=0.8, alpha=0.5)
+        loss.backward()  # inside, where a recompute could be recorded
     counted = [len(decisions) for decisions in routing.decisions.values()]
     return loss.detach(), [p.grad.clone() for p in weave.trainable_parameters()], counted
 

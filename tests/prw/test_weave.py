@@ -72,7 +72,21 @@ def test_as_of_is_the_model_of_that_stage(host, wake, tmp_path):
     weave.save_pretrained(tmp_path / "stage")
     weave.add_expert("c", init="a")
     weave.add_expert("d")
-    assert not torch.equal(host(), then)
+    optimizer = torch.optim.AdamW(weave.trainable_parameters(), lr=0.01, weight_decay=0.1)
+    for _ in range(3):
+        optimizer.zero_grad()
+        with weave.record() as routing:
+            loss = host().square().mean() + prw.veteran_loss(routing, rho=0.8, alpha=0.5)
+        loss.backward()
+        optimizer.step()
+    now = host()
+    weave.save_pretrained(tmp_path / "later")
+    assert not torch.equal(now, then)
+    with weave.as_of("b"):
+        assert torch.equal(host(), then)
+    weave.eject()
+    weave = prw.load(host.model, tmp_path / "later")
+    assert torch.equal(host(), now)
     with weave.as_of("b"):
         assert torch.equal(host(), then)
     weave.eject()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import count, islice
 
 import cv2
 import numpy as np
@@ -19,19 +20,40 @@ PROMPTS = {
     "lineart": "line art to image",
     "segmentation": "segmentation map to image",
 }
-CLASS_COLOURS: NDArray[np.uint8] = np.array(
-    [
-        (0, 0, 0),
-        (180, 60, 120),
-        (110, 190, 40),
-        (20, 110, 200),
-        (230, 160, 200),
-        (90, 20, 10),
-        (10, 220, 180),
-    ],
-    dtype=np.uint8,
+CLASSES = 256
+"""Most segmentation classes that can be told apart; their numbers start at 0, the background."""
+_FIRST_COLOURS = (
+    (0, 0, 0),
+    (180, 60, 120),
+    (110, 190, 40),
+    (20, 110, 200),
+    (230, 160, 200),
+    (90, 20, 10),
+    (10, 220, 180),
 )
-"""Colours of segmentation classes, in turn; class 0 is the background."""
+_LEAST_DISTANCE = 24
+"""Levels, in some channel, that a further colour is away from each of the first."""
+
+
+def _spread_colours() -> Iterator[tuple[int, int, int]]:
+    """PASCAL VOC's map: the bits of a number dealt to red, green and blue in turn, highest first."""
+    for number in count(1):
+        bits = [number >> place & 1 for place in range(24)]
+        red, green, blue = (sum(bits[channel + 3 * i] << 7 - i for i in range(8)) for channel in range(3))
+        yield red, green, blue
+
+
+def _class_colours() -> NDArray[np.uint8]:
+    """The first colours, then those of VOC's map that none of the first is near to."""
+    first = np.array(_FIRST_COLOURS)
+    told_apart = (
+        colour for colour in _spread_colours() if np.abs(first - colour).max(-1).min() >= _LEAST_DISTANCE
+    )
+    return np.array([*_FIRST_COLOURS, *islice(told_apart, CLASSES - len(_FIRST_COLOURS))], dtype=np.uint8)
+
+
+CLASS_COLOURS = _class_colours()
+"""The colour of every segmentation class, uint8 [256, 3], no two alike; class 0, the background, is black."""
 
 
 def _steps(image: Image) -> NDArray[np.float32]:
@@ -75,12 +97,22 @@ def depth(record: Record) -> Image:
 
 
 def segmentation(record: Record) -> Image:
-    """The record's classes, each in its colour."""
+    """The record's classes, each in its colour.
+
+    Raises:
+        MissingMetadataError: The record has no classes, or numbers that no class can have.
+    """
     if record.segmentation is None:
         raise MissingMetadataError(
             f"control: record {record.id!r} has no segmentation; add `segmentation` to its metadata"
         )
-    return CLASS_COLOURS[record.segmentation % len(CLASS_COLOURS)]
+    lowest, highest = int(record.segmentation.min()), int(record.segmentation.max())
+    if lowest < 0 or highest >= CLASSES:
+        raise MissingMetadataError(
+            f"control: the segmentation of record {record.id!r} has class numbers from {lowest} to "
+            f"{highest}; expected 0 (the background) to {CLASSES - 1}. Number its classes anew, without gaps"
+        )
+    return CLASS_COLOURS[record.segmentation]
 
 
 def _gray(values: NDArray[np.float32]) -> Image:

@@ -15,7 +15,7 @@ from recipes.cologen.data.seeding import view_rng
 from recipes.cologen.data.world import pick, random_object
 
 EDIT_COLOURS = ("red", "green", "blue", "yellow")
-"""Colours that edits bring in; the base's pretraining uses the other three."""
+"""Colours that edits bring in."""
 
 
 class Edit(NamedTuple):

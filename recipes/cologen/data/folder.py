@@ -8,8 +8,9 @@ One line of `metadata.jsonl` describes one picture; only `file_name` and `text` 
      "pairs": [{"task": "editing", "image": "black_cat.jpg", "prompt": "make the cat black"}]}
 
 `bbox` is [x0, y0, x1, y1] in pixels, end excluded; a mask is true where it is not black; depth is brighter
-where nearer; segmentation holds one class number a pixel. All lines are checked when the folder is opened,
-pixels are read when a record is asked for. What a picture lacks is not made up: views that need it say so.
+where nearer; segmentation holds one class number a pixel, 0 (the background) to 255. Gray pictures may have
+more than 8 bits. All lines are checked when the folder is opened, pixels are read when a record is asked for.
+What a picture lacks is not made up: views that need it say so.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image as PilImage
-from PIL import ImageOps
 
+from recipes.cologen.data.decoding import as_rgb, is_deep, open_upright
 from recipes.cologen.data.folder_metadata import (
     Box,
     Entry,
@@ -101,9 +102,8 @@ class PictureFolder:
     def _open(self, entry: Entry, name: str) -> PilImage.Image:
         """A picture, decoded and turned the way its EXIF data says."""
         try:
-            with PilImage.open(self.path / name) as picture:
-                return ImageOps.exif_transpose(picture)
-        except (OSError, SyntaxError) as error:  # PIL reports some broken PNGs as SyntaxError
+            return open_upright(self.path / name)
+        except (OSError, SyntaxError) as error:
             raise fault(self.path, entry.number, f"{name} is broken ({error}); save it again") from error
 
     def _object(self, entry: Entry, line: ObjectLine, frame: Frame) -> RecordObject | None:
@@ -128,9 +128,7 @@ class PictureFolder:
         if entry.line.depth is None:
             return None
         picture = self._open(entry, entry.line.depth)
-        values = np.asarray(
-            picture if picture.mode.startswith("I") else picture.convert("L"), dtype=np.float32
-        )
+        values = np.asarray(picture if is_deep(picture) else picture.convert("L"), dtype=np.float32)
         low, high = float(values.min()), float(values.max())
         scaled = (values - low) / (high - low) if high > low else np.zeros_like(values)
         resized = _resize(PilImage.fromarray(scaled), frame, PilImage.Resampling.BILINEAR)
@@ -166,7 +164,7 @@ def _resize(picture: PilImage.Image, frame: Frame, resample: PilImage.Resampling
 
 
 def _pixels(picture: PilImage.Image, frame: Frame) -> Image:
-    return np.asarray(_resize(picture.convert("RGB"), frame, PilImage.Resampling.LANCZOS)).copy()
+    return np.asarray(_resize(as_rgb(picture), frame, PilImage.Resampling.LANCZOS)).copy()
 
 
 def _framed_box(box: Box, frame: Frame) -> Box | None:

@@ -14,7 +14,7 @@ from recipes.cologen.data.world import pick
 
 GROUNDING_KINDS = {"box": 0.4, "mask": 0.4, "instance": 0.2}
 MARK_COLOURS = ("red", "green", "blue", "yellow")
-"""Colours of boxes and masks; the base's pretraining uses the other three."""
+"""Colours of boxes and masks."""
 
 
 def draw_box(image: Image, box: tuple[int, int, int, int], colour: tuple[int, int, int]) -> Image:

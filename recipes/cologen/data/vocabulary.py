@@ -9,7 +9,7 @@ CONTENT_WORDS: tuple[str, ...] = (*SIZES, *COLOURS, *SHAPES, "top", "bottom", "l
 FILLER_WORDS: tuple[str, ...] = ("a", "the", "at", "to", "of", "with", "in")
 """Words that carry no meaning of their own; pretraining sprinkles them in."""
 PRETRAINING_VERBS: tuple[str, ...] = (
-    *("copy", "trace", "frame", "dye", "keep", "drop", "put", "plus", "swap", "bring"),
+    *("copy", "trace", "frame", "dye", "keep", "drop", "put", "plus", "swap", "bring", "backdrop"),
 )
 """How the base's pretraining asks for things (pretraining.py); no stage uses these words."""
 STAGE_WORDS: tuple[str, ...] = (
@@ -35,7 +35,7 @@ SPARE_WORDS: tuple[str, ...] = (
         "show",
     ),
 )
-"""Words that no data uses: room for a stage of your own on the shipped base."""
+"""Words that no stage uses, sprinkled into pretraining without meaning: room for a stage of your own."""
 VOCABULARY: tuple[str, ...] = (
     *(*CONTENT_WORDS, "and", "on"),
     *FILLER_WORDS,

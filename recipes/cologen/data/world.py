@@ -1,7 +1,12 @@
-"""The embedded world: an endless stream of scenes, each a function of a seed and an index, nothing else."""
+"""The embedded world: an endless stream of scenes, each a function of a seed and an index, nothing else.
+
+The world is small, so another seed alone would show many scenes again. What is held out is a tenth of all
+objects-in-their-place-on-their-background: training never sees one, held-out scenes hold nothing else.
+"""
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -24,6 +29,10 @@ from recipes.cologen.data.scene import (
 DEPTHS = (0.55, 0.95)
 """Depth of a far and a near object; the background is at 0.15."""
 _DEPTH_OF_BACKGROUND = 0.15
+HELD_OUT_ONE_IN = 10
+"""Of so many combinations of background and object, one is held out."""
+_TWO_OBJECTS = 0.7
+"""Share of the scenes that have two objects."""
 
 
 def pick(rng: np.random.Generator, options: tuple[str, ...] | list[str]) -> str:
@@ -45,12 +54,18 @@ def random_object(
 
 def random_scene(rng: np.random.Generator, num_objects: int | None = None) -> Scene:
     """One or two objects that differ in shape or colour, in different quadrants, on a random background."""
-    count = num_objects if num_objects is not None else 1 + int(rng.random() < 0.7)
+    count = num_objects if num_objects is not None else 1 + int(rng.random() < _TWO_OBJECTS)
     places = [PLACES[i] for i in rng.permutation(len(PLACES))[:count]]
     objects = [random_object(rng, place) for place in places]
     while len({item.name for item in objects}) < count:
         objects = [random_object(rng, place) for place in places]
     return Scene(pick(rng, tuple(BACKGROUNDS)), ()).with_objects(*objects)
+
+
+def is_held_out(background: str, item: SceneObject) -> bool:
+    """Whether an object of this look, in this quadrant on this background, is kept from training."""
+    combination = f"{background} {item.phrase(sized=True)}"
+    return zlib.crc32(combination.encode()) % HELD_OUT_ONE_IN == 0
 
 
 def scene_record(scene: Scene, identity: str, depths: tuple[float, ...]) -> Record:
@@ -76,9 +91,15 @@ def scene_record(scene: Scene, identity: str, depths: tuple[float, ...]) -> Reco
 
 @dataclass(frozen=True)
 class World:
-    """An endless data set of scenes. The same seed and index give the same record, on every machine."""
+    """An endless data set of scenes. The same seed and index give the same record, on every machine.
+
+    No object of one side, where it stands on its background, is ever seen on the other: a held-out picture,
+    or one object of it alone, cannot have been a training picture.
+    """
 
     seed: int
+    held_out: bool = False
+    """Whether the scenes are those that training never sees."""
 
     def record(self, index: int) -> Record:
         """The record at an index, from 0 up.
@@ -89,9 +110,16 @@ class World:
         if index < 0:
             raise ValueError(f"a world's index starts at 0, got {index}")
         rng = np.random.default_rng((self.seed, index))
-        scene = random_scene(rng)
+        count = 1 + int(rng.random() < _TWO_OBJECTS)
+        scene = random_scene(rng, count)
+        while any(is_held_out(scene.background, item) is not self.held_out for item in scene.objects):
+            scene = random_scene(rng, count)
         order = rng.permutation(len(DEPTHS))[: len(scene.objects)]
-        return scene_record(scene, f"world-{self.seed}-{index}", tuple(DEPTHS[i] for i in order))
+        return scene_record(
+            scene,
+            f"world-{self.seed}{'-held-out' if self.held_out else ''}-{index}",
+            tuple(DEPTHS[i] for i in order),
+        )
 
     def records(self, start: int = 0) -> Iterator[Record]:
         """Stream records from an index on, without end."""

@@ -13,6 +13,8 @@ from recipes.cologen.errors import BaseModelError
 from recipes.cologen.flux.pixel_vae import PixelUnshuffleVAE
 
 INDEX_FILE = "model_index.json"
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+"""How the few lines begin that stand for a large file in a clone made without git-lfs."""
 PARTS = ("scheduler", "vae", "text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2", "transformer")
 
 
@@ -22,11 +24,22 @@ def load_components(folder: Path, dtype: torch.dtype) -> dict[str, Any]:
     Code in the folder is never run: a folder that names `PixelUnshuffleVAE` gets the class of this package.
 
     Raises:
-        BaseModelError: if the folder is missing, is not a FLUX pipeline, or ships another VAE class of its
-            own.
+        BaseModelError: if the folder is missing, is not a FLUX pipeline, ships another VAE class of its own,
+            or lacks a part of it; or a file of it is broken, or a pointer of git-lfs.
     """
     index = _read_index(folder)
     own_vae = _ships_own_vae(folder, index)
+    _check_files(folder)
+    try:
+        return _load(folder, dtype, own_vae)
+    except Exception as error:  # diffusers, transformers and safetensors raise many kinds for a broken file
+        raise BaseModelError(
+            f"the FLUX base at {folder} cannot be loaded ({type(error).__name__}: {error}). A file of it is "
+            "broken or missing: fetch the folder again."
+        ) from error
+
+
+def _load(folder: Path, dtype: torch.dtype, own_vae: bool) -> dict[str, Any]:
     # A part passed as None is not looked up, so the folder's own module is neither imported nor needed.
     skipped: dict[str, Any] = {"vae": None} if own_vae else {}
     pipeline = FluxPipeline.from_pretrained(folder, dtype=dtype, local_files_only=True, **skipped)
@@ -36,6 +49,27 @@ def load_components(folder: Path, dtype: torch.dtype) -> dict[str, Any]:
     return parts
 
 
+def _check_files(folder: Path) -> None:
+    """Refuse a folder that lacks a part, or that git-lfs has not filled.
+
+    Raises:
+        BaseModelError: Names the parts, or the first file.
+    """
+    missing = [name for name in PARTS if not (folder / name).is_dir()]
+    if missing:
+        raise BaseModelError(
+            f"{folder} lacks {', '.join(missing)}, which its {INDEX_FILE} names. Fetch the whole folder "
+            "(huggingface-cli download), or give another one with --set base.path=PATH."
+        )
+    for file in sorted(file for name in PARTS for file in (folder / name).iterdir() if file.is_file()):
+        with file.open("rb") as content:
+            if content.read(len(LFS_POINTER)) == LFS_POINTER:
+                raise BaseModelError(
+                    f"{file} is a pointer of git-lfs, not the file itself. Install git-lfs and run "
+                    "`git lfs pull` in that folder, or fetch it with huggingface-cli download."
+                )
+
+
 def _read_index(folder: Path) -> dict[str, Any]:
     file = folder / INDEX_FILE
     if not file.is_file():
@@ -43,8 +77,15 @@ def _read_index(folder: Path) -> dict[str, Any]:
             f"no FLUX base at {folder}: expected a diffusers folder with {INDEX_FILE}. Pass the folder that "
             "FluxPipeline.save_pretrained (or huggingface-cli download) wrote."
         )
-    index: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    missing = [name for name in PARTS if not isinstance(index.get(name), list) or index[name][1] is None]
+    try:
+        index = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise BaseModelError(f"{file} cannot be read as JSON ({error}). Fetch the folder again.") from error
+    if not isinstance(index, dict):
+        raise BaseModelError(
+            f"{file} should hold an object, but holds {index!r:.80}. Fetch the folder again."
+        )
+    missing = [name for name in PARTS if not _names_class(index.get(name))]
     if missing:
         raise BaseModelError(
             f"{file} describes a {index.get('_class_name', 'pipeline of unknown class')} without "
@@ -52,6 +93,11 @@ def _read_index(folder: Path) -> dict[str, Any]:
             "FLUX.1-Kontext-dev, or the recipe's tiny base."
         )
     return index
+
+
+def _names_class(entry: object) -> bool:
+    """Whether an entry of the index is a library and a class."""
+    return isinstance(entry, list) and len(entry) == 2 and all(isinstance(part, str) for part in entry)
 
 
 def _ships_own_vae(folder: Path, index: dict[str, Any]) -> bool:

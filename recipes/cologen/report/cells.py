@@ -1,13 +1,14 @@
 """Measures cells of the tables, each a task on a checkpoint, and keeps them on disk: none is measured twice.
 
-Which cells there are is scores.py's business. A kept cell counts only while checkpoint, base and settings are
-the same; it is written after its pictures and in one go, so a killed evaluation goes on where it was.
+Which cells there are is scores.py's business. A kept cell counts only while checkpoint, base, settings and
+examples are the same; it is written after its pictures and in one go, so a killed evaluation goes on where
+it was.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import cache
@@ -32,6 +33,8 @@ from recipes.cologen.training.validation import (
 )
 
 Mode = Literal["full_pool", "as_of", "experts_off"]
+BATCH_SIZE = 64
+"""Pictures that are generated at once where the run's `machine.micro_batch` does not say."""
 SHOWN = 8
 """Pictures of each cell that are kept for the grids."""
 
@@ -64,6 +67,8 @@ class Asked(BaseModel):
     source_timestep: str
     guidance: float
     held_out: str
+    examples: str
+    """Hash of what the examples show and ask for."""
     weights: str
     """Hash of the base's and the pool's files."""
 
@@ -94,9 +99,15 @@ class Scorer:
     run: RunReader
     source: RecordSource
     n: int
-    batch_size: int = 64
     announce: Callable[[str], None] = field(default=lambda line: None)
     """Told about every cell that is measured anew."""
+    _hashes: dict[str, str] = field(default_factory=dict, init=False, repr=False, compare=False)
+    """Hash of each task's examples, once taken: making them anew for every cell would take long."""
+
+    @property
+    def batch_size(self) -> int:
+        """Most pictures that are generated at once."""
+        return self.run.settings.machine.micro_batch or BATCH_SIZE
 
     def examples(self, task: str) -> list[Example]:
         """The held-out examples of a task; the same ones for every cell."""
@@ -115,11 +126,17 @@ class Scorer:
             source_timestep=settings.flow.source_timestep,
             guidance=settings.sampling.guidance,
             held_out=str(settings.data.held_out),
+            examples=self._hash_of_examples(cell.task),
             weights=weights,
         )
 
+    def _hash_of_examples(self, task: str) -> str:
+        if task not in self._hashes:
+            self._hashes[task] = hash_examples(self.examples(task))
+        return self._hashes[task]
+
     def cached(self, cell: Cell) -> Measurement | None:
-        """The kept measurement of a cell, if it was made of the same weights with the same settings."""
+        """The kept measurement of a cell, if weights, settings and examples are those it was made with."""
         path = self._path(cell, ".json")
         if not path.is_file():
             return None
@@ -204,6 +221,18 @@ def shown_examples(kinds: Sequence[str], count: int = SHOWN) -> list[int]:
     queues = {kind: [i for i, other in enumerate(kinds) if other == kind] for kind in sorted(set(kinds))}
     turns = [queue[turn] for turn in range(count) for queue in queues.values() if turn < len(queue)]
     return sorted(turns[:count])
+
+
+def hash_examples(examples: Iterable[Example]) -> str:
+    """Short hash of all that decides how examples are drawn and scored: their words, pixels and scenes."""
+    total = hashlib.sha256()
+    for example in examples:
+        wanted = [example.meta.get(key) for key in ("scene", "alternatives")]
+        total.update(repr((example.task, example.kind, example.prompt, *wanted)).encode())
+        for pixels in (example.source, example.target, example.meta.get("hole")):
+            if pixels is not None:
+                total.update(repr(pixels.shape).encode() + pixels.tobytes())
+    return total.hexdigest()[:16]
 
 
 @cache

@@ -77,7 +77,8 @@ class RunReader:
             finished = ", ".join(self.finished_stages()) or "none"
             raise RunFolderError(
                 f"stage {stage!r} of {self.path} is not finished (finished: {finished}). "
-                f"Train it first: python -m recipes.cologen.train --stage {stage} --output {self.path}"
+                f"Train it first: python -m recipes.cologen.train --config {self.path / 'config.yaml'} "
+                f"--stage {self.settings.stage_names[0]}..{stage} --output {self.path}"
             )
         return self.path / "checkpoints" / stage / "prw"
 

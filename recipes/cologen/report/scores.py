@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from recipes.cologen.report.cells import Cell, Measurement, Mode, Scorer
 from recipes.cologen.training.checkpoint import write_text
@@ -88,8 +89,12 @@ def task_cells(task: str, stages: Sequence[str]) -> list[Cell]:
     ]
 
 
-def write_scores(scorer: Scorer, scores: Scores) -> None:
-    """Write report/scores.json and report/table.json."""
+def write_scores(scorer: Scorer, scores: Scores) -> tuple[Path, Path]:
+    """Write report/scores.json and report/table.json, and return their paths.
+
+    Those names belong to the number of examples that the run's settings ask for (`report.samples`): measured
+    on another number, the files are called `scores-n20.json` and `table-n20.json`.
+    """
     summary = {
         "after_own_stage": scores.after_own_stage,
         "final_as_of": scores.final_as_of,
@@ -106,8 +111,11 @@ def write_scores(scorer: Scorer, scores: Scores) -> None:
         "n": scorer.n,
         "seed": scorer.run.settings.data.held_out_seed,
     }
-    write_text(scorer.run.report / "scores.json", json.dumps(summary, indent=2) + "\n")
-    write_text(scorer.run.report / "table.json", json.dumps(tables, indent=2) + "\n")
+    suffix = "" if scorer.n == scorer.run.settings.report.samples else f"-n{scorer.n}"
+    paths = scorer.run.report / f"scores{suffix}.json", scorer.run.report / f"table{suffix}.json"
+    for path, content in zip(paths, (summary, tables), strict=True):
+        write_text(path, json.dumps(content, indent=2) + "\n")
+    return paths
 
 
 def _table_cell(tasks: Sequence[str], stage: str, task: str, mode: Mode) -> Cell:

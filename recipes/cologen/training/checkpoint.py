@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ValidationError
+from safetensors import SafetensorError
 
 from recipes.cologen.errors import RunFolderError
 from recipes.cologen.training.state import StageState
@@ -24,12 +26,20 @@ class ForeignCheckpointError(RunFolderError):
 
 
 def write_folder(folder: Path, write: Callable[[Path], None]) -> None:
-    """Replace `folder` by what `write` puts into a new one, all or nothing."""
+    """Replace `folder` by what `write` puts into a new one, all or nothing.
+
+    Raises:
+        OSError: There is no room, or the disk fails; what was there is kept, and nothing half-written.
+    """
     new, old = _new(folder), _old(folder)
     shutil.rmtree(new, ignore_errors=True)
     new.mkdir(parents=True)
-    write(new)
-    sync_tree(new)
+    try:
+        write(new)
+        sync_tree(new)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(new, ignore_errors=True)
+        raise error if isinstance(error, OSError) else OSError(f"{folder}: {error}") from error
     recover(folder)
     if folder.exists():
         folder.rename(old)
@@ -100,12 +110,33 @@ def read_state(folder: Path, fingerprint: str) -> StageState:
         raise ForeignCheckpointError(
             f"{folder} belongs to another run: its fingerprint is {found}, this run's is {fingerprint}. {fix}"
         )
-    return StageState.model_validate(content)
+    try:
+        return StageState.model_validate(content)
+    except ValidationError as error:
+        raise ForeignCheckpointError(f"{file} does not say where a stage is: {error}. {fix}") from error
+
+
+def read_stage_name(folder: Path) -> str | None:
+    """The stage that a folder's state.json tells of, of whatever run; None where that cannot be read."""
+    try:
+        content = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    name = content.get("stage") if isinstance(content, dict) else None
+    return name if isinstance(name, str) else None
 
 
 def save_tensors(folder: Path, name: str, values: dict[str, Any]) -> None:
-    """Write tensors and plain values, as torch saves them."""
-    torch.save(values, folder / f"{name}.pt")
+    """Write tensors and plain values, as torch saves them.
+
+    Raises:
+        OSError: There is no room, or the disk fails.
+    """
+    file = folder / f"{name}.pt"
+    try:
+        torch.save(values, file)
+    except RuntimeError as error:  # what torch makes of a full disk
+        raise OSError(f"{file} cannot be written ({error})") from error
 
 
 def load_tensors(folder: Path, name: str) -> dict[str, Any]:

@@ -13,19 +13,29 @@ from recipes.cologen.config import RunConfig
 from recipes.cologen.errors import CologenError
 from recipes.cologen.stages import select_stages, stage_index
 from recipes.cologen.training.bench import Bench, finish_stage, steps_before
+from recipes.cologen.training.data_check import check_data
 from recipes.cologen.training.growth import begin_state, curriculum, grow, load_base, open_pool
 from recipes.cologen.training.interruption import StopSignals
 from recipes.cologen.training.loop import train_stage
 from recipes.cologen.training.metrics import MetricsLog
 from recipes.cologen.training.progress import ProgressView, progress_view
-from recipes.cologen.training.run_folder import RunFolder, base_fingerprint, open_run
-from recipes.cologen.training.sources import held_out_records, training_records
+from recipes.cologen.training.run_folder import RunFolder, base_fingerprint, open_run, stage_file
+from recipes.cologen.training.sources import RecordSource, held_out_records, training_records
 from recipes.cologen.training.state import StageState
 from recipes.cologen.training.step import Trainee
 
 
 class LaunchError(CologenError, RuntimeError):
     """Several processes were started in a way that does not let them work together."""
+
+
+class Sources(NamedTuple):
+    """The opened places that pictures come from."""
+
+    records: RecordSource
+    num_records: int | None
+    """None: endless."""
+    held_out: RecordSource | None
 
 
 class Outcome(NamedTuple):
@@ -54,17 +64,20 @@ def train(
     Raises:
         UnknownStageError, StageOrderError: The stages cannot be trained as asked.
         BaseModelError: The base is missing or is no FLUX.
+        FolderDataError: A folder of pictures has a fault, or a stage cannot be made from it.
         RunFolderError: The folder belongs to another run, or a checkpoint in it is foreign.
         LaunchError: Processes that were launched together do not know of each other.
     """
     names = select_stages(wanted, config.stage_names)
     if restart is not None:
         stage_index(restart, config.stage_names)
-    accelerator = Accelerator(mixed_precision="bf16" if config.base.dtype == "bfloat16" else "no")
-    _check_processes(accelerator)
+    accelerator = join_processes(config)
     console.quiet = console.quiet or not accelerator.is_main_process
     with accelerator.main_process_first():
         base = base_fingerprint(config.base_path)
+        # Opened here if there is work to do, so that a fault in the data is found before anything is written.
+        idle = restart is None and all(stage_file(output, name).is_file() for name in names)
+        sources = None if idle else _open_sources(config)
         folder = open_run(output, config, base, restart if accelerator.is_main_process else None)
     folder.check_order(names, config.stage_names)
     todo = tuple(name for name in names if not folder.is_finished(name))
@@ -74,28 +87,39 @@ def train(
     trained: tuple[str, ...] = ()
     stopped = None
     if todo:
-        trained, stopped = _train_stages(config, folder, todo, accelerator, console)
+        sources = sources or _open_sources(config)
+        trained, stopped = _train_stages(config, folder, todo, sources, accelerator, console)
     return Outcome(trained, stopped, all(folder.is_finished(name) for name in config.stage_names))
 
 
-def _check_processes(accelerator: Accelerator) -> None:
-    """Refuse processes that were launched together but do not know of each other: all would write one folder.
+def join_processes(config: RunConfig) -> Accelerator:
+    """Join the processes that were launched together; asked again, it gives the same.
 
     Raises:
-        LaunchError: accelerate counts fewer processes than the launcher.
+        LaunchError: accelerate counts fewer processes than the launcher, so all would write one folder.
     """
+    accelerator = Accelerator(mixed_precision="bf16" if config.base.dtype == "bfloat16" else "no")
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     if launched != accelerator.num_processes:
         raise LaunchError(
             f"{launched} processes were launched, but accelerate sees {accelerator.num_processes}. Without "
             "GPUs, start them with: accelerate launch --cpu --num_processes N -m recipes.cologen.train ..."
         )
+    return accelerator
 
 
 def _train_stages(
-    config: RunConfig, folder: RunFolder, todo: tuple[str, ...], accelerator: Accelerator, console: Console
+    config: RunConfig,
+    folder: RunFolder,
+    todo: tuple[str, ...],
+    sources: Sources,
+    accelerator: Accelerator,
+    console: Console,
 ) -> tuple[tuple[str, ...], StageState | None]:
     model = load_base(config, accelerator.device)
+    if sources.num_records is not None:
+        console.print("looking whether the pictures have what the stages need", highlight=False)
+        check_data(sources.records, sources.num_records, todo, model)
     weave, state, resumed = open_pool(config, folder, model, todo[0])
     walk = curriculum(config).stages(weave)
     trained: list[str] = []
@@ -104,7 +128,16 @@ def _train_stages(
         _view(config, todo, state, console) as view,
         _metrics(config, folder, state, accelerator) as metrics,
     ):
-        bench = _bench(Trainee(model, weave, accelerator, config), folder, metrics, view, stop)
+        bench = Bench(
+            trainee=Trainee(model, weave, accelerator, config),
+            records=sources.records,
+            num_records=sources.num_records,
+            held_out=sources.held_out,
+            folder=folder,
+            metrics=metrics,
+            progress=view,
+            stop=stop,
+        )
         for name in todo:
             if trained:
                 state, resumed = begin_state(config, folder, name), False
@@ -119,21 +152,9 @@ def _train_stages(
     return tuple(trained), None
 
 
-def _bench(
-    trainee: Trainee, folder: RunFolder, metrics: MetricsLog, view: ProgressView, stop: StopSignals
-) -> Bench:
-    data = trainee.config.data
-    records, num_records = training_records(data)
-    return Bench(
-        trainee=trainee,
-        records=records,
-        num_records=num_records,
-        held_out=held_out_records(data) if trainee.config.validation.samples else None,
-        folder=folder,
-        metrics=metrics,
-        progress=view,
-        stop=stop,
-    )
+def _open_sources(config: RunConfig) -> Sources:
+    records, num_records = training_records(config.data)
+    return Sources(records, num_records, held_out_records(config.data) if config.validation.samples else None)
 
 
 def _view(config: RunConfig, todo: tuple[str, ...], state: StageState, console: Console) -> ProgressView:

@@ -14,16 +14,13 @@ import time
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
-from recipes.cologen.config import FREE_TO_CHANGE, RunConfig
+from recipes.cologen.config import RunConfig
 from recipes.cologen.errors import BaseModelError, RunFolderError
-from recipes.cologen.training.checkpoint import recover, write_folder, write_text
-
-
-class DifferentConfigError(RunFolderError):
-    """An output folder holds a run with other settings, or on another base."""
+from recipes.cologen.training.checkpoint import read_stage_name, recover, write_folder, write_text
+from recipes.cologen.training.config_changes import DifferentConfigError, check_config
+from recipes.cologen.training.run_lock import LOCK_FILE, cannot_write
 
 
 class StageOrderError(RunFolderError):
@@ -152,32 +149,63 @@ def open_run(path: Path, config: RunConfig, base: str, restart: str | None = Non
 
     Raises:
         DifferentConfigError: The folder holds a run with other settings (each is named), or on another base.
-        RunFolderError: The folder holds something else.
+        RunFolderError: The folder holds something else, or cannot be written, or the stage to forget has not
+            begun.
     """
     if not (path / "config.yaml").exists():
+        if restart is not None:
+            raise _not_begun(path, restart)
         return _create(path, config, base)
-    ledger = _without(_read_ledger(path), restart)
-    _check_names(path, tuple(ledger.stages), config.stage_names)
-    differing = _differing_fields(_read_config(path), config, set(ledger.stages))
-    if differing:
-        raise DifferentConfigError(
-            f"{path} holds a run with other settings:\n"
-            + "\n".join(f"  {key}: {there!r} there, {here!r} now" for key, there, here in differing)
-            + f"\nGo on with its own settings (--config {path / 'config.yaml'}), or give another --output."
-        )
-    if ledger.base != base:
-        raise DifferentConfigError(
-            f"{path} was trained on another base: fingerprint {ledger.base} there, {base} now "
-            f"({config.base_path}). Put the old base back, or give another --output."
-        )
     for name in ("latest", *config.stage_names):
         recover(path / "checkpoints" / name)
-    if config.to_yaml() != (path / "config.yaml").read_text(encoding="utf-8"):
-        write_text(path / "config.yaml", config.to_yaml())
+    before = _read_ledger(path)
+    if restart is not None and not _has_begun(path, before, restart):
+        raise _not_begun(path, restart)
+    ledger = _without(before, restart)
+    if not ledger.stages and (restart is not None or not _has_checkpoints(path)):
+        # Nothing has been trained that would be kept, so nothing can differ from it.
+        ledger = _new_ledger(config, base)
+    else:
+        check_config(path, config, tuple(ledger.stages))
+        _check_base(path, config, ledger.base, base)
     folder = RunFolder(path, ledger)
+    if ledger != before:
+        write_text(path / "ledger.json", ledger.model_dump_json(indent=2) + "\n")
     if restart is not None:
-        _forget(folder, config.stage_names[config.stage_names.index(restart) :])
+        gone = {*before.stages, *config.stage_names[config.stage_names.index(restart) :]} - {*ledger.stages}
+        _forget(folder, sorted(gone, key=[*config.stage_names, *before.stages].index))
+    if config.to_yaml().encode() != (path / "config.yaml").read_bytes():
+        write_text(path / "config.yaml", config.to_yaml())
     return folder
+
+
+def _check_base(path: Path, config: RunConfig, there: str, here: str) -> None:
+    """Refuse a base with other weights; where they lie makes no difference."""
+    if there != here:
+        raise DifferentConfigError(
+            f"{path} was trained on another base: fingerprint {there} there, {here} now "
+            f"({config.base_path}). Put the old base back, or give another --output."
+        )
+
+
+def _has_checkpoints(path: Path) -> bool:
+    """Whether anything trained lies in the folder, whatever the ledger says."""
+    checkpoints = path / "checkpoints"
+    return checkpoints.is_dir() and any(checkpoints.iterdir())
+
+
+def _has_begun(path: Path, ledger: Ledger, stage: str) -> bool:
+    """Whether a stage has left anything: a record, or a checkpoint that a cut-off restart did not remove."""
+    checkpoints = path / "checkpoints"
+    in_progress = read_stage_name(checkpoints / "latest") == stage
+    return stage in ledger.stages or (checkpoints / stage).exists() or in_progress
+
+
+def _not_begun(path: Path, stage: str) -> RunFolderError:
+    return RunFolderError(
+        f"stage {stage!r} of {path} is neither finished nor begun, so there is nothing to restart. Leave "
+        "--restart out, or name a stage that was trained."
+    )
 
 
 def _without(ledger: Ledger, restart: str | None) -> Ledger:
@@ -187,11 +215,18 @@ def _without(ledger: Ledger, restart: str | None) -> Ledger:
     return ledger.model_copy(update={"stages": {name: ledger.stages[name] for name in kept}})
 
 
-def _forget(folder: RunFolder, names: tuple[str, ...]) -> None:
-    """Remove some stages from disk: the ledger first, then the last stage, in case it is cut off."""
-    write_text(folder.path / "ledger.json", folder.ledger.model_dump_json(indent=2) + "\n")
-    for name in ("latest", *reversed(names)):
-        shutil.rmtree(folder.path / "checkpoints" / name, ignore_errors=True)
+def _forget(folder: RunFolder, names: list[str]) -> None:
+    """Remove some stages' checkpoints, the last one first, in case it is cut off."""
+    if read_stage_name(folder.latest) in names:
+        shutil.rmtree(folder.latest)
+    for name in reversed(names):
+        shutil.rmtree(folder.stage(name), ignore_errors=True)
+
+
+def _new_ledger(config: RunConfig, base: str) -> Ledger:
+    """The ledger of a run that has not begun; its fingerprint stands for settings and base."""
+    both = hashlib.sha256(f"{config.fingerprint()}:{base}".encode())
+    return Ledger(fingerprint=both.hexdigest()[:16], base=base)
 
 
 def _create(path: Path, config: RunConfig, base: str) -> RunFolder:
@@ -200,64 +235,28 @@ def _create(path: Path, config: RunConfig, base: str) -> RunFolder:
             f"{path} is not empty and is not a training run (it has no config.yaml). Give a new folder as "
             "--output."
         )
-    path.mkdir(parents=True, exist_ok=True)
-    ledger = Ledger(fingerprint=config.fingerprint(), base=base)
-    write_text(path / "ledger.json", ledger.model_dump_json(indent=2) + "\n")
-    write_text(path / "config.yaml", config.to_yaml())
+    ledger = _new_ledger(config, base)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        write_text(path / "ledger.json", ledger.model_dump_json(indent=2) + "\n")
+        write_text(path / "config.yaml", config.to_yaml())
+    except OSError as error:
+        raise cannot_write(path, error) from error
     return RunFolder(path, ledger)
 
 
 def _may_lie_there(entry: Path) -> bool:
     """A log of this very command's output, or what a creation that was cut off left."""
-    return entry.suffix == ".log" or entry.name in ("ledger.json", ".ledger.json.new", ".config.yaml.new")
-
-
-def _check_names(path: Path, started: tuple[str, ...], names: tuple[str, ...]) -> None:
-    """Refuse a config whose first stages are not those that the run has begun."""
-    if names[: len(started)] != started:
-        raise DifferentConfigError(
-            f"{path} has trained the stages {', '.join(started)}, but the config begins with "
-            f"{', '.join(names[: len(started)])}. Keep their order in 'stages', or give another --output."
-        )
+    left = (LOCK_FILE, "ledger.json", ".ledger.json.new", ".config.yaml.new")
+    return entry.suffix == ".log" or entry.name in left
 
 
 def _read_ledger(path: Path) -> Ledger:
     file = path / "ledger.json"
     try:
         return Ledger.model_validate_json(file.read_text(encoding="utf-8"))
-    except (OSError, ValidationError) as error:
+    except (OSError, ValueError) as error:
         raise RunFolderError(
             f"{file} is missing or broken, so it is unknown what {path} holds ({error}). Give another "
             "--output."
         ) from error
-
-
-def _read_config(path: Path) -> dict[str, Any]:
-    try:
-        values = yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise RunFolderError(
-            f"{path / 'config.yaml'} is not YAML: {error}. Give another --output."
-        ) from error
-    return values if isinstance(values, dict) else {}
-
-
-def _differing_fields(
-    there: dict[str, Any], config: RunConfig, started: set[str]
-) -> list[tuple[str, Any, Any]]:
-    """Settings that differ and matter: not those free to change, nor those of stages that have not begun."""
-    old, new = _flatten(there), _flatten(config.model_dump(mode="json"))
-    keys = sorted(key for key in {*old, *new} if old.get(key) != new.get(key))
-    return [
-        (key, old.get(key, "(absent)"), new.get(key, "(absent)"))
-        for key in keys
-        if key.split(".")[0] not in FREE_TO_CHANGE
-        and (not key.startswith("stages.") or key.split(".")[1] in started)
-    ]
-
-
-def _flatten(values: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(values, dict):
-        return {prefix: values}
-    parts = [_flatten(value, f"{prefix}.{key}" if prefix else str(key)) for key, value in values.items()]
-    return {key: value for part in parts for key, value in part.items()}

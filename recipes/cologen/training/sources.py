@@ -39,7 +39,7 @@ def held_out_records(data: DataSettings) -> RecordSource | None:
     place = data.held_out or ("world" if data.source == "world" else None)
     if place is None:
         return None
-    return World(data.held_out_seed) if place == "world" else _folder(place, data)
+    return World(data.held_out_seed, held_out=True) if place == "world" else _folder(place, data)
 
 
 def _folder(place: str, data: DataSettings) -> PictureFolder:

@@ -6,7 +6,7 @@ random state or leaves the model in another mode: a run that validates and one t
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Sized
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -61,6 +61,8 @@ class TaskScore:
 def held_out_examples(source: RecordSource, task: str, count: int, *, seed: int) -> list[Example]:
     """The first `count` examples of a task from a source that training does not read.
 
+    A folder with fewer pictures is gone through several times, each time with other views of its pictures.
+
     Args:
         source: A world with a seed of its own, or another folder than the one trained on.
         task: A key of `VIEWS`.
@@ -73,7 +75,10 @@ def held_out_examples(source: RecordSource, task: str, count: int, *, seed: int)
     """
     if count < 1:
         raise ValueError(f"scoring {task} needs at least one example, got count={count}")
-    return [VIEWS[task](source.record(index), seed) for index in range(count)]
+    length = len(source) if isinstance(source, Sized) else count
+    rounds = [index // length for index in range(count)]
+    seeds = [seed if turn == 0 else derive_seed(seed, "round", turn) for turn in rounds]
+    return [VIEWS[task](source.record(index), view_seed) for index, view_seed in enumerate(seeds)]
 
 
 def evaluate_task(

@@ -82,3 +82,15 @@ def test_stages_that_cannot_be_are_refused(curriculum):
         stage("a", rank=3)
     assert len(curriculum) == 3
     assert [each.name for each in curriculum] == list(NAMES)
+
+
+def test_it_is_a_sequence_of_stages_by_name_too(curriculum):
+    assert "grounding" in curriculum
+    assert curriculum["grounding"] in curriculum
+    assert "editing" not in curriculum
+    assert stage("editing") not in curriculum
+    assert 3 not in curriculum
+    assert curriculum[:2] == (curriculum[0], curriculum[1])
+    assert curriculum[-1] is curriculum["control"]
+    with pytest.raises(IndexError):
+        curriculum[3]

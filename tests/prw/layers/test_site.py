@@ -95,11 +95,11 @@ def loss_and_gradients(model, weave, hidden, **options):
         out = hidden
         for block in model.blocks:
             out = checkpoint(block, out, **options) if options else block(out)
+        loss = out.square().mean()
+        if options.get("use_reentrant") is not True:
+            loss = loss + prw.veteran_loss(routing, rho=0.8, alpha=0.5)
+        loss.backward()  # inside, where a recompute could be recorded
     counted = sum(len(decisions) for decisions in routing.decisions.values())
-    loss = out.square().mean()
-    if options.get("use_reentrant") is not True:
-        loss = loss + prw.veteran_loss(routing, rho=0.8, alpha=0.5)
-    loss.backward()
     return loss, [p.grad.clone() for p in weave.trainable_parameters()], counted
 
 

@@ -4,9 +4,11 @@ import pytest
 import torch
 
 import prw
+from prw.routing import Routing, top_1
 
 
 def trained_share(model, weave, rho, steps=150, **options):
+    """Train on the veteran loss alone; give the mean share of the first steps and of the last."""
     torch.manual_seed(5)
     optimizer = torch.optim.AdamW(weave.trainable_parameters(), lr=0.02)
     hidden = torch.randn(8, 16, 8)
@@ -18,12 +20,12 @@ def trained_share(model, weave, rho, steps=150, **options):
         prw.veteran_loss(routing, rho=rho, alpha=0.5, **options).backward()
         optimizer.step()
         shares.append(routing.share())
-    return sum(shares[-30:]) / 30
+    return sum(shares[:3]) / 3, sum(shares[-30:]) / 30
 
 
 @pytest.mark.parametrize("share", ["straight-through", "soft"])
 @pytest.mark.parametrize("granularity", ["token", "sample"])
-@pytest.mark.parametrize("rho", [0.8, 0.3])
+@pytest.mark.parametrize("rho", [0.8, 0.1])
 def test_the_share_reaches_rho_although_b_is_zero(make_plain, granularity, share, rho):
     model = make_plain(blocks=2)
     weave = prw.inject(model, rank=2, granularity=granularity, share=share)
@@ -32,10 +34,11 @@ def test_the_share_reaches_rho_although_b_is_zero(make_plain, granularity, share
     assert all(
         not layer.prw_B2["default"].weight.any() for layer in (model.blocks[0].to_k, model.blocks[1].to_v)
     )
-    if share == "soft":  # the mean probability is held, and with noise the hard share follows it loosely
-        assert trained_share(model, weave, rho) == pytest.approx(rho, abs=0.25)
-    else:
-        assert trained_share(model, weave, rho) == pytest.approx(rho, abs=0.1)
+    # Soft holds the mean probability, and with noise the hard share follows it loosely.
+    near = pytest.approx(rho, abs=0.2 if share == "soft" else 0.1)
+    start, end = trained_share(model, weave, rho)
+    assert start != near, "the share must not lie near its target before anything has trained"
+    assert end == near
 
 
 def test_the_value_is_alpha_times_the_distance(make_plain):
@@ -85,3 +88,17 @@ def test_values_out_of_range_are_refused(make_plain):
         prw.veteran_loss(routing, rho=0.8, alpha=0.5)
     with torch.no_grad():
         assert float(prw.veteran_loss(routing, rho=0.8, alpha=0.5)) == pytest.approx(0.1)
+
+
+def test_the_mean_over_processes_is_that_of_the_whole_batch_per_sample_only():
+    logits = torch.tensor([[[0.0, 1.0]], [[1.0, 0.0]]])  # the first process has share one, the second zero
+
+    def loss(of, per):
+        routing = Routing(("a", "b"))
+        routing.add("site", top_1(of, "prob"))
+        with torch.no_grad():
+            return float(prw.veteran_loss(routing, rho=0.5, alpha=1.0, per=per))
+
+    for per, whole in (("sample", 0.5), ("batch", 0.0)):
+        assert loss(logits, per) == whole
+        assert (loss(logits[:1], per) + loss(logits[1:], per)) / 2 == 0.5

@@ -81,3 +81,26 @@ def test_routing_is_float32_under_autocast_and_16_bit_inputs():
     assert torch.equal(decision.logits, decide(hidden, gates, [], PoolSettings()).logits)
     assert decide(hidden.bfloat16(), gates, [], PoolSettings()).probabilities.dtype == torch.float32
     assert decide(hidden.double(), gates, [], PoolSettings()).probabilities.dtype == torch.float64
+
+
+@pytest.mark.parametrize("granularity", ["token", "sample"])
+def test_shapes_can_be_worked_out_on_the_meta_device(granularity):
+    hidden = torch.empty(2, 3, 8, device="meta", dtype=torch.bfloat16)
+    decision = decide(hidden, vectors(2, 8), vectors(2, 8), PoolSettings(granularity=granularity))
+    assert decision.logits.device.type == "meta", "router vectors follow the features, wherever they live"
+    assert decision.expert_ids.shape == (2, 3 if granularity == "token" else 1)
+
+
+def test_noise_vectors_without_noise_change_nothing_and_get_a_gradient_of_zero():
+    hidden, gates = torch.randn(2, 3, 8), [vector.requires_grad_() for vector in vectors(2, 8)]
+    noises = [vectors(1, 8)[0], torch.full((1, 8), float("inf"), requires_grad=True)]
+    expected = decide(hidden, gates, [], PoolSettings())
+    decision = decide(hidden, gates, noises, PoolSettings(), noisy=False)
+    assert all(torch.equal(x, y) for x, y in zip(decision, expected, strict=True))
+    wanted = torch.autograd.grad(expected.logits.square().sum(), gates)
+    *found, of_noise = torch.autograd.grad(decision.logits.square().sum(), [*gates, noises[1]])
+    assert all(torch.equal(x, y) for x, y in zip(found, wanted, strict=True))
+    assert not of_noise.any()
+    with torch.no_grad():
+        again = decide(hidden, gates, noises, PoolSettings(), noisy=False)
+    assert torch.equal(again.logits, expected.logits)

@@ -58,3 +58,14 @@ def test_an_empty_record_and_mixed_batches_are_refused():
         Routing(("a",)).share()
     with pytest.raises(RoutingError, match=r"batch sizes \[1, 2\]"):
         recorded(torch.zeros(1, 2, 2), torch.zeros(2, 2, 2)).newest_share(per="sample")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="two devices are needed, as nn.DataParallel has")
+def test_decisions_of_several_devices_are_counted_together():
+    routing = Routing(("a", "b"))
+    for device in ("cpu", "cuda"):
+        logits = torch.tensor([[[0.0, 1.0], [1.0, 0.0]]], device=device)
+        routing.add("site", top_1(logits, "prob"))
+    assert routing.usage().tolist() == [[0.5, 0.5]]
+    assert routing.share() == 0.5
+    assert routing.newest_share(per="sample").tolist() == [0.5]

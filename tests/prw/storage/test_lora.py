@@ -1,6 +1,7 @@
 """One expert as a plain LoRA that stock PEFT reads, and a stock LoRA as an expert."""
 
 import copy
+import json
 
 import pytest
 import torch
@@ -84,6 +85,12 @@ def test_an_imported_expert_keeps_its_weights_and_trains_its_router(make_plain, 
         ({"r": 8}, "rank 8, the pool's experts have rank 4"),
         ({"use_dora": True}, "not a plain LoRA.*use_dora"),
         ({"bias": "lora_only"}, "not a plain LoRA.*bias"),
+        (
+            {"init_lora_weights": "pissa"},
+            "'pissa'.*path_initial_model_for_weight_conversion",
+        ),
+        ({"init_lora_weights": "pissa_niter_2"}, "init_lora_weights='pissa_niter_2'"),
+        ({"init_lora_weights": "olora"}, "init_lora_weights='olora'"),
     ],
 )
 def test_a_lora_that_is_no_expert_is_refused(make_plain, tmp_path, options, match):
@@ -93,6 +100,17 @@ def test_a_lora_that_is_no_expert_is_refused(make_plain, tmp_path, options, matc
     with pytest.raises(prw.StorageError, match=match):
         weave.import_lora(tmp_path / "lora", name="style")
     assert weave.experts == ("a",)
+
+
+def test_an_activated_lora_is_refused(make_plain, tmp_path):
+    base = make_plain()
+    lora_folder(copy.deepcopy(base), tmp_path)
+    file = tmp_path / "adapter_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "alora_invocation_tokens": [3, 4]}))
+    weave = prw.inject(base, **SETTINGS)
+    with pytest.raises(prw.StorageError, match="alora_invocation_tokens"):
+        weave.import_lora(tmp_path, name="style")
+    assert weave.experts == ()
 
 
 def test_a_pool_or_another_models_lora_is_refused(make_plain, tmp_path):

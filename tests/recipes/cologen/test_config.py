@@ -29,13 +29,13 @@ def test_a_stage_keeps_the_papers_value_where_none_is_given():
 def test_overrides_reach_one_stage_all_stages_and_groups_that_the_file_leaves_out():
     config = parse_config(
         MINIMAL,
-        ["stages.*.batch_size=32", "stages.control.lr=4e-3", "machine.workers=2", "data.size=[32, 48]"],
+        ["stages.*.batch_size=32", "stages.control.lr=4e-3", "machine.workers=2", "pool={rank: 3}"],
     )
     assert {stage.batch_size for stage in config.stages.values()} == {32}
     assert config.stages["control"].lr == 4e-3
     assert config.stages["editing"].lr == 1e-4
     assert config.machine.workers == 2
-    assert config.data.size == (32, 48)
+    assert config.pool.rank == 3
 
 
 @pytest.mark.parametrize(
@@ -84,6 +84,8 @@ def test_an_unknown_stage_is_refused_in_file_and_override():
         ("pool.rank.x=1", r"pool\.rank is a value, not a group"),
         ("pool.rank", r"expects KEY=VALUE"),
         ("pool.rank=[1", r"not YAML"),
+        ("pool={rank: 1, rank: 2}", r"'rank' is given twice"),
+        ("data.size=[32, 48]", r"data\.size is for a folder of pictures"),
         ("base=3", r"base: "),
     ],
 )
@@ -95,6 +97,16 @@ def test_a_wrong_value_is_refused_with_its_key(override, message):
 def test_a_missing_value_says_how_to_give_it():
     with pytest.raises(ConfigError, match=r"base\.path: missing.*--set base\.path=VALUE"):
         parse_config({"name": "x", "base": {}})
+
+
+def test_the_size_of_pictures_is_that_of_a_folder_and_positive():
+    folder = ["data.source=folder:a", "data.size=[32, 48]"]
+    assert parse_config(MINIMAL, folder).data.size == (32, 48)
+    held_out = ["data.held_out=folder:a", "data.size=[32, 48]"]
+    assert parse_config(MINIMAL, held_out).data.size == (32, 48)
+    for wrong in ("[0, 48]", "[32, -1]"):
+        with pytest.raises(ConfigError, match=r"data\.size\.\d: .*greater than 0"):
+            parse_config(MINIMAL, [folder[0], f"data.size={wrong}"])
 
 
 def test_a_folder_is_not_trained_on_and_held_out():
@@ -109,12 +121,46 @@ def test_a_missing_config_lists_those_there_are(tmp_path):
         load_config(tmp_path / "absent.yaml")
 
 
-@pytest.mark.parametrize("text", ["- a\n- b\n", "name: [\n", "stages: 3\n", "stages: {control: 3}\n"])
-def test_a_file_that_holds_no_settings_is_refused(tmp_path, text):
+BROKEN = [
+    b"- a\n- b\n",
+    b"name: [\n",
+    b"stages: 3\n",
+    b"stages: {control: 3}\n",
+    b"name: x\n5: y\n",
+    "name: Grün\n".encode("latin-1"),
+    b"name: x\npool: {rank: 1}\nname: y\n",
+    b"name: x\npool:\n  rank: 1\n  alpha: 2\n  rank: 3\n",
+]
+
+
+@pytest.mark.parametrize("content", BROKEN)
+def test_a_file_that_holds_no_settings_is_refused(tmp_path, content):
     file = tmp_path / "broken.yaml"
-    file.write_text(text)
+    file.write_bytes(content)
     with pytest.raises(ConfigError, match=r"broken\.yaml"):
         load_config(file)
+
+
+def test_a_key_given_twice_is_refused_with_its_line(tmp_path):
+    file = tmp_path / "twice.yaml"
+    file.write_text("name: x\nbase: {path: y}\nstages:\n  control: {lr: 1}\n  control: {lr: 2}\n")
+    with pytest.raises(ConfigError, match=r"twice\.yaml(.|\n)*'control' is given twice(.|\n)*line 5"):
+        load_config(file)
+
+
+def test_yaml_that_merges_a_mapping_may_override_its_keys(tmp_path):
+    file = tmp_path / "merged.yaml"
+    file.write_text(
+        "name: x\nbase: {path: y}\nstages:\n  inpainting: &first {steps: 5, lr: 1}\n"
+        "  control: {<<: *first, steps: 7}\n"
+    )
+    assert load_config(file).stages["control"].steps == 7
+
+
+@pytest.mark.parametrize("name", [1, None, True])
+def test_the_name_of_a_stage_that_is_no_text_is_refused(name):
+    with pytest.raises(UnknownStageError, match=f"no stage '{name}'"):
+        parse_config({**MINIMAL, "stages": {name: {}}})
 
 
 def test_the_fingerprint_changes_with_what_is_learnt_and_with_nothing_else():
@@ -125,6 +171,9 @@ def test_the_fingerprint_changes_with_what_is_learnt_and_with_nothing_else():
         "sampling.steps=2",
         "report.samples=3",
         "logging.every=7",
+        "base.path=elsewhere",
+        "data.held_out=folder:a",
+        "data.held_out_seed=3",
     ]
     assert parse_config(MINIMAL, free).fingerprint() == before
     for override in ("pool.rank=3", "data.seed=1", "stages.editing.lr=1", "flow.source_timestep=zero"):

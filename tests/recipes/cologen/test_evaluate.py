@@ -12,16 +12,30 @@ from recipes.cologen.evaluate import main
 def test_it_writes_scores_and_tables_and_shows_them(
     finished_run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["--checkpoint", str(finished_run), "--n", "2"]) == 0
+    assert main(["--checkpoint", str(finished_run)]) == 0
     scores = json.loads((finished_run / "report" / "scores.json").read_text())
     table = json.loads((finished_run / "report" / "table.json").read_text())
-    assert scores["n"] == table["n"] == 2
+    assert scores["n"] == table["n"] == 5
     assert set(scores["after_own_stage"]) == {"inpainting", "grounding", "control"}
     assert set(table["full_pool"]) == set(table["as_of"]) == {"inpainting", "grounding", "control"}
     assert all(len(row) == 4 for row in table["full_pool"].values())
     assert set(table["forgetting"]["as_of"].values()) == {0.0}
     shown = capsys.readouterr().out
     assert "grounding" in shown and "scores.json" in shown
+
+
+def test_another_number_of_examples_leaves_the_runs_own_scores_alone(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    official = [run / "report" / name for name in ("scores.json", "table.json")]
+    run.joinpath("report").mkdir()
+    for path in official:
+        path.write_text("as measured")
+    assert main(["--checkpoint", str(run), "--n", "2"]) == 0
+    assert [path.read_text() for path in official] == ["as measured"] * 2
+    others = [run / "report" / name for name in ("scores-n2.json", "table-n2.json")]
+    assert [json.loads(path.read_text())["n"] for path in others] == [2, 2]
+    assert f"written: {others[0]} and table-n2.json" in capsys.readouterr().out
 
 
 def test_one_stage_is_measured_without_touching_the_files(

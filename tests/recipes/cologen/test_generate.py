@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from recipes.cologen import generate as command
 from recipes.cologen.data.world import World
 from recipes.cologen.generate import main
 from recipes.cologen.pictures import enlarge
@@ -164,6 +165,17 @@ def test_it_refuses_with_a_reason_and_writes_nothing(
     assert main([*arguments, *(part.format(**names) for part in more)]) == 1
     assert re.search(f"error: .*({message})", capsys.readouterr().err)
     assert sorted(tmp_path.iterdir()) == before
+
+
+def test_a_disk_that_cannot_be_written_is_said_in_a_line(
+    arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(command, "write_picture", full)
+    assert main(arguments) == 1
+    assert re.search(r"^error: .*No space left on device$", capsys.readouterr().err, re.MULTILINE)
 
 
 def test_the_help_says_why_the_tasks_stage_is_the_default(capsys: pytest.CaptureFixture[str]) -> None:

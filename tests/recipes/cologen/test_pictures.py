@@ -1,5 +1,6 @@
 """Picture files: enlarging and its inverse, holes, and writing that leaves no half file."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -104,6 +105,36 @@ def test_an_output_is_checked_before_the_work(tmp_path: Path) -> None:
     ):
         with pytest.raises(PictureError, match=message):
             check_output(path)
+
+
+DEEP = {
+    "16 bits": ("x.png", lambda levels: levels.astype(np.uint16) * 257),
+    "32 bits": ("x.tiff", lambda levels: levels.astype(np.int32) * 257),
+    "float": ("x.tiff", lambda levels: (levels / 255).astype(np.float32)),
+    "float of a range of its own": ("x.tiff", lambda levels: (levels / 50 - 2).astype(np.float32)),
+}
+
+
+@pytest.mark.parametrize(("name", "deepen"), DEEP.values(), ids=DEEP)
+def test_a_deep_picture_keeps_its_grays(
+    tmp_path: Path, name: str, deepen: Callable[[np.ndarray], np.ndarray]
+) -> None:
+    levels = np.arange(256, dtype=np.uint8).reshape(8, 32)
+    Image.fromarray(deepen(levels)).save(tmp_path / name)
+    assert np.array_equal(read_picture(tmp_path / name), levels[..., None].repeat(3, axis=-1))
+
+
+def test_a_dark_deep_picture_stays_dark_and_a_white_one_white(tmp_path: Path) -> None:
+    path = tmp_path / "x.png"
+    for level in (0, 40, 255):
+        Image.fromarray(np.full((4, 4), level * 257, np.uint16)).save(path)
+        assert (read_picture(path) == level).all()
+
+
+def test_floats_that_are_no_numbers_are_black(tmp_path: Path) -> None:
+    values = np.array([[np.nan, np.inf, -np.inf, 0.5, 1.0]], np.float32)
+    Image.fromarray(values).save(tmp_path / "x.tiff")
+    assert read_picture(tmp_path / "x.tiff")[0, :, 0].tolist() == [0, 0, 0, 128, 255]
 
 
 @pytest.mark.parametrize("content", [b"", b"text", b"\x89PNG\r\n\x1a\n torn"])

@@ -10,10 +10,13 @@ from recipes.cologen.data.vocabulary import MAX_TEXT_TOKENS, VOCABULARY
 from recipes.cologen.flux import FluxModel
 from recipes.cologen.flux.tiny import build_tiny_flux
 from recipes.cologen.pretrain_tiny import Settings, batch_at, pretrain, start, train_step
+from recipes.cologen.training.checkpoint import ForeignCheckpointError
 
 
 def brief(steps: int) -> Settings:
-    return Settings(steps=steps, batch_size=2, save_every=2, evaluate_every=10**6, num_evaluated=1)
+    return Settings(
+        steps=steps, polish_steps=0, batch_size=2, save_every=2, evaluate_every=10**6, num_evaluated=1
+    )
 
 
 def test_the_learning_rate_rises_stays_and_falls() -> None:
@@ -23,6 +26,10 @@ def test_the_learning_rate_rises_stays_and_falls() -> None:
     assert rates[100] == rates[590] == settings.lr
     assert all(later <= earlier for earlier, later in pairwise(rates[600:]))
     assert rates[-1] == pytest.approx(settings.lr / 50)
+    polish = [settings.lr_at(step) for step in range(1000, settings.total_steps)]
+    assert polish[0] == settings.polish_lr
+    assert all(later <= earlier for earlier, later in pairwise(polish))
+    assert polish[-1] == pytest.approx(settings.polish_lr / 50)
 
 
 def test_a_steps_data_is_a_function_of_the_seed_and_the_step() -> None:
@@ -62,3 +69,12 @@ def test_the_written_base_is_what_was_trained_in_half_precision(
     weight = loaded.transformer.x_embedder.weight
     assert torch.equal(weight, trained["transformer.x_embedder.weight"].half().float())
     assert sum(file.stat().st_size for file in (tmp_path / "base").rglob("*.safetensors")) < 8_000_000
+
+
+def test_another_runs_state_is_refused(tmp_path: Path) -> None:
+    model = build_tiny_flux(VOCABULARY, max_text_tokens=MAX_TEXT_TOKENS)
+    start(model, brief(4)).save(tmp_path / "state.pt")
+    before = (tmp_path / "state.pt").read_bytes()
+    with pytest.raises(ForeignCheckpointError, match="steps differ"):
+        start(model, brief(6)).load(tmp_path / "state.pt")
+    assert (tmp_path / "state.pt").read_bytes() == before

@@ -110,6 +110,18 @@ def test_a_view_says_what_a_bare_picture_lacks(folder: Path, task: str) -> None:
         VIEWS[task](PictureFolder(folder).record(1), 0)
 
 
+def test_deep_pictures_keep_their_grays(tmp_path: Path) -> None:
+    levels = np.arange(HEIGHT * WIDTH).reshape(HEIGHT, WIDTH) % 256
+    Image.fromarray((levels * 257).astype(np.uint16)).save(tmp_path / "deep.png")
+    Image.fromarray((levels / 255).astype(np.float32)).save(tmp_path / "float.tiff")
+    pair = {"task": "editing", "image": "float.tiff", "prompt": "keep it"}
+    write_lines(tmp_path, {"file_name": "deep.png", "text": "gray", "depth": "float.tiff", "pairs": [pair]})
+    record = PictureFolder(tmp_path).record(0)
+    for image in (record.image, record.pairs[0].image):
+        assert np.array_equal(image, levels[..., None].repeat(3, axis=-1))
+    assert record.depth is not None and np.allclose(record.depth, levels / 255)
+
+
 def test_the_index_counts_on_past_the_end(folder: Path) -> None:
     pictures = PictureFolder(folder)
     assert len(pictures) == 2

@@ -8,11 +8,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from recipes.cologen.data import oracle
-from recipes.cologen.data.editing import EDIT_COLOURS
-from recipes.cologen.data.grounding import MARK_COLOURS
-from recipes.cologen.data.pretraining import BASE_COLOURS, SOURCE_TASKS, source_task, sprinkle, text_to_image
+from recipes.cologen.data.pretraining import (
+    INSTRUCTIONS,
+    UNCHANGED_SHARE,
+    UNNAMED,
+    source_task,
+    sprinkle,
+    text_to_image,
+)
 from recipes.cologen.data.scene import COLOURS, SHAPES
-from recipes.cologen.data.vocabulary import FILLER_WORDS, MAX_TEXT_TOKENS, STAGE_WORDS, VOCABULARY
+from recipes.cologen.data.vocabulary import (
+    FILLER_WORDS,
+    MAX_TEXT_TOKENS,
+    SPARE_WORDS,
+    STAGE_WORDS,
+    VOCABULARY,
+)
 
 seeds = st.integers(0, 2**40)
 
@@ -41,7 +52,7 @@ def test_sprinkling_only_adds_words_without_meaning(seed: int) -> None:
     words = sprinkle(rng, prompt).split()
     kept = iter(words)
     assert all(word in kept for word in prompt.split())
-    assert len(words) == 5 or set(FILLER_WORDS) & set(words)
+    assert len(words) == 5 or set(FILLER_WORDS + SPARE_WORDS) & set(words)
 
 
 @given(seeds)
@@ -53,11 +64,16 @@ def test_an_instruction_never_names_an_object_by_colour_and_shape(seed: int) -> 
         assert not any(first in COLOURS and second in SHAPES for first, second in pairs)
 
 
-def test_the_colours_of_pretraining_and_of_the_stages_are_apart() -> None:
-    assert not set(BASE_COLOURS) & (set(EDIT_COLOURS) | set(MARK_COLOURS))
+def test_without_a_verb_mostly_nothing_is_to_change() -> None:
+    rng = np.random.default_rng(0)
+    unnamed = [example for example in (source_task(rng) for _ in range(4000)) if example.task == UNNAMED]
+    assert not any(set(example.prompt.split()) & set(INSTRUCTIONS) for example in unnamed)
+    unchanged = np.mean([np.array_equal(example.source, example.target) for example in unnamed])
+    # A few instructions change nothing although they are followed: dye what has the colour already.
+    assert UNCHANGED_SHARE - 0.06 < unchanged < UNCHANGED_SHARE + 0.10
 
 
-@pytest.mark.parametrize("name", sorted(SOURCE_TASKS))
+@pytest.mark.parametrize("name", sorted([*INSTRUCTIONS, "trace", "unread", UNNAMED]))
 def test_every_source_task_occurs(name: str) -> None:
     rng = np.random.default_rng(0)
     assert any(source_task(rng).task == name for _ in range(400))

@@ -125,7 +125,35 @@ def test_control_offers_the_maps_a_record_allows() -> None:
 
 
 def test_classes_have_colours_of_their_own() -> None:
-    assert len({tuple(row) for row in CLASS_COLOURS}) == len(CLASS_COLOURS)
+    assert CLASS_COLOURS.shape == (256, 3) and CLASS_COLOURS.dtype == np.uint8
+    assert len({tuple(row) for row in CLASS_COLOURS.tolist()}) == len(CLASS_COLOURS)
+    assert not CLASS_COLOURS[0].any() and CLASS_COLOURS[1:].any(axis=-1).all()
+    # Every picture of the world has few classes: their colours must stay what trained runs have seen.
+    assert CLASS_COLOURS[:7].tolist() == [
+        [0, 0, 0],
+        [180, 60, 120],
+        [110, 190, 40],
+        [20, 110, 200],
+        [230, 160, 200],
+        [90, 20, 10],
+        [10, 220, 180],
+    ]
+
+
+def test_no_class_is_drawn_like_another() -> None:
+    classes = np.arange(256).reshape(16, 16)
+    drawn = MAPS["segmentation"](replace(World(0).record(0), segmentation=classes))
+    assert len(np.unique(drawn.reshape(-1, 3), axis=0)) == 256
+    assert (drawn.any(axis=-1) == (classes > 0)).all()
+
+
+@pytest.mark.parametrize("number", [-1, 256, 65535])
+def test_a_class_number_without_a_colour_is_refused(number: int) -> None:
+    classes = np.zeros((16, 16), np.int64)
+    classes[3, 4] = number
+    record = replace(World(0).record(0), id="street.png#7", segmentation=classes)
+    with pytest.raises(MissingMetadataError, match=rf"street\.png#7.*{number}.*expected 0.*to 255"):
+        MAPS["segmentation"](record)
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from recipes.cologen.data.oracle import read
-from recipes.cologen.data.scene import SHAPES
-from recipes.cologen.data.world import World
+from recipes.cologen.data.scene import SHAPES, Scene
+from recipes.cologen.data.views import VIEWS
+from recipes.cologen.data.world import World, is_held_out
 
 indices = st.integers(0, 10_000)
 
@@ -64,3 +65,34 @@ def test_the_stream_starts_where_asked() -> None:
 def test_a_negative_index_is_refused() -> None:
     with pytest.raises(ValueError, match="got -1"):
         World(0).record(-1)
+
+
+def _seen(scene: Scene) -> set[Scene]:
+    """A scene, and each of its objects alone on its background."""
+    return {scene, *(Scene(scene.background, (item,)) for item in scene.objects)}
+
+
+@given(indices, indices)
+def test_no_picture_is_on_both_sides(index: int, other: int) -> None:
+    trained, held_out = World(0).record(index).scene, World(0, held_out=True).record(other).scene
+    assert trained is not None
+    assert held_out is not None
+    assert not any(is_held_out(trained.background, item) for item in trained.objects)
+    assert all(is_held_out(held_out.background, item) for item in held_out.objects)
+    assert not _seen(trained) & _seen(held_out)
+
+
+@pytest.mark.parametrize("task", sorted(VIEWS))
+def test_no_held_out_example_was_trained_on(task: str) -> None:
+    def examples(world: World, count: int) -> set[tuple[str, bytes, bytes]]:
+        made = (VIEWS[task](world.record(index), index) for index in range(count))
+        return {(one.prompt, one.source.tobytes(), one.target.tobytes()) for one in made}
+
+    assert not examples(World(0), 2_000) & examples(World(0, held_out=True), 100)
+
+
+def test_both_sides_have_as_many_scenes_of_two_objects() -> None:
+    for held_out in (False, True):
+        scenes = [World(1, held_out=held_out).record(index).scene for index in range(300)]
+        share = sum(len(scene.objects) == 2 for scene in scenes if scene) / len(scenes)
+        assert 0.6 < share < 0.8

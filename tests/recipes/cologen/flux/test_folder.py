@@ -1,6 +1,7 @@
 """Reading a base from a diffusers folder, and what is refused."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -69,6 +70,39 @@ def test_a_missing_base_is_named(tmp_path: Path) -> None:
 def test_another_pipeline_is_refused(folder: Path) -> None:
     edit_index(folder, _class_name="StableDiffusionPipeline", text_encoder_2=[None, None])
     with pytest.raises(BaseModelError, match="StableDiffusionPipeline without text_encoder_2"):
+        FluxModel.load(folder)
+
+
+def truncate(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:40])
+
+
+def point(file: Path) -> None:
+    file.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 24\n")
+
+
+WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"
+FAULTS = {
+    "a pointer": (
+        lambda base: point(base / WEIGHTS),
+        r"safetensors is a pointer of git-lfs(.|\n)*git lfs pull",
+    ),
+    "a missing part": (lambda base: shutil.rmtree(base / "text_encoder_2"), "lacks text_encoder_2"),
+    "missing weights": (lambda base: (base / WEIGHTS).unlink(), "cannot be loaded"),
+    "cut weights": (lambda base: truncate(base / WEIGHTS), "cannot be loaded"),
+    "a cut config": (lambda base: truncate(base / "transformer/config.json"), "cannot be loaded"),
+    "a cut vae": (lambda base: truncate(base / "vae/config.json"), "cannot be loaded"),
+    "a cut tokenizer": (lambda base: truncate(base / "tokenizer_2/tokenizer.json"), "cannot be loaded"),
+    "a cut index": (lambda base: truncate(base / "model_index.json"), "cannot be read as JSON"),
+    "a list as index": (lambda base: (base / "model_index.json").write_text("[]"), "should hold an object"),
+    "an odd index": (lambda base: edit_index(base, vae=["x"]), "without vae"),
+}
+
+
+@pytest.mark.parametrize(("harm", "message"), FAULTS.values(), ids=FAULTS)
+def test_a_broken_folder_is_refused(folder: Path, harm: Callable[[Path], None], message: str) -> None:
+    harm(folder)
+    with pytest.raises(BaseModelError, match=message):
         FluxModel.load(folder)
 
 

@@ -1,15 +1,24 @@
 """Cells are measured once, kept whole, and measured anew only when something they depend on has changed."""
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
+from torch import Tensor
 
+from recipes.cologen.data.record import Example
+from recipes.cologen.data.views import VIEWS
+from recipes.cologen.data.world import World
+from recipes.cologen.flux.model import FluxModel
 from recipes.cologen.report import cells
-from recipes.cologen.report.cells import Cell, Scorer, hash_files, shown_examples
+from recipes.cologen.report.cells import Cell, Scorer, hash_examples, hash_files, shown_examples
 from recipes.cologen.report.opening import open_scorer
+from recipes.cologen.training import validation
 
 OWN = Cell("grounding", "grounding", "full_pool")
 FINAL = Cell("control", "grounding", "as_of")
@@ -83,6 +92,71 @@ def test_changed_weights_or_numbers_are_measured_anew(run: Path, scorer: Scorer,
     weights = run / "checkpoints" / "grounding" / "prw" / "adapter_model.safetensors"
     weights.write_bytes((run / "checkpoints" / "control" / "prw" / "adapter_model.safetensors").read_bytes())
     assert open_scorer(run, n=3).cached(OWN) is None
+
+
+def test_changed_examples_are_measured_anew(
+    run: Path, scorer: Scorer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scorer.measure([OWN, OFF])
+    assert scorer.cached(OWN) is not None
+    view = VIEWS["grounding"]
+    monkeypatch.setitem(
+        VIEWS, "grounding", lambda record, seed: replace(view(record, seed), prompt="another")
+    )
+    changed = open_scorer(run, n=3)
+    assert changed.cached(OWN) is None and changed.cached(OFF) is None
+    monkeypatch.setitem(VIEWS, "grounding", view)
+    assert open_scorer(run, n=3).cached(OWN) is not None
+
+
+def test_a_changed_file_of_a_held_out_folder_is_measured_anew(run: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    Image.fromarray(np.full((16, 16, 3), 90, np.uint8)).save(folder / "a.png")
+    (folder / "metadata.jsonl").write_text('{"file_name": "a.png", "text": "red"}')
+    config = (run / "config.yaml").read_text()
+    (run / "config.yaml").write_text(config.replace("held_out: null", f"held_out: folder:{folder}"))
+    cell = Cell("base", "control", "experts_off")
+    open_scorer(run, n=2).measure([cell])
+    assert open_scorer(run, n=2).cached(cell) is not None
+    Image.fromarray(np.full((16, 16, 3), 91, np.uint8)).save(folder / "a.png")
+    assert open_scorer(run, n=2).cached(cell) is None
+
+
+def test_a_hash_of_examples_follows_all_that_decides_a_score() -> None:
+    pixels, hole = np.zeros((2, 3, 3), np.uint8), np.zeros((2, 3), np.bool_)
+    scene = World(0).record(0).scene
+    first = Example("a", "editing", "move", pixels, pixels, "move it", {"scene": scene})
+    others = [
+        replace(first, kind="add"),
+        replace(first, prompt="add it"),
+        replace(first, source=pixels + np.uint8(1)),
+        replace(first, target=pixels + np.uint8(1)),
+        replace(first, target=pixels.reshape(3, 2, 3)),
+        replace(first, meta={"scene": World(0).record(1).scene}),
+        replace(first, meta={"scene": scene, "alternatives": (scene,)}),
+        replace(first, meta={"scene": scene, "hole": hole}),
+    ]
+    assert hash_examples([first]) == hash_examples([replace(first, source=pixels.copy())])
+    hashes = {hash_examples([example]) for example in [first, *others]} | {hash_examples([first, first])}
+    assert len(hashes) == len(others) + 2
+
+
+@pytest.mark.parametrize(("setting", "largest"), [("null", 3), ("2", 2)])
+def test_no_more_pictures_at_once_than_the_runs_machine_takes(
+    run: Path, setting: str, largest: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = (run / "config.yaml").read_text()
+    (run / "config.yaml").write_text(config.replace("micro_batch: null", f"micro_batch: {setting}"))
+    generate, sizes = validation.generate, []
+
+    def noting(model: FluxModel, prompts: list[str], *arguments: Any, **settings: Any) -> Tensor:
+        sizes.append(len(prompts))
+        return generate(model, prompts, *arguments, **settings)
+
+    monkeypatch.setattr(validation, "generate", noting)
+    open_scorer(run, n=3).measure([OFF])
+    assert max(sizes) == largest and sum(sizes) == 3
 
 
 def test_a_kept_cell_of_another_version_is_measured_anew(run: Path, scorer: Scorer) -> None:

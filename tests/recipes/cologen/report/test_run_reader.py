@@ -1,13 +1,16 @@
 """Reading a run folder: what is finished, what was logged, and clear words about what is wrong."""
 
 import json
+import shlex
 from pathlib import Path
 
 import pytest
 
+from recipes.cologen import train
+from recipes.cologen.config import load_config
 from recipes.cologen.errors import RunFolderError
 from recipes.cologen.report.run_reader import RunReader
-from recipes.cologen.stages import UnknownStageError
+from recipes.cologen.stages import UnknownStageError, select_stages
 
 
 def test_a_stage_is_finished_when_its_checkpoint_is_whole(run: Path) -> None:
@@ -20,6 +23,18 @@ def test_a_stage_is_finished_when_its_checkpoint_is_whole(run: Path) -> None:
         RunReader(run).pool("control")
     with pytest.raises(UnknownStageError, match=r"contrl.*Did you mean 'control'"):
         RunReader(run).pool("contrl")
+
+
+def test_the_command_that_it_advises_is_one_that_train_reads(run: Path) -> None:
+    with pytest.raises(RunFolderError) as failure:
+        RunReader(run).pool("editing")
+    _, found, command = str(failure.value).partition("python -m recipes.cologen.train ")
+    asked = train._parser().parse_args(shlex.split(command))
+    assert found and (asked.config, asked.output) == (str(run / "config.yaml"), run)
+    config = load_config(asked.config)
+    # Train refuses a stage whose forerunners are missing; finished ones are skipped.
+    assert select_stages(asked.stage, config.stage_names)[-1] == "editing"
+    assert select_stages(asked.stage, config.stage_names)[0] == config.stage_names[0]
 
 
 def test_rows_come_in_order_and_each_step_once(run: Path) -> None:

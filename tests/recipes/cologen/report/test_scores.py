@@ -11,7 +11,9 @@ TASKS = ("inpainting", "grounding", "control", "customization", "editing")
 
 
 def measured(score: float) -> Measurement:
-    asked = Asked(n=1, seed=0, steps=1, source_timestep="zero", guidance=1.0, held_out="None", weights="x")
+    asked = Asked(
+        n=1, seed=0, steps=1, source_timestep="zero", guidance=1.0, held_out="None", examples="e", weights="x"
+    )
     return Measurement(
         asked=asked,
         score=score,

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
 
 from recipes.cologen.training.checkpoint import (
     ForeignCheckpointError,
@@ -93,6 +94,28 @@ def test_a_kill_while_writing_text_leaves_the_old_text(tmp_path, monkeypatch):
     assert file.read_text() == "old"
 
 
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), SafetensorError("No space left")])
+def test_a_full_disk_leaves_the_old_folder_and_nothing_half_written(tmp_path, error):
+    folder = tmp_path / "latest"
+    write_folder(folder, put("one"))
+
+    def full(new):
+        put("half")(new)
+        raise error
+
+    with pytest.raises(OSError, match="No space left"):
+        write_folder(folder, full)
+    assert (folder / "file").read_text() == "one"
+    assert [path.name for path in tmp_path.iterdir()] == ["latest"]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a disk that is always full")
+def test_tensors_that_find_no_room_are_an_error_of_the_disk(tmp_path):
+    (tmp_path / "training.pt").symlink_to("/dev/full")
+    with pytest.raises(OSError, match=r"training\.pt"):
+        save_tensors(tmp_path, "training", {"a": torch.zeros(100_000)})
+
+
 STATE = StageState(stage="control", step=3, position=12, seconds=1.5, window=((0.1, 0.2, 0.3, 0.4),))
 
 
@@ -112,6 +135,12 @@ def test_what_is_no_state_is_refused(tmp_path, content):
     if content is not None:
         (tmp_path / "state.json").write_text(content)
     with pytest.raises(ForeignCheckpointError, match="Remove"):
+        read_state(tmp_path, "abc")
+
+
+def test_a_state_that_lacks_its_stage_is_refused(tmp_path):
+    (tmp_path / "state.json").write_text('{"format": "cologen-stage-1", "fingerprint": "abc", "step": 3}')
+    with pytest.raises(ForeignCheckpointError, match=r"does not say where a stage is(.|\n)*Remove"):
         read_state(tmp_path, "abc")
 
 

@@ -9,7 +9,8 @@ import torch
 from recipes.cologen.errors import BaseModelError, RunFolderError
 from recipes.cologen.stages import UnknownStageError
 from recipes.cologen.training.checkpoint import ForeignCheckpointError
-from recipes.cologen.training.run_folder import DifferentConfigError, StageOrderError
+from recipes.cologen.training.config_changes import DifferentConfigError
+from recipes.cologen.training.run_folder import StageOrderError
 from tests.recipes.cologen.training.conftest import STAGES, make_config
 
 TOTAL = sum(stage["steps"] for stage in STAGES.values())

@@ -25,7 +25,7 @@ def pictures(tmp_path):
 def test_the_world_is_endless_and_held_out_by_its_seed():
     data = DataSettings(seed=3, held_out_seed=4)
     assert training_records(data) == (World(3), None)
-    assert held_out_records(data) == World(4)
+    assert held_out_records(data) == World(4, held_out=True)
 
 
 def test_a_folder_has_a_length_and_one_size(pictures):
@@ -36,7 +36,9 @@ def test_a_folder_has_a_length_and_one_size(pictures):
 
 def test_a_run_on_a_folder_holds_out_only_what_is_named(pictures):
     assert held_out_records(DataSettings(source=pictures)) is None
-    assert held_out_records(DataSettings(source=pictures, held_out="world")) == World(1_000_003)
+    assert held_out_records(DataSettings(source=pictures, held_out="world")) == World(
+        1_000_003, held_out=True
+    )
     other = held_out_records(DataSettings(held_out=pictures))
     assert other is not None
     assert other.record(0).caption == "gray"

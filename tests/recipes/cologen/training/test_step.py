@@ -8,8 +8,10 @@ from accelerate import Accelerator
 
 import prw
 from recipes.cologen.data.sampler import BatchSampler
+from recipes.cologen.data.vocabulary import VOCABULARY
 from recipes.cologen.data.world import World
 from recipes.cologen.flux.model import FluxModel
+from recipes.cologen.flux.tiny import build_tiny_flux, save_tiny_flux
 from recipes.cologen.training.batches import batches
 from recipes.cologen.training.growth import load_base
 from recipes.cologen.training.step import (
@@ -28,8 +30,8 @@ from tests.recipes.cologen.training.conftest import make_config
 def trainee_of(base_path):
     """A pool of two experts on the base, the newest with something to say."""
 
-    def make(*overrides):
-        config = make_config(base_path, "dropout.text=0", "dropout.source=0", *overrides)
+    def make(*overrides, base=base_path):
+        config = make_config(base, "dropout.text=0", "dropout.source=0", *overrides)
         model = load_base(config, torch.device("cpu"))
         weave = prw.inject(model.transformer, experts=["inpainting"], **config.pool.model_dump())
         with torch.no_grad():
@@ -138,19 +140,23 @@ def test_gradient_checkpointing_changes_nothing(trainee_of):
     torch.testing.assert_close(gradients[0][1], gradients[1][1])
 
 
-def test_a_base_that_reads_guidance_is_given_it(trainee_of, monkeypatch):
-    trainee, given = trainee_of("flow.guidance=1.5"), []
+@pytest.mark.parametrize(("reads_guidance", "expected"), [(False, None), (True, 1.5)])
+def test_a_base_that_reads_guidance_is_given_it(trainee_of, tmp_path, monkeypatch, reads_guidance, expected):
+    sizes = {"width": 32, "heads": 2, "axes": (4, 6, 6), "text_width": 16}
+    model = build_tiny_flux(
+        VOCABULARY, double_blocks=1, single_blocks=1, guidance_embeds=reads_guidance, **sizes
+    )
+    save_tiny_flux(model, tmp_path, torch.float32)
+    trainee, given = trainee_of("flow.guidance=1.5", base=tmp_path), []
     original = FluxModel.velocity
 
     def noting(self, *arguments, guidance, **others):
         given.append(guidance)
-        return original(self, *arguments, guidance=None, **others)
+        return original(self, *arguments, guidance=guidance, **others)
 
     monkeypatch.setattr(FluxModel, "velocity", noting)
     batch_loss(trainee, stage(trainee), some_batches()[0])
-    assert given == [None]
-    trainee.model.transformer.register_to_config(guidance_embeds=True)
-    assert trainee.guidance == 1.5
+    assert given == [expected]
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Two processes train what one does, and launched wrongly they refuse before they write."""
 
+import fcntl
 import io
 import os
 import subprocess
@@ -11,6 +12,7 @@ from safetensors.torch import load_file
 from torch.testing import assert_close
 
 from recipes.cologen.training.run import LaunchError, train
+from recipes.cologen.training.run_lock import LOCK_FILE
 from tests.recipes.cologen.training.conftest import make_config
 
 # Routers draw their noise on each rank, and |U - rho| of a batch is no mean over its halves.
@@ -24,20 +26,39 @@ def test_processes_that_do_not_know_of_each_other_are_refused(config, run, monke
     assert not (tmp_path / "run").exists()
 
 
+def launch(*arguments):
+    """The command on two ranks."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    return subprocess.run(
+        [*launcher, "-m", "recipes.cologen.train", *map(str, arguments)],
+        env={**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+
+
+@pytest.mark.slow
+def test_two_ranks_are_both_refused_a_folder_that_is_taken(base_path, tmp_path):
+    file = tmp_path / "two.yaml"
+    file.write_text(make_config(base_path).to_yaml())
+    (tmp_path / "run").mkdir()
+    with (tmp_path / "run" / LOCK_FILE).open("w") as lock:
+        fcntl.lockf(lock, fcntl.LOCK_EX)
+        ended = launch("--config", file, "--output", tmp_path / "run")
+    assert ended.returncode != 0
+    assert ended.stderr.count("error: another command is working") == 2
+    assert "barrier" not in ended.stderr
+
+
 @pytest.mark.slow
 def test_two_ranks_equal_one_with_the_same_global_batch(base_path, tmp_path):
     config = make_config(base_path, *ALIKE)
     file = tmp_path / "two.yaml"
     file.write_text(config.to_yaml())
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command = ["-m", "recipes.cologen.train", "--config", str(file), "--stage", "inpainting..grounding"]
-    subprocess.run(
-        [*launcher, *command, "--output", str(tmp_path / "two")],
-        env={**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
-        check=True,
-        capture_output=True,
-        timeout=600,
-    )
+    launch(
+        "--config", file, "--stage", "inpainting..grounding", "--output", tmp_path / "two"
+    ).check_returncode()
     train(config, tmp_path / "one", "inpainting..grounding", Console(file=io.StringIO()))
     for stage in ("inpainting", "grounding"):
         weights = f"checkpoints/{stage}/prw/adapter_model.safetensors"

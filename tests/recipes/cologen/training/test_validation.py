@@ -1,14 +1,18 @@
 """Scoring a task: the oracle's word on what the model drew, the same each time, and nothing left behind."""
 
+import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 import prw
+from recipes.cologen.data.folder import PictureFolder
 from recipes.cologen.data.record import Example, Pair, Record
 from recipes.cologen.data.views import VIEWS
 from recipes.cologen.data.vocabulary import VOCABULARY
@@ -186,6 +190,31 @@ def test_held_out_examples_are_those_of_their_source_and_seed() -> None:
     assert [example.prompt for example in first] != [example.prompt for example in other]
     with pytest.raises(ValueError, match="count=0"):
         held_out_examples(World(5), "editing", 0, seed=1)
+
+
+def test_a_folder_that_is_gone_through_again_gives_other_views(tmp_path: Path) -> None:
+    for name in "ab":
+        pixels = np.random.default_rng(ord(name)).integers(0, 256, (24, 32, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"{name}.png")
+    item = {"label": "it", "bbox": [6, 4, 20, 18]}
+    lines = [{"file_name": f"{name}.png", "text": name, "objects": [item]} for name in "ab"]
+    (tmp_path / "metadata.jsonl").write_text("\n".join(json.dumps(line) for line in lines))
+    folder = PictureFolder(tmp_path)
+    made = held_out_examples(folder, "control", 12, seed=4)
+    first = [VIEWS["control"](folder.record(index), 4) for index in range(2)]
+    for example, own in zip(made, first, strict=False):  # the first round is as it always was
+        assert np.array_equal(example.source, own.source) and example.prompt == own.prompt
+    for start in range(2):
+        assert len({example.kind for example in made[start::2]}) > 1
+    again = held_out_examples(folder, "control", 12, seed=4)
+    assert [example.kind for example in again] == [example.kind for example in made]
+
+
+def test_a_worlds_examples_are_made_with_the_seed_itself() -> None:
+    made = held_out_examples(World(5), "editing", 40, seed=9)
+    assert [example.prompt for example in made] == [
+        VIEWS["editing"](World(5).record(index), 9).prompt for index in range(40)
+    ]
 
 
 def test_several_tasks_or_none_are_refused() -> None:

@@ -1,0 +1,89 @@
+"""Gradient checkpointing: which forwards backward may run again, and under which `with` blocks they ran."""
+
+from __future__ import annotations
+
+import weakref
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from prw.errors import RoutingError
+from prw.layers.pool import Scope
+
+
+class Note:
+    """One forward that backward may run again; it is alive as long as that forward's graph."""
+
+    def __init__(self, scope: Scope) -> None:
+        """Keep what the forward was asked for."""
+        self.scope = scope
+
+
+class Checkpointed:
+    """The forwards of one site that backward may run again, since the last backward that did.
+
+    Backward runs a forward again under the `with` blocks that are open then, and cannot tell which forward it
+    is. So the gradients are right only if all that could be meant ran under those blocks.
+    """
+
+    def __init__(self) -> None:
+        """Start with no forwards."""
+        self._alive: weakref.WeakSet[Note] = weakref.WeakSet()
+        self._without_graph: list[Note] = []
+        self._ran_again = False
+
+    def __reduce__(self) -> tuple[type[Checkpointed], tuple[()]]:
+        """Copy and pickle without the forwards, whose graphs stay where they are."""
+        return Checkpointed, ()
+
+    def add(self, scope: Scope, *tensors: Tensor) -> None:
+        """Note a forward, if it runs under checkpointing.
+
+        Args:
+            scope: What the open `with` blocks ask for.
+            tensors: What the forward read or made; the first with a graph decides how long the note lives, so
+                that an output that is dropped without backward is forgotten.
+        """
+        if not under_checkpointing():
+            return
+        if self._ran_again:
+            self._alive.clear()
+            self._without_graph.clear()
+            self._ran_again = False
+        note = Note(scope)
+        graph: Any = next((tensor.grad_fn for tensor in tensors if tensor.grad_fn is not None), None)
+        if graph is not None:
+            graph.metadata.setdefault("prw", []).append(note)
+            self._alive.add(note)
+        elif not any(held.scope.agrees(scope) for held in self._without_graph):
+            self._without_graph.append(note)
+
+    def check(self, scope: Scope, site: str) -> None:
+        """Refuse to run a forward again under other `with` blocks than its own.
+
+        Raises:
+            RoutingError: if a forward that could be meant ran under others.
+        """
+        self._ran_again = True
+        others = [note.scope for note in (*self._alive, *self._without_graph) if not note.scope.agrees(scope)]
+        if others:
+            raise RoutingError(
+                f"gradient checkpointing recomputes site {site}, and a forward since the last backward() ran "
+                "under other `with weave.route_only(...)`, `as_of(...)` or `disabled()` blocks than are open "
+                "now, so it would route differently. Call backward() inside that block, and before the "
+                "forward of another one; a forward that needs no gradient belongs under torch.no_grad(), "
+                "with use_reentrant=False."
+            )
+
+
+def under_checkpointing() -> bool:
+    """Tell whether the forward that runs now may be run again in backward.
+
+    Checkpointing without reentrance packs what autograd saves; with it, the forward runs inside an autograd
+    function, where forward-mode gradients are off as well. Neither holds under a plain torch.no_grad().
+    """
+    if torch.is_grad_enabled():
+        hooks = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)
+        return hooks is None or hooks(True) is not None
+    return not torch.is_inference_mode_enabled() and not torch._C._is_fwd_grad_enabled()

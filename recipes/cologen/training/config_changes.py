@@ -1,0 +1,81 @@
+"""Compares a run folder's config with the one that is asked for: which settings differ and matter."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from recipes.cologen.config import FREE_SETTINGS, FREE_TO_CHANGE, RunConfig
+from recipes.cologen.config_yaml import parse_yaml
+from recipes.cologen.errors import RunFolderError
+
+
+class DifferentConfigError(RunFolderError):
+    """An output folder holds a run with other settings, or on another base."""
+
+
+def check_config(run: Path, config: RunConfig, started: tuple[str, ...]) -> None:
+    """Refuse a config under which the stages that have begun would have been trained otherwise.
+
+    Args:
+        run: The run's folder.
+        config: What the run is asked to be.
+        started: Stages that have begun; settings of others may differ.
+
+    Raises:
+        DifferentConfigError: The order of stages or a setting differs; each is named.
+        RunFolderError: The folder's config.yaml cannot be read.
+    """
+    _check_names(run, started, config.stage_names)
+    differing = _differing_fields(_read_config(run), config, set(started))
+    if differing:
+        raise DifferentConfigError(
+            f"{run} holds a run with other settings:\n"
+            + "\n".join(f"  {key}: {there!r} there, {here!r} now" for key, there, here in differing)
+            + f"\nGo on with its own settings (--config {run / 'config.yaml'}), or give another --output."
+        )
+
+
+def _check_names(run: Path, started: tuple[str, ...], names: tuple[str, ...]) -> None:
+    """Refuse a config whose first stages are not those that the run has begun."""
+    if names[: len(started)] != started:
+        raise DifferentConfigError(
+            f"{run} has trained the stages {', '.join(started)}, but the config begins with "
+            f"{', '.join(names[: len(started)])}. Keep their order in 'stages', or give another --output."
+        )
+
+
+def _read_config(run: Path) -> dict[str, Any]:
+    file = run / "config.yaml"
+    try:
+        values = parse_yaml(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise RunFolderError(f"{file} is not YAML: {error}. Give another --output.") from error
+    return values if isinstance(values, dict) else {}
+
+
+def _differing_fields(
+    there: dict[str, Any], config: RunConfig, started: set[str]
+) -> list[tuple[str, Any, Any]]:
+    """Settings that differ and matter: not those free to change, nor those of stages that have not begun."""
+    old, new = _flatten(there), _flatten(config.model_dump(mode="json"))
+    keys = sorted(key for key in {*old, *new} if old.get(key) != new.get(key))
+    return [
+        (key, old.get(key, "(absent)"), new.get(key, "(absent)"))
+        for key in keys
+        if not _is_free(key) and (not key.startswith("stages.") or key.split(".")[1] in started)
+    ]
+
+
+def _is_free(key: str) -> bool:
+    group, _, setting = key.partition(".")
+    return group in FREE_TO_CHANGE or setting in FREE_SETTINGS.get(group, ())
+
+
+def _flatten(values: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(values, dict):
+        return {prefix: values}
+    parts = [_flatten(value, f"{prefix}.{key}" if prefix else str(key)) for key, value in values.items()]
+    return {key: value for part in parts for key, value in part.items()}

@@ -1,0 +1,103 @@
+"""Looks before the first step whether a folder of pictures has what every stage to be trained needs.
+
+Otherwise the last stage of a long run would be the first to find that, say, no picture has a pair.
+"""
+
+from __future__ import annotations
+
+import string
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+from recipes.cologen.data.sampler import derive_seed
+from recipes.cologen.data.views import VIEWS
+from recipes.cologen.errors import CologenError, FolderDataError, PromptError
+from recipes.cologen.flux.model import FluxModel
+from recipes.cologen.flux.vocabulary import unknown_words
+from recipes.cologen.training.sources import RecordSource
+
+MAX_RECORDS = 100
+"""Records that are looked at, spread evenly over the folder."""
+EXAMPLES_PER_STAGE = 48
+"""Examples that are made of a stage at least: views choose by chance, and few records get more seeds."""
+SHOWN_FAULTS = 10
+ANY_STAGE = "any stage"
+"""What a record that cannot be read is no good for."""
+
+
+class Fault(NamedTuple):
+    """What keeps one record from a stage."""
+
+    stage: str
+    record: str
+    message: str
+
+
+def check_data(records: RecordSource, num_records: int, stages: Sequence[str], model: FluxModel) -> None:
+    """Make examples of every stage, and read their prompts as the base will.
+
+    Args:
+        records: A folder of pictures.
+        num_records: How many it holds.
+        stages: Those that are to be trained.
+        model: The base, for its tokenizers.
+
+    Raises:
+        FolderDataError: Names the first faults, and how many there are.
+    """
+    count = min(num_records, MAX_RECORDS)
+    seeds = range(max(2, -(-EXAMPLES_PER_STAGE // count)))
+    faults: dict[Fault, None] = {}
+    for place in range(count):
+        faults.update(dict.fromkeys(_faults(records, place * num_records // count, stages, seeds, model)))
+    if faults:
+        shown = _mixed(list(faults), stages)
+        lines = [f"  {fault.stage}, {fault.record}: {fault.message}" for fault in shown]
+        more = f"\n  and {len(faults) - len(lines)} more" if len(faults) > len(lines) else ""
+        raise FolderDataError(
+            f"the data cannot be trained on as asked; {count} of {num_records} records were looked at:\n"
+            + "\n".join(lines)
+            + f"{more}\nMend the metadata, or train only the stages that it is enough for (--stage)."
+        )
+
+
+def _faults(
+    records: RecordSource, index: int, stages: Sequence[str], seeds: Sequence[int], model: FluxModel
+) -> Iterator[Fault]:
+    try:
+        record = records.record(index)
+    except CologenError as error:
+        yield Fault(ANY_STAGE, f"record {index + 1}", str(error))
+        return
+    for stage in stages:
+        for seed in seeds:
+            try:
+                prompt = VIEWS[stage](record, derive_seed(seed, "check")).prompt
+                _check_prompt(prompt, model)
+            except CologenError as error:
+                yield Fault(stage, record.id, str(error))
+
+
+def _check_prompt(prompt: str, model: FluxModel) -> None:
+    """Refuse a prompt that is too long, or that a closed vocabulary does not hold.
+
+    Raises:
+        PromptError: Says by how much, or names the words.
+    """
+    model.tokenize([prompt])
+    unknown = dict.fromkeys(unknown_words(model.tokenizer_2, prompt)) if _is_closed(model) else {}
+    if unknown:
+        raise PromptError(f"the base cannot read {', '.join(map(repr, unknown))} in {prompt!r}")
+
+
+def _is_closed(model: FluxModel) -> bool:
+    """Whether only listed words can be read: a real T5 can spell any, letter by letter."""
+    return not set(string.ascii_lowercase) <= set(model.tokenizer_2.get_vocab())
+
+
+def _mixed(faults: Sequence[Fault], stages: Sequence[str]) -> list[Fault]:
+    """A few faults: of each stage in turn, shown in the order of stages."""
+    queues = [[fault for fault in faults if fault.stage == stage] for stage in (ANY_STAGE, *stages)]
+    turns = [queue[turn] for turn in range(SHOWN_FAULTS) for queue in queues if turn < len(queue)]
+    chosen = set(turns[:SHOWN_FAULTS])
+    return [fault for queue in queues for fault in queue if fault in chosen]
