@@ -19,11 +19,10 @@ from prw.errors import PrwError
 from recipes.cologen.errors import CologenError
 from recipes.cologen.report.cells import Scorer
 from recipes.cologen.report.opening import open_scorer
-from recipes.cologen.report.scores import Scores, measure_scores, task_cells, write_scores
+from recipes.cologen.report.scores import measure_scores, task_cells, write_scores
+from recipes.cologen.score_table import score_table, table_of
 from recipes.cologen.stages import select_stages
 from recipes.cologen.terminal import silence_loading_bars
-
-COLUMNS = ("experts off", "after its own stage", "final, as of its stage", "final, full pool")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -36,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.stage == "all":
             scores = measure_scores(scorer)
             summary, tables = write_scores(scorer, scores)
-            console.print(_overview(scores))
+            console.print(score_table(summary))
             console.print(f"written: {summary} and {tables.name}")
         else:
             console.print(_some_tasks(scorer, options.stage))
@@ -74,11 +73,6 @@ def _positive(text: str) -> int:
     return value
 
 
-def _overview(scores: Scores) -> Table:
-    rows = (scores.experts_off, scores.after_own_stage, scores.final_as_of, scores.final_full_pool)
-    return _table({stage: [row[stage] for row in rows] for stage in scores.stages})
-
-
 def _some_tasks(scorer: Scorer, wanted: str) -> Table:
     """Measure and show the tasks of some stages; scores.json, which holds all, is left alone."""
     rows: dict[str, list[float]] = {}
@@ -87,14 +81,7 @@ def _some_tasks(scorer: Scorer, wanted: str) -> Table:
         cells = task_cells(stage, scorer.run.finished_stages())
         measured = scorer.measure(cells)
         rows[stage] = [measured[cell].score for cell in cells]
-    return _table(rows)
-
-
-def _table(rows: dict[str, list[float]]) -> Table:
-    table = Table("task", *COLUMNS)
-    for task, scores in rows.items():
-        table.add_row(task, *(f"{score:.3f}" for score in scores))
-    return table
+    return table_of(rows)
 
 
 if __name__ == "__main__":

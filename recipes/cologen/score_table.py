@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rich.table import Table
@@ -15,14 +16,20 @@ COLUMNS = {
 }
 
 
-def score_table(report: Path) -> Table | None:
-    """The score table of a report's folder: a row for each task; None where nothing was scored."""
-    file = report / "scores.json"
+def score_table(file: Path) -> Table | None:
+    """The table of a scores.json, a row for each task; None where nothing was scored."""
     if not file.is_file():
         return None
     scores = json.loads(file.read_text(encoding="utf-8"))
-    table = Table("task", *COLUMNS, title=f"scores on {scores['n']} held-out examples per task")
-    for task in scores["experts_off"]:
-        found = [scores[measure].get(task) for measure in COLUMNS.values()]
+    rows = {
+        task: [scores[measure].get(task) for measure in COLUMNS.values()] for task in scores["experts_off"]
+    }
+    return table_of(rows, title=f"scores on {scores['n']} held-out examples per task")
+
+
+def table_of(rows: Mapping[str, Sequence[float | None]], title: str | None = None) -> Table:
+    """A row of scores for each task, in the order of `COLUMNS`; what was not measured is a dash."""
+    table = Table("task", *COLUMNS, title=title)
+    for task, found in rows.items():
         table.add_row(task, *("-" if score is None else f"{score:.3f}" for score in found))
     return table

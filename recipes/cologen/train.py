@@ -84,7 +84,7 @@ def _finish(outcome: Outcome, config: RunConfig, output: Path, console: Console)
         say("all stages are finished; building the report")
         page = _build(output, console, say)
     held_out = config.data.held_out or config.data.source == "world"
-    table = score_table(page.parent) if held_out else None
+    table = score_table(page.parent / "scores.json") if held_out else None
     if table is not None:
         console.print(table)
     say(f"all is done; the report is {page}")

@@ -56,7 +56,7 @@ def customization(record: Record, seed: int) -> Example:
         kind = "with another"
         other = _companion(rng, subject, target.free_places())
         target = target.with_objects(*target.objects, other)
-        prompt += f" with a {other.size} {other.name} at the {other.place}"
+        prompt += f" and a {other.size} {other.name} at the {other.place}"
     meta = {"scene": target}
     return Example(
         record.id, "customization", kind, draw(source), draw(target), f"{prompt} on {background}", meta

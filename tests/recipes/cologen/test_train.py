@@ -81,7 +81,7 @@ def test_the_scores_are_shown_at_the_end_and_again_when_all_is_done(call, config
 
 
 def test_no_scores_are_shown_of_a_run_without_them(tmp_path):
-    assert score_table(tmp_path) is None
+    assert score_table(tmp_path / "scores.json") is None
 
 
 def test_a_folder_that_another_command_writes_is_left_alone(call, config_file, tmp_path, monkeypatch, capsys):
