@@ -110,7 +110,7 @@ def shows_caption(image: NDArray[np.uint8], example: Example) -> bool:
         return False
     return all(
         (seen.shape, seen.colour, seen.place) == (item.shape, item.colour, item.place)
-        and (seen.size == item.size or item.phrase(sized=True) not in example.prompt)
+        and (seen.size == item.size or f"{item.size} {item.name}" not in example.prompt)
         for seen, item in zip(found.objects, wanted.objects, strict=True)
     )
 

@@ -52,9 +52,14 @@ def random_object(
     )
 
 
+def random_count(rng: np.random.Generator) -> int:
+    """How many objects a scene has: one or two."""
+    return 1 + int(rng.random() < _TWO_OBJECTS)
+
+
 def random_scene(rng: np.random.Generator, num_objects: int | None = None) -> Scene:
     """One or two objects that differ in shape or colour, in different quadrants, on a random background."""
-    count = num_objects if num_objects is not None else 1 + int(rng.random() < _TWO_OBJECTS)
+    count = num_objects if num_objects is not None else random_count(rng)
     places = [PLACES[i] for i in rng.permutation(len(PLACES))[:count]]
     objects = [random_object(rng, place) for place in places]
     while len({item.name for item in objects}) < count:
@@ -110,7 +115,7 @@ class World:
         if index < 0:
             raise ValueError(f"a world's index starts at 0, got {index}")
         rng = np.random.default_rng((self.seed, index))
-        count = 1 + int(rng.random() < _TWO_OBJECTS)
+        count = random_count(rng)
         scene = random_scene(rng, count)
         while any(is_held_out(scene.background, item) is not self.held_out for item in scene.objects):
             scene = random_scene(rng, count)

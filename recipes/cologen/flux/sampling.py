@@ -96,12 +96,19 @@ def starting_noise(
 
 
 def denoise(
-    model: FluxModel, noise: ImageTokens, text: TextTokens, source: ImageTokens | None, sampling: Sampling
+    model: FluxModel,
+    noise: ImageTokens,
+    text: TextTokens,
+    source: ImageTokens | SourceKV | None,
+    sampling: Sampling,
 ) -> ImageTokens:
-    """Follow the velocity from noise to picture; with `zero`, the source's K and V are computed once."""
+    """Follow the velocity from noise to picture; with `zero`, the source's K and V are computed once.
+
+    With `zero` they may also be given, as `FluxModel.source_kv` made them.
+    """
     scheduler, timesteps = _schedule(model, noise.tokens.shape[1], sampling.steps)
-    read: ImageTokens | SourceKV | None = source
-    if source is not None and sampling.source_timestep == "zero":
+    read = source
+    if isinstance(source, ImageTokens) and sampling.source_timestep == "zero":
         read = model.source_kv(source, text, sampling.guidance)
     tokens = noise.tokens
     for timestep in timesteps:

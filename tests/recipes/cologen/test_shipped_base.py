@@ -6,7 +6,7 @@ import torch
 
 from recipes.cologen.config import load_config
 from recipes.cologen.data import oracle
-from recipes.cologen.data.pretraining import text_to_image
+from recipes.cologen.pretraining.tasks import text_to_image
 from recipes.cologen.data.vocabulary import MAX_TEXT_TOKENS, VOCABULARY
 from recipes.cologen.flux import FluxModel, generate
 from recipes.cologen.flux.vocabulary import unknown_words

@@ -1,5 +1,6 @@
 """Pretraining of the tiny base: steps follow from seed and number, and a stopped run goes on exactly."""
 
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -8,8 +9,9 @@ import torch
 
 from recipes.cologen.data.vocabulary import MAX_TEXT_TOKENS, VOCABULARY
 from recipes.cologen.flux import FluxModel
-from recipes.cologen.flux.tiny import build_tiny_flux
-from recipes.cologen.pretrain_tiny import Settings, batch_at, pretrain, start, train_step
+from recipes.cologen.flux.tiny import build_tiny_flux, save_tiny_flux
+from recipes.cologen.pretrain_tiny import pretrain
+from recipes.cologen.pretraining.step import Settings, batch_at, start, train_step, untrained
 from recipes.cologen.training.checkpoint import ForeignCheckpointError
 
 
@@ -68,7 +70,24 @@ def test_the_written_base_is_what_was_trained_in_half_precision(
     loaded = FluxModel.load(tmp_path / "base", torch.float32)
     weight = loaded.transformer.x_embedder.weight
     assert torch.equal(weight, trained["transformer.x_embedder.weight"].half().float())
+    assert "dialects.offsets" in trained  # kept to go on from, and not part of the base
+    assert not any("dialects" in name for name, _ in loaded.transformer.named_parameters())
     assert sum(file.stat().st_size for file in (tmp_path / "base").rglob("*.safetensors")) < 8_000_000
+
+
+def test_a_run_may_go_on_from_a_base(tmp_path: Path) -> None:
+    base = build_tiny_flux(VOCABULARY, max_text_tokens=MAX_TEXT_TOKENS, seed=5)
+    save_tiny_flux(base, tmp_path / "base", torch.float32)
+    settings = replace(brief(2), from_base=str(tmp_path / "base"))
+    model = untrained(settings)
+    for one, other in zip(base.transformer.parameters(), model.transformer.parameters(), strict=True):
+        assert torch.equal(one, other) and other.requires_grad
+    run = start(model, settings)
+    train_step(model, run, settings)
+    assert not torch.equal(base.transformer.x_embedder.weight, model.transformer.x_embedder.weight)
+    with pytest.raises(ForeignCheckpointError, match="from_base"):
+        run.save(tmp_path / "state.pt")
+        start(model, brief(2)).load(tmp_path / "state.pt")
 
 
 def test_another_runs_state_is_refused(tmp_path: Path) -> None:
