@@ -6,11 +6,11 @@ import torch
 
 from recipes.cologen.config import load_config
 from recipes.cologen.data import oracle
-from recipes.cologen.pretraining.tasks import text_to_image
 from recipes.cologen.data.vocabulary import MAX_TEXT_TOKENS, VOCABULARY
 from recipes.cologen.flux import FluxModel, generate
 from recipes.cologen.flux.vocabulary import unknown_words
-from recipes.cologen.pretrain_tiny import HELD_OUT
+from recipes.cologen.pretraining.scores import HELD_OUT
+from recipes.cologen.pretraining.tasks import text_to_image
 from recipes.cologen.training.validation import to_pictures
 
 
