@@ -8,6 +8,7 @@ from prw.tuner.growth import (
     pool_of,
     refresh_training,
     remove,
+    rename,
     trainable_modules,
     trainable_parameters,
 )
@@ -33,6 +34,7 @@ __all__ = [
     "put_in",
     "refresh_training",
     "remove",
+    "rename",
     "take_out",
     "trainable_modules",
     "trainable_parameters",
