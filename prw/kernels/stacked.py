@@ -43,12 +43,15 @@ class _StackedLinear(torch.autograd.Function):
 def stacked_linear(hidden: Tensor, weights: Sequence[Tensor], dim: int) -> Tensor:
     """Compute F.linear(hidden, torch.cat(weights, dim)), the same bits whichever weights train.
 
+    Compiled code takes the plain way: Dynamo instantiates autograd functions, which torch itself warns of.
+
     Args:
         hidden: Inputs, of shape [tokens, in].
         weights: Each of shape [out, in], or its slice of the axis that is stacked.
         dim: 0 stacks outputs, 1 stacks inputs.
     """
     training = [weight.requires_grad for weight in weights]
-    if torch.is_grad_enabled() and any(training) and not all(training):
+    mixed = torch.is_grad_enabled() and any(training) and not all(training)
+    if mixed and not torch.compiler.is_compiling():
         return _StackedLinear.apply(dim, hidden, *weights)  # type: ignore[no-any-return]
     return F.linear(hidden, torch.cat(list(weights), dim))
