@@ -14,6 +14,7 @@ from prw.tuner.growth import (
 )
 from prw.tuner.injection import TrainedBefore, pool_layers, put_in, take_out, trained_before
 from prw.tuner.layer import PrwLinear
+from prw.tuner.merging import constant_weights, merge
 from prw.tuner.model import PrwModel
 from prw.tuner.project import project
 from prw.tuner.registration import register
@@ -26,8 +27,10 @@ __all__ = [
     "PrwLinear",
     "PrwModel",
     "TrainedBefore",
+    "constant_weights",
     "freeze_newest",
     "grow",
+    "merge",
     "pool_layers",
     "pool_of",
     "project",
