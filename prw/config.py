@@ -30,8 +30,9 @@ class PoolSettings(BaseModel):
     alpha: float | None = Field(default=None, gt=0)
     """LoRA alpha; the scale of an expert is alpha / rank. None means twice the rank (paper, figure 4)."""
     rank_pattern: dict[str, int] | None = None
-    """Rank of the projections whose path ends like a key, a name or a regular expression; the first key that
-    fits counts, as in PEFT: `{"to_v": 8, r"blocks\\.0\\.to_k": 4}`. A key that fits nothing is an error."""
+    """Rank of the projections whose path ends like a key, a name or a regular expression, as in PEFT:
+    `{"to_v": 8, "0.attn.to_k": 4}`. Of several keys that fit, the longest counts; one that fits nothing is an
+    error."""
     alpha_pattern: dict[str, float] | None = None
     """LoRA alpha of the projections whose path ends like a key, as with `rank_pattern`."""
     granularity: Granularity = "token"
@@ -44,11 +45,11 @@ class PoolSettings(BaseModel):
     noise: bool = True
     """Whether the logits are noisy in training (equation 2). Evaluation never draws noise."""
     noise_seed: int | None = Field(default=None, ge=0)
-    """Seed of a stream of random numbers that only the router's noise reads: the same noise whatever else
-    draws, replayed under gradient checkpointing, and saved with the pool, so that a loaded pool goes on where
-    it was. Every process of a distributed run has a stream of its own. None reads torch's global generator."""
+    """Seed of random numbers that only the router's noise reads: the same whatever else draws, replayed under
+    gradient checkpointing, and saved with the pool, so that a loaded pool goes on where it was. Each process
+    of a distributed run has its own. Not under torch.compile. None reads torch's global generator."""
     dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
-    """Dropout on what the experts of a projection read, in training; as in LoRA. The router reads it whole."""
+    """Dropout on what the experts of a projection read, in training, as in LoRA; the router reads it all."""
     train_veteran_gates: bool = False
     """Whether the router vectors of veterans go on training; if so, the pool of an earlier stage is not
     exact."""
@@ -100,9 +101,9 @@ class PoolSettings(BaseModel):
             for key in getattr(self, setting) or {}:
                 if not any(fits(key, name) for name in names):
                     raise ConfigError(
-                        f"{setting} has the key {key!r}, which fits none of the {len(names)} projections with "
-                        f"experts: {', '.join(names[:4])}{', ...' if len(names) > 4 else ''}. A key is the end "
-                        "of a path after a dot, or a regular expression for it."
+                        f"{setting} has the key {key!r}, which fits none of the {len(names)} projections "
+                        f"with experts: {', '.join(names[:4])}{', ...' if len(names) > 4 else ''}. A key is "
+                        "the end of a path after a dot, or a regular expression for it."
                     )
 
     @classmethod
@@ -124,8 +125,12 @@ def fits(key: str, path: str) -> bool:
 
 
 def matching(pattern: Mapping[str, Value] | None, path: str, otherwise: Value) -> Value:
-    """Give the value of the first key of a pattern that fits a path."""
-    return next((value for key, value in (pattern or {}).items() if fits(key, path)), otherwise)
+    """Give the value of the longest key of a pattern that fits a path.
+
+    Not of the first: PEFT sorts the keys when it saves.
+    """
+    fitting = [key for key in pattern or () if fits(key, path)]
+    return pattern[max(fitting, key=lambda key: (len(key), key))] if pattern and fitting else otherwise
 
 
 def explain(error: ValidationError, model: type[BaseModel]) -> str:

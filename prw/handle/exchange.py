@@ -65,7 +65,9 @@ class Exchange(Hold):
             ConfigError: if there is no such layout.
         """
         layers, index = self._layers(), self.pool.index(name)
-        measured = None if measure is None else measure_expert(self.model, layers, self.adapter, index, measure)
+        measured = (
+            None if measure is None else measure_expert(self.model, layers, self.adapter, index, measure)
+        )
         component = "unet" if "UNet" in type(self.model).__name__ else "transformer"
         return write_lora(Path(path), layers, self.adapter, name, self.config, layout, component, measured)
 

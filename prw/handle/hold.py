@@ -1,4 +1,4 @@
-"""The hold on a model's pool that every part of the handle stands on: where it is, and what it says of itself."""
+"""The hold on a model's pool that every part of the handle stands on: where it is, what it says of itself."""
 
 from __future__ import annotations
 

@@ -31,7 +31,8 @@ def describe(
         f"{len(config.experts)} experts at {len(sites)} sites of {model}",
         *site_lines(sites),
         f"experts: {', '.join(experts(config)) or 'none yet'}{''.join(f' ({note})' for note in notes)}",
-        f"rank {settings.rank}, scale {settings.scale:g}, {settings.gate} gate{chosen}, {settings.granularity}s",
+        f"rank {settings.rank}, scale {settings.scale:g}, {settings.gate} gate{chosen}, "
+        f"{settings.granularity}s",
         f"parameters: {count(parameters):,} in the pool, {count(training):,} train, {count(frozen):,} frozen",
         f"bytes: {size(parameters)}; training {size(training)}; frozen {size(frozen)}",
     ]

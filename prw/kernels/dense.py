@@ -44,7 +44,9 @@ def by_expert(ids: Tensor, weights: Tensor, experts: int, dtype: torch.dtype) ->
         chosen = ids.unsqueeze(-1) == torch.arange(experts, device=ids.device)
         return chosen, weights.to(dtype).unsqueeze(-1)
     hits = ids.unsqueeze(-1) == torch.arange(experts, device=ids.device)
-    spread = torch.where(hits, weights.to(dtype).unsqueeze(-1), torch.zeros((), dtype=dtype, device=ids.device))
+    spread = torch.where(
+        hits, weights.to(dtype).unsqueeze(-1), torch.zeros((), dtype=dtype, device=ids.device)
+    )
     return hits.any(1), spread.sum(1)
 
 

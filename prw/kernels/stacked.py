@@ -53,5 +53,6 @@ def stacked_linear(hidden: Tensor, weights: Sequence[Tensor], dim: int) -> Tenso
     training = [weight.requires_grad for weight in weights]
     mixed = torch.is_grad_enabled() and any(training) and not all(training)
     if mixed and not torch.compiler.is_compiling():
-        return _StackedLinear.apply(dim, hidden, *weights)  # type: ignore[no-any-return]
+        output: Tensor = _StackedLinear.apply(dim, hidden, *weights)  # type: ignore[no-untyped-call]
+        return output
     return F.linear(hidden, torch.cat(list(weights), dim))

@@ -42,9 +42,11 @@ A LoRA on {count} key and value projections, for use without prw: {how}.
 
 {difference}
 """
-EXACT = """In its pool this expert has weight one for every token, whatever the input: this LoRA does the same."""
-GATED = """**It is not what the pool does.** The pool has {size} experts ({experts}); its router sends each {item} to
-{top_k} of them and weighs an expert by {gate}. This LoRA acts on every token with weight one."""
+EXACT = (
+    """In its pool this expert has weight one for every token, whatever the input: this LoRA does the same."""
+)
+GATED = """**It is not what the pool does.** The pool has {size} experts ({experts}); its router sends each
+{item} to {top_k} of them and weighs an expert by {gate}. This LoRA acts on every token with weight one."""
 MEASURED = """
 Measured on the inputs given at export:
 
@@ -57,7 +59,9 @@ Measured on the inputs given at export:
 | difference of the model's output from the whole pool's | {output} |
 
 Differences are relative norms: 0 is equal, 1 is as large as the LoRA's own part."""
-UNMEASURED = "\nHow far that is from the pool was not measured; `weave.export_lora(name, path, measure=inputs)` does."
+UNMEASURED = (
+    "\nHow far that is from the pool was not measured; `weave.export_lora(name, path, measure=inputs)` does."
+)
 
 
 class LoraExport(NamedTuple):
@@ -132,9 +136,7 @@ def write_lora(
     return report
 
 
-def pairs_of(
-    layers: Layers, adapter: str, index: int, skip_empty: bool
-) -> dict[str, tuple[Tensor, Tensor]]:
+def pairs_of(layers: Layers, adapter: str, index: int, skip_empty: bool) -> dict[str, tuple[Tensor, Tensor]]:
     """Collect an expert's A and B by projection, perhaps without those that add nothing."""
     names = expert_names(index)
     pairs = {
@@ -168,7 +170,7 @@ def lora_config(
         r=int(rank),
         lora_alpha=alpha,  # type: ignore[arg-type]  # PEFT takes a float as well
         rank_pattern={f"^{re.escape(path)}": own for path, own in ranks.items() if own != rank},
-        alpha_pattern={f"^{re.escape(path)}": own for path, own in alphas.items() if own != alpha},  # type: ignore[misc]
+        alpha_pattern={f"^{re.escape(path)}": own for path, own in alphas.items() if own != alpha},
         target_modules=sorted(pairs),
         base_model_name_or_path=config.base_model_name_or_path,
         inference_mode=True,

@@ -15,7 +15,7 @@ from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from prw.config import matching
+from prw.config import fits
 from prw.errors import StorageError
 from prw.storage.folder import read_config, read_weights
 from prw.storage.state import PEFT_PREFIX, shown
@@ -130,9 +130,9 @@ def check_plain(source: str, values: Mapping[str, Any]) -> None:
     start = str(values.get("init_lora_weights", True)).lower()
     if start.startswith(CHANGED_BASE):
         raise StorageError(
-            f"the LoRA in {source} has init_lora_weights={values['init_lora_weights']!r}: its A and B go with "
-            "a base whose weights were changed when it was made, and this model's were not. Save it again "
-            "with save_pretrained(..., path_initial_model_for_weight_conversion=...): that is a plain LoRA."
+            f"the LoRA in {source} has init_lora_weights={values['init_lora_weights']!r}: its A and B go "
+            "with a base whose weights were changed when it was made, and this model's were not. Save it "
+            "again with save_pretrained(..., path_initial_model_for_weight_conversion=...): that is a plain LoRA."
         )
 
 
@@ -187,5 +187,6 @@ def scale_of(
         return 1.0
     values = configs[component]
     name = module.removeprefix(PEFT_PREFIX).removeprefix(f"{component}.")
-    alpha = float(matching(values.get("alpha_pattern"), name, values["lora_alpha"]))
+    own = [alpha for key, alpha in (values.get("alpha_pattern") or {}).items() if fits(key, name)]
+    alpha = float(own[0] if own else values["lora_alpha"])  # the first, which is the one that PEFT takes
     return float(alpha / (rank**0.5 if values.get("use_rslora") else rank))

@@ -119,9 +119,7 @@ def plain_output(layer: PrwLinear, adapter: str, index: int, hidden: Tensor) -> 
     return rows @ down.T @ up.T * layer.scales[adapter]
 
 
-def weight_here(
-    routing: Routing, layer: PrwLinear, adapter: str, index: int, tokens: int
-) -> Tensor | float:
+def weight_here(routing: Routing, layer: PrwLinear, adapter: str, index: int, tokens: int) -> Tensor | float:
     """Give the weight that the expert has just had for each token, of shape [tokens]."""
     decisions = routing.decisions.get(layer.sites[adapter].name)
     if not decisions:
@@ -147,9 +145,11 @@ def tensors_of(output: Any) -> list[Tensor]:
     if isinstance(output, Tensor):
         return [output] if output.is_floating_point() else []
     parts = output.values() if isinstance(output, Mapping) else output
-    return [found for part in parts for found in tensors_of(part)] if isinstance(
-        output, Mapping | tuple | list
-    ) else []
+    return (
+        [found for part in parts for found in tensors_of(part)]
+        if isinstance(output, Mapping | tuple | list)
+        else []
+    )
 
 
 def relative(values: list[Tensor], wanted: list[Tensor]) -> float | None:

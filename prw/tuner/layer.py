@@ -60,7 +60,9 @@ class PrwLinear(RoutedProjection, BaseTunerLayer):
         self.frozen_peft_weight_names = {**self.frozen_peft_weight_names, adapter: frozen}
         for name in mine:
             trains = trainable and name in training
-            for parameter in getattr(self, name)[adapter].parameters():
+            part = getattr(self, name)[adapter]
+            part.frozen = name in frozen
+            for parameter in part.parameters():
                 parameter.requires_grad_(trains)
                 parameter.grad = parameter.grad if trains else None
 

@@ -62,6 +62,8 @@ class PrwModel(BaseTuner):
         """Keep whole paths, which PEFT shortens to common ends where there are many."""
         if self._targets is not None:
             cast(PrwConfig, config).target_modules = self._targets
+        else:
+            self._pool.settings.check_patterns(path for s in self._sites.values() for path in s.projections)
 
     def _create_and_replace(
         self,
