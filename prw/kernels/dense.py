@@ -42,7 +42,7 @@ def by_expert(ids: Tensor, weights: Tensor, experts: int, dtype: torch.dtype) ->
     """Say for each token which experts were chosen, and with which weight: two of shape [tokens, experts]."""
     if ids.dim() == 1:
         chosen = ids.unsqueeze(-1) == torch.arange(experts, device=ids.device)
-        return chosen, weights.to(dtype).unsqueeze(-1)
+        return chosen, weights.to(dtype).unsqueeze(-1).expand(-1, experts)
     hits = ids.unsqueeze(-1) == torch.arange(experts, device=ids.device)
     spread = torch.where(
         hits, weights.to(dtype).unsqueeze(-1), torch.zeros((), dtype=dtype, device=ids.device)
