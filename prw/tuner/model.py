@@ -22,7 +22,7 @@ from prw.layers import NoiseStream, Pool, Site
 from prw.tuner.config import PrwConfig
 from prw.tuner.growth import refresh_training
 from prw.tuner.layer import PrwLinear
-from prw.tuner.targets import adaptable, find_targets, sites_of
+from prw.tuner.targets import adaptable, candidates, find_targets, sites_of
 
 
 class PrwModel(BaseTuner):
@@ -46,8 +46,7 @@ class PrwModel(BaseTuner):
         if config.granularity == "sample":
             refuse_causal(model, self._targets or [name for name, _ in model.named_modules() if name])
         settings = config.settings()
-        if self._targets is not None:
-            settings.check_patterns(self._targets)
+        settings.check_patterns(list(candidates(model)) if self._targets is None else self._targets)
         noise = None if config.noise_seed is None else NoiseStream(config.noise_seed, config)
         self._pool = Pool(settings, tuple(config.experts), config.expert_ranks, noise)
         self._sites: dict[str, Site] = {}
@@ -62,8 +61,6 @@ class PrwModel(BaseTuner):
         """Keep whole paths, which PEFT shortens to common ends where there are many."""
         if self._targets is not None:
             cast(PrwConfig, config).target_modules = self._targets
-        else:
-            self._pool.settings.check_patterns(path for s in self._sites.values() for path in s.projections)
 
     def _create_and_replace(
         self,
