@@ -52,7 +52,7 @@ class Exchange(Hold):
             name: Name of the expert.
             path: Folder to write.
             layout: "peft" for `PeftModel.from_pretrained`; "diffusers" for `pipe.load_lora_weights` and
-                `model.load_lora_adapter`, with the scale folded into B.
+                `model.load_lora_adapter(path, use_safetensors=True)`, with the scale folded into B.
             measure: Inputs to measure the difference on, without gradients, noise or dropout: a mapping of
                 the model's keyword arguments, its one argument, or a function that runs the model. None
                 measures nothing.

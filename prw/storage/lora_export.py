@@ -203,6 +203,6 @@ def card(report: LoraExport, config: PrwConfig, layout: Layout, count: int) -> s
         count=count,
         how="`PeftModel.from_pretrained(model, folder)`"
         if layout == "peft"
-        else "`pipe.load_lora_weights(folder)`, or `model.load_lora_adapter(folder)`",
+        else "`pipe.load_lora_weights(folder)`, or `model.load_lora_adapter(folder, use_safetensors=True)`",
         difference=difference + (numbers if report.mean_gate is not None or not report.exact else ""),
     )

@@ -38,7 +38,10 @@ PEFT_ROUTES = {
     "tuner.set_adapter": lambda m: m.base_model.set_adapter(["default"]),
     "set_requires_grad": lambda m: m.set_requires_grad("default", True),
     "disable_adapter": disabled_for_a_while,
-    "enable_adapter_layers": lambda m: (m.base_model.disable_adapter_layers(), m.base_model.enable_adapter_layers()),
+    "enable_adapter_layers": lambda m: (
+        m.base_model.disable_adapter_layers(),
+        m.base_model.enable_adapter_layers(),
+    ),
     "another pool and back": lambda m: (
         m.add_adapter("other", prw.PrwConfig(**CONFIG)),
         m.set_adapter("other"),

@@ -46,7 +46,9 @@ def test_it_is_pefts_lora_with_the_same_patterns(make_plain, kernel):
     for name, parameter in lora.named_parameters():
         if "lora_" in name:
             torch.nn.init.normal_(parameter, std=0.3)
-            ours = name.removeprefix("base_model.model.").replace("lora_A", "prw_A0").replace("lora_B", "prw_B0")
+            ours = (
+                name.removeprefix("base_model.model.").replace("lora_A", "prw_A0").replace("lora_B", "prw_B0")
+            )
             with torch.no_grad():
                 base.get_parameter(ours).copy_(parameter)
     hidden = torch.randn(2, 5, 8)
@@ -57,11 +59,12 @@ def test_it_is_pefts_lora_with_the_same_patterns(make_plain, kernel):
     st.dictionaries(st.sampled_from([".*", "to_k", "attn.to_k", "^b.0.attn.to_k", "0.*"]), st.integers(1, 9))
 )
 def test_the_longest_key_counts_in_whatever_order(pattern):
-    fitting = [key for key in pattern if key != "0.*"]
-    wanted = pattern[max(fitting, key=len)] if fitting else 16
+    fitting = sorted(pattern, key=len)
+    wanted = max((len(key), key, pattern[key]) for key in fitting)[2] if fitting else 16
     for keys in (sorted(pattern), sorted(pattern, reverse=True)):
         settings = PoolSettings(rank_pattern={key: pattern[key] for key in keys})
-        assert settings.rank_at("b.0.attn.to_k") == (pattern["0.*"] if fitting == [] and "0.*" in pattern else wanted)
+        assert settings.rank_at("b.0.attn.to_k") == wanted
+        assert settings.rank_at("b.0.attn.to_v") == pattern.get("0.*", pattern.get(".*", 16))
 
 
 @pytest.mark.parametrize("setting", ["rank_pattern", "alpha_pattern"])

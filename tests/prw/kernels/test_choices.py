@@ -22,7 +22,9 @@ def problem(sizes, ranks, k, seed, training=None):
     k = min(k, experts)
     ids = torch.rand(tokens, experts, generator=generator).argsort(-1)[:, :k]
     ids[torch.rand(tokens, generator=generator) < 0.2] = -1
-    trains = [True] * experts if training is None else [bool(training >> index & 1) for index in range(experts)]
+    trains = (
+        [True] * experts if training is None else [bool(training >> index & 1) for index in range(experts)]
+    )
     downs = [draw(rank, wide).requires_grad_(flag) for rank, flag in zip(ranks, trains, strict=True)]
     ups = [draw(out, rank).requires_grad_(flag) for rank, flag in zip(ranks, trains, strict=True)]
     return draw(tokens, wide).requires_grad_(), downs, ups, ids, draw(tokens, k).abs().requires_grad_()

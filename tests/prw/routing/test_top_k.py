@@ -29,7 +29,9 @@ def test_the_k_likeliest_each_with_its_own_probability(sizes, k, gate):
 @given(SIZES)
 def test_k_of_one_keeps_its_shapes_and_bits(sizes):
     logits = torch.randn(*sizes)
-    assert all(torch.equal(x, y) for x, y in zip(top_1(logits, "prob"), top_k(logits, "prob", k=1), strict=True))
+    assert all(
+        torch.equal(x, y) for x, y in zip(top_1(logits, "prob"), top_k(logits, "prob", k=1), strict=True)
+    )
     assert top_k(logits, "prob").expert_ids.shape == sizes[:2]
 
 
@@ -73,9 +75,7 @@ def test_top_k_of_all_makes_the_share_one_and_the_loss_says_so():
 @pytest.mark.parametrize("granularity", ["token", "sample"])
 def test_a_projection_sums_its_experts_by_their_probabilities(make_plain, wake, kernel, granularity):
     base = make_plain(blocks=1).eval()
-    weave = prw.inject(
-        base, rank=3, experts=["a", "b", "c"], top_k=2, kernel=kernel, granularity=granularity
-    )
+    weave = prw.inject(base, rank=3, experts=["a", "b", "c"], top_k=2, kernel=kernel, granularity=granularity)
     wake(weave)
     layer, hidden = base.blocks[0].to_v, torch.randn(2, 5, 8)
     with weave.record() as routing:

@@ -81,7 +81,10 @@ def test_an_imported_expert_keeps_its_weights_and_trains_its_router(make_plain, 
 @pytest.mark.parametrize(
     ("options", "match"),
     [
-        ({"target_modules": ["to_q"]}, "adapts none of the pool's projections .*to_k.*, only 2 others .*to_q"),
+        (
+            {"target_modules": ["to_q"]},
+            "adapts none of the pool's projections .*to_k.*, only 2 others .*to_q",
+        ),
         ({"use_dora": True}, "not a plain LoRA.*use_dora"),
         ({"bias": "lora_only"}, "not a plain LoRA.*bias"),
         (
