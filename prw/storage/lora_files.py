@@ -132,7 +132,7 @@ def check_plain(source: str, values: Mapping[str, Any]) -> None:
         raise StorageError(
             f"the LoRA in {source} has init_lora_weights={values['init_lora_weights']!r}: its A and B go "
             "with a base whose weights were changed when it was made, and this model's were not. Save it "
-            "again with save_pretrained(..., path_initial_model_for_weight_conversion=...): that is a plain LoRA."
+            "again with save_pretrained(..., path_initial_model_for_weight_conversion=...), as a plain LoRA."
         )
 
 

@@ -1,4 +1,4 @@
-"""noise_seed: the router's noise from a stream of its own, replayed by checkpointing, going on after loading."""
+"""noise_seed: noise from a stream of its own, replayed by checkpointing, going on after loading."""
 
 import copy
 import pickle

@@ -15,7 +15,7 @@ def close(got, wanted):
 
 
 def merged_and_unmerged(host, weave, **options):
-    """The model's outputs before and after merging, after checks that merging did something and is through."""
+    """The model's outputs after and before merging, which did something and left no layer of ours."""
     with weave.disabled():
         base = host()
     unmerged = host()
