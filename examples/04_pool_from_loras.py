@@ -46,11 +46,15 @@ def main(steps: int = 100) -> None:
             lora.add_adapter(LoraConfig(r=rank, target_modules=["k_proj", "v_proj"]))
             train(lora, [p for p in lora.parameters() if p.requires_grad], [task], steps)
             lora.save_pretrained(Path(folder) / task)
-            print(f"the LoRA {task}: loss {loss_of(lora, task):.2f} on its task, base {loss_of(base, task):.2f}")
+            print(
+                f"the LoRA {task}: loss {loss_of(lora, task):.2f} on its task, base {loss_of(base, task):.2f}"
+            )
         weave = prw.inject(base, target="kv", rank=8, gate="unit", train_veteran_gates=True)
         for task in RULES:
             report = weave.import_lora(Path(folder) / task, name=task)
-            print(f"{task}: rank {set(report.ranks.values())}, dropped {', '.join(report.dropped) or 'nothing'}")
+            print(
+                f"{task}: rank {set(report.ranks.values())}, dropped {', '.join(report.dropped) or 'nothing'}"
+            )
     train(base, weave.trainable_parameters(), list(RULES), steps)
     base.eval()
     print(", ".join(f"the pool: loss {loss_of(base, task):.2f} on {task}" for task in RULES))
