@@ -21,6 +21,7 @@ from prw.errors import (
 from prw.layers import SiteRecord
 from prw.losses import veteran_loss
 from prw.routing import Routing, RoutingDecision
+from prw.storage import LoraExport, LoraImport
 from prw.tuner import PrwConfig, project
 from prw.weave import Weave, inject, load
 
@@ -33,6 +34,8 @@ __all__ = [
     "ConfigError",
     "Curriculum",
     "CurriculumError",
+    "LoraExport",
+    "LoraImport",
     "PoolError",
     "PoolSettings",
     "PrwConfig",

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, Self
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from prw.errors import ConfigError
 
@@ -12,6 +14,7 @@ Granularity = Literal["token", "sample"]
 Gate = Literal["prob", "unit"]
 Share = Literal["straight-through", "soft"]
 KernelName = Literal["auto", "dense", "reference"]
+Value = TypeVar("Value")
 
 
 class PoolSettings(BaseModel):
@@ -26,6 +29,12 @@ class PoolSettings(BaseModel):
     """Rank of every expert's LoRA pair."""
     alpha: float | None = Field(default=None, gt=0)
     """LoRA alpha; the scale of an expert is alpha / rank. None means twice the rank (paper, figure 4)."""
+    rank_pattern: dict[str, int] | None = None
+    """Rank of the projections whose path ends like a key, a name or a regular expression, as in PEFT:
+    `{"to_v": 8, "0.attn.to_k": 4}`. Of several keys that fit, the longest counts; one that fits nothing is an
+    error."""
+    alpha_pattern: dict[str, float] | None = None
+    """LoRA alpha of the projections whose path ends like a key, as with `rank_pattern`."""
     granularity: Granularity = "token"
     """What is routed: every token by itself, or a whole sample by the mean of its routed tokens."""
     gate: Gate = "prob"
@@ -35,6 +44,12 @@ class PoolSettings(BaseModel):
     the mean probability itself. The paper's indicator has no gradient and it does not say what it used."""
     noise: bool = True
     """Whether the logits are noisy in training (equation 2). Evaluation never draws noise."""
+    noise_seed: int | None = Field(default=None, ge=0)
+    """Seed of random numbers that only the router's noise reads: the same whatever else draws, replayed under
+    gradient checkpointing, and saved with the pool, so that a loaded pool goes on where it was. Each process
+    of a distributed run has its own. Not under torch.compile. None reads torch's global generator."""
+    dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
+    """Dropout on what the experts of a projection read, in training, as in LoRA; the router reads it all."""
     train_veteran_gates: bool = False
     """Whether the router vectors of veterans go on training; if so, the pool of an earlier stage is not
     exact."""
@@ -42,15 +57,54 @@ class PoolSettings(BaseModel):
     """Whether the router reads its input divided by its root mean square."""
     gate_std: float = Field(default=0.02, gt=0)
     """Standard deviation of a new expert's router vector; its noise vector starts at zero."""
-    top_k: Literal[1] = 1
-    """How many experts an item goes to; the method, and this library, choose exactly one."""
+    top_k: int = Field(default=1, ge=1)
+    """How many experts an item goes to (the method: one). The output sums over them, each weighed by its
+    probability among *all* experts, not rescaled (equation 4). More than the pool has means all of them."""
     kernel: KernelName = "auto"
     """Which routed projection runs: `reference` is the specification, `dense` the fast one, `auto` picks."""
 
+    @field_validator("rank_pattern", "alpha_pattern")
+    @classmethod
+    def _usable(cls, pattern: dict[str, float] | None) -> dict[str, float] | None:
+        """Refuse keys that are no regular expression and values that are not above zero."""
+        for key, value in (pattern or {}).items():
+            try:
+                re.compile(key)
+            except re.error as error:
+                raise ValueError(f"{key!r} is no name and no regular expression ({error})") from error
+            if not value > 0:
+                raise ValueError(f"{key!r} must be given a value above 0")
+        return pattern
+
     @property
     def scale(self) -> float:
-        """Factor on an expert's output: alpha / rank."""
+        """Factor on an expert's output where no pattern says otherwise: alpha / rank."""
         return (2.0 * self.rank if self.alpha is None else self.alpha) / self.rank
+
+    def rank_at(self, path: str) -> int:
+        """Give the rank of new experts at a projection."""
+        return matching(self.rank_pattern, path, self.rank)
+
+    def scale_at(self, path: str) -> float:
+        """Give the factor on every expert's output at a projection: its alpha / its rank."""
+        rank = self.rank_at(path)
+        return matching(self.alpha_pattern, path, 2.0 * rank if self.alpha is None else self.alpha) / rank
+
+    def check_patterns(self, paths: Iterable[str]) -> None:
+        """Refuse patterns that fit none of the projections that get experts.
+
+        Raises:
+            ConfigError: names the pattern and what is there.
+        """
+        names = list(paths)
+        for setting in ("rank_pattern", "alpha_pattern"):
+            for key in getattr(self, setting) or {}:
+                if not any(fits(key, name) for name in names):
+                    raise ConfigError(
+                        f"{setting} has the key {key!r}, which fits none of the {len(names)} projections "
+                        f"with experts: {', '.join(names[:4])}{', ...' if len(names) > 4 else ''}. A key is "
+                        "the end of a path after a dot, or a regular expression for it."
+                    )
 
     @classmethod
     def checked(cls, **options: Any) -> Self:
@@ -63,6 +117,20 @@ class PoolSettings(BaseModel):
             return cls(**options)
         except ValidationError as error:
             raise ConfigError(explain(error, cls)) from error
+
+
+def fits(key: str, path: str) -> bool:
+    """Tell whether a path ends like a key of a pattern, after a dot: PEFT's rule for `rank_pattern`."""
+    return re.match(rf"(.*\.)?({key})$", path) is not None
+
+
+def matching(pattern: Mapping[str, Value] | None, path: str, otherwise: Value) -> Value:
+    """Give the value of the longest key of a pattern that fits a path.
+
+    Not of the first: PEFT sorts the keys when it saves.
+    """
+    fitting = [key for key in pattern or () if fits(key, path)]
+    return pattern[max(fitting, key=lambda key: (len(key), key))] if pattern and fitting else otherwise
 
 
 def explain(error: ValidationError, model: type[BaseModel]) -> str:

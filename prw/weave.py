@@ -12,35 +12,13 @@ from torch import Tensor, nn
 
 from prw.config import PoolSettings
 from prw.errors import ConfigError, PoolError
-from prw.layers import Pool, SiteRecord
+from prw.handle import EMPTY, Exchange, Life
 from prw.routing import Routing
-from prw.storage import (
-    load_pool,
-    place_lora,
-    pool_parameters,
-    pool_state,
-    read_lora,
-    write_folder,
-    write_lora,
-)
-from prw.tuner import (
-    PrwConfig,
-    PrwLinear,
-    TrainedBefore,
-    freeze_newest,
-    grow,
-    pool_layers,
-    put_in,
-    refresh_training,
-    remove,
-    take_out,
-    trainable_parameters,
-)
-
-EMPTY = 'the pool is empty, so nothing can train or be routed: call weave.add_expert("name") first.'
+from prw.storage import load_pool
+from prw.tuner import PrwConfig, put_in, take_out, trainable_parameters
 
 
-class Weave:
+class Weave(Life, Exchange):
     """The handle of a model that has a pool of experts.
 
     `prw.inject` and `prw.load` give one; `Weave(model)` gives one for a model that got its pool through PEFT,
@@ -50,83 +28,6 @@ class Weave:
         model: The model, changed in place.
         adapter: Name of the PEFT adapter that the pool is.
     """
-
-    def __init__(
-        self, model: nn.Module, adapter: str = "default", trained_before: TrainedBefore | None = None
-    ) -> None:
-        """Take hold of the pool that a model has.
-
-        Args:
-            model: The model.
-            adapter: Name of the PEFT adapter that the pool is.
-            trained_before: Which of the base trained before injection, for `eject`; None asks prw.
-
-        Raises:
-            PoolError: if it has none under that adapter name.
-        """
-        self.model = model
-        self.adapter = adapter
-        self._trained_before = trained_before
-        self._layers()
-
-    @property
-    def pool(self) -> Pool:
-        """The state that the sites share: settings, names, and what the `with` blocks ask for."""
-        return next(iter(self._layers().values())).sites[self.adapter].pool
-
-    @property
-    def config(self) -> PrwConfig:
-        """The PEFT configuration of the pool."""
-        configs: Any = self.model.peft_config
-        config: PrwConfig = configs[self.adapter]
-        return config
-
-    @property
-    def settings(self) -> PoolSettings:
-        """The pool's settings."""
-        return self.pool.settings
-
-    @property
-    def experts(self) -> tuple[str, ...]:
-        """Names of the experts, oldest first."""
-        return self.pool.experts
-
-    @property
-    def frozen(self) -> bool:
-        """Whether the newest expert is frozen too, as after the end of its stage."""
-        return self.config.newest_frozen
-
-    @property
-    def sites(self) -> tuple[SiteRecord, ...]:
-        """The attention blocks with experts, in the model's order."""
-        sites = {id(site): site for site in (layer.sites[self.adapter] for layer in self._layers().values())}
-        return tuple(site.describe() for site in sites.values())
-
-    def add_expert(self, name: str, init: str | None = None) -> None:
-        """Freeze what is there and add an expert that trains.
-
-        Args:
-            name: Name of the expert; usually that of its stage.
-            init: None or "zero" starts at zero output, so nothing but the router's softmax changes. A
-                veteran's name starts from a copy of its A and B.
-
-        Raises:
-            ConfigError: if the name cannot be used or is taken.
-            PoolError: if `init` names no expert.
-        """
-        grow(self._layers(), self.adapter, self.config, name, init)
-
-    def freeze(self) -> None:
-        """Freeze the newest expert too: its stage has ended, and nothing trains until an expert is added."""
-        freeze_newest(self._layers(), self.adapter, self.config)
-
-    def remove_expert(self, name: str) -> None:
-        """Take an expert out of the pool. If it was the newest, nothing trains until an expert is added.
-
-        Raises:
-            PoolError: if the pool has no such expert.
-        """
-        remove(self._layers(), self.adapter, self.config, name)
 
     def trainable_parameters(self) -> list[nn.Parameter]:
         """List exactly what an optimiser should get; empty after `freeze()`.
@@ -192,42 +93,6 @@ class Weave:
         with self.pool.narrowed(disabled=True):
             yield
 
-    def save_pretrained(self, path: str | Path) -> None:
-        """Save the pool as a PEFT folder: adapter_config.json, adapter_model.safetensors, README.md.
-
-        The folder appears whole or not at all; other files in it are kept.
-
-        Raises:
-            StorageError: if `path` is a file.
-            UnsupportedError: if the configuration has `modules_to_save`, which only PEFT saves.
-        """
-        write_folder(Path(path), self.config, pool_state(self._layers(), self.adapter))
-
-    def export_lora(self, name: str, path: str | Path) -> None:
-        """Save one expert as a plain PEFT LoRA folder, for use without prw.
-
-        The router is not part of it: the LoRA acts on every token with weight one, where the pool weighs the
-        expert by its probability (unless `gate="unit"`) and only where the router chose it.
-
-        Raises:
-            PoolError: if the pool has no such expert.
-        """
-        write_lora(Path(path), self._layers(), self.adapter, name, self.config)
-
-    def import_lora(self, path: str | Path, name: str) -> None:
-        """Add a plain PEFT LoRA as an expert with frozen A and B; its router vectors train.
-
-        Raises:
-            StorageError: if it is no plain LoRA or does not fit; nothing was changed then.
-            ConfigError: if the name cannot be used or is taken.
-        """
-        layers = self._layers()
-        pairs = read_lora(Path(path), layers, self.settings)
-        self.add_expert(name)
-        place_lora(pairs, layers, self.adapter, self.pool.index(name))
-        self.config.imported = [*self.config.imported, name]
-        refresh_training(layers, self.adapter, self.config)
-
     def eject(self) -> None:
         """Take the pool out: every projection is the very module that was there before injection.
 
@@ -236,22 +101,6 @@ class Weave:
         """
         self._layers()
         take_out(self.model, self.adapter, self._trained_before)
-
-    def summary(self) -> str:
-        """Describe the pool in a few lines: sites, experts, sizes, what trains."""
-        parameters = pool_parameters(self._layers(), self.adapter).values()
-        training = sum(p.numel() for p in parameters if p.requires_grad)
-        settings = self.settings
-        lines = [
-            f"{len(self.experts)} experts at {len(self.sites)} sites of {type(self.model).__name__}",
-            f"experts: {', '.join(self.experts) or 'none yet'}{' (all frozen)' if self.frozen else ''}",
-            f"rank {settings.rank}, scale {settings.scale:g}, {settings.gate} gate, {settings.granularity}s",
-            f"parameters: {sum(p.numel() for p in parameters):,} in the pool, {training:,} train",
-        ]
-        return "\n".join(lines)
-
-    def _layers(self) -> dict[str, PrwLinear]:
-        return pool_layers(self.model, self.adapter)
 
 
 def inject(

@@ -9,12 +9,31 @@ later one's.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 DOWN, UP, GATE, NOISE = "prw_A", "prw_B", "prw_gate", "prw_noise"
+
+
+class ExpertLinear(nn.Linear):
+    """One part of an expert; while it is frozen, so is every parameter that takes the place of its weight.
+
+    Loaders put new parameters into a model, transformers' `load_adapter` such that train, after PEFT has
+    frozen the old ones.
+
+    Attributes:
+        frozen: Whether this part never trains as things are.
+    """
+
+    frozen = False
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Let a new weight train only if the old one could."""
+        if isinstance(value, nn.Parameter) and self.frozen:
+            value.requires_grad_(False)
+        super().__setattr__(name, value)
 
 
 class ExpertNames(NamedTuple):
@@ -79,12 +98,12 @@ def add_router_vectors(
     container(layer, names.noise)[adapter] = noise
 
 
-def new_linear(in_features: int, out_features: int, like: Tensor | None) -> nn.Linear:
+def new_linear(in_features: int, out_features: int, like: Tensor | None) -> ExpertLinear:
     """Make an uninitialised Linear without bias, float32 whatever 16-bit or quantised dtype the base has."""
     dtype = torch.float64 if like is not None and like.dtype == torch.float64 else torch.float32
     device = None if like is None else like.device
-    linear: nn.Linear = nn.utils.skip_init(
-        nn.Linear, in_features, out_features, bias=False, device=device, dtype=dtype
+    linear: ExpertLinear = nn.utils.skip_init(
+        ExpertLinear, in_features, out_features, bias=False, device=device, dtype=dtype
     )
     return linear
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from prw.config import PoolSettings
+from prw.config import PoolSettings, matching
 from prw.errors import PoolError
+from prw.layers.noise import NoiseStream
 from prw.routing import Routing
 
 
@@ -53,15 +54,25 @@ class Pool:
     Attributes:
         settings: The pool's settings.
         experts: Names of the experts, oldest first.
+        expert_ranks: Expert to rank pattern, for experts whose ranks are not the settings'.
+        noise: Where the seeds of the router's noise come from; None means torch's generator.
         scope: What the open `with` blocks ask for. It is shared by all threads, because the autograd engine
             recomputes checkpointed blocks in threads of its own; so one thread at a time may open blocks.
         recorder: Where decisions go, or None.
     """
 
-    def __init__(self, settings: PoolSettings, experts: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self,
+        settings: PoolSettings,
+        experts: tuple[str, ...] = (),
+        expert_ranks: Mapping[str, Mapping[str, int]] | None = None,
+        noise: NoiseStream | None = None,
+    ) -> None:
         """Start with the given experts, all in use and nothing recorded."""
         self.settings = settings
         self.experts = experts
+        self.expert_ranks = {} if expert_ranks is None else expert_ranks
+        self.noise = noise
         self.scope = EVERYTHING
         self.recorder: Routing | None = None
         self._blocks: list[Block] = []
@@ -87,6 +98,23 @@ class Pool:
             known = ", ".join(self.experts) or "none yet"
             raise PoolError(f"the pool has no expert {name!r}; it has: {known}.")
         return self.experts.index(name)
+
+    def rank_at(self, index: int, path: str) -> int:
+        """Give the rank of an expert at a projection."""
+        own = self.expert_ranks.get(self.experts[index]) if index < len(self.experts) else None
+        return matching(own, path, self.settings.rank_at(path))
+
+    def check_settled(self, what: str) -> None:
+        """Refuse to change the pool's order inside a `with` block that counts on it.
+
+        Raises:
+            PoolError: if a block is open.
+        """
+        if self._blocks:
+            raise PoolError(
+                f"{what} changes which expert is which, and a `with` block of this pool (record, route_only, "
+                "as_of or disabled) is open that counts on it. Leave the block first."
+            )
 
     @contextmanager
     def narrowed(self, **changes: Any) -> Iterator[None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from prw.kernels import select
@@ -19,6 +20,7 @@ class RoutedProjection(nn.Module):
         in_features: Width of the input.
         out_features: Width of the output.
         sites: Adapter name to the site this projection belongs to.
+        scales: Adapter name to the LoRA scale of its experts here.
     """
 
     def __init__(self, base_layer: nn.Module, in_features: int, out_features: int) -> None:
@@ -28,6 +30,7 @@ class RoutedProjection(nn.Module):
         self.in_features = in_features
         self.out_features = out_features
         self.sites: dict[str, Site] = {}
+        self.scales: dict[str, float] = {}
         self.training = base_layer.training  # noise is drawn in training only, and the base may be evaluating
 
     def expert_output(self, hidden: Tensor, adapter: str) -> Tensor | None:
@@ -46,19 +49,21 @@ class RoutedProjection(nn.Module):
             return None
         size, settings = decision.num_experts, site.pool.settings
         rows = hidden.reshape(-1, hidden.shape[-1])
+        if settings.dropout and self.training:
+            rows = F.dropout(rows, settings.dropout)  # by torch's generator, which checkpointing replays
         delta = select(settings.kernel)(
             rows,
             [weight_of(self, f"{DOWN}{index}", adapter) for index in range(size)],
             [weight_of(self, f"{UP}{index}", adapter) for index in range(size)],
             per_token(decision.expert_ids, rows.shape[0]),
             per_token(decision.weights, rows.shape[0]),
-            settings.scale,
+            self.scales[adapter],
         )
         return delta.reshape(*hidden.shape[:-1], self.out_features)
 
 
 def per_token(of_items: Tensor, num_tokens: int) -> Tensor:
-    """Repeat decisions so that there is one per token: [batch, items] to [num_tokens]."""
-    batch, items = of_items.shape
+    """Repeat decisions so that there is one per token: [batch, items] to [tokens], with k to [tokens, k]."""
+    batch, items, *several = of_items.shape
     repeats = num_tokens // max(batch * items, 1)
-    return of_items.unsqueeze(-1).expand(batch, items, repeats).reshape(-1)
+    return of_items.unsqueeze(2).expand(batch, items, repeats, *several).reshape(num_tokens, *several)

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from prw.errors import RoutingError
 from prw.layers.experts import GATE, NOISE, weight_of
+from prw.layers.noise import Drawn
 from prw.layers.pool import Pool, Scope
-from prw.layers.recompute import Checkpointed
+from prw.layers.recompute import Checkpointed, under_checkpointing
 from prw.routing import RoutingDecision, decide
 from prw.routing.features import as_batch
 
@@ -65,6 +66,7 @@ class Site:
         self.projections: dict[str, nn.Module] = {}
         self._pending: dict[int, Pending] = {}
         self._checkpointed = Checkpointed()
+        self._drawn = Drawn()
 
     def __getstate__(self) -> dict[str, Any]:
         """Copy and pickle without the decision in flight."""
@@ -74,6 +76,10 @@ class Site:
     def router(self) -> nn.Module:
         """The projection that keeps the router vectors."""
         return next(iter(self.projections.values()))
+
+    def path_of(self, projection: nn.Module) -> str:
+        """Give the path of a member."""
+        return next(path for path, member in self.projections.items() if member is projection)
 
     def describe(self) -> SiteRecord:
         """Give the site's record."""
@@ -107,7 +113,7 @@ class Site:
         waiting = self._pending.pop(slot, None)
         if waiting is not None and self._fits(waiting, hidden, asker):
             return waiting.decision
-        decision = self._fresh(as_batch(hidden), asker.training)
+        decision = self._fresh(as_batch(hidden), asker.training, recomputing)
         if len(self.projections) > 1:
             grad, version = torch.is_grad_enabled(), version_of(hidden)
             self._pending[slot] = Pending(hidden, version, asker, self.pool.scope, grad, decision)
@@ -121,13 +127,25 @@ class Site:
         same_scope = waiting.scope.agrees(self.pool.scope)
         return same_call and same_scope and waiting.with_grad == torch.is_grad_enabled()
 
-    def _fresh(self, hidden: Tensor, training: bool) -> RoutingDecision:
+    def _fresh(self, hidden: Tensor, training: bool, recomputing: bool) -> RoutingDecision:
         size, settings = self.pool.size, self.pool.settings
         gates = [weight_of(self.router, f"{GATE}{index}", self.adapter) for index in range(size)]
         noises: list[Tensor] = []
         if settings.noise:
             noises = [weight_of(self.router, f"{NOISE}{index}", self.adapter) for index in range(size)]
-        return decide(hidden, gates, noises, settings, self._routed(hidden), noisy=training)
+        seed = self._seed(hidden, recomputing) if noises and training else None
+        return decide(hidden, gates, noises, settings, self._routed(hidden), training, seed)
+
+    def _seed(self, hidden: Tensor, recomputing: bool) -> int | None:
+        """Give the seed of a decision's noise: the next one, or the one that this forward had before."""
+        if self.pool.noise is None:
+            return None
+        if recomputing:
+            return self._drawn.again(hidden)
+        seed = self.pool.noise.next_seed()
+        if under_checkpointing():
+            self._drawn.add(hidden, seed)
+        return seed
 
     def _routed(self, hidden: Tensor) -> Tensor | None:
         routed = self.pool.scope.routed

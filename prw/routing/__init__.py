@@ -2,7 +2,7 @@
 
 from prw.routing.decision import RoutingDecision
 from prw.routing.features import router_features
-from prw.routing.policies import decide, noisy_logits, router_logits, top_1
+from prw.routing.policies import decide, noisy_logits, router_logits, top_1, top_k
 from prw.routing.record import Routing
 from prw.routing.shares import newest_indicator
 
@@ -15,4 +15,5 @@ __all__ = [
     "router_features",
     "router_logits",
     "top_1",
+    "top_k",
 ]

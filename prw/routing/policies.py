@@ -1,4 +1,4 @@
-"""Pure functions from features to a decision: noisy logits, softmax over the pool, top-1 (equations 2-4)."""
+"""Pure functions from features to a decision: noisy logits, softmax over the pool, top-k (equations 2-4)."""
 
 from __future__ import annotations
 
@@ -31,9 +31,23 @@ def router_logits(features: Tensor, vectors: Sequence[Tensor]) -> Tensor:
     return torch.cat([F.linear(features, vector.to(features)) for vector in vectors], dim=-1)
 
 
-def noisy_logits(logits: Tensor, noise_logits: Tensor) -> Tensor:
-    """Add Gaussian noise of deviation softplus(noise_logits) (equation 2), by torch's generator."""
-    return logits + torch.randn_like(logits) * F.softplus(noise_logits)
+def noisy_logits(logits: Tensor, noise_logits: Tensor, seed: int | None = None) -> Tensor:
+    """Add Gaussian noise of deviation softplus(noise_logits) (equation 2).
+
+    Args:
+        logits: Of shape [batch, items, experts].
+        noise_logits: Of the same shape.
+        seed: Seed of this draw alone; None draws from torch's generator.
+    """
+    return logits + standard_normal(logits, seed) * F.softplus(noise_logits)
+
+
+def standard_normal(like: Tensor, seed: int | None) -> Tensor:
+    """Draw Gaussian noise of a tensor's shape, dtype and device."""
+    if seed is None:
+        return torch.randn_like(like)
+    generator = torch.Generator(like.device).manual_seed(seed)
+    return torch.randn(like.shape, generator=generator, dtype=like.dtype, device=like.device)
 
 
 def kept_in_graph(vectors: Sequence[Tensor], unused: Sequence[Tensor]) -> list[Tensor]:
@@ -59,8 +73,8 @@ def without_autocast(device: torch.device) -> AbstractContextManager[object]:
     return torch.autocast(device_type=device.type, enabled=False)
 
 
-def top_1(logits: Tensor, gate: Gate, routed: Tensor | None = None) -> RoutingDecision:
-    """Give each item its likeliest expert, weighed by its share of *all* experts (equations 3 and 4).
+def top_k(logits: Tensor, gate: Gate, routed: Tensor | None = None, k: int = 1) -> RoutingDecision:
+    """Give each item its likeliest experts, each weighed by its share of *all* experts (equations 3 and 4).
 
     The weight is not rescaled to one, so the router learns from the task too; with `gate="unit"` its value is
     one and only its gradient is that of the probability.
@@ -69,15 +83,23 @@ def top_1(logits: Tensor, gate: Gate, routed: Tensor | None = None) -> RoutingDe
         logits: Of shape [batch, items, experts].
         gate: `prob` or `unit`.
         routed: Which items are routed, bool of shape [batch, items]; None means all.
+        k: How many experts; more than there are means all. The decision has an axis for them beyond one.
     """
     probabilities = logits.softmax(dim=-1)
-    weights, expert_ids = probabilities.max(dim=-1)
+    k = min(k, logits.shape[-1])
+    weights, expert_ids = probabilities.max(dim=-1) if k == 1 else probabilities.topk(k, dim=-1)
     if gate == "unit":
         weights = torch.ones_like(weights) + (weights - weights.detach())
     if routed is not None:
+        routed = routed if k == 1 else routed.unsqueeze(-1)
         expert_ids = torch.where(routed, expert_ids, torch.full_like(expert_ids, -1))
         weights = torch.where(routed, weights, torch.zeros_like(weights))
     return RoutingDecision(expert_ids, weights, probabilities, logits)
+
+
+def top_1(logits: Tensor, gate: Gate, routed: Tensor | None = None) -> RoutingDecision:
+    """Give each item its likeliest expert: `top_k` with k = 1."""
+    return top_k(logits, gate, routed)
 
 
 def decide(
@@ -87,16 +109,18 @@ def decide(
     settings: PoolSettings,
     routed: Tensor | None = None,
     noisy: bool = True,
+    seed: int | None = None,
 ) -> RoutingDecision:
-    """Choose an expert for every item of one site.
+    """Choose an expert, or top_k of them, for every item of one site.
 
     Args:
         hidden: What the projections of the site read, of shape [batch, tokens, d].
         gates: Router vectors of the experts to choose from, each of shape [1, d].
         noises: Their noise vectors, each of shape [1, d]; empty if they have none.
-        settings: Granularity, gate and input normalisation.
+        settings: Granularity, gate, input normalisation and top_k.
         routed: Which tokens are routed, bool of shape [batch, tokens]; None means all.
         noisy: Whether noise is drawn; if not, noise vectors that train get a gradient of zero.
+        seed: Seed of this decision's noise; None draws from torch's generator.
     """
     with without_autocast(hidden.device):
         if noises and not noisy:
@@ -104,7 +128,7 @@ def decide(
         features = router_features(hidden, settings.granularity, routed, settings.router_norm)
         logits = router_logits(features, gates)
         if noises:
-            logits = noisy_logits(logits, router_logits(features, noises))
+            logits = noisy_logits(logits, router_logits(features, noises), seed)
         if routed is not None and settings.granularity == "sample":
             routed = routed.any(dim=1, keepdim=True)
-        return top_1(logits, settings.gate, routed)
+        return top_k(logits, settings.gate, routed, settings.top_k)

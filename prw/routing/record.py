@@ -49,7 +49,10 @@ class Routing:
         return decisions
 
     def share(self) -> float:
-        """Fraction of decisions, over all sites and items, that went to the newest expert (U)."""
+        """Fraction of decisions, over all sites and items, that went to the newest expert (U).
+
+        With top_k > 1, that went to it among others: every item counts once, so 1 can be reached.
+        """
         with torch.no_grad():
             return float(self.newest_share("straight-through"))
 
@@ -74,12 +77,15 @@ class Routing:
         if per == "sample":
             check_same_batch(decisions)
         sums = [newest_indicator(decision, kind).float() for decision in decisions]
-        counts = [(decision.expert_ids >= 0).float() for decision in decisions]
+        counts = [decision.routed.float() for decision in decisions]
         total = sum_over(sums, per, device)
         return total / sum_over(counts, per, device).clamp(min=1.0)
 
     def usage(self) -> Tensor:
-        """Say which expert was chosen where: fractions of shape [sites, experts], rows sum to one."""
+        """Say which expert was chosen where: fractions of shape [sites, experts], rows sum to one.
+
+        With top_k > 1 every choice counts, so an item counts k times.
+        """
         self.all()
         rows = [self.site_usage(of_site) for of_site in self.decisions.values()]
         return torch.stack(rows)

@@ -2,18 +2,26 @@
 
 from prw.storage.folder import SavedPool, read_folder, write_folder
 from prw.storage.loading import load_pool
-from prw.storage.lora import LoraExpert, place_lora, read_lora, write_lora
+from prw.storage.lora_export import Layout, LoraExport, write_lora
+from prw.storage.lora_files import read_foreign
+from prw.storage.lora_import import LoraImport, fit_lora, place_lora, rank_pattern
+from prw.storage.measure import measure_expert
 from prw.storage.state import pool_parameters, pool_state
 
 __all__ = [
-    "LoraExpert",
+    "Layout",
+    "LoraExport",
+    "LoraImport",
     "SavedPool",
+    "fit_lora",
     "load_pool",
+    "measure_expert",
     "place_lora",
     "pool_parameters",
     "pool_state",
+    "rank_pattern",
     "read_folder",
-    "read_lora",
+    "read_foreign",
     "write_folder",
     "write_lora",
 ]

@@ -24,11 +24,15 @@ NOTED = (
     "train_veteran_gates",
 )
 """What gives a pool's weights their meaning; other settings may be edited in a saved configuration."""
+NOTED_IF_SET = ("alpha_pattern", "expert_ranks", "rank_pattern", "top_k")
+"""The same, of later versions; left out at their defaults, so that earlier folders' stamps still hold."""
 
 
 def stamp_of(config: PrwConfig) -> str:
     """Write down what of a configuration its weights cannot go without."""
-    return json.dumps({name: getattr(config, name) for name in NOTED}, sort_keys=True)
+    standard = PrwConfig()
+    later = [name for name in NOTED_IF_SET if getattr(config, name) != getattr(standard, name)]
+    return json.dumps({name: getattr(config, name) for name in (*NOTED, *later)}, sort_keys=True)
 
 
 def write_stamped(file: Path, weights: dict[str, Tensor], config: PrwConfig) -> None:

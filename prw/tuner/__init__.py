@@ -8,11 +8,13 @@ from prw.tuner.growth import (
     pool_of,
     refresh_training,
     remove,
+    rename,
     trainable_modules,
     trainable_parameters,
 )
 from prw.tuner.injection import TrainedBefore, pool_layers, put_in, take_out, trained_before
 from prw.tuner.layer import PrwLinear
+from prw.tuner.merging import constant_weights, merge
 from prw.tuner.model import PrwModel
 from prw.tuner.project import project
 from prw.tuner.registration import register
@@ -25,14 +27,17 @@ __all__ = [
     "PrwLinear",
     "PrwModel",
     "TrainedBefore",
+    "constant_weights",
     "freeze_newest",
     "grow",
+    "merge",
     "pool_layers",
     "pool_of",
     "project",
     "put_in",
     "refresh_training",
     "remove",
+    "rename",
     "take_out",
     "trainable_modules",
     "trainable_parameters",

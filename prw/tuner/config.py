@@ -33,6 +33,8 @@ class PrwConfig(_Mirror):  # type: ignore[misc, unused-ignore]
     Attributes:
         target_modules: "kv", "k" or "v" (found by structure), or module names, globs or patterns.
         experts: Names of the experts, oldest first.
+        expert_ranks: Expert to rank pattern, for imported experts with ranks of their own.
+        noise_draws: How much of the stream of `noise_seed` is used up.
         imported: Names of the experts whose A and B came from elsewhere and never train.
         newest_frozen: Whether the newest expert is frozen too: its stage has ended.
         exclude_modules: Modules that are left alone although they match, as in PEFT.
@@ -50,6 +52,8 @@ class PrwConfig(_Mirror):  # type: ignore[misc, unused-ignore]
     experts: list[str] = field(default_factory=list)
     imported: list[str] = field(default_factory=list)
     newest_frozen: bool = False
+    expert_ranks: dict[str, dict[str, int]] = field(default_factory=dict)
+    noise_draws: int = 0
     exclude_modules: Any = None
     layers_to_transform: Any = None
     layers_pattern: Any = None

@@ -78,7 +78,14 @@ def pool_of(layers: Layers, adapter: str) -> Pool:
     raise PoolError(f"the model has no experts under adapter {adapter!r}; call prw.inject(model) first.")
 
 
-def grow(layers: Layers, adapter: str, config: PrwConfig, name: str, init: str | None = None) -> None:
+def grow(
+    layers: Layers,
+    adapter: str,
+    config: PrwConfig,
+    name: str,
+    init: str | None = None,
+    ranks: Mapping[str, int] | None = None,
+) -> None:
     """Add an expert to every projection, freeze the older ones and let the new one train.
 
     Args:
@@ -86,8 +93,9 @@ def grow(layers: Layers, adapter: str, config: PrwConfig, name: str, init: str |
         adapter: Adapter name.
         config: The adapter's configuration, brought up to date.
         name: Name of the new expert.
-        init: None or "zero" starts at zero output; a veteran's name copies its A and B, but not its router
-        vectors.
+        init: None or "zero" starts at zero output; a veteran's name copies its ranks, A and B, but not its
+            router vectors.
+        ranks: Ranks of its own, as a pattern; None means the settings'.
 
     Raises:
         ConfigError: if the name cannot be used.
@@ -97,15 +105,24 @@ def grow(layers: Layers, adapter: str, config: PrwConfig, name: str, init: str |
     check_name(name, config.experts)
     source = None if init in (None, "zero") else pool.index(str(init))
     index = len(config.experts)
+    ranks = config.expert_ranks.get(str(init)) if source is not None else ranks
+    config.experts = [*config.experts, name]
+    if ranks:
+        config.expert_ranks = {**config.expert_ranks, name: dict(ranks)}
+    config.newest_frozen = False
+    config.inference_mode = False
+    tell(pool, config)
     for layer in layers.values():
         layer.add_expert(adapter, index)
         if source is not None:
             copy_expert(layer, adapter, source, index)
-    config.experts = [*config.experts, name]
-    config.newest_frozen = False
-    config.inference_mode = False
-    pool.experts = tuple(config.experts)
     refresh_training(layers, adapter, config)
+
+
+def tell(pool: Pool, config: PrwConfig) -> None:
+    """Let the pool know the names and ranks that the configuration has now."""
+    pool.experts = tuple(config.experts)
+    pool.expert_ranks = config.expert_ranks
 
 
 def copy_expert(layer: PrwLinear, adapter: str, source: int, index: int) -> None:
@@ -122,16 +139,38 @@ def freeze_newest(layers: Layers, adapter: str, config: PrwConfig) -> None:
 
 
 def remove(layers: Layers, adapter: str, config: PrwConfig, name: str) -> None:
-    """Take an expert out; later ones move up one place, and no veteran trains again."""
+    """Take an expert out with its router vectors; later ones move up a place, and no veteran trains again.
+
+    Raises:
+        PoolError: if there is no such expert, or a `with` block is open.
+    """
     pool = pool_of(layers, adapter)
     index, last = pool.index(name), len(pool.experts) - 1
+    pool.check_settled(f"removing {name!r}")
     for layer in layers.values():
         shift_experts(layer, adapter, index, last)
     config.newest_frozen = config.newest_frozen or index == last
     config.experts = [expert for expert in config.experts if expert != name]
     config.imported = [expert for expert in config.imported if expert != name]
-    pool.experts = tuple(config.experts)
+    config.expert_ranks = {expert: own for expert, own in config.expert_ranks.items() if expert != name}
+    tell(pool, config)
     refresh_training(layers, adapter, config)
+
+
+def rename(layers: Layers, adapter: str, config: PrwConfig, old: str, new: str) -> None:
+    """Give an expert another name; nothing else changes.
+
+    Raises:
+        PoolError: if there is no expert `old`.
+        ConfigError: if `new` cannot be used or is taken.
+    """
+    pool = pool_of(layers, adapter)
+    pool.index(old)
+    check_name(new, config.experts)
+    config.experts = [new if expert == old else expert for expert in config.experts]
+    config.imported = [new if expert == old else expert for expert in config.imported]
+    config.expert_ranks = {new if expert == old else expert: r for expert, r in config.expert_ranks.items()}
+    tell(pool, config)
 
 
 def holds(layer: PrwLinear, name: str, adapter: str) -> bool:

@@ -15,7 +15,7 @@ from prw.layers import RoutedProjection, Site, add_expert_weights, add_router_ve
 class PrwLinear(RoutedProjection, BaseTunerLayer):
     """A Linear (plain, quantised, or already wrapped by PEFT) with routed experts beside it."""
 
-    other_param_names = ("sites", "strengths")
+    other_param_names = ("sites", "strengths", "scales")
 
     def __init__(self, base_layer: nn.Module, in_features: int, out_features: int) -> None:
         """Wrap a projection; it has no experts yet."""
@@ -29,6 +29,7 @@ class PrwLinear(RoutedProjection, BaseTunerLayer):
         """Make this projection a member of a site and give it the weights of the pool's experts."""
         self.sites[adapter] = site
         self.strengths[adapter] = 1.0
+        self.scales[adapter] = site.pool.settings.scale_at(path)
         site.projections[path] = self
         for index in range(len(site.pool.experts)):
             self.add_expert(adapter, index)
@@ -37,7 +38,7 @@ class PrwLinear(RoutedProjection, BaseTunerLayer):
         """Make the weights of one more expert, and its router vectors if this keeps the router."""
         site, names = self.sites[adapter], expert_names(index)
         like = next(self.get_base_layer().parameters(), None)
-        add_expert_weights(self, index, adapter, site.pool.settings.rank, like)
+        add_expert_weights(self, index, adapter, site.pool.rank_at(index, site.path_of(self)), like)
         if site.router is self:
             add_router_vectors(self, index, adapter, site.pool.settings.gate_std, like)
         new = [name for name in names if name in self._modules and name not in self.adapter_layer_names]
@@ -59,7 +60,9 @@ class PrwLinear(RoutedProjection, BaseTunerLayer):
         self.frozen_peft_weight_names = {**self.frozen_peft_weight_names, adapter: frozen}
         for name in mine:
             trains = trainable and name in training
-            for parameter in getattr(self, name)[adapter].parameters():
+            part = getattr(self, name)[adapter]
+            part.frozen = name in frozen
+            for parameter in part.parameters():
                 parameter.requires_grad_(trains)
                 parameter.grad = parameter.grad if trains else None
 
@@ -110,7 +113,8 @@ class PrwLinear(RoutedProjection, BaseTunerLayer):
         """
         raise UnsupportedError(
             "routed experts cannot be merged into the base weights, since which expert acts depends on the "
-            "input. Use weave.export_lora(name, path) to get one expert as a plain LoRA, which can."
+            "input. A pool whose weights are constant can: prw.Weave(model).merge(). Else weave.export_lora("
+            "name, path) gives one expert as a plain LoRA, which PEFT can merge."
         )
 
     def unmerge(self) -> None:

@@ -18,11 +18,11 @@ from peft.tuners.tuners_utils import (
 from torch import nn
 
 from prw.errors import ConfigError, TargetError
-from prw.layers import Pool, Site
+from prw.layers import NoiseStream, Pool, Site
 from prw.tuner.config import PrwConfig
 from prw.tuner.growth import refresh_training
 from prw.tuner.layer import PrwLinear
-from prw.tuner.targets import adaptable, find_targets, sites_of
+from prw.tuner.targets import adaptable, candidates, find_targets, sites_of
 
 
 class PrwModel(BaseTuner):
@@ -45,7 +45,10 @@ class PrwModel(BaseTuner):
             self._targets = config.target_modules = found
         if config.granularity == "sample":
             refuse_causal(model, self._targets or [name for name, _ in model.named_modules() if name])
-        self._pool = Pool(config.settings(), tuple(config.experts))
+        settings = config.settings()
+        settings.check_patterns(list(candidates(model)) if self._targets is None else self._targets)
+        noise = None if config.noise_seed is None else NoiseStream(config.noise_seed, config)
+        self._pool = Pool(settings, tuple(config.experts), config.expert_ranks, noise)
         self._sites: dict[str, Site] = {}
         self._site_of = site_index(model, config)
 

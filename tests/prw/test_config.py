@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 
 import pytest
 from hypothesis import given
@@ -32,12 +33,17 @@ def test_the_scale_is_alpha_over_rank(rank, alpha):
         ("alpha", -1.0),
         ("granularity", "batch"),
         ("gate", "hard"),
-        ("top_k", 2),
+        ("top_k", 0),
+        ("dropout", 1.0),
+        ("noise_seed", -1),
+        ("rank_pattern", {"(": 2}),
+        ("rank_pattern", {"to_k": 0}),
+        ("alpha_pattern", {"to_k": -1.0}),
         ("kernel", "fast"),
     ],
 )
 def test_a_value_that_cannot_be_used_is_named_with_what_came(option, value):
-    with pytest.raises(prw.ConfigError, match=rf"(?s){option}: .*got {value!r}.*Settings are: rank"):
+    with pytest.raises(prw.ConfigError, match=rf"(?s){option}: .*got {re.escape(repr(value))}.*Settings are"):
         PoolSettings.checked(**{option: value})
     with pytest.raises(prw.ConfigError, match=option):
         prw.PrwConfig(**{option: value})
@@ -61,10 +67,17 @@ def test_pefts_configuration_mirrors_every_setting_and_default():
     granularity=st.sampled_from(["token", "sample"]),
     experts=st.lists(st.text("abc", min_size=1), unique=True, max_size=4),
     frozen=st.booleans(),
+    pattern=st.none() | st.dictionaries(st.text("abc", min_size=1), st.integers(1, 9)),
 )
-def test_a_configuration_survives_json(rank, alpha, granularity, experts, frozen):
+def test_a_configuration_survives_json(rank, alpha, granularity, experts, frozen, pattern):
     config = prw.PrwConfig(
-        rank=rank, alpha=alpha, granularity=granularity, experts=experts, newest_frozen=frozen
+        rank=rank,
+        alpha=alpha,
+        granularity=granularity,
+        experts=experts,
+        newest_frozen=frozen,
+        rank_pattern=pattern,
+        expert_ranks={name: pattern for name in experts if pattern},
     )
     again = PeftConfig.from_peft_type(**json.loads(json.dumps(config.to_dict())))
     assert isinstance(again, prw.PrwConfig)

@@ -196,7 +196,7 @@ def test_an_unknown_setting_or_name_is_refused(host):
     with pytest.raises(prw.ConfigError, match=r"(?s)rnak.*Settings are: rank"):
         prw.inject(host.model, rnak=4)
     with pytest.raises(prw.ConfigError, match="top_k"):
-        prw.inject(host.model, top_k=2)
+        prw.inject(host.model, top_k=0)
     with pytest.raises(prw.TargetError, match="matched nothing"):
         prw.inject(host.model, target="to_z")
     assert torch.equal(host(), before)

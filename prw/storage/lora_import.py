@@ -1,0 +1,168 @@
+"""A plain LoRA as an expert: its K and V part at the pool's projections, its scale folded into B."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from prw.config import PoolSettings
+from prw.errors import StorageError
+from prw.layers.experts import expert_names, weight_of
+from prw.storage.lora_files import ForeignLora, LoraPair
+from prw.storage.state import PEFT_PREFIX, shown
+from prw.tuner import Layers, PrwLinear
+
+COMPONENTS = ("transformer", "unet", "diffusion_model", "text_encoder", "text_encoder_2", "text_encoder_3")
+"""What a pipeline's LoRA file puts before the paths of one of its models."""
+FLAT = re.compile(r"^lora_(?:unet|transformer|te\d?|prior_unet)_")
+"""What kohya puts before a path whose dots it has turned into underscores."""
+
+
+class LoraImport(NamedTuple):
+    """What became of a LoRA that was imported.
+
+    Attributes:
+        expert: Name of the expert.
+        source: Where it came from.
+        ranks: Projection to the rank that it has there, for the projections that the LoRA adapts.
+        dropped: What the LoRA adapts besides, which is not in the expert: it acts less than the LoRA did.
+        without: Projections of the pool that the LoRA does not adapt; there the expert adds nothing.
+    """
+
+    expert: str
+    source: str
+    ranks: dict[str, int]
+    dropped: tuple[str, ...]
+    without: tuple[str, ...]
+
+
+def fit_lora(
+    lora: ForeignLora, layers: Layers, settings: PoolSettings, name: str, strict: bool
+) -> tuple[dict[str, LoraPair], LoraImport]:
+    """Find the LoRA's part at the pool's projections.
+
+    Args:
+        lora: The LoRA.
+        layers: The projections of the pool, by path.
+        settings: The pool's settings.
+        name: Name that the expert will have.
+        strict: Whether to refuse a LoRA that has more than that.
+
+    Returns:
+        Projection to its LoRA, and the report.
+
+    Raises:
+        StorageError: if nothing fits, or something there is no A or B, or `strict` and something is dropped.
+    """
+    pairs: dict[str, LoraPair] = {}
+    dropped = []
+    flat = Counter(path.replace(".", "_") for path in layers)
+    for module, pair in lora.pairs.items():
+        path = place_of(module, layers, flat)
+        if path is None:
+            dropped.append(module.removeprefix(PEFT_PREFIX))
+            continue
+        if path in pairs:
+            raise StorageError(
+                f"{lora.source} has two LoRAs for {path}, likely of two models of a pipeline. Give the "
+                "weights of one as a mapping instead of the file."
+            )
+        check_widths(path, pair, layers[path])
+        pairs[path] = pair
+    refuse_more_than_lora(lora, layers)
+    dropped += [key.removeprefix(PEFT_PREFIX) for key in lora.others]
+    if not pairs:
+        raise StorageError(
+            f"the LoRA in {lora.source} adapts none of the pool's projections {shown(sorted(layers))}, only "
+            f"{len(dropped)} others {shown(sorted(dropped))}. Likely another base model, or no LoRA on keys "
+            "and values."
+        )
+    if strict and dropped:
+        raise StorageError(
+            f"the LoRA in {lora.source} adapts {len(dropped)} modules that have no experts "
+            f"{shown(sorted(dropped))}, so it cannot become an expert without loss. The pool's projections "
+            f"are {shown(sorted(layers))}. With strict=False its part there is taken, and the rest reported."
+        )
+    ranks = {path: pair.down.shape[0] for path, pair in pairs.items()}
+    without = tuple(path for path in layers if path not in pairs)
+    return pairs, LoraImport(name, lora.source, ranks, tuple(sorted(dropped)), without)
+
+
+def place_of(module: str, layers: Layers, flat: Mapping[str, int]) -> str | None:
+    """Find the projection that a LoRA's module is, by any of the names that files use for it."""
+    name = module.removeprefix(PEFT_PREFIX)
+    first, _, rest = name.partition(".")
+    for path in (name, rest) if first in COMPONENTS else (name,):
+        if path in layers:
+            return path
+    short = FLAT.sub("", name)
+    if short != name and flat.get(short) == 1:
+        return next(path for path in layers if path.replace(".", "_") == short)
+    return None
+
+
+def check_widths(path: str, pair: LoraPair, layer: PrwLinear) -> None:
+    """Refuse a LoRA whose widths are not the projection's.
+
+    Raises:
+        StorageError: says which.
+    """
+    widths = (layer.in_features, layer.out_features)
+    theirs = (pair.down.shape[-1], pair.up.shape[0])
+    if theirs != widths or pair.down.dim() != 2 or pair.up.dim() != 2:
+        raise StorageError(
+            f"the LoRA of {path} is {theirs[0]} -> {theirs[1]} wide, the projection is {widths[0]} -> "
+            f"{widths[1]}. Likely another base model."
+        )
+
+
+def refuse_more_than_lora(lora: ForeignLora, layers: Layers) -> None:
+    """Refuse weights at the pool's own projections that are no A or B: leaving them out changes K and V.
+
+    Raises:
+        StorageError: names them.
+    """
+    places: Iterable[tuple[str, str]] = ((key, key.removeprefix(PEFT_PREFIX)) for key in lora.others)
+    for key, name in places:
+        first, _, rest = name.partition(".")
+        inside = rest if first in COMPONENTS else name
+        path = next((path for path in layers if inside.startswith(f"{path}.")), None)
+        if path is not None:
+            raise StorageError(
+                f"{lora.source} is not a plain LoRA: at {path} it has {key} as well, for which an expert has "
+                "no place. Only A and B on linear projections can become an expert."
+            )
+
+
+def rank_pattern(report: LoraImport, layers: Layers, settings: PoolSettings) -> dict[str, int]:
+    """Write down the expert's ranks where they are not the settings' own; 1 where it adds nothing."""
+    ranks = {path: report.ranks.get(path, 1) for path in layers}
+    if all(rank == settings.rank_at(path) for path, rank in ranks.items()):
+        return {}
+    usual = Counter(ranks.values()).most_common(1)[0][0]
+    return {f"^{re.escape(path)}": rank for path, rank in ranks.items() if rank != usual} | {".*": usual}
+
+
+def place_lora(pairs: Mapping[str, LoraPair], layers: Layers, adapter: str, index: int) -> None:
+    """Write a LoRA into an expert's A and B: scale and all where it adapts, zeros elsewhere."""
+    names = expert_names(index)
+    with torch.no_grad():
+        for path, layer in layers.items():
+            down, up = weight_of(layer, names.down, adapter), weight_of(layer, names.up, adapter)
+            if path not in pairs:
+                down.zero_()
+                up.zero_()
+                continue
+            pair = pairs[path]
+            down.copy_(pair.down)
+            up.copy_(scaled(pair.up, pair.scale / layer.scales[adapter]))
+
+
+def scaled(weight: Tensor, factor: float) -> Tensor:
+    """Multiply in float64, so that one rounding is all that the fold costs."""
+    return weight.double() * factor

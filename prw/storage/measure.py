@@ -1,0 +1,162 @@
+"""How far an expert under its router differs from the plain LoRA that it is exported as, on given inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from prw.layers.experts import expert_names, weight_of
+from prw.layers.projection import per_token
+from prw.routing import Routing
+from prw.tuner import Layers, PrwLinear, pool_of
+
+
+class Measured(NamedTuple):
+    """How one expert acted on some inputs; see `LoraExport`."""
+
+    chosen: float
+    mean_gate: float
+    mean_difference: float
+    max_difference: float
+    output_difference: float | None
+
+
+def measure_expert(model: nn.Module, layers: Layers, adapter: str, index: int, inputs: Any) -> Measured:
+    """Compare the pool with the plain LoRA of one of its experts.
+
+    Args:
+        model: The model.
+        layers: The projections of the pool, by path.
+        adapter: Adapter name.
+        index: Position of the expert.
+        inputs: Keyword arguments of the model, its one argument, or a function that runs the model.
+    """
+    run = runner(model, inputs)
+    pool = pool_of(layers, adapter)
+    parts: dict[str, list[float]] = {}
+
+    def look(path: str, layer: PrwLinear, hidden: Tensor, output: Tensor, routed: bool) -> None:
+        plain = plain_output(layer, adapter, index, hidden)
+        weight = weight_here(routing, layer, adapter, index, plain.shape[0]) if routed else 0.0
+        size = plain.double().square().sum(-1)
+        sums = parts.setdefault(path, [0.0, 0.0])
+        sums[0] += float(((1.0 - weight) ** 2 * size).sum())
+        sums[1] += float(size.sum())
+
+    def replace(path: str, layer: PrwLinear, hidden: Tensor, output: Tensor, routed: bool) -> Tensor:
+        plain = plain_output(layer, adapter, index, hidden) * layer.strengths[adapter]
+        return output + plain.reshape(output.shape).to(output.dtype)
+
+    with torch.no_grad(), evaluating(model):
+        with pool.recording() as routing, watched(layers, look):
+            pooled = run()
+        with pool.narrowed(disabled=True), watched(layers, replace):
+            alone = run()
+    differences = [(left / whole) ** 0.5 for left, whole in parts.values() if whole > 0.0] or [0.0]
+    return Measured(
+        *gate_of(routing, index),
+        sum(differences) / len(differences),
+        max(differences),
+        relative(tensors_of(pooled), tensors_of(alone)),
+    )
+
+
+def runner(model: nn.Module, inputs: Any) -> Callable[[], Any]:
+    """Make a function that runs the model on the inputs."""
+    if isinstance(inputs, Mapping):
+        return lambda: model(**inputs)
+    if callable(inputs) and not isinstance(inputs, Tensor):
+        return inputs  # type: ignore[no-any-return]
+    return lambda: model(inputs)
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Let a model evaluate inside a `with` block: no noise, no dropout."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+@contextmanager
+def watched(layers: Layers, watch: Callable[[str, PrwLinear, Tensor, Tensor, bool], Any]) -> Iterator[None]:
+    """Call a function after every forward of the projections inside a `with` block.
+
+    Args:
+        layers: The projections, by path.
+        watch: Gets path, projection, input, output, and whether experts were to act; what it returns, unless
+            None, replaces the output.
+    """
+
+    def hook(path: str) -> Callable[..., Any]:
+        def after(layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Any:
+            hidden = args[0] if args else kwargs["hidden"]
+            return watch(path, layer, hidden, output, bool(kwargs.get("routed", True)))
+
+        return after
+
+    handles = [layer.register_forward_hook(hook(path), with_kwargs=True) for path, layer in layers.items()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def plain_output(layer: PrwLinear, adapter: str, index: int, hidden: Tensor) -> Tensor:
+    """Compute what the expert adds to every token with weight one, of shape [tokens, d_out]."""
+    names = expert_names(index)
+    down, up = weight_of(layer, names.down, adapter), weight_of(layer, names.up, adapter)
+    rows = hidden.reshape(-1, hidden.shape[-1]).to(down.dtype)
+    return rows @ down.T @ up.T * layer.scales[adapter]
+
+
+def weight_here(routing: Routing, layer: PrwLinear, adapter: str, index: int, tokens: int) -> Tensor | float:
+    """Give the weight that the expert has just had for each token, of shape [tokens]."""
+    decisions = routing.decisions.get(layer.sites[adapter].name)
+    if not decisions:
+        return 0.0  # the pool is switched off
+    weights = decisions[-1].weights.reshape(decisions[-1].choices.shape)
+    mine = torch.where(decisions[-1].choices == index, weights, torch.zeros_like(weights)).sum(-1)
+    return per_token(mine, tokens).double()
+
+
+def gate_of(routing: Routing, index: int) -> tuple[float, float]:
+    """Give the fraction of items that went to the expert, and its mean weight there."""
+    hits, items, weight = 0, 0, 0.0
+    for decision in (each for of_site in routing.decisions.values() for each in of_site):
+        mine = decision.choices == index
+        hits += int(mine.sum())
+        items += int(decision.routed.sum())
+        weight += float(decision.weights.reshape(mine.shape)[mine].double().sum())
+    return hits / max(items, 1), weight / max(hits, 1)
+
+
+def tensors_of(output: Any) -> list[Tensor]:
+    """List the floating-point tensors of a model's output."""
+    if isinstance(output, Tensor):
+        return [output] if output.is_floating_point() else []
+    parts = output.values() if isinstance(output, Mapping) else output
+    return (
+        [found for part in parts for found in tensors_of(part)]
+        if isinstance(output, Mapping | tuple | list)
+        else []
+    )
+
+
+def relative(values: list[Tensor], wanted: list[Tensor]) -> float | None:
+    """Give the norm of the difference over the norm of what is wanted; None without any tensors."""
+    if not wanted:
+        return None
+    pairs = list(zip(values, wanted, strict=True))
+    left = sum(float((value.double() - want.double()).square().sum()) for value, want in pairs)
+    whole = sum(float(want.double().square().sum()) for want in wanted)
+    return float((left / whole) ** 0.5) if whole > 0.0 else 0.0

@@ -1,0 +1,242 @@
+"""A LoRA from anywhere as a veteran: ranks and scale, its K and V part, what is dropped, every file format."""
+
+import copy
+import json
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
+
+import prw
+from prw.storage.lora_files import sorted_out
+
+
+def lora_of(base, **options):
+    """A stock PEFT LoRA that does something, on a copy of a model."""
+    options = {"r": 3, "lora_alpha": 7, "target_modules": ["to_k", "to_v"], **options}
+    wrapped = get_peft_model(copy.deepcopy(base), LoraConfig(**options))
+    for name, parameter in wrapped.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.3)
+    return wrapped.eval()
+
+
+def state_of(lora):
+    """The LoRA's weights as PEFT's file names them, without PEFT's prefix."""
+    names = {name: p for name, p in lora.named_parameters() if ".lora_" in name}
+    return {
+        name.removeprefix("base_model.model.").replace(".default", ""): p.detach().clone()
+        for name, p in names.items()
+    }
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"r": 9, "lora_alpha": 4},
+        {"r": 1, "use_rslora": True},
+        {"rank_pattern": {"to_v": 5, "blocks.0.to_k": 2}, "alpha_pattern": {"0.to_v": 11}},
+        {"rank_pattern": {"to_v": 6}, "use_rslora": True},
+        {"target_modules": ["to_v"]},
+        {"layers_to_transform": [1], "layers_pattern": "blocks"},
+    ],
+)
+def test_an_imported_lora_computes_what_peft_computes(make_plain, tmp_path, options):
+    base = make_plain().eval()
+    lora = lora_of(base, **options)
+    lora.save_pretrained(tmp_path / "lora")
+    weave = prw.inject(base, rank=4, alpha=6.0, rank_pattern={"1.to_k": 2})
+    report = weave.import_lora(tmp_path / "lora", name="style", strict=True)
+    hidden = torch.randn(3, 5, 8)
+    wanted = lora(hidden)
+    assert torch.allclose(base(hidden), wanted, atol=1e-6)
+    assert not torch.allclose(base(hidden), lora.base_model.model.blocks[0](hidden), atol=1e-3)
+    theirs = {
+        name.removesuffix(".lora_A.weight"): w.shape[0] for name, w in state_of(lora).items() if "_A" in name
+    }
+    assert report.ranks == theirs
+    assert report.dropped == ()
+    assert set(report.without) == {f"blocks.{b}.to_{p}" for b in (0, 1) for p in "kv"} - set(theirs)
+    weave.save_pretrained(tmp_path / "pool")
+    weave.eject()
+    prw.load(base, tmp_path / "pool")
+    assert torch.allclose(base(hidden), wanted, atol=1e-6)
+
+
+@given(
+    st.lists(st.integers(1, 9), min_size=2, max_size=2), st.floats(0.1, 50), st.integers(1, 6), st.booleans()
+)
+def test_the_scale_is_folded_to_the_last_digit(ranks, alpha, pool_rank, imported_first):
+    """The imported expert's A stays as it is, and scale * B is alpha / rank * B, in one rounding."""
+    model = torch.nn.ModuleDict({"to_k": torch.nn.Linear(6, 4), "to_v": torch.nn.Linear(6, 5)})
+    weights = {}
+    for name, rank, out in zip(("to_k", "to_v"), ranks, (4, 5), strict=True):
+        weights[f"{name}.lora_A.weight"] = torch.randn(rank, 6)
+        weights[f"{name}.lora_B.weight"] = torch.randn(out, rank)
+        weights[f"{name}.alpha"] = torch.tensor(alpha, dtype=torch.float64)
+    weave = prw.inject(model, rank=pool_rank, experts=[] if imported_first else ["a"])
+    weave.import_lora(weights, name="style")
+    index = 0 if imported_first else 1
+    for name, rank in zip(("to_k", "to_v"), ranks, strict=True):
+        layer = model[name]
+        down, up = (getattr(layer, f"prw_{part}{index}")["default"].weight for part in "AB")
+        assert torch.equal(down, weights[f"{name}.lora_A.weight"])
+        wanted = weights[f"{name}.lora_B.weight"].double() * (alpha / rank / layer.scales["default"])
+        assert torch.equal(up, wanted.float())
+
+
+def test_only_its_part_is_taken_and_the_rest_is_reported_or_refused(make_plain, tmp_path):
+    base = make_plain().eval()
+    lora = lora_of(base, target_modules=["to_q", "to_v"])
+    lora.save_pretrained(tmp_path)
+    weave = prw.inject(base, rank=4, experts=["a"])
+    with pytest.raises(prw.StorageError, match=r"2 modules that have no experts .*to_q.*strict=False"):
+        weave.import_lora(tmp_path, name="style", strict=True)
+    assert weave.experts == ("a",)
+    report = weave.import_lora(tmp_path, name="style")
+    assert report.dropped == ("blocks.0.to_q", "blocks.1.to_q")
+    assert report.ranks == {"blocks.0.to_v": 3, "blocks.1.to_v": 3}
+    assert report.without == ("blocks.0.to_k", "blocks.1.to_k")
+    assert (report.expert, report.source) == ("style", str(tmp_path))
+
+
+def test_a_module_saved_whole_is_dropped_elsewhere(make_plain, tmp_path):
+    base = make_plain().eval()
+    lora_of(base, modules_to_save=["blocks.0.to_q"]).save_pretrained(tmp_path)
+    weave = prw.inject(base, rank=4)
+    assert weave.import_lora(tmp_path, name="a").dropped == ("blocks.0.to_q.bias", "blocks.0.to_q.weight")
+
+
+@pytest.mark.parametrize("extra", ["lora_magnitude_vector", "lora_B.bias", "bias", "dora_scale"])
+def test_more_than_a_and_b_on_a_key_or_value_is_refused(make_plain, extra):
+    base = make_plain()
+    weights = state_of(lora_of(base))
+    weave = prw.inject(base, rank=4)
+    with pytest.raises(prw.StorageError, match=rf"at blocks.1.to_k it has transformer.blocks.1.to_k.{extra}"):
+        weave.import_lora(
+            {**prefixed(weights), f"transformer.blocks.1.to_k.{extra}": torch.ones(8)}, name="a"
+        )
+    assert weave.experts == ()
+
+
+def prefixed(weights, prefix="transformer."):
+    return {f"{prefix}{name}": weight for name, weight in weights.items()}
+
+
+FORMATS = {
+    "diffusers": lambda n: f"transformer.{n}",
+    "bare": lambda n: n,
+    "peft with adapter name": lambda n: f"base_model.model.{n.replace('.weight', '.default.weight')}",
+    "diffusers, older": lambda n: "unet." + n.replace("lora_A", "lora.down").replace("lora_B", "lora.up"),
+    "diffusers, oldest": lambda n: (
+        n.replace(".to_", ".processor.to_").replace(".lora_A", "_lora.down").replace(".lora_B", "_lora.up")
+    ),
+    "kohya": lambda n: (
+        "lora_unet_"
+        + n.rsplit(".", 2)[0].replace(".", "_")
+        + n[-len(".lora_A.weight") :].replace("lora_A", "lora_down").replace("lora_B", "lora_up")
+    ),
+}
+
+
+@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("place", ["file", "folder", "mapping"])
+def test_every_file_format_is_read(make_plain, tmp_path, form, place):
+    base = make_plain().eval()
+    lora = lora_of(base, lora_alpha=3)  # without a noted alpha the scale is one
+    weights = {FORMATS[form](name): weight for name, weight in state_of(lora).items()}
+    name = "style.safetensors" if place == "file" else "pytorch_lora_weights.safetensors"
+    save_file(
+        tmp_path / name,
+    )
+    weave = prw.inject(base, rank=4)
+    source = {"file": tmp_path / name, "folder": str(tmp_path), "mapping": weights}[place]
+    report = weave.import_lora(source, name="style", strict=True)
+    assert len(report.ranks) == 4
+    hidden = torch.randn(3, 5, 8)
+    assert torch.allclose(base(hidden), lora(hidden), atol=1e-6)
+
+
+def test_alphas_and_metadata_of_a_file_are_heeded(make_plain, tmp_path):
+    base = make_plain().eval()
+    lora = lora_of(base, lora_alpha=7, alpha_pattern={"to_v": 2})
+    weights = prefixed(state_of(lora))
+    hidden = torch.randn(3, 5, 8)
+    noted = {"transformer.r": 3, "transformer.lora_alpha": 7, "transformer.alpha_pattern": {"to_v": 2}}
+    metadata = {"format": "pt", "lora_adapter_metadata": json.dumps(noted)}
+    save_file(weights, tmp_path / "noted.safetensors", metadata=metadata)
+    alphas = {
+        name.replace("lora_A.weight", "alpha"): torch.tensor(2.0 if "to_v" in name else 7.0)
+        for name in weights
+        if "lora_A" in name
+    }
+    save_file({**weights, **alphas}, tmp_path / "alphas.safetensors")
+    for file in ("noted", "alphas"):
+        weave = prw.inject(base, rank=4)
+        weave.import_lora(tmp_path / f"{file}.safetensors", name="style", strict=True)
+        assert torch.allclose(base(hidden), lora(hidden), atol=1e-6)
+        weave.eject()
+    metadata["lora_adapter_metadata"] = json.dumps({**noted, "transformer.use_dora": True})
+    save_file(weights, tmp_path / "dora.safetensors", metadata=metadata)
+    weave = prw.inject(base, rank=4)
+    with pytest.raises(prw.StorageError, match="use_dora"):
+        weave.import_lora(tmp_path / "dora.safetensors", name="style")
+
+
+def test_other_models_of_a_pipeline_are_dropped_unless_they_collide(make_plain):
+    base = make_plain()
+    weights = state_of(lora_of(base))
+    other = {"text_encoder.layers.0.q_proj.lora_A.weight": torch.ones(1, 2)}
+    other["text_encoder.layers.0.q_proj.lora_B.weight"] = torch.ones(2, 1)
+    weave = prw.inject(base, rank=4)
+    report = weave.import_lora({**prefixed(weights), **other}, name="a")
+    assert report.dropped == ("text_encoder.layers.0.q_proj",)
+    with pytest.raises(prw.StorageError, match=r"two LoRAs for blocks.0.to_k"):
+        weave.import_lora({**prefixed(weights), **prefixed(weights, "unet.")}, name="b")
+
+
+def test_damaged_files_are_refused_and_change_nothing(make_plain, tmp_path):
+    base = make_plain()
+    weights = state_of(lora_of(base))
+    weave = prw.inject(base, rank=4, experts=["a"])
+    first = next(iter(weights))
+    with pytest.raises(prw.StorageError, match=r"A without B, or B without A \(blocks.0.to_k\)"):
+        weave.import_lora({k: v for k, v in weights.items() if k != first}, name="b")
+    with pytest.raises(prw.StorageError, match="different rank"):
+        weave.import_lora({**weights, first: torch.ones(2, 8)}, name="b")
+    with pytest.raises(prw.StorageError, match="9 -> 8 wide"):
+        weave.import_lora({**weights, first: torch.ones(3, 9)}, name="b")
+    (tmp_path / "cut.safetensors").write_bytes(b"no tensors here")
+    with pytest.raises(prw.StorageError, match="cannot be read as a safetensors file"):
+        weave.import_lora(tmp_path / "cut.safetensors", name="b")
+    with pytest.raises(prw.ConfigError, match="already has an expert 'a'"):
+        weave.import_lora(weights, name="a")
+    assert weave.experts == ("a",)
+    assert weave.config.expert_ranks == {}
+
+
+def test_a_16_bit_lora_is_taken_without_loss():
+    half = torch.randn(2, 4).bfloat16()
+    lora = sorted_out("here", {"x.lora_A.weight": half, "x.lora_B.weight": torch.ones(3, 2).half()}, {})
+    assert lora.pairs["x"].scale == 1.0
+    assert torch.equal(lora.pairs["x"].down, half)
+
+
+def test_an_imported_expert_survives_growth_and_as_of(make_plain, wake, tmp_path):
+    base = make_plain().eval()
+    lora_of(base, r=6).save_pretrained(tmp_path / "lora")
+    weave = prw.inject(base, rank=2)
+    weave.import_lora(tmp_path / "lora", name="style")
+    hidden = torch.randn(2, 5, 8)
+    alone = base(hidden)
+    weave.save_pretrained(tmp_path / "stage")
+    weave.add_expert("mine")
+    wake(weave)
+    prw.load(base, tmp_path / "stage")
+    with weave.as_of("style"):
+        assert torch.equal(base(hidden), alone)
+    assert load_file(tmp_path / "stage" / "adapter_model.safetensors")
