@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from prw.config import PoolSettings
 from prw.errors import ConfigError, PoolError
-from prw.layers import Pool, SiteRecord
+from prw.layers import AddsLosses, Pool, SiteRecord
 from prw.routing import Routing
 from prw.storage import (
     load_pool,
@@ -40,7 +40,7 @@ from prw.tuner import (
 EMPTY = 'the pool is empty, so nothing can train or be routed: call weave.add_expert("name") first.'
 
 
-class Weave:
+class Weave(AddsLosses):
     """The handle of a model that has a pool of experts.
 
     `prw.inject` and `prw.load` give one; `Weave(model)` gives one for a model that got its pool through PEFT,

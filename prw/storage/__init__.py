@@ -3,11 +3,12 @@
 from prw.storage.folder import SavedPool, read_folder, write_folder
 from prw.storage.loading import load_pool
 from prw.storage.lora import LoraExpert, place_lora, read_lora, write_lora
-from prw.storage.state import pool_parameters, pool_state
+from prw.storage.state import fill, pool_parameters, pool_state
 
 __all__ = [
     "LoraExpert",
     "SavedPool",
+    "fill",
     "load_pool",
     "place_lora",
     "pool_parameters",

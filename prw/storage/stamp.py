@@ -28,7 +28,10 @@ NOTED = (
 
 def stamp_of(config: PrwConfig) -> str:
     """Write down what of a configuration its weights cannot go without."""
-    return json.dumps({name: getattr(config, name) for name in NOTED}, sort_keys=True)
+    noted = {name: getattr(config, name) for name in NOTED}
+    if config.stages:  # how far a stage has come; pools without a curriculum keep the stamp they always had
+        noted["stages"] = config.stages
+    return json.dumps(noted, sort_keys=True)
 
 
 def write_stamped(file: Path, weights: dict[str, Tensor], config: PrwConfig) -> None:

@@ -130,6 +130,7 @@ def remove(layers: Layers, adapter: str, config: PrwConfig, name: str) -> None:
     config.newest_frozen = config.newest_frozen or index == last
     config.experts = [expert for expert in config.experts if expert != name]
     config.imported = [expert for expert in config.imported if expert != name]
+    config.stages = {stage: entry for stage, entry in config.stages.items() if stage != name}
     pool.experts = tuple(config.experts)
     refresh_training(layers, adapter, config)
 
