@@ -83,8 +83,8 @@ class Curriculum(Sequence[Stage]):
         The settings of a stage are written into the pool's configuration when it begins, and saved with it.
 
         Raises:
-            CurriculumError: if the pool's experts are not the first stages of this curriculum, or were trained
-                with other settings than those stages have now.
+            CurriculumError: if the pool's experts are not the first stages of this curriculum, or were
+                trained with other settings than those stages have now.
         """
         self._check_start(weave)
         for position, stage in enumerate(self._stages):
@@ -125,7 +125,7 @@ class Curriculum(Sequence[Stage]):
         if steps < 1 or total > running.steps:
             raise CurriculumError(
                 f"stage {running.name!r} has {running.steps} steps, and {total - steps} of them are done; it "
-                f"cannot advance by {steps}. Let the loop run over range(curriculum.done(weave), stage.steps)."
+                f"cannot advance by {steps}. Loop over range(curriculum.done(weave), stage.steps)."
             )
         write(weave, running, total)
 

@@ -45,7 +45,7 @@ def latest(folder: Path, stages: Iterable[str], adapter: str) -> Progress | None
         Where the run is, or None if it has not begun.
     """
     for stage in reversed(list(stages)):
-        if (folder / stage / CONFIG).is_file():
+        if holds_pool(folder / stage):
             return Progress(folder / stage, None)
         for checkpoint in checkpoints(folder / stage):
             pool = pool_in(checkpoint, adapter)
@@ -62,11 +62,13 @@ def checkpoints(folder: Path) -> list[Path]:
 
 def pool_in(checkpoint: Path, adapter: str) -> Path | None:
     """Find the pool in a checkpoint: PEFT puts the adapter "default" on top and others into folders."""
-    for folder in (checkpoint / adapter, checkpoint):
-        file = folder / CONFIG
-        if file.is_file() and json.loads(file.read_text(encoding="utf-8")).get("peft_type") == "PRW":
-            return folder
-    return None
+    return next((folder for folder in (checkpoint / adapter, checkpoint) if holds_pool(folder)), None)
+
+
+def holds_pool(folder: Path) -> bool:
+    """Tell whether a folder is that of a saved pool."""
+    file = folder / CONFIG
+    return file.is_file() and json.loads(file.read_text(encoding="utf-8")).get("peft_type") == "PRW"
 
 
 def let_trainer_read(checkpoint: Path, model: nn.Module) -> None:

@@ -44,8 +44,8 @@ def plot_routing(
     if isinstance(routing, RoutingStatistics):
         if mask is not None:
             raise UnsupportedError(
-                "statistics were taken already, so a mask comes too late: pass it to routing.statistics(mask), "
-                "or pass the record itself to plot_routing."
+                "statistics were taken already, so a mask comes too late: pass it to "
+                "routing.statistics(mask), or pass the record itself to plot_routing."
             )
         statistics = routing
     else:

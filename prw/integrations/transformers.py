@@ -7,45 +7,35 @@ stage's expert was added; a Trainer that is used for a second stage is refused.
 
 from __future__ import annotations
 
-import functools
-import logging
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-import prw.integrations.checkpoints as disk
 from prw.curriculum import Curriculum, Stage
-from prw.errors import CurriculumError
+from prw.errors import CurriculumError, UnsupportedError
+from prw.integrations.checkpoints import holds_pool, latest, let_trainer_read, pool_in
+from prw.integrations.meter import RoutingMeter
+from prw.integrations.trainer_checks import check_arguments, check_model, check_optimizer, check_step
 from prw.layers import AddedLoss
-from prw.losses import veteran_loss
-from prw.routing import Routing, RoutingStatistics, Tally, statistics_of
+from prw.routing import RoutingStatistics
 from prw.weave import Weave
-
-logger = logging.getLogger(__name__)
 
 
 class PrwCallback(TrainerCallback):
     """Walks a curriculum with the stock Trainer: adds experts and the veteran loss, logs shares, resumes.
 
-    Args:
-        weave: The pool; its model is the one that is trained, plain or wrapped by PEFT.
-        curriculum: The stages.
-        output_dir: Folder of the run; each stage gets a folder in it, with the Trainer's checkpoints and, at
-            its end, the pool.
-        mask: Name of the model's argument that says which tokens count in the veteran loss and in what is
-            logged; None, or a batch without it, counts every routed token.
-        seed: Seed of each new expert's start, with the stage's position added, so that a run that was
-            interrupted between two stages goes on as if it had not been.
-        collapse: Share of a site's items from which one expert is reported to have taken the site.
+    What is logged is of this process, and the mean over the forwards since the previous log.
 
     Attributes:
+        weave: The pool.
+        curriculum: The stages.
+        output_dir: Folder of the run.
         stage: The stage whose turn it is; None outside of `stages()`.
         checkpoint: What `Trainer.train(resume_from_checkpoint=...)` is to get for this stage, or None.
-        statistics: The routing since the previous log, as of the last log.
     """
 
     def __init__(
@@ -58,17 +48,27 @@ class PrwCallback(TrainerCallback):
         seed: int = 0,
         collapse: float = 0.95,
     ) -> None:
-        """Take hold of the pool; nothing is changed before `stages()`."""
+        """Take hold of the pool; nothing is changed before `stages()`.
+
+        Args:
+            weave: The pool; its model is the one that is trained, plain or wrapped by PEFT.
+            curriculum: The stages.
+            output_dir: Folder of the run; each stage gets a folder in it, with the Trainer's checkpoints and,
+                at its end, the pool.
+            mask: Name of the model's argument that says which tokens count in the veteran loss and in what is
+                logged; None, or a batch without it, counts every routed token.
+            seed: Seed of each new expert's start, with the stage's position added, so that a run that was
+                interrupted between two stages goes on as if it had not been.
+            collapse: Share of a site's items from which one expert is reported to have taken the site.
+        """
         self.weave = weave
         self.curriculum = curriculum
-        self.output_dir = Path(output_dir)
+        self.output_dir = Path(output_dir).expanduser()
         self.stage: Stage | None = None
         self.checkpoint: str | None = None
-        self.statistics: RoutingStatistics | None = None
         self._mask, self._seed, self._collapse = mask, seed, collapse
         self._added: AddedLoss | None = None
-        self._tally: Tally | None = None
-        self._losses: list[Tensor] = []
+        self._meter: RoutingMeter | None = None
 
     @property
     def arguments(self) -> dict[str, Any]:
@@ -81,6 +81,11 @@ class PrwCallback(TrainerCallback):
         folder = str(self.output_dir / stage.name)
         return {"output_dir": folder, "max_steps": stage.steps, "learning_rate": stage.lr}
 
+    @property
+    def statistics(self) -> RoutingStatistics | None:
+        """The routing between the last two logs of the stage, site by site; None before its first log."""
+        return None if self._meter is None else self._meter.statistics
+
     def stages(self, resume: bool = False) -> Iterator[Stage]:
         """Go through the stages; make a Trainer for each, with `arguments`, and let it train.
 
@@ -91,15 +96,17 @@ class PrwCallback(TrainerCallback):
         Raises:
             CurriculumError: if the folder holds a run and is not to be resumed, the run is not of this
                 curriculum, or a stage was left before its last step.
+            UnsupportedError: if other modules are trained and saved with the pool (modules_to_save).
             StorageError: if the run's latest pool cannot be read.
         """
         self.checkpoint = self._catch_up(resume)
         walk = self.curriculum.stages(self.weave)
         try:
             while (stage := self._next(walk)) is not None:
-                self.stage = stage
+                self.stage, self._meter = stage, RoutingMeter(stage, self._collapse)
                 yield stage
                 self._check_finished(stage)
+                self._keep(stage)
                 self.checkpoint = None
         finally:
             self.stage = None
@@ -108,21 +115,19 @@ class PrwCallback(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Check that this Trainer trains this stage, and begin to add the veteran loss."""
+        """Check that this Trainer trains this stage, and begin to add the veteran loss.
+
+        Raises:
+            CurriculumError: if it does not.
+        """
         stage = self._current()
-        self._check_arguments(args)
+        check_arguments(args, self.arguments, stage)
         check_model(self.weave.model, kwargs["model"])
-        check_optimizer(kwargs["optimizer"], self.weave, stage)
-        done = self.curriculum.done(self.weave)
-        if state.global_step != done:
-            raise CurriculumError(
-                f"the pool has {done} steps of stage {stage.name!r} behind it, and the Trainer begins at step "
-                f"{state.global_step}. Call trainer.train(resume_from_checkpoint=callback.checkpoint) inside "
-                "`for stage in callback.stages(resume=True)`."
-            )
+        check_optimizer(kwargs["optimizer"], kwargs["model"], self.weave, stage)
+        check_step(state.global_step, self.curriculum.done(self.weave), stage)
         self._let_go()
-        loss = functools.partial(self._measured_loss, stage)
-        self._added = self.weave.add_to_loss(loss, mask=self._mask)
+        self._meter = RoutingMeter(stage, self._collapse)
+        self._added = self.weave.add_to_loss(self._meter.loss, mask=self._mask)
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -134,8 +139,8 @@ class PrwCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Put the pool into a checkpoint that has it among a whole model's weights only."""
-        checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-        if state.is_world_process_zero and disk.pool_in(checkpoint, self.weave.adapter) is None:
+        checkpoint = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
+        if state.is_world_process_zero and pool_in(checkpoint, self.weave.adapter) is None:
             self.weave.save_pretrained(checkpoint / self.weave.adapter)
 
     def on_log(
@@ -146,14 +151,11 @@ class PrwCallback(TrainerCallback):
         logs: dict[str, float] | None = None,
         **kwargs: Any,
     ) -> None:
-        """Add the routing since the previous log to the log, for `log_history` and the callbacks after this."""
-        if self._tally is None or logs is None or "loss" not in logs:
-            return
-        self.statistics = statistics_of(self._tally)
-        measured = self._measured(self.statistics)
-        logs.update(measured)
-        state.log_history[-1].update(measured)
-        self._tally, self._losses = None, []
+        """Add the routing to the log of a step: to `log_history`, and for the callbacks after this one."""
+        if self._meter is not None and logs is not None and "loss" in logs:
+            measured = self._meter.read()
+            logs.update(measured)
+            state.log_history[-1].update(measured)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -163,38 +165,7 @@ class PrwCallback(TrainerCallback):
         stage = self._current()
         if self.curriculum.done(self.weave) == stage.steps:
             self.weave.freeze()
-            if state.is_world_process_zero:
-                self.weave.save_pretrained(self.output_dir / stage.name)
-
-    def _measured_loss(self, stage: Stage, routing: Routing, mask: Tensor | None = None) -> Tensor:
-        """Compute the veteran loss and keep what is logged of the forward, all of it on the device."""
-        loss = veteran_loss(routing, stage.rho, stage.alpha, mask=mask)
-        self._tally = routing.tally(mask).plus(self._tally)
-        self._losses.append(loss.detach())
-        return loss
-
-    def _measured(self, statistics: RoutingStatistics) -> dict[str, float]:
-        """Say what is logged, and warn of sites that have collapsed."""
-        collapsed = statistics.collapsed(self._collapse, self._current().rho)
-        if collapsed:
-            first = collapsed[0]
-            logger.warning(
-                "%d of %d sites send %.0f %% or more of their items to one expert; the first is %s, %.0f %% to %s",
-                len(collapsed),
-                len(statistics.sites),
-                100 * self._collapse,
-                first.site,
-                100 * first.share,
-                f"the {'newest' if first.newest else 'veteran'} {first.expert}",
-            )
-        return {
-            "prw/share": statistics.share,
-            "prw/veteran_loss": float(torch.stack(self._losses).mean()),
-            "prw/gate": statistics.gate,
-            "prw/entropy": statistics.entropy,
-            "prw/margin": statistics.margin,
-            "prw/collapsed_sites": float(len(collapsed)),
-        }
+            self._keep(stage)
 
     def _next(self, walk: Iterator[Stage]) -> Stage | None:
         """Go on to the next stage; its expert starts the same way in every process and after every break."""
@@ -203,10 +174,18 @@ class PrwCallback(TrainerCallback):
 
     def _catch_up(self, resume: bool) -> str | None:
         """Bring the pool to where the run is; gives the checkpoint that its Trainer resumes from."""
+        if self.weave.config.modules_to_save:
+            raise UnsupportedError(
+                "the pool's configuration has modules_to_save="
+                f"{list(self.weave.config.modules_to_save)}, and PrwCallback takes pools only from one stage and "
+                "process to the next. Leave it out, or walk curriculum.stages(weave) and save with PEFT."
+            )
         bad = [name for name in self.curriculum.names if Path(name).name != name or name in (".", "..")]
         if bad:
-            raise CurriculumError(f"stages get folders of their names, and {bad[0]!r} cannot be one. Rename it.")
-        progress = disk.latest(self.output_dir, self.curriculum.names, self.weave.adapter)
+            raise CurriculumError(
+                f"stages get folders of their names, and {bad[0]!r} cannot be one. Rename it."
+            )
+        progress = latest(self.output_dir, self.curriculum.names, self.weave.adapter)
         if progress is None:
             return None
         if not resume:
@@ -215,10 +194,21 @@ class PrwCallback(TrainerCallback):
                 "it by callback.stages(resume=True), or give another output_dir."
             )
         self.curriculum.resume(self.weave, progress.pool)
-        if progress.checkpoint is None or self.curriculum.done(self.weave) == self.curriculum[-1 if not self.weave.experts else self.weave.experts[-1]].steps:
+        if progress.checkpoint is None:
             return None
-        disk.let_trainer_read(progress.checkpoint, self.weave.model)
+        stage = self.curriculum[self.weave.experts[-1]]
+        if self.curriculum.done(self.weave) == stage.steps:  # cut off between the last step and its end
+            self.weave.freeze()
+            self._keep(stage)
+            return None
+        let_trainer_read(progress.checkpoint, self.weave.model)
         return str(progress.checkpoint)
+
+    def _keep(self, stage: Stage) -> None:
+        """Save the pool as this stage leaves it, once, by the first process."""
+        folder = self.output_dir / stage.name
+        if os.environ.get("RANK", "0") == "0" and not holds_pool(folder):
+            self.weave.save_pretrained(folder)
 
     def _current(self) -> Stage:
         if self.stage is None:
@@ -227,17 +217,6 @@ class PrwCallback(TrainerCallback):
                 "`for stage in callback.stages()`."
             )
         return self.stage
-
-    def _check_arguments(self, args: TrainingArguments) -> None:
-        """Refuse a Trainer with other arguments than the stage's."""
-        wanted = self.arguments
-        came = {name: getattr(args, name) for name in wanted}
-        wrong = [f"{name}={came[name]!r}, not {value!r}" for name, value in wanted.items() if came[name] != value]
-        if wrong:
-            raise CurriculumError(
-                f"this Trainer does not train stage {self._current().name!r}: it has {'; '.join(wrong)}. Make "
-                "one Trainer per stage, with TrainingArguments(**callback.arguments, ...)."
-            )
 
     def _check_finished(self, stage: Stage) -> None:
         """Refuse to go on from a stage that was left early."""
@@ -249,38 +228,7 @@ class PrwCallback(TrainerCallback):
             )
 
     def _let_go(self) -> None:
-        """Stop adding the loss, and forget what has not been logged."""
+        """Stop adding the loss."""
         if self._added is not None:
             self._added.remove()
-        self._added = self._tally = None
-        self._losses = []
-
-
-def check_model(ours: nn.Module, trained: nn.Module) -> None:
-    """Refuse a Trainer of another model.
-
-    Raises:
-        CurriculumError: names both.
-    """
-    if not any(module is ours for module in trained.modules()):
-        raise CurriculumError(
-            f"the Trainer's model ({type(trained).__name__}) does not contain the weave's "
-            f"({type(ours).__name__}), so the loss could not be added. Give both the same model; after "
-            "get_peft_model that is what it returned: prw.Weave(peft_model)."
-        )
-
-
-def check_optimizer(optimizer: Any, weave: Weave, stage: Stage) -> None:
-    """Refuse an optimiser that does not hold exactly what trains of the pool, as one of an earlier stage.
-
-    Raises:
-        CurriculumError: says how many parameters are missing.
-    """
-    held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-    missing = [parameter for parameter in weave.trainable_parameters() if id(parameter) not in held]
-    if missing:
-        raise CurriculumError(
-            f"{len(missing)} parameters of the expert {stage.name!r} are not in the Trainer's optimiser, so "
-            "they would not train. A Trainer keeps the optimiser of its first train(): make one Trainer per "
-            "stage, inside `for stage in callback.stages()`, and pass it no optimiser made before."
-        )
+        self._added = None

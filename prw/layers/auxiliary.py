@@ -1,4 +1,4 @@
-"""Adds a loss of the recorded decisions to the `loss` of a model's own output, by hooks that can be removed."""
+"""Adds a loss of the recorded decisions to the `loss` of a model's output, by hooks that can be removed."""
 
 from __future__ import annotations
 
