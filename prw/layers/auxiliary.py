@@ -63,9 +63,10 @@ class AddedLoss:
         routing = self._close()
         if routing is None or (output is None and sys.exc_info()[0] is not None):
             return None  # nothing was recorded, or the forward has failed, which its own error tells
+        own = own_loss(output, model)
         mask = kwargs.get(self._mask) if self._mask is not None else None
         loss = self._loss(routing) if mask is None else self._loss(routing, mask=mask.bool())
-        return with_added(output, loss * part_of_batch(model, kwargs), model)
+        return with_loss(output, own + (loss * part_of_batch(model, kwargs)).to(own.device))
 
     def _close(self) -> Routing | None:
         recording, routing = self._recording, self._routing
@@ -75,16 +76,11 @@ class AddedLoss:
         return routing
 
 
-def with_added(output: Any, loss: Tensor, model: nn.Module) -> Any:
-    """Add a scalar to a model's own loss, in place where the output allows it.
-
-    Args:
-        output: What the model gave: something with `loss`, or a tuple that begins with it.
-        loss: What is added.
-        model: The model, for the error.
+def own_loss(output: Any, model: nn.Module) -> Tensor:
+    """Find a model's own loss in its output: what is called `loss`, or the first of a tuple.
 
     Raises:
-        RoutingError: if the output has no scalar loss.
+        RoutingError: if there is no scalar there.
     """
     if isinstance(output, tuple | list):
         own = output[0] if output else None
@@ -92,21 +88,25 @@ def with_added(output: Any, loss: Tensor, model: nn.Module) -> Any:
         own = output.get("loss")
     else:
         own = getattr(output, "loss", None)
-    if not isinstance(own, Tensor) or own.dim() != 0 or not own.is_floating_point():
-        raise RoutingError(
-            f"the output of {type(model).__name__} ({type(output).__name__}) has no scalar loss to add the "
-            "auxiliary loss to. Likely causes: the call had no labels, or the Trainer takes them out for its "
-            "own loss (compute_loss_func, label_smoothing_factor). Pass labels to the model, call it in "
-            "evaluation mode, or remove the added loss and add prw.veteran_loss(...) to your own loss."
-        )
-    total = own + loss.to(own.device)
+    if isinstance(own, Tensor) and own.dim() == 0 and own.is_floating_point():
+        return own
+    raise RoutingError(
+        f"the output of {type(model).__name__} ({type(output).__name__}) has no scalar loss to add the "
+        "auxiliary loss to. Likely causes: the call had no labels, or the Trainer takes them out for its "
+        "own loss (compute_loss_func, label_smoothing_factor). Pass labels to the model, call it in "
+        "evaluation mode, or remove the added loss and add prw.veteran_loss(...) to your own loss."
+    )
+
+
+def with_loss(output: Any, loss: Tensor) -> Any:
+    """Put a loss in the place of a model's own: in the very output where it can be changed."""
     if isinstance(output, tuple | list):
         rest = output[1:]
-        return type(output)([total, *rest]) if not hasattr(output, "_fields") else type(output)(total, *rest)
+        return type(output)(loss, *rest) if hasattr(output, "_fields") else type(output)([loss, *rest])
     if isinstance(output, Mapping):
-        output["loss"] = total  # type: ignore[index]
+        output["loss"] = loss  # type: ignore[index]
     else:
-        output.loss = total
+        output.loss = loss
     return output
 
 

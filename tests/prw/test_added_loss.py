@@ -45,7 +45,9 @@ def test_it_is_the_sum_of_both_and_trains_the_router(trainee):
     assert torch.equal(output["loss"], output.loss)
     output.loss.backward()
     gates = [p for name, p in model.named_parameters() if "prw_gate1" in name]
-    assert all(gate.grad.abs().sum() > 0 for gate in gates), "with B = 0 only the veteran loss reaches the gates"
+    assert all(gate.grad.abs().sum() > 0 for gate in gates), (
+        "with B = 0 only the veteran loss reaches the gates"
+    )
     added.remove()
     added.remove()
     assert torch.equal(model(**batch).loss, own)
@@ -164,7 +166,11 @@ def test_any_output_with_a_loss_will_do(make_plain, kind):
     hidden = torch.randn(2, 4, 8)
 
     def read(output):
-        return output.loss if isinstance(output, Output) else next(iter(getattr(output, "values", output.copy)()))
+        return (
+            output.loss
+            if isinstance(output, Output)
+            else next(iter(getattr(output, "values", output.copy)()))
+        )
 
     own = read(model(hidden))
     with weave.add_to_loss(lambda routing: torch.tensor(3.0)):

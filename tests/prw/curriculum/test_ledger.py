@@ -63,7 +63,10 @@ def test_what_holds_no_stages_is_refused(tmp_path):
         ({"stage": []}, "got stage"),
         ({"stages": {}}, "got stages"),
         ({"stages": [3]}, "stage 0 is a int"),
-        ({"stages": [*good, {"name": "x", "rank": 3}]}, "stage 3 .x.*missing rho, alpha, steps, lr, unknown rank"),
+        (
+            {"stages": [*good, {"name": "x", "rank": 3}]},
+            "stage 3 .x.*missing rho, alpha, steps, lr, unknown rank",
+        ),
         ({"stages": []}, "at least one stage"),
     ):
         with pytest.raises(prw.CurriculumError, match=message):
@@ -152,14 +155,18 @@ def test_a_stage_with_all_its_steps_is_not_given_again(weave, make_plain, tmp_pa
     assert [current.name for current in course.stages(loaded)] == ["control"]
 
 
-@pytest.mark.parametrize("changes", [{"rho": 0.7}, {"alpha": 0.1}, {"lr": 1e-3}, {"init": "inpainting"}, {"steps": 11}])
+@pytest.mark.parametrize(
+    "changes", [{"rho": 0.7}, {"alpha": 0.1}, {"lr": 1e-3}, {"init": "inpainting"}, {"steps": 11}]
+)
 def test_a_changed_past_is_refused(weave, make_plain, tmp_path, changes):
     halfway(weave, curriculum())
     weave.freeze()
     weave.save_pretrained(tmp_path)
     loaded = prw.load(make_plain(), tmp_path)
     (setting,) = changes
-    with pytest.raises(prw.CurriculumError, match=rf"'grounding' has been trained with other settings:\n  {setting}: "):
+    with pytest.raises(
+        prw.CurriculumError, match=rf"'grounding' has been trained with other settings:\n  {setting}: "
+    ):
         next(curriculum(**changes).stages(loaded))
     assert [current.name for current in curriculum(init="zero").stages(loaded)] == ["control"]
 
@@ -224,7 +231,8 @@ def test_a_pool_that_is_there_is_brought_forward(weave, make_plain, wake, tmp_pa
     weave.save_pretrained(tmp_path)
     other = prw.inject(make_plain(), rank=2, experts=NAMES[:start])
     other.model.load_state_dict(
-        {name: weight for name, weight in weave.model.state_dict().items() if ".prw_" not in name}, strict=False
+        {name: weight for name, weight in weave.model.state_dict().items() if ".prw_" not in name},
+        strict=False,
     )
     course.resume(other, tmp_path)
     ours, theirs = weave.model.state_dict(), other.model.state_dict()

@@ -84,7 +84,10 @@ class Run:
     def __init__(self, folder: Path, kind: str = "plain", curriculum: prw.Curriculum | None = None) -> None:
         self.model, self.weave = MAKERS[kind]()
         self.curriculum = curriculum or prw.Curriculum(
-            [prw.Stage("up", rho=1.0, alpha=0.0, steps=5, lr=1e-2), prw.Stage("down", rho=0.8, alpha=0.5, steps=4, lr=1e-2)]
+            [
+                prw.Stage("up", rho=1.0, alpha=0.0, steps=5, lr=1e-2),
+                prw.Stage("down", rho=0.8, alpha=0.5, steps=4, lr=1e-2),
+            ]
         )
         self.callback = PrwCallback(self.weave, self.curriculum, folder)
         self.logs: list[dict[str, float]] = []

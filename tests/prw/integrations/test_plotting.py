@@ -47,7 +47,10 @@ def test_a_png_is_written_that_is_not_blank(routing, tmp_path):
 def test_many_sites_stay_legible(tmp_path):
     record = Routing(tuple(f"expert {index}" for index in range(6)))
     for site in range(150):
-        record.add(f"a.very.long.path.to.{site}.an.attention.block.inside.a.model", top_1(torch.randn(1, 4, 6), "prob"))
+        record.add(
+            f"a.very.long.path.to.{site}.an.attention.block.inside.a.model",
+            top_1(torch.randn(1, 4, 6), "prob"),
+        )
     figure = prw.plot_routing(record)
     assert len(figure.axes[0].get_yticks()) <= 60
     assert not figure.axes[0].texts

@@ -25,7 +25,8 @@ def test_each_stage_trains_its_expert_and_nothing_else(make_run, tmp_path):
         run.trainer(stage, max_grad_norm=0.0).train()
         after = run.state()
         moved = {name for name in before if not torch.equal(before[name], after[name])}
-        assert moved == {name for name in before if f"{len(states)}.default" in name and ".prw_" in name}
+        own = {name for name in before if f"{len(states)}.default" in name and ".prw_" in name}
+        assert moved == {name for name in own if "prw_noise0" not in name}, "alone, noise decides nothing"
         states.append(stage.name)
     assert run.weave.experts == ("up", "down") == tuple(states)
     assert run.weave.frozen
@@ -33,8 +34,10 @@ def test_each_stage_trains_its_expert_and_nothing_else(make_run, tmp_path):
     assert [weave.experts for weave in folders] == [("up",), ("up", "down")]
 
 
-@pytest.mark.parametrize("kind", ["plain", "peft", "bare"])
-@pytest.mark.parametrize("stop", [("up", 3), ("down", 3)])
+@pytest.mark.parametrize(
+    ("kind", "stop"),
+    [("plain", ("up", 3)), ("plain", ("down", 3)), ("peft", ("down", 3)), ("bare", ("down", 3))],
+)
 def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(make_run, tmp_path, kind, stop):
     whole = make_run(tmp_path / "whole", kind)
     whole.train()
@@ -96,7 +99,12 @@ def test_accumulation_adds_the_loss_once_per_step(make_run, tmp_path, accumulate
         run.weave.add_expert("up")
         options = {"max_steps": 3, "gradient_accumulation_steps": accumulate, "logging_steps": 1}
         args = TrainingArguments(
-            str(tmp_path), per_device_train_batch_size=2, report_to=[], disable_tqdm=True, use_cpu=True, **options
+            str(tmp_path),
+            per_device_train_batch_size=2,
+            report_to=[],
+            disable_tqdm=True,
+            use_cpu=True,
+            **options,
         )
         stage = run.curriculum["up"]
         run.callback.stage = stage
@@ -115,16 +123,23 @@ def test_a_trainer_that_would_not_train_the_stage_is_refused(make_run, tmp_path)
         run.callback.arguments  # noqa: B018
     up = next(walk)
     first = run.trainer(up)
-    for changes, message in (({"learning_rate": 1e-4}, "learning_rate=0.0001, not 0.01"), ({"max_steps": 3}, "max_steps=3")):
+    for changes, message in (
+        ({"learning_rate": 1e-4}, "learning_rate=0.0001, not 0.01"),
+        ({"max_steps": 3}, "max_steps=3"),
+    ):
         with pytest.raises(prw.CurriculumError, match=message):
             run.trainer(up, **changes).train()
     stranger = make_run(tmp_path)
     stranger.weave.add_expert("up")
     with pytest.raises(prw.CurriculumError, match="does not contain the weave's"):
-        Trainer(stranger.model, first.args, train_dataset=first.train_dataset, callbacks=[run.callback]).train()
+        Trainer(
+            stranger.model, first.args, train_dataset=first.train_dataset, callbacks=[run.callback]
+        ).train()
     first.train()
     next(walk)
-    first.args.output_dir, first.args.max_steps = (run.callback.arguments[key] for key in ("output_dir", "max_steps"))
+    first.args.output_dir, first.args.max_steps = (
+        run.callback.arguments[key] for key in ("output_dir", "max_steps")
+    )
     with pytest.raises(prw.CurriculumError, match="not in the Trainer's optimiser"):
         first.train()
 
@@ -135,7 +150,9 @@ def test_a_trainer_that_begins_elsewhere_than_the_pool_is_refused(make_run, tmp_
     with pytest.raises(prw.CurriculumError, match="holds a run already"):
         next(make_run(tmp_path).callback.stages())
     run = make_run(tmp_path)
-    with pytest.raises(prw.CurriculumError, match="has 2 steps of stage 'up' behind it, and the Trainer begins at step 0"):
+    with pytest.raises(
+        prw.CurriculumError, match="has 2 steps of stage 'up' behind it, and the Trainer begins at step 0"
+    ):
         for stage in run.callback.stages(resume=True):
             run.trainer(stage).train()
     changed = prw.Curriculum([run.curriculum[0].model_copy(update={"rho": 0.5}), run.curriculum[1]])
@@ -160,7 +177,9 @@ def test_a_stage_may_be_ended_early_by_freezing(make_run, tmp_path):
 
 
 def test_what_cannot_be_a_run_is_refused(make_run, tmp_path):
-    run = make_run(tmp_path, curriculum=prw.Curriculum([prw.Stage("a/b", rho=1.0, alpha=0.0, steps=1, lr=1.0)]))
+    run = make_run(
+        tmp_path, curriculum=prw.Curriculum([prw.Stage("a/b", rho=1.0, alpha=0.0, steps=1, lr=1.0)])
+    )
     with pytest.raises(prw.CurriculumError, match="'a/b' cannot be one"):
         next(run.callback.stages())
     run.weave.config.modules_to_save = ["lm_head"]

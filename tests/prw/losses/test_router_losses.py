@@ -59,7 +59,9 @@ def test_a_masked_token_has_no_part_in_value_and_gradient(name, shape, seed, per
     results = []
     for garbage in (0.0, 30.0):
         logits = torch.where(mask.unsqueeze(-1), torch.ones(shape), torch.full(shape, garbage))
-        logits = (logits * torch.linspace(-1, 1, shape[-1]) + torch.arange(shape[0]).view(-1, 1, 1, 1)).clone()
+        logits = (
+            logits * torch.linspace(-1, 1, shape[-1]) + torch.arange(shape[0]).view(-1, 1, 1, 1)
+        ).clone()
         logits.requires_grad_()
         value = loss(recorded(logits), mask=mask)
         (gradient,) = torch.autograd.grad(value, logits)

@@ -124,7 +124,9 @@ def test_the_work_does_not_grow_with_the_sites(ask):
 
 
 def test_whole_samples_count_if_any_of_their_tokens_does():
-    routing = recorded(torch.tensor([[[[[0.0, 1.0]], [[1.0, 0.0]]]]]), ("a", "b"))  # two samples, one item each
+    routing = recorded(
+        torch.tensor([[[[[0.0, 1.0]], [[1.0, 0.0]]]]]), ("a", "b")
+    )  # two samples, one item each
     assert routing.share(torch.tensor([[True, False], [False, False]])) == 1.0
     assert routing.statistics(torch.tensor([[True, False], [False, True]])).share == 0.5
 
