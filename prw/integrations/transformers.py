@@ -176,9 +176,9 @@ class PrwCallback(TrainerCallback):
         """Bring the pool to where the run is; gives the checkpoint that its Trainer resumes from."""
         if self.weave.config.modules_to_save:
             raise UnsupportedError(
-                "the pool's configuration has modules_to_save="
-                f"{list(self.weave.config.modules_to_save)}, and PrwCallback takes pools only from one stage and "
-                "process to the next. Leave it out, or walk curriculum.stages(weave) and save with PEFT."
+                f"the pool has modules_to_save={list(self.weave.config.modules_to_save)}, and PrwCallback "
+                "carries only the pool itself from one stage or process to the next. Leave it out, or walk "
+                "curriculum.stages(weave) and save with PEFT."
             )
         bad = [name for name in self.curriculum.names if Path(name).name != name or name in (".", "..")]
         if bad:

@@ -1,4 +1,4 @@
-"""Load balance, router z and the masks of all three losses: formulas, gradients, what they do, what they refuse."""
+"""Load balance, router z and the masks of all three losses: formulas, gradients, effects, refusals."""
 
 from functools import partial
 

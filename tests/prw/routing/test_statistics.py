@@ -1,4 +1,4 @@
-"""Statistics: equal to counting by hand, blind to what is masked, and one reduction for any number of sites."""
+"""Statistics: equal to counting by hand, blind to what is masked, one reduction for any number of sites."""
 
 import math
 
