@@ -1,7 +1,7 @@
 """Teaches a tiny Llama two tasks with the stock Trainer: `python examples/03_continual_causal_lm.py`.
 
-One Trainer per stage; `PrwCallback` adds the expert and the veteran loss, and logs the routing. A run that was
-cut off goes on with `main(folder, resume=True)`.
+One Trainer per stage; `PrwCallback` adds the expert and the veteran loss, and logs the routing. A run that
+was cut off goes on with `main(folder, resume=True)`.
 """
 
 import tempfile
