@@ -13,7 +13,7 @@ from prw.routing.merge import by_size, merged
 def load_balance_loss(routing: Routing, alpha: float = 1.0, *, mask: Tensor | None = None) -> Tensor:
     """Compute alpha * N * sum_i f_i P_i for each site, and the mean over sites.
 
-    `f_i` is the fraction of the site's items that went to expert i, which has no gradient, and `P_i` the mean
+    `f_i` is the fraction of the site's choices that fell on expert i, which has no gradient, and `P_i` the mean
     probability that the router gave it. Even routing gives alpha, all to one expert up to alpha * N.
 
     With frozen veterans the gradient reaches the newest expert's router vectors only. And it asks for 1/N
@@ -39,7 +39,7 @@ def load_balance_loss(routing: Routing, alpha: float = 1.0, *, mask: Tensor | No
     values, weights = [], []
     for places in by_size(decisions).values():
         whole = merged([decisions[place] for place in places], mask)
-        lengths = torch.tensor([decisions[place].expert_ids.numel() for place in places])
+        lengths = torch.tensor([decisions[place].routed.numel() for place in places])
         sites = torch.tensor([homes[place] for place in places]).repeat_interleave(lengths)
         value, used = site_balance(whole, sites.to(whole.expert_ids.device), len(routing.decisions))
         values.append(value.sum())
@@ -60,12 +60,12 @@ def site_balance(decision: RoutingDecision, sites: Tensor, num_sites: int) -> tu
     Returns:
         The values, and one or zero for whether any item of the site counts; each float32 of shape [sites].
     """
-    ids, probabilities = decision.expert_ids[0], decision.probabilities[0].float()
+    choices, probabilities = decision.choices[0], decision.probabilities[0].float()
     size = decision.num_experts
-    counted = (ids >= 0).float().unsqueeze(-1)
-    chosen = (ids.unsqueeze(-1) == torch.arange(size, device=ids.device)).float()
+    counted = decision.routed[0].float().unsqueeze(-1)
+    chosen = (choices.unsqueeze(-1) == torch.arange(size, device=choices.device)).float().mean(1)
     rows = torch.cat([chosen, probabilities * counted, counted], dim=-1)
-    sums = torch.zeros(num_sites, 2 * size + 1, device=ids.device).index_add(0, sites, rows)
+    sums = torch.zeros(num_sites, 2 * size + 1, device=choices.device).index_add(0, sites, rows)
     fractions, means, count = sums.split([size, size, 1], dim=-1)
     items = count.clamp(min=1.0)
     balance = size * (fractions * means).sum(-1) / items.squeeze(-1).square()

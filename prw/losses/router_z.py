@@ -35,7 +35,7 @@ def router_z_loss(routing: Routing, alpha: float = 1.0, *, mask: Tensor | None =
     sums, counts = [], []
     for places in by_size(decisions).values():
         whole = merged([decisions[place] for place in places], mask)
-        counted = whole.expert_ids >= 0
+        counted = whole.routed
         squares = whole.logits.float().logsumexp(-1).square()
         sums.append(torch.where(counted, squares, torch.zeros_like(squares)).sum())
         counts.append(counted.float().sum())

@@ -11,8 +11,9 @@ class RoutingDecision(NamedTuple):
     """Which expert each item (a token, or a whole sample) of one site goes to, and how much of it.
 
     Attributes:
-        expert_ids: Chosen expert, int64 of shape [batch, items]; -1 where the item is not routed.
-        weights: Factor on the chosen expert's output, of shape [batch, items]; 0 where not routed.
+        expert_ids: Chosen expert, int64 of shape [batch, items]; -1 where the item is not routed. Where an
+            item goes to k > 1 experts, of shape [batch, items, k], likeliest first.
+        weights: Factor on the chosen expert's output, of the same shape; 0 where not routed.
         probabilities: Softmax over all experts, of shape [batch, items, experts].
         logits: What the softmax was taken of, noise included, of shape [batch, items, experts].
 
@@ -28,3 +29,13 @@ class RoutingDecision(NamedTuple):
     def num_experts(self) -> int:
         """Size of the pool that was chosen from."""
         return self.probabilities.shape[-1]
+
+    @property
+    def choices(self) -> Tensor:
+        """Chosen experts with an axis for several, int64 of shape [batch, items, k]; a view for k = 1."""
+        return self.expert_ids if self.expert_ids.dim() == 3 else self.expert_ids.unsqueeze(-1)
+
+    @property
+    def routed(self) -> Tensor:
+        """Which items are routed, bool of shape [batch, items]."""
+        return self.choices[..., 0] >= 0

@@ -23,8 +23,8 @@ def merged(
         by_sample: Whether samples stay apart.
 
     Returns:
-        One decision of shape [1, items], or [batch, items] by sample, in the order of the decisions; an item
-        that is masked out has the expert -1, as one that is not routed.
+        One decision of shape [1, items], or [batch, items] by sample, in the order of the decisions, with the
+        axes after them kept; an item that is masked out has the expert -1, as one that is not routed.
 
     Raises:
         ConfigError: if the mask is not of bools.
@@ -40,7 +40,9 @@ def merged(
     whole = RoutingDecision(*(laid(parts) for parts in zip(*decisions, strict=True)))
     if mask is None:
         return whole
-    counted = laid([item_mask(mask, decision.expert_ids) for decision in decisions])
+    counted = laid([item_mask(mask, decision.choices[..., 0]) for decision in decisions])
+    if whole.expert_ids.dim() == 3:
+        counted = counted.unsqueeze(-1)
     return whole._replace(
         expert_ids=torch.where(counted, whole.expert_ids, torch.full_like(whole.expert_ids, -1))
     )

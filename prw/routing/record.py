@@ -55,7 +55,10 @@ class Routing:
         return decisions
 
     def share(self, mask: Tensor | None = None) -> float:
-        """Fraction of decisions, over all sites and items, that went to the newest expert (U)."""
+        """Fraction of decisions, over all sites and items, that went to the newest expert (U).
+
+        With top_k > 1, that went to it among others: every item counts once, so 1 can be reached.
+        """
         with torch.no_grad():
             return float(self.newest_share("straight-through", mask=mask))
 
@@ -85,12 +88,15 @@ class Routing:
         for places in by_size(decisions).values():
             whole = merged([decisions[place] for place in places], mask, by_sample=per == "sample")
             sums.append(newest_indicator(whole, kind).float().sum(1))
-            counts.append((whole.expert_ids >= 0).float().sum(1))
+            counts.append(whole.routed.float().sum(1))
         shares = sum(sums[1:], sums[0]) / sum(counts[1:], counts[0]).clamp(min=1.0)
         return shares if per == "sample" else shares.squeeze(0)
 
     def usage(self, mask: Tensor | None = None) -> Tensor:
-        """Say which expert was chosen where: fractions of shape [sites, experts], rows sum to one."""
+        """Say which expert was chosen where: fractions of shape [sites, experts], rows sum to one.
+
+        With top_k > 1 every choice counts, so an item counts k times.
+        """
         return self.statistics(mask).usage
 
     def gate(self, mask: Tensor | None = None) -> float:

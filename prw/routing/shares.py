@@ -10,7 +10,7 @@ from prw.routing.decision import RoutingDecision
 
 
 def newest_indicator(decision: RoutingDecision, share: Share) -> Tensor:
-    """Say for each item whether it went to the newest expert, the last of the pool.
+    """Say for each item whether it went to the newest expert, the last of the pool, be it among several.
 
     Args:
         decision: A site's decision.
@@ -21,8 +21,8 @@ def newest_indicator(decision: RoutingDecision, share: Share) -> Tensor:
     """
     probability = decision.probabilities[..., -1]
     if share == "straight-through":
-        hard = (decision.expert_ids == decision.num_experts - 1).to(probability.dtype)
+        hard = (decision.choices == decision.num_experts - 1).any(-1).to(probability.dtype)
         indicator = hard + (probability - probability.detach())
     else:
         indicator = probability
-    return torch.where(decision.expert_ids >= 0, indicator, torch.zeros_like(indicator))
+    return torch.where(decision.routed, indicator, torch.zeros_like(indicator))

@@ -34,12 +34,12 @@ class RoutingStatistics:
     Attributes:
         sites: Names of the sites, in the order of `site_...` and of the rows of `usage`.
         experts: Names of the experts, oldest first.
-        share: Fraction of all items that went to the newest expert.
+        share: Fraction of all items that went to the newest expert, be it among several.
         gate: Mean weight of the chosen expert.
         entropy: Mean entropy of the router's probabilities, in nats: 0 is certain, log(experts) is even.
         margin: Mean distance between the two largest probabilities; 1 with one expert.
-        usage: Fraction of each site's items that went to each expert, of shape [sites, experts]; a row is
-            zero where no item of the site counts.
+        usage: Fraction of each site's choices that fell on each expert, of shape [sites, experts]; a row is
+            zero where no item of the site counts. With top_k > 1 an item has k choices.
         site_items: How many items of each site count, of shape [sites].
         site_gate: As `gate`, of shape [sites].
         site_entropy: As `entropy`, of shape [sites].
@@ -93,18 +93,19 @@ def statistics_of(tally: Tally) -> RoutingStatistics:
     """Turn sums into means, reading them from the device once."""
     sums, size = tally.sums.cpu(), len(tally.experts)
     of = {name: sums[:, size + place] for place, name in enumerate(MEASURES)}
+    choices = sums[:, :size].sum(-1)  # one per item, or top_k
     items = of["items"].clamp(min=1.0)
     total = float(of["items"].sum().clamp(min=1.0))
     return RoutingStatistics(
         sites=tally.sites,
         experts=tally.experts,
         share=float(of["newest"].sum()) / total,
-        gate=float(of["gate"].sum()) / total,
+        gate=float(of["gate"].sum()) / float(choices.sum().clamp(min=1.0)),
         entropy=float(of["entropy"].sum()) / total,
         margin=float(of["margin"].sum()) / total,
-        usage=sums[:, :size] / items.unsqueeze(-1),
+        usage=sums[:, :size] / choices.clamp(min=1.0).unsqueeze(-1),
         site_items=of["items"].long(),
-        site_gate=of["gate"] / items,
+        site_gate=of["gate"] / choices.clamp(min=1.0),
         site_entropy=of["entropy"] / items,
         site_margin=of["margin"] / items,
     )

@@ -22,8 +22,8 @@ class Tally(NamedTuple):
     Attributes:
         sites: Names of the sites.
         experts: Names of the experts, oldest first.
-        sums: Float32 of shape [sites, experts + measures], on the device of the decisions: items that went to
-            each expert, then MEASURES.
+        sums: Float32 of shape [sites, experts + measures], on the device of the decisions: how often each
+            expert was chosen, then MEASURES.
     """
 
     sites: tuple[str, ...]
@@ -65,26 +65,27 @@ def tally(
     for places in by_size(flat).values():
         group = [flat[place] for place in places]
         rows = measured(merged(group, mask), len(experts))
-        lengths = torch.tensor([decision.expert_ids.numel() for decision in group])
+        lengths = torch.tensor([decision.routed.numel() for decision in group])
         sites = torch.tensor([homes[place] for place in places]).repeat_interleave(lengths)
         sums.index_add_(0, sites.to(sums.device), rows)
     return Tally(tuple(decisions), experts, sums)
 
 
 def measured(decision: RoutingDecision, num_experts: int) -> Tensor:
-    """Write each item of a decision of shape [1, items] as one row: a one for its expert, then MEASURES.
+    """Write each item of a decision of shape [1, items] as one row: a one for each choice, then MEASURES.
 
     Returns:
         Float32 of shape [items, num_experts + measures]; zeros for an item that does not count.
     """
-    ids, probabilities = decision.expert_ids[0], decision.probabilities[0].float()
-    counted = ids >= 0
-    chosen = ids.unsqueeze(-1) == torch.arange(num_experts, device=ids.device)
+    choices, probabilities = decision.choices[0], decision.probabilities[0].float()
+    counted = decision.routed[0]
+    chosen = (choices.unsqueeze(-1) == torch.arange(num_experts, device=choices.device)).sum(1)
     best = probabilities.topk(min(2, decision.num_experts), dim=-1).values
     margin = best[:, 0] - best[:, 1] if decision.num_experts > 1 else best[:, 0]
     entropy = torch.special.entr(probabilities).sum(-1)
-    newest = ids == decision.num_experts - 1
-    measures = torch.stack([counted, newest, decision.weights[0].float(), entropy, margin], dim=-1)
+    newest = (choices == decision.num_experts - 1).any(-1)
+    weights = decision.weights[0].float().reshape(choices.shape).sum(-1)
+    measures = torch.stack([counted, newest, weights, entropy, margin], dim=-1)
     rows = torch.cat([chosen.float(), measures], dim=-1)
     return torch.where(counted.unsqueeze(-1), rows, torch.zeros_like(rows))
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import prw
-from prw.routing import Routing, statistics_of, top_1
+from prw.routing import Routing, RoutingDecision, statistics_of, top_1
 
 VIEWS = {"view", "unsqueeze", "squeeze", "select", "slice", "split", "alias", "_unsafe_view", "expand"}
 
@@ -121,6 +121,31 @@ def test_the_work_does_not_grow_with_the_sites(ask):
         counts.append((count.work, count.waits))
     assert counts[0] == counts[1]
     assert ask == "statistics" or counts[0][1] == 0, "nothing is read back before it is asked for"
+
+
+@settings(max_examples=30)
+@given(SHAPES, st.integers(0, 2**20))
+def test_an_item_with_several_experts_has_a_choice_for_each(shape, seed):
+    torch.manual_seed(seed)
+    sites, batch, items, experts = shape[1:]
+    several = min(2, experts)
+    names, mask = tuple("abcd"[:experts]), torch.rand(batch, items) < 0.7
+    routing, chosen = Routing(names), torch.zeros(sites, experts)
+    for site in range(sites):
+        probabilities = torch.randn(batch, items, experts).softmax(-1)
+        weights, ids = probabilities.topk(several, dim=-1)
+        routing.add(f"site{site}", RoutingDecision(ids, weights, probabilities, probabilities.log()))
+        chosen[site] = torch.bincount(ids[mask].flatten(), minlength=experts)
+    statistics = routing.statistics(mask)
+    assert torch.allclose(statistics.usage, chosen / max(several * int(mask.sum()), 1))
+    assert statistics.site_items.tolist() == [int(mask.sum())] * sites
+    assert statistics.share == pytest.approx(float(chosen[:, -1].sum()) / max(sites * int(mask.sum()), 1))
+    assert routing.share(mask) == pytest.approx(statistics.share)
+    assert 0.0 <= statistics.gate <= 1.0
+    with torch.no_grad():
+        even = prw.load_balance_loss(routing, mask=mask).item()
+        assert -1e-6 <= even <= experts
+        assert math.isfinite(prw.router_z_loss(routing, mask=mask).item())
 
 
 def test_whole_samples_count_if_any_of_their_tokens_does():
