@@ -13,8 +13,8 @@ from prw.routing.merge import by_size, merged
 def load_balance_loss(routing: Routing, alpha: float = 1.0, *, mask: Tensor | None = None) -> Tensor:
     """Compute alpha * N * sum_i f_i P_i for each site, and the mean over sites.
 
-    `f_i` is the fraction of the site's choices that fell on expert i, which has no gradient, and `P_i` the mean
-    probability that the router gave it. Even routing gives alpha, all to one expert up to alpha * N.
+    `f_i` is the fraction of the site's choices that fell on expert i, which has no gradient, and `P_i` the
+    mean probability that the router gave it. Even routing gives alpha, all to one expert up to alpha * N.
 
     With frozen veterans the gradient reaches the newest expert's router vectors only. And it asks for 1/N
     each, where the veteran loss asks for rho: with both, weigh this one low.
