@@ -18,9 +18,10 @@ from prw.errors import (
     TargetError,
     UnsupportedError,
 )
-from prw.layers import SiteRecord
-from prw.losses import veteran_loss
-from prw.routing import Routing, RoutingDecision
+from prw.integrations.plotting import plot_routing
+from prw.layers import AddedLoss, SiteRecord
+from prw.losses import load_balance_loss, router_z_loss, veteran_loss
+from prw.routing import Collapse, Routing, RoutingDecision, RoutingStatistics
 from prw.storage import LoraExport, LoraImport
 from prw.tuner import PrwConfig, project
 from prw.weave import Weave, inject, load
@@ -31,6 +32,8 @@ except PackageNotFoundError:  # a checkout on the path that was never installed
     __version__ = "0+checkout"
 
 __all__ = [
+    "AddedLoss",
+    "Collapse",
     "ConfigError",
     "Curriculum",
     "CurriculumError",
@@ -43,6 +46,7 @@ __all__ = [
     "Routing",
     "RoutingDecision",
     "RoutingError",
+    "RoutingStatistics",
     "SiteRecord",
     "Stage",
     "StorageError",
@@ -51,6 +55,9 @@ __all__ = [
     "Weave",
     "inject",
     "load",
+    "load_balance_loss",
+    "plot_routing",
     "project",
+    "router_z_loss",
     "veteran_loss",
 ]

@@ -13,12 +13,13 @@ from torch import Tensor, nn
 from prw.config import PoolSettings
 from prw.errors import ConfigError, PoolError
 from prw.handle import EMPTY, Exchange, Life
+from prw.layers import AddsLosses
 from prw.routing import Routing
 from prw.storage import load_pool
 from prw.tuner import PrwConfig, put_in, take_out, trainable_parameters
 
 
-class Weave(Life, Exchange):
+class Weave(Life, Exchange, AddsLosses):
     """The handle of a model that has a pool of experts.
 
     `prw.inject` and `prw.load` give one; `Weave(model)` gives one for a model that got its pool through PEFT,

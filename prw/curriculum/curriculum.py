@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import overload
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self, overload
 
+from prw.curriculum.catching_up import catch_up
+from prw.curriculum.file import read_stages, stages_from, write_stages
+from prw.curriculum.ledger import begin, check_past, steps_done, write
 from prw.curriculum.stage import Stage
 from prw.errors import CurriculumError
 from prw.weave import Weave
@@ -73,11 +77,14 @@ class Curriculum(Sequence[Stage]):
 
         It begins where the pool is. A pool whose newest expert still trains is in the middle of that stage,
         which is yielded (again) without adding anything; after `weave.freeze()`, which also happens when the
-        loop goes on to the next stage, it has finished it. To save a pool as finished, call `weave.freeze()`
-        before saving.
+        loop goes on to the next stage, or with all its steps done it has finished it. To save a pool as
+        finished, call `weave.freeze()` before saving.
+
+        The settings of a stage are written into the pool's configuration when it begins, and saved with it.
 
         Raises:
-            CurriculumError: if the pool's experts are not the first stages of this curriculum.
+            CurriculumError: if the pool's experts are not the first stages of this curriculum, or were
+                trained with other settings than those stages have now.
         """
         self._check_start(weave)
         for position, stage in enumerate(self._stages):
@@ -85,8 +92,98 @@ class Curriculum(Sequence[Stage]):
                 continue
             if position == len(weave.experts):
                 weave.add_expert(stage.name, init=stage.init)
-            yield stage
+            begin(weave, stage)
+            if steps_done(weave, stage.name) < stage.steps:
+                yield stage
             weave.freeze()
+
+    def done(self, weave: Weave) -> int:
+        """Count the steps of the running stage that are done, as `advance` has told; 0 between stages."""
+        running = self._running(weave)
+        return 0 if running is None else steps_done(weave, running.name)
+
+    def advance(self, weave: Weave, steps: int = 1) -> None:
+        """Write down that the running stage has some more steps behind it; saved with the pool.
+
+        Call it after each optimiser step, before saving, and start the loop at `done(weave)`.
+
+        Args:
+            weave: The pool.
+            steps: How many steps; at least 1.
+
+        Raises:
+            CurriculumError: if no stage is running, or it would have more steps than it should.
+        """
+        running = self._running(weave)
+        if running is None:
+            raise CurriculumError(
+                f"no stage of this curriculum is running: the pool's experts are "
+                f"{', '.join(weave.experts) or 'none'}{', all frozen' if weave.frozen else ''}. Train inside "
+                "`for stage in curriculum.stages(weave)`."
+            )
+        total = steps_done(weave, running.name) + steps
+        if steps < 1 or total > running.steps:
+            raise CurriculumError(
+                f"stage {running.name!r} has {running.steps} steps, and {total - steps} of them are done; it "
+                f"cannot advance by {steps}. Loop over range(curriculum.done(weave), stage.steps)."
+            )
+        write(weave, running, total)
+
+    def resume(self, weave: Weave, path: str | Path) -> None:
+        """Bring a pool to where a saved one was, in the middle of a stage or at its end.
+
+        `prw.load` gives a model a saved pool; this is for a model that has one already, empty or at an
+        earlier stage, as one that PEFT wrapped.
+
+        Args:
+            weave: A pool whose experts are the saved one's first ones.
+            path: Folder of the saved pool.
+
+        Raises:
+            StorageError: if the folder is missing, damaged, or does not fit the model.
+            CurriculumError: if the pools have other experts or settings, or the saved one is not of this
+                curriculum.
+        """
+        catch_up(weave, Path(path))
+        self._check_start(weave)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Give the stages as plain values, for JSON or YAML."""
+        return {"stages": [stage.model_dump() for stage in self._stages]}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Make a curriculum of what `to_dict` gave, or of such values read from a file.
+
+        Raises:
+            CurriculumError: if the values are not of that form.
+            ConfigError: if a stage's setting cannot be used.
+        """
+        return cls(stages_from(values))
+
+    def save(self, path: str | Path) -> None:
+        """Write the stages to a JSON file, whole or not at all.
+
+        Raises:
+            StorageError: if the file cannot be written.
+        """
+        write_stages(Path(path), self.to_dict())
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """Read the stages from a JSON file.
+
+        Raises:
+            StorageError: if the file is missing or no JSON.
+            CurriculumError: if it holds no stages.
+            ConfigError: if a stage's setting cannot be used.
+        """
+        return cls.from_dict(read_stages(Path(path)))
+
+    def _running(self, weave: Weave) -> Stage | None:
+        """Give the stage whose expert trains."""
+        newest = weave.experts[-1] if weave.experts and not weave.frozen else None
+        return self[newest] if newest in self.names else None
 
     def _check_start(self, weave: Weave) -> None:
         if weave.experts != self.names[: len(weave.experts)]:
@@ -95,3 +192,6 @@ class Curriculum(Sequence[Stage]):
                 f"curriculum ({', '.join(self.names)}). Load the pool that belongs to it, or start from an "
                 "empty one."
             )
+        running = self._running(weave)
+        for stage in self._stages[: len(weave.experts)]:
+            check_past(weave, stage, running=stage is running)

@@ -1,5 +1,6 @@
 """Layers in pure torch: expert weights, the site that decides for K and V, the routed projection; no PEFT."""
 
+from prw.layers.auxiliary import AddedLoss, AddsLosses
 from prw.layers.experts import ExpertNames, add_expert_weights, add_router_vectors, expert_names
 from prw.layers.noise import NoiseStream
 from prw.layers.pool import Pool, Scope
@@ -7,6 +8,8 @@ from prw.layers.projection import RoutedProjection
 from prw.layers.site import Site, SiteRecord
 
 __all__ = [
+    "AddedLoss",
+    "AddsLosses",
     "ExpertNames",
     "NoiseStream",
     "Pool",

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from prw.config import Share
-from prw.errors import ConfigError, RoutingError
+from prw.errors import ConfigError
+from prw.losses.checks import check_gradient, check_weight
 from prw.routing import Routing
 from prw.routing.record import Per
 
 
 def veteran_loss(
-    routing: Routing, rho: float, alpha: float, *, per: Per = "batch", share: Share | None = None
+    routing: Routing,
+    rho: float,
+    alpha: float,
+    *,
+    per: Per = "batch",
+    share: Share | None = None,
+    mask: Tensor | None = None,
 ) -> Tensor:
     """Compute alpha * |U - rho|, where U is the share of the newest expert.
 
@@ -22,13 +28,15 @@ def veteran_loss(
         alpha: Weight of the loss, at least 0.
         per: `batch`: U over everything recorded. `sample`: |U - rho| of each sample, averaged.
         share: `straight-through` or `soft`; None takes the pool's own setting.
+        mask: Which tokens count, bool of shape [batch, tokens]; None means all that are routed.
 
     Returns:
         A float32 scalar.
 
     Raises:
-        ConfigError: if rho or alpha is out of range.
-        RoutingError: if nothing was recorded, or a gradient is wanted and the decisions carry none.
+        ConfigError: if rho or alpha is out of range, or the mask is not of bools.
+        RoutingError: if nothing was recorded, the mask does not fit, or a gradient is wanted and the
+            decisions carry none.
 
     In data-parallel training each process holds its own U near rho: the mean over processes of |U_r - rho|
     is not |U - rho| of the whole batch once some lie above rho and some below. Nothing is exchanged here,
@@ -40,14 +48,7 @@ def veteran_loss(
     """
     if not 0.0 <= rho <= 1.0:
         raise ConfigError(f"rho is a share and lies in [0, 1], got {rho}.")
-    if alpha < 0.0:
-        raise ConfigError(f"alpha weighs a loss and cannot be negative, got {alpha}.")
-    newest = routing.newest_share(share, per)
-    if alpha > 0.0 and torch.is_grad_enabled() and not newest.requires_grad:
-        raise RoutingError(
-            "the recorded decisions carry no gradient, so the veteran loss could not train the router. "
-            "Likely causes: the forward ran under torch.no_grad(), gradient checkpointing is reentrant (use "
-            "use_reentrant=False), or the newest expert is frozen. For the value alone, call veteran_loss "
-            "under torch.no_grad()."
-        )
+    check_weight(alpha)
+    newest = routing.newest_share(share, per, mask=mask)
+    check_gradient(newest, alpha, "veteran_loss")
     return alpha * (newest - rho).abs().mean()

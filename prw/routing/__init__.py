@@ -5,15 +5,21 @@ from prw.routing.features import router_features
 from prw.routing.policies import decide, noisy_logits, router_logits, top_1, top_k
 from prw.routing.record import Routing
 from prw.routing.shares import newest_indicator
+from prw.routing.statistics import Collapse, RoutingStatistics, statistics_of
+from prw.routing.tally import Tally
 
 __all__ = [
+    "Collapse",
     "Routing",
     "RoutingDecision",
+    "RoutingStatistics",
+    "Tally",
     "decide",
     "newest_indicator",
     "noisy_logits",
     "router_features",
     "router_logits",
+    "statistics_of",
     "top_1",
     "top_k",
 ]

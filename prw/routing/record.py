@@ -10,13 +10,19 @@ from torch import Tensor
 from prw.config import Share
 from prw.errors import RoutingError
 from prw.routing.decision import RoutingDecision
+from prw.routing.merge import by_size, merged
 from prw.routing.shares import newest_indicator
+from prw.routing.statistics import Collapse, RoutingStatistics, statistics_of
+from prw.routing.tally import Tally, tally
 
 Per = Literal["batch", "sample"]
 
 
 class Routing:
     """Every decision made while recording, each once, in the order of the forwards.
+
+    Every question takes a `mask`: which tokens count, bool of shape [batch, tokens], for records of batches
+    whose pads were routed too. Tokens that were not routed never count.
 
     Attributes:
         experts: Names of the experts, oldest first.
@@ -48,69 +54,77 @@ class Routing:
             )
         return decisions
 
-    def share(self) -> float:
+    def share(self, mask: Tensor | None = None) -> float:
         """Fraction of decisions, over all sites and items, that went to the newest expert (U).
 
         With top_k > 1, that went to it among others: every item counts once, so 1 can be reached.
         """
         with torch.no_grad():
-            return float(self.newest_share("straight-through"))
+            return float(self.newest_share("straight-through", mask=mask))
 
-    def newest_share(self, share: Share | None = None, per: Per = "batch") -> Tensor:
+    def newest_share(
+        self, share: Share | None = None, per: Per = "batch", *, mask: Tensor | None = None
+    ) -> Tensor:
         """Compute the share of the newest expert so that it can be differentiated (equation 8).
 
         Args:
             share: `straight-through` or `soft`; None takes the pool's own setting.
             per: `batch`: one number over everything. `sample`: one number per sample, over its sites and
                 items.
+            mask: Which tokens count, bool of shape [batch, tokens]; None means all that are routed.
 
         Returns:
             A float32 scalar, or a float32 tensor of shape [batch].
 
         Raises:
-            RoutingError: if nothing was recorded, or the forwards had different batch sizes and `per` is
-            `sample`.
+            RoutingError: if nothing was recorded, the mask does not fit, or the forwards had different batch
+            sizes and `per` is `sample`.
         """
         kind = self.share_kind if share is None else share
         decisions = self.all()
-        device = decisions[0].weights.device
         if per == "sample":
             check_same_batch(decisions)
-        sums = [newest_indicator(decision, kind).float() for decision in decisions]
-        counts = [decision.routed.float() for decision in decisions]
-        total = sum_over(sums, per, device)
-        return total / sum_over(counts, per, device).clamp(min=1.0)
+        sums, counts = [], []
+        for places in by_size(decisions).values():
+            whole = merged([decisions[place] for place in places], mask, by_sample=per == "sample")
+            sums.append(newest_indicator(whole, kind).float().sum(1))
+            counts.append(whole.routed.float().sum(1))
+        shares = sum(sums[1:], sums[0]) / sum(counts[1:], counts[0]).clamp(min=1.0)
+        return shares if per == "sample" else shares.squeeze(0)
 
-    def usage(self) -> Tensor:
+    def usage(self, mask: Tensor | None = None) -> Tensor:
         """Say which expert was chosen where: fractions of shape [sites, experts], rows sum to one.
 
         With top_k > 1 every choice counts, so an item counts k times.
         """
-        self.all()
-        rows = [self.site_usage(of_site) for of_site in self.decisions.values()]
-        return torch.stack(rows)
+        return self.statistics(mask).usage
 
-    def site_usage(self, decisions: list[RoutingDecision]) -> Tensor:
-        """Fractions of one site's items that went to each expert, float32 of shape [experts], on the CPU."""
-        device = decisions[0].expert_ids.device  # replicas of nn.DataParallel have one each
-        ids = torch.cat([decision.expert_ids.flatten().to(device) for decision in decisions])
-        numbers = torch.arange(len(self.experts), device=ids.device)
-        counts = (ids.unsqueeze(-1) == numbers).sum(0).float()
-        return (counts / counts.sum().clamp(min=1.0)).cpu()
-
-    def gate(self) -> float:
+    def gate(self, mask: Tensor | None = None) -> float:
         """Mean weight of the chosen experts over all sites and routed items."""
-        with torch.no_grad():
-            decisions = self.all()
-            total = sum(float(decision.weights.float().sum()) for decision in decisions)
-            count = sum(int((decision.expert_ids >= 0).sum()) for decision in decisions)
-        return total / max(count, 1)
+        return self.statistics(mask).gate
 
+    def statistics(self, mask: Tensor | None = None) -> RoutingStatistics:
+        """Measure share, usage, gate, entropy and margin of everything recorded, in one reduction.
 
-def sum_over(parts: list[Tensor], per: Per, device: torch.device) -> Tensor:
-    """Add up tensors of shape [batch, items]: to a scalar, or per sample to [batch]."""
-    sums = [(part.sum() if per == "batch" else part.sum(1)).to(device) for part in parts]
-    return torch.stack(sums).sum(0)
+        Raises:
+            RoutingError: if nothing was recorded, or the mask does not fit.
+        """
+        return statistics_of(self.tally(mask))
+
+    def collapsed(
+        self, threshold: float = 0.95, rho: float | None = None, mask: Tensor | None = None
+    ) -> tuple[Collapse, ...]:
+        """List the sites that send nearly everything to one expert; see `RoutingStatistics.collapsed`."""
+        return self.statistics(mask).collapsed(threshold, rho)
+
+    def tally(self, mask: Tensor | None = None) -> Tally:
+        """Sum up what `statistics` divides, without waiting for the device; tallies of steps can be added.
+
+        Raises:
+            RoutingError: if nothing was recorded, or the mask does not fit.
+        """
+        self.all()
+        return tally(self.decisions, self.experts, mask)
 
 
 def check_same_batch(decisions: list[RoutingDecision]) -> None:

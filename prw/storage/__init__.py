@@ -6,13 +6,14 @@ from prw.storage.lora_export import Layout, LoraExport, write_lora
 from prw.storage.lora_files import read_foreign
 from prw.storage.lora_import import LoraImport, fit_lora, place_lora, rank_pattern
 from prw.storage.measure import measure_expert
-from prw.storage.state import pool_parameters, pool_state
+from prw.storage.state import fill, pool_parameters, pool_state
 
 __all__ = [
     "Layout",
     "LoraExport",
     "LoraImport",
     "SavedPool",
+    "fill",
     "fit_lora",
     "load_pool",
     "measure_expert",

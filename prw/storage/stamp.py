@@ -24,7 +24,7 @@ NOTED = (
     "train_veteran_gates",
 )
 """What gives a pool's weights their meaning; other settings may be edited in a saved configuration."""
-NOTED_IF_SET = ("alpha_pattern", "expert_ranks", "rank_pattern", "top_k")
+NOTED_IF_SET = ("alpha_pattern", "expert_ranks", "rank_pattern", "stages", "top_k")
 """The same, of later versions; left out at their defaults, so that earlier folders' stamps still hold."""
 
 

@@ -153,6 +153,7 @@ def remove(layers: Layers, adapter: str, config: PrwConfig, name: str) -> None:
     config.experts = [expert for expert in config.experts if expert != name]
     config.imported = [expert for expert in config.imported if expert != name]
     config.expert_ranks = {expert: own for expert, own in config.expert_ranks.items() if expert != name}
+    config.stages = {stage: entry for stage, entry in config.stages.items() if stage != name}
     tell(pool, config)
     refresh_training(layers, adapter, config)
 
@@ -170,6 +171,10 @@ def rename(layers: Layers, adapter: str, config: PrwConfig, old: str, new: str) 
     config.experts = [new if expert == old else expert for expert in config.experts]
     config.imported = [new if expert == old else expert for expert in config.imported]
     config.expert_ranks = {new if expert == old else expert: r for expert, r in config.expert_ranks.items()}
+    config.stages = {
+        new if stage == old else stage: {key: new if value == old else value for key, value in entry.items()}
+        for stage, entry in config.stages.items()
+    }
     tell(pool, config)
 
 

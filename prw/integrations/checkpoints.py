@@ -1,0 +1,95 @@
+"""Finds how far a run of Hugging Face Trainers has come, one folder per stage, and readies it to go on."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+from peft import PeftModel
+from torch import nn
+
+from prw.errors import StorageError
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+STATE = "trainer_state.json"
+"""What a Trainer writes last into a checkpoint, so that one without it was cut off."""
+WHOLE = ("model.safetensors", "pytorch_model.bin")
+INDEX = "model.safetensors.index.json"
+
+
+class Progress(NamedTuple):
+    """Where a run is.
+
+    Attributes:
+        pool: Folder of the pool.
+        checkpoint: Folder of the Trainer's checkpoint in the middle of a stage; None at the end of one.
+    """
+
+    pool: Path
+    checkpoint: Path | None
+
+
+def latest(folder: Path, stages: Iterable[str], adapter: str) -> Progress | None:
+    """Find the latest pool of a run: of its last stage that has a finished one or a whole checkpoint.
+
+    Args:
+        folder: The run's folder, with a folder per stage.
+        stages: Names of the stages, in their order.
+        adapter: Name of the PEFT adapter.
+
+    Returns:
+        Where the run is, or None if it has not begun.
+    """
+    for stage in reversed(list(stages)):
+        if holds_pool(folder / stage):
+            return Progress(folder / stage, None)
+        for checkpoint in checkpoints(folder / stage):
+            pool = pool_in(checkpoint, adapter)
+            if (checkpoint / STATE).is_file() and pool is not None:
+                return Progress(pool, checkpoint)
+    return None
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """List a Trainer's checkpoints, newest first."""
+    found = [path for path in folder.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]
+    return sorted(found, key=lambda path: int(path.name.partition("-")[2]), reverse=True)
+
+
+def pool_in(checkpoint: Path, adapter: str) -> Path | None:
+    """Find the pool in a checkpoint: PEFT puts the adapter "default" on top and others into folders."""
+    return next((folder for folder in (checkpoint / adapter, checkpoint) if holds_pool(folder)), None)
+
+
+def holds_pool(folder: Path) -> bool:
+    """Tell whether a folder is that of a saved pool."""
+    file = folder / CONFIG
+    return file.is_file() and json.loads(file.read_text(encoding="utf-8")).get("peft_type") == "PRW"
+
+
+def let_trainer_read(checkpoint: Path, model: nn.Module) -> None:
+    """Make a checkpoint of a model with injected adapters one that `Trainer.train` resumes from.
+
+    transformers saves such a model as its adapter alone, and its Trainer then asks for the index of a whole
+    model (`load_sharded_checkpoint`). The index written here names the adapter's file for every weight, in
+    which the base's are not and the pool's have PEFT's names; so the Trainer reads it and changes nothing, as
+    prw has filled the pool already.
+
+    Raises:
+        StorageError: if the checkpoint cannot be written to.
+    """
+    has_whole = any((checkpoint / name).exists() for name in WHOLE)
+    if isinstance(model, PeftModel) or has_whole or (checkpoint / INDEX).exists():
+        return
+    note = "for Trainer.train(resume_from_checkpoint=...); the weights of the base are not in this folder"
+    index = {"metadata": {"prw": note}, "weight_map": dict.fromkeys(model.state_dict(), WEIGHTS)}
+    draft = checkpoint / f".{INDEX}.{os.getpid()}"
+    try:
+        draft.write_text(json.dumps(index), encoding="utf-8")
+        draft.replace(checkpoint / INDEX)
+    except OSError as error:
+        raise StorageError(f"{checkpoint} cannot be written to, which resuming needs: {error}") from error

@@ -1,0 +1,234 @@
+"""A callback that takes the stock Hugging Face Trainer through a curriculum, one Trainer per stage.
+
+A new expert means new parameters, and a Trainer gives its optimiser, its schedule and its distributed wrapper
+the parameters that there are when `train()` begins. So each stage has a Trainer of its own, made after the
+stage's expert was added; a Trainer that is used for a second stage is refused.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from prw.curriculum import Curriculum, Stage
+from prw.errors import CurriculumError, UnsupportedError
+from prw.integrations.checkpoints import holds_pool, latest, let_trainer_read, pool_in
+from prw.integrations.meter import RoutingMeter
+from prw.integrations.trainer_checks import check_arguments, check_model, check_optimizer, check_step
+from prw.layers import AddedLoss
+from prw.routing import RoutingStatistics
+from prw.weave import Weave
+
+
+class PrwCallback(TrainerCallback):
+    """Walks a curriculum with the stock Trainer: adds experts and the veteran loss, logs shares, resumes.
+
+    What is logged is of this process, and the mean over the forwards since the previous log.
+
+    Attributes:
+        weave: The pool.
+        curriculum: The stages.
+        output_dir: Folder of the run.
+        stage: The stage whose turn it is; None outside of `stages()`.
+        checkpoint: What `Trainer.train(resume_from_checkpoint=...)` is to get for this stage, or None.
+    """
+
+    def __init__(
+        self,
+        weave: Weave,
+        curriculum: Curriculum,
+        output_dir: str | Path,
+        *,
+        mask: str | None = "attention_mask",
+        seed: int = 0,
+        collapse: float = 0.95,
+    ) -> None:
+        """Take hold of the pool; nothing is changed before `stages()`.
+
+        Args:
+            weave: The pool; its model is the one that is trained, plain or wrapped by PEFT.
+            curriculum: The stages.
+            output_dir: Folder of the run; each stage gets a folder in it, with the Trainer's checkpoints and,
+                at its end, the pool.
+            mask: Name of the model's argument that says which tokens count in the veteran loss and in what is
+                logged; None, or a batch without it, counts every routed token.
+            seed: Seed of each new expert's start, with the stage's position added, so that a run that was
+                interrupted between two stages goes on as if it had not been.
+            collapse: Share of a site's items from which one expert is reported to have taken the site.
+        """
+        self.weave = weave
+        self.curriculum = curriculum
+        self.output_dir = Path(output_dir).expanduser()
+        self.stage: Stage | None = None
+        self.checkpoint: str | None = None
+        self._mask, self._seed, self._collapse = mask, seed, collapse
+        self._added: AddedLoss | None = None
+        self._meter: RoutingMeter | None = None
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """What the stage settles of `TrainingArguments`: output_dir, max_steps and learning_rate.
+
+        Raises:
+            CurriculumError: outside of `stages()`.
+        """
+        stage = self._current()
+        folder = str(self.output_dir / stage.name)
+        return {"output_dir": folder, "max_steps": stage.steps, "learning_rate": stage.lr}
+
+    @property
+    def statistics(self) -> RoutingStatistics | None:
+        """The routing between the last two logs of the stage, site by site; None before its first log."""
+        return None if self._meter is None else self._meter.statistics
+
+    def stages(self, resume: bool = False) -> Iterator[Stage]:
+        """Go through the stages; make a Trainer for each, with `arguments`, and let it train.
+
+        Args:
+            resume: Whether to go on with the run in `output_dir`, where there is one: the pool takes over its
+                experts, and `checkpoint` is what the first Trainer resumes from.
+
+        Raises:
+            CurriculumError: if the folder holds a run and is not to be resumed, the run is not of this
+                curriculum, or a stage was left before its last step.
+            UnsupportedError: if other modules are trained and saved with the pool (modules_to_save).
+            StorageError: if the run's latest pool cannot be read.
+        """
+        self.checkpoint = self._catch_up(resume)
+        walk = self.curriculum.stages(self.weave)
+        try:
+            while (stage := self._next(walk)) is not None:
+                self.stage, self._meter = stage, RoutingMeter(stage, self._collapse)
+                yield stage
+                self._check_finished(stage)
+                self._keep(stage)
+                self.checkpoint = None
+        finally:
+            self.stage = None
+            self._let_go()
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Check that this Trainer trains this stage, and begin to add the veteran loss.
+
+        Raises:
+            CurriculumError: if it does not.
+        """
+        stage = self._current()
+        check_arguments(args, self.arguments, stage)
+        check_model(self.weave.model, kwargs["model"])
+        check_optimizer(kwargs["optimizer"], kwargs["model"], self.weave, stage)
+        check_step(state.global_step, self.curriculum.done(self.weave), stage)
+        self._let_go()
+        self._meter = RoutingMeter(stage, self._collapse)
+        self._added = self.weave.add_to_loss(self._meter.loss, mask=self._mask)
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Write down that the stage has one more step behind it."""
+        self.curriculum.advance(self.weave)
+
+    def on_save(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Put the pool into a checkpoint that has it among a whole model's weights only."""
+        checkpoint = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
+        if state.is_world_process_zero and pool_in(checkpoint, self.weave.adapter) is None:
+            self.weave.save_pretrained(checkpoint / self.weave.adapter)
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Add the routing to the log of a step: to `log_history`, and for the callbacks after this one."""
+        if self._meter is not None and logs is not None and "loss" in logs:
+            measured = self._meter.read()
+            logs.update(measured)
+            state.log_history[-1].update(measured)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Stop adding the loss; after the stage's last step, freeze its expert and save the pool."""
+        self._let_go()
+        stage = self._current()
+        if self.curriculum.done(self.weave) == stage.steps:
+            self.weave.freeze()
+            self._keep(stage)
+
+    def _next(self, walk: Iterator[Stage]) -> Stage | None:
+        """Go on to the next stage; its expert starts the same way in every process and after every break."""
+        torch.manual_seed(self._seed + len(self.weave.experts))
+        return next(walk, None)
+
+    def _catch_up(self, resume: bool) -> str | None:
+        """Bring the pool to where the run is; gives the checkpoint that its Trainer resumes from."""
+        if self.weave.config.modules_to_save:
+            raise UnsupportedError(
+                f"the pool has modules_to_save={list(self.weave.config.modules_to_save)}, and PrwCallback "
+                "carries only the pool itself from one stage or process to the next. Leave it out, or walk "
+                "curriculum.stages(weave) and save with PEFT."
+            )
+        bad = [name for name in self.curriculum.names if Path(name).name != name or name in (".", "..")]
+        if bad:
+            raise CurriculumError(
+                f"stages get folders of their names, and {bad[0]!r} cannot be one. Rename it."
+            )
+        progress = latest(self.output_dir, self.curriculum.names, self.weave.adapter)
+        if progress is None:
+            return None
+        if not resume:
+            raise CurriculumError(
+                f"{self.output_dir} holds a run already ({progress.checkpoint or progress.pool}). Go on with "
+                "it by callback.stages(resume=True), or give another output_dir."
+            )
+        self.curriculum.resume(self.weave, progress.pool)
+        if progress.checkpoint is None:
+            return None
+        stage = self.curriculum[self.weave.experts[-1]]
+        if self.curriculum.done(self.weave) == stage.steps:  # cut off between the last step and its end
+            self.weave.freeze()
+            self._keep(stage)
+            return None
+        let_trainer_read(progress.checkpoint, self.weave.model)
+        return str(progress.checkpoint)
+
+    def _keep(self, stage: Stage) -> None:
+        """Save the pool as this stage leaves it, once, by the first process."""
+        folder = self.output_dir / stage.name
+        if os.environ.get("RANK", "0") == "0" and not holds_pool(folder):
+            self.weave.save_pretrained(folder)
+
+    def _current(self) -> Stage:
+        if self.stage is None:
+            raise CurriculumError(
+                "no stage is running. Make and run one Trainer per stage inside "
+                "`for stage in callback.stages()`."
+            )
+        return self.stage
+
+    def _check_finished(self, stage: Stage) -> None:
+        """Refuse to go on from a stage that was left early."""
+        if not self.weave.frozen:
+            done = self.curriculum.done(self.weave)
+            raise CurriculumError(
+                f"stage {stage.name!r} was left after {done} of {stage.steps} steps. Train on with "
+                "callback.stages(resume=True), or call weave.freeze() before going on to end it here."
+            )
+
+    def _let_go(self) -> None:
+        """Stop adding the loss."""
+        if self._added is not None:
+            self._added.remove()
+        self._added = None

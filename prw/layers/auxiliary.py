@@ -1,0 +1,182 @@
+"""Adds a loss of the recorded decisions to the `loss` of a model's output, by hooks that can be removed."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from typing import Any, Protocol, Self
+
+from torch import Tensor, nn
+
+from prw.errors import RoutingError
+from prw.layers.pool import Pool
+from prw.routing import Routing
+
+AuxiliaryLoss = Callable[..., Tensor]
+"""Takes a `Routing`, and `mask=` where the batch says which tokens count; gives a scalar."""
+
+SHIFTED = ("ForCausalLM", "ForConditionalGeneration", "CsmForConditionalGeneration")
+"""Loss types of transformers that predict the next token, so that the first label of a row is no target."""
+
+
+class AddedLoss:
+    """An auxiliary loss that is added to every training forward of a model, until it is removed.
+
+    It is also a context manager: `with weave.add_to_loss(loss): trainer.train()`.
+    """
+
+    def __init__(self, model: nn.Module, pool: Pool, loss: AuxiliaryLoss, mask: str | None) -> None:
+        """Hook the model's forward."""
+        self._pool = pool
+        self._loss = loss
+        self._mask = mask
+        self._recording: AbstractContextManager[Routing] | None = None
+        self._routing: Routing | None = None
+        self._hooks = [
+            model.register_forward_pre_hook(self._begin, with_kwargs=True),
+            model.register_forward_hook(self._end, with_kwargs=True, always_call=True),
+        ]
+
+    def remove(self) -> None:
+        """Add nothing any more; a second call changes nothing."""
+        for hook in self._hooks:
+            hook.remove()
+        self._close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.remove()
+
+    def _begin(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Start to record, in a training forward with the experts switched on."""
+        self._close()  # what an interrupted forward has left open
+        if model.training and not self._pool.scope.disabled:
+            recording = self._pool.recording()
+            self._routing = recording.__enter__()
+            self._recording = recording
+
+    def _end(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+        """Add the loss of what was recorded to the output's."""
+        routing = self._close()
+        if routing is None or (output is None and sys.exc_info()[0] is not None):
+            return None  # nothing was recorded, or the forward has failed, which its own error tells
+        own = own_loss(output, model)
+        mask = kwargs.get(self._mask) if self._mask is not None else None
+        loss = self._loss(routing) if mask is None else self._loss(routing, mask=mask.bool())
+        return with_loss(output, own + (loss * part_of_batch(model, kwargs)).to(own.device))
+
+    def _close(self) -> Routing | None:
+        recording, routing = self._recording, self._routing
+        self._recording = self._routing = None
+        if recording is not None:
+            recording.__exit__(None, None, None)
+        return routing
+
+
+def own_loss(output: Any, model: nn.Module) -> Tensor:
+    """Find a model's own loss in its output: what is called `loss`, or the first of a tuple.
+
+    Raises:
+        RoutingError: if there is no scalar there.
+    """
+    if isinstance(output, tuple | list):
+        own = output[0] if output else None
+    elif isinstance(output, Mapping):
+        own = output.get("loss")
+    else:
+        own = getattr(output, "loss", None)
+    if isinstance(own, Tensor) and own.dim() == 0 and own.is_floating_point():
+        return own
+    raise RoutingError(
+        f"the output of {type(model).__name__} ({type(output).__name__}) has no scalar loss to add the "
+        "auxiliary loss to. Likely causes: the call had no labels, or the Trainer takes them out for its "
+        "own loss (compute_loss_func, label_smoothing_factor). Pass labels to the model, call it in "
+        "evaluation mode, or remove the added loss and add prw.veteran_loss(...) to your own loss."
+    )
+
+
+def with_loss(output: Any, loss: Tensor) -> Any:
+    """Put a loss in the place of a model's own: in the very output where it can be changed."""
+    if isinstance(output, tuple | list):
+        rest = output[1:]
+        return type(output)(loss, *rest) if hasattr(output, "_fields") else type(output)([loss, *rest])
+    if isinstance(output, Mapping):
+        output["loss"] = loss  # type: ignore[index]
+    else:
+        output.loss = loss
+    return output
+
+
+def part_of_batch(model: nn.Module, kwargs: Mapping[str, Any]) -> Tensor | float:
+    """Say how much of an accumulated batch a forward is.
+
+    A Hugging Face Trainer passes `num_items_in_batch`, the labels of all forwards of a step on all
+    processes; the model divides its loss by it, and the losses are then summed. What is added has to be
+    weighed the same way, or it would grow with the number of forwards.
+
+    Source: `Trainer.get_batch_samples` and `compute_loss` of transformers 5.
+
+    Raises:
+        RoutingError: if the forward is part of a batch and has no labels to be counted.
+    """
+    total = kwargs.get("num_items_in_batch")
+    if total is None:
+        return 1.0
+    labels = kwargs.get("shift_labels")
+    if labels is None:
+        labels = kwargs.get("labels")
+        if labels is not None and shifts_labels(model):
+            labels = labels[..., 1:]
+    if labels is None:
+        raise RoutingError(
+            f"{type(model).__name__} was called with num_items_in_batch but without labels, so how much of "
+            "the batch this forward is cannot be told. Pass labels, or leave num_items_in_batch out."
+        )
+    part: Tensor = labels.ne(-100).sum() / total
+    return part
+
+
+def shifts_labels(model: nn.Module) -> bool:
+    """Tell whether a transformers model predicts the next token, as its Trainer does."""
+    encodes = getattr(getattr(model, "config", None), "is_encoder_decoder", False)
+    return getattr(model, "loss_type", None) in SHIFTED and not encodes
+
+
+class HasPool(Protocol):
+    """A handle with a model and its pool."""
+
+    model: nn.Module
+
+    @property
+    def pool(self) -> Pool:
+        """The pool."""
+
+
+class AddsLosses:
+    """What a handle offers for auxiliary losses."""
+
+    def add_to_loss(self: HasPool, loss: AuxiliaryLoss, mask: str | None = None) -> AddedLoss:
+        """Add a loss of the recorded decisions to `outputs.loss` of every training forward of the model.
+
+        Each forward is recorded once, also under gradient checkpointing. In evaluation mode and inside
+        `weave.disabled()` nothing is added. Inside `with weave.record()` a training forward is refused, since
+        it is recorded already. Under gradient accumulation by a Hugging Face Trainer the loss is weighed by
+        the forward's part of the batch.
+
+        Args:
+            loss: Takes the `Routing` of one forward and gives a scalar; called with `mask=` too if the
+                forward has the argument named below. For example
+                `functools.partial(prw.veteran_loss, rho=0.8, alpha=0.5)`.
+            mask: Name of the forward's keyword argument that says which tokens count, as "attention_mask";
+                None, or a forward without it, counts every routed token.
+
+        Returns:
+            The handle that removes it again; also a context manager.
+
+        Raises:
+            RoutingError: in the forward, if the output has no scalar loss.
+        """
+        return AddedLoss(self.model, self.pool, loss, mask)
