@@ -14,11 +14,10 @@ from torch import Tensor
 
 from prw.errors import PrwError, StorageError, UnsupportedError
 from prw.storage.atomic import DRAFT, atomic_folder
-from prw.storage.card import model_card
 from prw.storage.stamp import read_stamped, stamp_of, write_stamped
 from prw.tuner import PrwConfig
+from prw.tuner.card import README, model_card
 
-README = "README.md"
 READS = 3
 """How often a folder is read whose files change meanwhile."""
 

@@ -24,6 +24,12 @@ class PrwLinear(RoutedProjection, BaseTunerLayer):
         self.frozen_peft_weight_names: dict[str, tuple[str, ...]] = {}
         self.merged_adapters: list[str] = []
         self.strengths: dict[str, float] = {}
+        self.cast_input_dtype_enabled = True  # diffusers' layerwise casting sets it on every PEFT layer
+
+    @property
+    def r(self) -> dict[str, int]:
+        """Rank by adapter; diffusers counts them to name the next LoRA."""
+        return {adapter: site.pool.settings.rank for adapter, site in self.sites.items()}
 
     def join(self, adapter: str, site: Site, path: str) -> None:
         """Make this projection a member of a site and give it the weights of the pool's experts."""
