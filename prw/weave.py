@@ -18,9 +18,8 @@ from prw.storage import (
     load_pool,
     place_lora,
     pool_parameters,
-    pool_state,
     read_lora,
-    write_folder,
+    save_pool,
     write_lora,
 )
 from prw.tuner import (
@@ -195,13 +194,14 @@ class Weave:
     def save_pretrained(self, path: str | Path) -> None:
         """Save the pool as a PEFT folder: adapter_config.json, adapter_model.safetensors, README.md.
 
-        The folder appears whole or not at all; other files in it are kept.
+        The folder appears whole or not at all; other files in it are kept. Where FSDP2 has split the weights,
+        every process calls this, and rank 0 writes the same file as one process would.
 
         Raises:
             StorageError: if `path` is a file.
             UnsupportedError: if the configuration has `modules_to_save`, which only PEFT saves.
         """
-        write_folder(Path(path), self.config, pool_state(self._layers(), self.adapter))
+        save_pool(Path(path), self._layers(), self.adapter, self.config)
 
     def export_lora(self, name: str, path: str | Path) -> None:
         """Save one expert as a plain PEFT LoRA folder, for use without prw.

@@ -3,6 +3,7 @@
 from prw.storage.folder import SavedPool, read_folder, write_folder
 from prw.storage.loading import load_pool
 from prw.storage.lora import LoraExpert, place_lora, read_lora, write_lora
+from prw.storage.saving import save_pool
 from prw.storage.state import pool_parameters, pool_state
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "pool_state",
     "read_folder",
     "read_lora",
+    "save_pool",
     "write_folder",
     "write_lora",
 ]

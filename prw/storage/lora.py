@@ -20,6 +20,7 @@ from prw.errors import StorageError
 from prw.layers.experts import expert_names, weight_of
 from prw.storage.atomic import atomic_folder
 from prw.storage.folder import read_config, read_weights, write_config
+from prw.storage.sharded import one_writer, put, whole
 from prw.storage.state import PEFT_PREFIX, shown
 from prw.tuner import Layers, PrwConfig, PrwLinear, pool_of
 
@@ -77,8 +78,15 @@ def write_lora(path: Path, layers: Layers, adapter: str, expert: str, config: Pr
         base_model_name_or_path=config.base_model_name_or_path,
         inference_mode=True,
     )
+    tensors = {name: whole(weight) for name, weight in weights.items()}
+    with one_writer(weights.values()) as writes:
+        if writes:
+            write_lora_folder(path, tensors, lora)
+
+
+def write_lora_folder(path: Path, tensors: dict[str, Tensor], lora: LoraConfig) -> None:
+    """Write a LoRA's folder; it appears whole or not at all."""
     with atomic_folder(path) as draft:
-        tensors = {name: weight.detach().cpu().contiguous() for name, weight in weights.items()}
         save_file(tensors, draft / SAFETENSORS_WEIGHTS_NAME, metadata={"format": "pt"})
         write_config(draft, lora)
 
@@ -86,10 +94,9 @@ def write_lora(path: Path, layers: Layers, adapter: str, expert: str, config: Pr
 def place_lora(pairs: dict[str, LoraExpert], layers: Layers, adapter: str, index: int) -> None:
     """Overwrite A and B of an expert at the projections that a LoRA adapts."""
     names = expert_names(index)
-    with torch.no_grad():
-        for name, pair in pairs.items():
-            weight_of(layers[name], names.down, adapter).copy_(pair.down)
-            weight_of(layers[name], names.up, adapter).copy_(pair.up)
+    for name, pair in pairs.items():
+        put(weight_of(layers[name], names.down, adapter), pair.down)
+        put(weight_of(layers[name], names.up, adapter), pair.up)
 
 
 def read_lora(path: Path, layers: Layers, settings: PoolSettings) -> dict[str, LoraExpert]:

@@ -7,6 +7,7 @@ from typing import Any
 
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from prw.errors import UnsupportedError
 from prw.layers import RoutedProjection, Site, add_expert_weights, add_router_vectors, expert_names
@@ -40,9 +41,14 @@ class PrwLinear(RoutedProjection, BaseTunerLayer):
             self.add_expert(adapter, index)
 
     def add_expert(self, adapter: str, index: int) -> None:
-        """Make the weights of one more expert, and its router vectors if this keeps the router."""
+        """Make the weights of one more expert, and its router vectors if this keeps the router.
+
+        Raises:
+            UnsupportedError: if the projection is split over processes already.
+        """
         site, names = self.sites[adapter], expert_names(index)
         like = next(self.get_base_layer().parameters(), None)
+        refuse_split(like)
         add_expert_weights(self, index, adapter, site.pool.settings.rank, like)
         if site.router is self:
             add_router_vectors(self, index, adapter, site.pool.settings.gate_std, like)
@@ -130,3 +136,17 @@ class PrwLinear(RoutedProjection, BaseTunerLayer):
     def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
         """Say that a pool is no LoRA."""
         return False
+
+
+def refuse_split(weight: Tensor | None) -> None:
+    """Refuse to put experts beside a split weight: nobody would split them or average their gradients.
+
+    Raises:
+        UnsupportedError: says what comes first.
+    """
+    if isinstance(weight, DTensor):
+        raise UnsupportedError(
+            f"the projection is split over {weight.device_mesh.size()} processes (FSDP2 or tensor parallel), "
+            "and a new expert would be whole on each and trained apart. Inject the pool and add its experts "
+            "first, then call fully_shard; to grow later, save the pool and load it into an unsplit model."
+        )
