@@ -18,6 +18,7 @@ from prw.errors import (
     TargetError,
     UnsupportedError,
 )
+from prw.integrations.diffusers import load_pipeline, save_pipeline
 from prw.layers import SiteRecord
 from prw.losses import veteran_loss
 from prw.routing import Routing, RoutingDecision
@@ -48,6 +49,8 @@ __all__ = [
     "Weave",
     "inject",
     "load",
+    "load_pipeline",
     "project",
+    "save_pipeline",
     "veteran_loss",
 ]

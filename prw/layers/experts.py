@@ -4,7 +4,7 @@
 One Parameter per expert and not one stacked tensor: a frozen expert is then absent from the optimiser (weight
 decay would move a slice with a masked gradient), and the checkpoint of an earlier stage is a subset of a
 later one's. No `nn.Linear` either: hosts that quantise, cast (fp8), wrap or offload every Linear of a model
-would do it to the experts, whose weights are read together and never through a forward of their own.
+would do it to the experts, whose weights are read together and multiplied as one.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import math
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 DOWN, UP, GATE, NOISE = "prw_A", "prw_B", "prw_gate", "prw_noise"
@@ -42,9 +41,9 @@ class ExpertWeight(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(out_features, in_features, device=device, dtype=dtype))
 
-    def forward(self, hidden: Tensor) -> Tensor:
-        """Multiply by the weight."""
-        return F.linear(hidden, self.weight)
+    def forward(self) -> Tensor:
+        """Give the weight; hooks that fetch an offloaded weight for a forward act here."""
+        return self.weight
 
     def extra_repr(self) -> str:
         """Show the widths when the model is printed."""
@@ -125,5 +124,5 @@ def new_weight(in_features: int, out_features: int, like: Tensor | None, dtype: 
 
 def weight_of(layer: nn.Module, name: str, adapter: str) -> Tensor:
     """Read an adapter's weight from a container; looked up anew each time, as casts replace it."""
-    weight: Tensor = getattr(layer, name)[adapter].weight
+    weight: Tensor = getattr(layer, name)[adapter]()
     return weight

@@ -10,10 +10,22 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from prw.errors import StorageError
+
 
 def whole(weight: Tensor) -> Tensor:
-    """Copy a weight onto the CPU; of a split one every process must ask, and every one gets all of it."""
+    """Copy a weight onto the CPU; of a split one every process must ask, and every one gets all of it.
+
+    Raises:
+        StorageError: if the weight is elsewhere.
+    """
     value = weight.detach()
+    if value.is_meta:
+        raise StorageError(
+            "the pool's weights are on the meta device: accelerate has offloaded them, or they were never "
+            "loaded. Take the offloading off before saving: pipe.remove_all_hooks(), or "
+            "accelerate.hooks.remove_hook_from_module(model, recurse=True)."
+        )
     if isinstance(value, DTensor):
         value = value.full_tensor()
     return value.cpu().contiguous()

@@ -44,11 +44,11 @@ class PrwLinear(RoutedProjection, BaseTunerLayer):
         """Make the weights of one more expert, and its router vectors if this keeps the router.
 
         Raises:
-            UnsupportedError: if the projection is split over processes already.
+            UnsupportedError: if the projection is split over processes or offloaded already.
         """
         site, names = self.sites[adapter], expert_names(index)
         like = next(self.get_base_layer().parameters(), None)
-        refuse_split(like)
+        refuse_elsewhere(like, offloaded=hasattr(self.get_base_layer(), "_hf_hook"))
         add_expert_weights(self, index, adapter, site.pool.settings.rank, like)
         if site.router is self:
             add_router_vectors(self, index, adapter, site.pool.settings.gate_std, like)
@@ -138,8 +138,12 @@ class PrwLinear(RoutedProjection, BaseTunerLayer):
         return False
 
 
-def refuse_split(weight: Tensor | None) -> None:
-    """Refuse to put experts beside a split weight: nobody would split them or average their gradients.
+def refuse_elsewhere(weight: Tensor | None, offloaded: bool) -> None:
+    """Refuse to put experts beside a weight that is split or offloaded: theirs would be neither.
+
+    Args:
+        weight: A weight of the projection.
+        offloaded: Whether accelerate fetches the projection's weights for each forward.
 
     Raises:
         UnsupportedError: says what comes first.
@@ -149,4 +153,11 @@ def refuse_split(weight: Tensor | None) -> None:
             f"the projection is split over {weight.device_mesh.size()} processes (FSDP2 or tensor parallel), "
             "and a new expert would be whole on each and trained apart. Inject the pool and add its experts "
             "first, then call fully_shard; to grow later, save the pool and load it into an unsplit model."
+        )
+    if weight is not None and weight.is_meta and offloaded:
+        raise UnsupportedError(
+            "accelerate has offloaded the projection's weights, so there is no device to put an expert on. "
+            "Take the offloading off first: pipe.remove_all_hooks(), or "
+            "accelerate.hooks.remove_hook_from_module(model, recurse=True); then add the pool or expert, and "
+            "switch it on again."
         )

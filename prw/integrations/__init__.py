@@ -1,0 +1,1 @@
+"""Rooms that know a host library: loaders, callbacks and pictures; each is imported by itself."""
