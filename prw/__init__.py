@@ -6,6 +6,7 @@ folders.
 
 from importlib.metadata import PackageNotFoundError, version
 
+from prw import tuner as _tuner  # noqa: F401  # first, since it looks whether this PEFT will do
 from prw.config import PoolSettings
 from prw.curriculum import Curriculum, Stage
 from prw.errors import (

@@ -21,6 +21,7 @@ class PrwLinear(RoutedProjection, BaseTunerLayer):
     def __init__(self, base_layer: nn.Module, in_features: int, out_features: int) -> None:
         """Wrap a projection; it has no experts yet."""
         super().__init__(base_layer, in_features, out_features)
+        self.training = self.get_base_layer().training  # a LoRA between is made in training mode by PEFT
         self.adapter_layer_names: tuple[str, ...] = ()
         self.frozen_peft_weight_names: dict[str, tuple[str, ...]] = {}
         self.merged_adapters: list[str] = []

@@ -7,8 +7,13 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import DDPMPipeline, DDPMScheduler, FlowMatchEulerDiscreteScheduler, FluxPipeline
-from diffusers import UNet2DConditionModel
+from diffusers import (
+    DDPMPipeline,
+    DDPMScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    FluxPipeline,
+    UNet2DConditionModel,
+)
 from peft import LoraConfig
 
 from tests.prw.conftest import Host, flux
@@ -60,9 +65,7 @@ def make_pipeline() -> Callable[[Host], Any]:
         if isinstance(host.model, UNet2DConditionModel):
             return DDPMPipeline(unet=host.model, scheduler=DDPMScheduler())
         nothing = dict.fromkeys(["vae", "text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2"])
-        return FluxPipeline(
-            scheduler=FlowMatchEulerDiscreteScheduler(), transformer=host.model, **nothing
-        )
+        return FluxPipeline(scheduler=FlowMatchEulerDiscreteScheduler(), transformer=host.model, **nothing)
 
     return make
 

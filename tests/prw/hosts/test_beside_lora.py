@@ -1,4 +1,4 @@
-"""A user's plain LoRA on the same projections: it acts beside the pool, and nobody switches it off in silence."""
+"""A plain LoRA on the same projections acts beside the pool, and nobody switches it off in silence."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ def pool(denoiser, wake):
 
 
 def test_it_is_switched_off_on_and_deleted(denoiser, pool):
-    weave, before, after = pool
+    _, before, after = pool
     assert not torch.equal(after, before)
     denoiser.model.disable_adapters()
     assert torch.equal(denoiser(), before)

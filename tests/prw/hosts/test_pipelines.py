@@ -1,4 +1,4 @@
-"""Pools of whole pipelines: saved by prw or by diffusers, loaded by prw, and used by the pipeline's own call."""
+"""Pools of whole pipelines: saved by prw or by diffusers, loaded by prw, used by the pipeline's own call."""
 
 from __future__ import annotations
 
