@@ -6,6 +6,7 @@ folders.
 
 from importlib.metadata import PackageNotFoundError, version
 
+from prw import tuner as _tuner  # noqa: F401  # first, since it looks whether this PEFT will do
 from prw.config import PoolSettings
 from prw.curriculum import Curriculum, Stage
 from prw.errors import (
@@ -18,6 +19,7 @@ from prw.errors import (
     TargetError,
     UnsupportedError,
 )
+from prw.integrations.diffusers import load_pipeline, save_pipeline
 from prw.integrations.plotting import plot_routing
 from prw.layers import AddedLoss, SiteRecord
 from prw.losses import load_balance_loss, router_z_loss, veteran_loss
@@ -56,8 +58,10 @@ __all__ = [
     "inject",
     "load",
     "load_balance_loss",
+    "load_pipeline",
     "plot_routing",
     "project",
     "router_z_loss",
+    "save_pipeline",
     "veteran_loss",
 ]

@@ -21,6 +21,26 @@ def test_the_wheel_holds_the_library_only(tmp_path: Path) -> None:
     assert sources | {"prw/py.typed"} <= set(names)
 
 
+LIGHT = """
+import sys
+import prw
+print(prw.__file__)
+print([name for name in ("diffusers", "matplotlib", "datasets", "accelerate.commands")
+       if name in sys.modules])
+"""
+
+
+def test_importing_prw_imports_no_extra() -> None:
+    ran = subprocess.run([sys.executable, "-c", LIGHT], cwd=ROOT, capture_output=True, text=True, check=True)
+    where, imported = ran.stdout.splitlines()[-2:]
+    assert Path(where) == ROOT / "prw" / "__init__.py"
+    assert imported == "[]"
+
+
+def test_the_core_needs_no_more_than_torch_peft_and_pydantic() -> None:
+    assert {re.split(r"[<>=]", spec)[0] for spec in PROJECT["dependencies"]} == {"torch", "peft", "pydantic"}
+
+
 def test_changelog_and_citation_name_the_same_version() -> None:
     changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
     newest = re.search(r"^## \[(.+?)\]", changelog, re.MULTILINE)

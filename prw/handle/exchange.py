@@ -16,10 +16,8 @@ from prw.storage import (
     fit_lora,
     measure_expert,
     place_lora,
-    pool_state,
     rank_pattern,
     read_foreign,
-    write_folder,
     write_lora,
 )
 from prw.tuner import grow, refresh_training
@@ -31,13 +29,14 @@ class Exchange(Hold):
     def save_pretrained(self, path: str | Path) -> None:
         """Save the pool as a PEFT folder: adapter_config.json, adapter_model.safetensors, README.md.
 
-        The folder appears whole or not at all; other files in it are kept.
+        The folder appears whole or not at all; other files in it are kept. Where FSDP2 has split the weights,
+        every process calls this, and rank 0 writes the same file as one process would.
 
         Raises:
             StorageError: if `path` is a file.
             UnsupportedError: if the configuration has `modules_to_save`, which only PEFT saves.
         """
-        write_folder(Path(path), self.config, pool_state(self._layers(), self.adapter))
+        save_pool(Path(path), self._layers(), self.adapter, self.config)
 
     def export_lora(
         self, name: str, path: str | Path, *, layout: Layout = "peft", measure: Any = None

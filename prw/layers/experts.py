@@ -1,9 +1,10 @@
-"""Where expert weights live: one Linear per expert and part, in containers keyed by adapter name.
+"""Where expert weights live: one module per expert and part, in containers keyed by adapter name.
 
 `prw_A0`, `prw_A1`, ... hold A; `prw_B*` hold B; `prw_gate*` and `prw_noise*` hold a site's router vectors.
 One Parameter per expert and not one stacked tensor: a frozen expert is then absent from the optimiser (weight
 decay would move a slice with a masked gradient), and the checkpoint of an earlier stage is a subset of a
-later one's.
+later one's. No `nn.Linear` either: hosts that quantise, cast (fp8), wrap or offload every Linear of a model
+would do it to the experts, whose weights are read together and multiplied as one.
 """
 
 from __future__ import annotations
@@ -17,25 +18,6 @@ from torch import Tensor, nn
 DOWN, UP, GATE, NOISE = "prw_A", "prw_B", "prw_gate", "prw_noise"
 
 
-class ExpertLinear(nn.Linear):
-    """One part of an expert; while it is frozen, so is every parameter that takes the place of its weight.
-
-    Loaders put new parameters into a model, transformers' `load_adapter` such that train, after PEFT has
-    frozen the old ones.
-
-    Attributes:
-        frozen: Whether this part never trains as things are.
-    """
-
-    frozen = False
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        """Let a new weight train only if the old one could."""
-        if isinstance(value, nn.Parameter) and self.frozen:
-            value.requires_grad_(False)
-        super().__setattr__(name, value)
-
-
 class ExpertNames(NamedTuple):
     """Attribute names of one expert's containers."""
 
@@ -43,6 +25,41 @@ class ExpertNames(NamedTuple):
     up: str
     gate: str
     noise: str
+
+
+class ExpertWeight(nn.Module):
+    """One weight matrix of one expert; while it is frozen, so is every parameter that takes its place.
+
+    Loaders put new parameters into a model, transformers' `load_adapter` such that train, after PEFT has
+    frozen the old ones.
+
+    Attributes:
+        weight: Of shape [out_features, in_features].
+        frozen: Whether this part never trains as things are.
+    """
+
+    frozen = False
+
+    def __init__(
+        self, in_features: int, out_features: int, device: torch.device | None, dtype: torch.dtype
+    ) -> None:
+        """Make room for the weight; its values are not set."""
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(out_features, in_features, device=device, dtype=dtype))
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Let a new weight train only if the old one could."""
+        if isinstance(value, nn.Parameter) and self.frozen:
+            value.requires_grad_(False)
+        super().__setattr__(name, value)
+
+    def forward(self) -> Tensor:
+        """Give the weight; hooks that fetch an offloaded weight for a forward act here."""
+        return self.weight
+
+    def extra_repr(self) -> str:
+        """Show the widths when the model is printed."""
+        return f"in_features={self.weight.shape[1]}, out_features={self.weight.shape[0]}"
 
 
 def expert_names(index: int) -> ExpertNames:
@@ -70,11 +87,12 @@ def add_expert_weights(layer: nn.Module, index: int, adapter: str, rank: int, li
         index: The expert's position.
         adapter: Adapter name.
         rank: LoRA rank.
-        like: A tensor whose device is taken, and whose dtype if that is float64; else experts are float32.
+        like: A tensor whose device is taken, and for the first expert whose dtype if that is float64.
     """
     names = expert_names(index)
-    down = new_linear(int(layer.in_features), rank, like)  # type: ignore[arg-type]
-    up = new_linear(rank, int(layer.out_features), like)  # type: ignore[arg-type]
+    dtype = dtype_of_pool(layer, DOWN, adapter, like)
+    down = new_weight(int(layer.in_features), rank, like, dtype)  # type: ignore[arg-type]
+    up = new_weight(rank, int(layer.out_features), like, dtype)  # type: ignore[arg-type]
     nn.init.kaiming_uniform_(down.weight, a=math.sqrt(5))
     nn.init.zeros_(up.weight)
     container(layer, names.down)[adapter] = down
@@ -90,25 +108,33 @@ def add_router_vectors(
     which makes the noise's standard deviation softplus(0) = 0.693.
     """
     names = expert_names(index)
-    gate = new_linear(int(layer.in_features), 1, like)  # type: ignore[arg-type]
-    noise = new_linear(int(layer.in_features), 1, like)  # type: ignore[arg-type]
+    dtype = dtype_of_pool(layer, GATE, adapter, like)
+    gate = new_weight(int(layer.in_features), 1, like, dtype)  # type: ignore[arg-type]
+    noise = new_weight(int(layer.in_features), 1, like, dtype)  # type: ignore[arg-type]
     nn.init.normal_(gate.weight, std=gate_std)
     nn.init.zeros_(noise.weight)
     container(layer, names.gate)[adapter] = gate
     container(layer, names.noise)[adapter] = noise
 
 
-def new_linear(in_features: int, out_features: int, like: Tensor | None) -> ExpertLinear:
-    """Make an uninitialised Linear without bias, float32 whatever 16-bit or quantised dtype the base has."""
-    dtype = torch.float64 if like is not None and like.dtype == torch.float64 else torch.float32
-    device = None if like is None else like.device
-    linear: ExpertLinear = nn.utils.skip_init(
-        ExpertLinear, in_features, out_features, bias=False, device=device, dtype=dtype
-    )
-    return linear
+def dtype_of_pool(layer: nn.Module, part: str, adapter: str, like: Tensor | None) -> torch.dtype:
+    """Give a new expert the dtype that the first one has by now, as after model.to(torch.bfloat16).
+
+    The first is float32 whatever 16-bit or quantised dtype the base has, unless the base is float64.
+    """
+    first = layer._modules.get(f"{part}0")
+    if isinstance(first, nn.ModuleDict) and adapter in first:
+        dtype: torch.dtype = weight_of(layer, f"{part}0", adapter).dtype
+        return dtype
+    return torch.float64 if like is not None and like.dtype == torch.float64 else torch.float32
+
+
+def new_weight(in_features: int, out_features: int, like: Tensor | None, dtype: torch.dtype) -> ExpertWeight:
+    """Make an uninitialised weight on the device of a tensor."""
+    return ExpertWeight(in_features, out_features, None if like is None else like.device, dtype)
 
 
 def weight_of(layer: nn.Module, name: str, adapter: str) -> Tensor:
     """Read an adapter's weight from a container; looked up anew each time, as casts replace it."""
-    weight: Tensor = getattr(layer, name)[adapter].weight
+    weight: Tensor = getattr(layer, name)[adapter]()
     return weight

@@ -14,11 +14,10 @@ from torch import Tensor
 
 from prw.errors import PrwError, StorageError, UnsupportedError
 from prw.storage.atomic import DRAFT, atomic_folder
-from prw.storage.card import model_card
 from prw.storage.stamp import read_stamped, stamp_of, write_stamped
 from prw.tuner import PrwConfig
+from prw.tuner.card import README, model_card
 
-README = "README.md"
 READS = 3
 """How often a folder is read whose files change meanwhile."""
 
@@ -92,18 +91,30 @@ def read_pool_config(path: Path) -> PrwConfig:
     Raises:
         StorageError: if it is missing, damaged, or not of a pool.
     """
-    values = read_config(path)
+    return pool_config(read_config(path), path / CONFIG_NAME)
+
+
+def pool_config(values: dict[str, Any], file: Path) -> PrwConfig:
+    """Make a pool's configuration of plain values.
+
+    Args:
+        values: What the file holds.
+        file: Where they were read, for messages.
+
+    Raises:
+        StorageError: if they are of another adapter, or cannot be used.
+    """
     if values.get("peft_type") != "PRW":
         raise StorageError(
-            f"{path / CONFIG_NAME} is of a {values.get('peft_type')} adapter, not of a PRW pool. A plain "
-            "LoRA comes in with weave.import_lora(path, name=...)."
+            f"{file} is of a {values.get('peft_type')} adapter, not of a PRW pool. A plain LoRA comes in "
+            "with weave.import_lora(path, name=...)."
         )
     try:
         config = PeftConfig.from_peft_type(**values)  # type: ignore[no-untyped-call]
     except (PrwError, TypeError, ValueError) as error:
-        raise StorageError(f"{path / CONFIG_NAME} holds settings that cannot be used: {error}") from error
+        raise StorageError(f"{file} holds settings that cannot be used: {error}") from error
     if not isinstance(config, PrwConfig):
-        raise StorageError(f"{path / CONFIG_NAME} gives a {type(config).__name__}, expected a PrwConfig.")
+        raise StorageError(f"{file} gives a {type(config).__name__}, expected a PrwConfig.")
     return config
 
 

@@ -21,7 +21,24 @@ def load_pool(model: nn.Module, path: Path, adapter: str) -> TrainedBefore:
     Raises:
         StorageError: if the folder is missing, damaged, foreign or does not fit.
     """
-    saved = read_folder(path)
+    return place_pool(model, read_folder(path), path, adapter)
+
+
+def place_pool(model: nn.Module, saved: SavedPool, path: Path, adapter: str) -> TrainedBefore:
+    """Put what was read into a model; if it does not fit, the model is as before.
+
+    Args:
+        model: The base model, or one that has a pool whose first experts are the saved ones.
+        saved: What was read.
+        path: Where it was read from, for messages.
+        adapter: Adapter name.
+
+    Returns:
+        Which of the base's parameters trained before the first pool, as far as prw knows.
+
+    Raises:
+        StorageError: if it does not fit.
+    """
     configs = getattr(model, "peft_config", {})
     if adapter in configs:
         fill_earlier(pool_layers(model, adapter), adapter, configs[adapter], saved)

@@ -23,7 +23,8 @@ from prw.storage.folder import README, write_config
 from prw.storage.lora_files import DIFFUSERS_WEIGHTS_NAME
 from prw.storage.lora_import import scaled
 from prw.storage.measure import Measured
-from prw.storage.state import PEFT_PREFIX
+from prw.storage.sharded import one_writer, whole
+from prw.storage.state import PEFT_PREFIX, pool_parameters
 from prw.tuner import Layers, PrwConfig, pool_of
 
 Layout = Literal["peft", "diffusers"]
@@ -123,24 +124,37 @@ def write_lora(
         raise ConfigError(f"export_lora writes the layouts 'peft' and 'diffusers', got {layout!r}.")
     pairs = pairs_of(layers, adapter, index, skip_empty=expert in config.imported)
     report = LoraExport(path, expert, len(pool.experts) == 1, *(measured or ()))
-    with atomic_folder(path) as draft:
+    scales = {name: layers[name].scales[adapter] for name in pairs}
+    with one_writer(pool_parameters(layers, adapter).values()) as writes:
+        if writes:
+            write_lora_folder(pairs, scales, report, config, layout, component)
+    return report
+
+
+def write_lora_folder(
+    pairs: dict[str, tuple[Tensor, Tensor]],
+    scales: dict[str, float],
+    report: LoraExport,
+    config: PrwConfig,
+    layout: Layout,
+    component: str,
+) -> None:
+    """Write a LoRA's folder; it appears whole or not at all."""
+    with atomic_folder(report.path) as draft:
         if layout == "peft":
-            scales = {name: layers[name].scales[adapter] for name in pairs}
             write_config(draft, lora_config(pairs, scales, config))
             file, prefix, factors = SAFETENSORS_WEIGHTS_NAME, PEFT_PREFIX, dict.fromkeys(pairs, 1.0)
         else:
-            file, prefix = DIFFUSERS_WEIGHTS_NAME, f"{component}."
-            factors = {name: layers[name].scales[adapter] for name in pairs}
+            file, prefix, factors = DIFFUSERS_WEIGHTS_NAME, f"{component}.", scales
         save_file(tensors_for(pairs, prefix, factors), draft / file, metadata={"format": "pt"})
         (draft / README).write_text(card(report, config, layout, len(pairs)), encoding="utf-8")
-    return report
 
 
 def pairs_of(layers: Layers, adapter: str, index: int, skip_empty: bool) -> dict[str, tuple[Tensor, Tensor]]:
     """Collect an expert's A and B by projection, perhaps without those that add nothing."""
     names = expert_names(index)
     pairs = {
-        path: (weight_of(layer, names.down, adapter).detach(), weight_of(layer, names.up, adapter).detach())
+        path: (whole(weight_of(layer, names.down, adapter)), whole(weight_of(layer, names.up, adapter)))
         for path, layer in layers.items()
     }
     adding = {path: pair for path, pair in pairs.items() if bool(pair[1].any())}
@@ -153,9 +167,9 @@ def tensors_for(
     """Name the weights as a LoRA file does, with a factor on every B."""
     weights = {}
     for path, (down, up) in pairs.items():
-        weights[f"{prefix}{path}.lora_A.weight"] = down.cpu().contiguous()
+        weights[f"{prefix}{path}.lora_A.weight"] = down
         folded = up if factors[path] == 1.0 else scaled(up, factors[path]).to(up.dtype)
-        weights[f"{prefix}{path}.lora_B.weight"] = folded.cpu().contiguous()
+        weights[f"{prefix}{path}.lora_B.weight"] = folded.contiguous()
     return weights
 
 

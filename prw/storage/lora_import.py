@@ -14,6 +14,7 @@ from prw.config import PoolSettings
 from prw.errors import StorageError
 from prw.layers.experts import expert_names, weight_of
 from prw.storage.lora_files import ForeignLora, LoraPair
+from prw.storage.sharded import put
 from prw.storage.state import PEFT_PREFIX, shown
 from prw.tuner import Layers, PrwLinear
 
@@ -151,16 +152,16 @@ def rank_pattern(report: LoraImport, layers: Layers, settings: PoolSettings) -> 
 def place_lora(pairs: Mapping[str, LoraPair], layers: Layers, adapter: str, index: int) -> None:
     """Write a LoRA into an expert's A and B: scale and all where it adapts, zeros elsewhere."""
     names = expert_names(index)
-    with torch.no_grad():
-        for path, layer in layers.items():
-            down, up = weight_of(layer, names.down, adapter), weight_of(layer, names.up, adapter)
-            if path not in pairs:
+    for path, layer in layers.items():
+        down, up = weight_of(layer, names.down, adapter), weight_of(layer, names.up, adapter)
+        if path not in pairs:
+            with torch.no_grad():
                 down.zero_()
                 up.zero_()
-                continue
-            pair = pairs[path]
-            down.copy_(pair.down)
-            up.copy_(scaled(pair.up, pair.scale / layer.scales[adapter]))
+            continue
+        pair = pairs[path]
+        put(down, pair.down)
+        put(up, scaled(pair.up, pair.scale / layer.scales[adapter]))
 
 
 def scaled(weight: Tensor, factor: float) -> Tensor:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor, nn
 
 from prw.errors import StorageError
 from prw.layers import expert_names
+from prw.storage.sharded import put, whole
 from prw.tuner import Layers
 
 PEFT_PREFIX = "base_model.model."
@@ -32,10 +32,8 @@ def pool_parameters(layers: Layers, adapter: str, experts: int | None = None) ->
 
 
 def pool_state(layers: Layers, adapter: str) -> dict[str, Tensor]:
-    """Copy every weight of a pool, on the CPU."""
-    return {
-        name: weight.detach().cpu().contiguous() for name, weight in pool_parameters(layers, adapter).items()
-    }
+    """Copy every weight of a pool, on the CPU; under FSDP2 every process must ask."""
+    return {name: whole(weight) for name, weight in pool_parameters(layers, adapter).items()}
 
 
 def fill(layers: Layers, adapter: str, weights: Mapping[str, Tensor], experts: int | None = None) -> None:
@@ -66,9 +64,8 @@ def fill(layers: Layers, adapter: str, weights: Mapping[str, Tensor], experts: i
             f"model needs {tuple(parameters[name].shape)} ({len(odd)} such weights). Likely another base "
             "model."
         )
-    with torch.no_grad():
-        for name, weight in weights.items():
-            parameters[name].copy_(weight)
+    for name, weight in weights.items():
+        put(parameters[name], weight)
 
 
 def shown(names: list[str]) -> str:

@@ -1,5 +1,6 @@
 """PRW as a PEFT method: the one room that knows PEFT's internals. Importing it registers the method."""
 
+from prw.tuner.checks import check_peft  # first: what follows needs what it looks for
 from prw.tuner.config import PrwConfig
 from prw.tuner.growth import (
     Layers,
@@ -27,6 +28,7 @@ __all__ = [
     "PrwLinear",
     "PrwModel",
     "TrainedBefore",
+    "check_peft",
     "constant_weights",
     "freeze_newest",
     "grow",

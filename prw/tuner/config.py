@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, make_dataclass
+from pathlib import Path
 from typing import Any
 
 from peft import PeftConfig
@@ -10,6 +11,7 @@ from peft.utils import PeftType
 
 from prw.config import PoolSettings
 from prw.errors import ConfigError
+from prw.tuner.card import put_card
 from prw.tuner.registration import peft_type
 from prw.tuner.targets import STRUCTURAL
 
@@ -85,6 +87,16 @@ class PrwConfig(_Mirror):  # type: ignore[misc, unused-ignore]
                 f"target_parameters={self.target_parameters!r}. Leave bias at 'none' and target_parameters "
                 "at None."
             )
+
+    def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
+        """Save the configuration, as PEFT and transformers do when they save a pool, and a card beside it.
+
+        Args:
+            save_directory: Folder to write into.
+            **kwargs: Passed to PEFT.
+        """
+        super().save_pretrained(save_directory, **kwargs)
+        put_card(Path(save_directory), self)
 
     def settings(self) -> PoolSettings:
         """Give the pool's settings, checked.

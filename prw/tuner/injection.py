@@ -13,6 +13,7 @@ from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 
 from prw.errors import PoolError, UnsupportedError
+from prw.tuner.citizenship import OTHERS
 from prw.tuner.config import PrwConfig
 from prw.tuner.growth import refresh_training
 from prw.tuner.layer import PrwLinear
@@ -56,6 +57,7 @@ def put_in(model: nn.Module, config: PrwConfig, adapter: str) -> TrainedBefore:
     with warnings.catch_warnings():
         # PEFT warns that there will be several adapters, which is what was asked for.
         warnings.filterwarnings("ignore", message="Already found a `peft_config` attribute")
+        warnings.filterwarnings("ignore", message=OTHERS)  # they are switched on again below
         try:
             inject_adapter_in_model(config, model, adapter)
         except BaseException:

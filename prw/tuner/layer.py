@@ -7,6 +7,7 @@ from typing import Any
 
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from prw.errors import UnsupportedError
 from prw.layers import RoutedProjection, Site, add_expert_weights, add_router_vectors, expert_names
@@ -20,10 +21,17 @@ class PrwLinear(RoutedProjection, BaseTunerLayer):
     def __init__(self, base_layer: nn.Module, in_features: int, out_features: int) -> None:
         """Wrap a projection; it has no experts yet."""
         super().__init__(base_layer, in_features, out_features)
+        self.training = self.get_base_layer().training  # a LoRA between is made in training mode by PEFT
         self.adapter_layer_names: tuple[str, ...] = ()
         self.frozen_peft_weight_names: dict[str, tuple[str, ...]] = {}
         self.merged_adapters: list[str] = []
         self.strengths: dict[str, float] = {}
+        self.cast_input_dtype_enabled = True  # diffusers' layerwise casting sets it on every PEFT layer
+
+    @property
+    def r(self) -> dict[str, int]:
+        """Rank by adapter; diffusers counts them to name the next LoRA."""
+        return {adapter: site.pool.settings.rank for adapter, site in self.sites.items()}
 
     def join(self, adapter: str, site: Site, path: str) -> None:
         """Make this projection a member of a site and give it the weights of the pool's experts."""
@@ -35,9 +43,14 @@ class PrwLinear(RoutedProjection, BaseTunerLayer):
             self.add_expert(adapter, index)
 
     def add_expert(self, adapter: str, index: int) -> None:
-        """Make the weights of one more expert, and its router vectors if this keeps the router."""
+        """Make the weights of one more expert, and its router vectors if this keeps the router.
+
+        Raises:
+            UnsupportedError: if the projection is split over processes or offloaded already.
+        """
         site, names = self.sites[adapter], expert_names(index)
         like = next(self.get_base_layer().parameters(), None)
+        refuse_elsewhere(like, offloaded=hasattr(self.get_base_layer(), "_hf_hook"))
         add_expert_weights(self, index, adapter, site.pool.rank_at(index, site.path_of(self)), like)
         if site.router is self:
             add_router_vectors(self, index, adapter, site.pool.settings.gate_std, like)
@@ -128,3 +141,28 @@ class PrwLinear(RoutedProjection, BaseTunerLayer):
     def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
         """Say that a pool is no LoRA."""
         return False
+
+
+def refuse_elsewhere(weight: Tensor | None, offloaded: bool) -> None:
+    """Refuse to put experts beside a weight that is split or offloaded: theirs would be neither.
+
+    Args:
+        weight: A weight of the projection.
+        offloaded: Whether accelerate fetches the projection's weights for each forward.
+
+    Raises:
+        UnsupportedError: says what comes first.
+    """
+    if isinstance(weight, DTensor):
+        raise UnsupportedError(
+            f"the projection is split over {weight.device_mesh.size()} processes (FSDP2 or tensor parallel), "
+            "and a new expert would be whole on each and trained apart. Inject the pool and add its experts "
+            "first, then call fully_shard; to grow later, save the pool and load it into an unsplit model."
+        )
+    if weight is not None and weight.is_meta and offloaded:
+        raise UnsupportedError(
+            "accelerate has offloaded the projection's weights, so there is no device to put an expert on. "
+            "Take the offloading off first: pipe.remove_all_hooks(), or "
+            "accelerate.hooks.remove_hook_from_module(model, recurse=True); then add the pool or expert, and "
+            "switch it on again."
+        )

@@ -19,6 +19,7 @@ from torch import nn
 
 from prw.errors import ConfigError, TargetError
 from prw.layers import NoiseStream, Pool, Site
+from prw.tuner.citizenship import cast_to_base, warn_of_others
 from prw.tuner.config import PrwConfig
 from prw.tuner.growth import refresh_training
 from prw.tuner.layer import PrwLinear
@@ -51,6 +52,7 @@ class PrwModel(BaseTuner):
         self._pool = Pool(settings, tuple(config.experts), config.expert_ranks, noise)
         self._sites: dict[str, Site] = {}
         self._site_of = site_index(model, config)
+        warn_of_others(model, self.active_adapters)
 
     def _check_target_module_exists(self, peft_config: PeftConfig, key: str) -> Any:  # type: ignore[override]
         """Take exactly the modules that were found, where PEFT would take every path that ends like one."""
@@ -61,6 +63,12 @@ class PrwModel(BaseTuner):
         """Keep whole paths, which PEFT shortens to common ends where there are many."""
         if self._targets is not None:
             cast(PrwConfig, config).target_modules = self._targets
+
+    def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
+        """Keep experts in float32, or give them the base's dtype as PEFT does with a LoRA if asked to."""
+        super()._cast_adapter_dtype(adapter_name, autocast_adapter_dtype)
+        if not autocast_adapter_dtype:
+            cast_to_base(self.model, adapter_name)
 
     def _create_and_replace(
         self,

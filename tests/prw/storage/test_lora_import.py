@@ -1,4 +1,4 @@
-"""A LoRA from anywhere as a veteran: ranks and scale, its K and V part, what is dropped, every file format."""
+"""A LoRA from anywhere as a veteran: ranks and scale, its K and V part, what is dropped, all file formats."""
 
 import copy
 import json

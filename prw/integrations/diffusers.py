@@ -1,0 +1,127 @@
+"""Pools and diffusers pipelines: loads and saves what `load_lora_weights` and `save_lora_weights` cannot.
+
+Diffusers' own loaders build a LoRA's configuration whatever the file says. Nothing here imports diffusers:
+who has a pipeline has it already, and `import prw` stays light.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from torch import nn
+
+from prw.errors import PoolError, StorageError
+from prw.storage import SavedPool, load_pool, place_pool, pool_config
+from prw.storage.state import PEFT_PREFIX
+from prw.weave import Weave
+
+DENOISERS = ("transformer", "unet", "prior")
+"""Where pipelines keep the model that denoises."""
+SAVED_BY_DIFFUSERS = "pytorch_lora_weights.safetensors"
+"""The file that `save_lora_adapter` writes, whatever method the adapter is of."""
+METADATA = "lora_adapter_metadata"
+"""Where in that file diffusers puts the adapter's configuration."""
+
+
+def load_pipeline(
+    pipe: Any, path: str | Path, *, component: str | None = None, adapter: str = "default"
+) -> Weave:
+    """Give the denoiser of a diffusers pipeline the pool of a folder; its LoRAs stay as they are.
+
+    Args:
+        pipe: The pipeline.
+        path: Folder written by `prw.save_pipeline`, by `save_pretrained` of a weave or of PEFT, or by
+            `save_lora_adapter` of a diffusers model.
+        component: Which model of the pipeline; None means its denoiser: transformer, unet or prior.
+        adapter: Name of the PEFT adapter.
+
+    Returns:
+        The handle of that model's pool.
+
+    Raises:
+        PoolError: if the pipeline has no such model, or more than one that could be meant.
+        StorageError: if the folder is missing, damaged, foreign or does not fit; the model is untouched then.
+        UnsupportedError: if the model's weights are offloaded one by one; says what to do.
+    """
+    name, model = component_of(pipe, component)
+    folder = Path(path)
+    if (folder / SAVED_BY_DIFFUSERS).is_file():
+        saved = read_saved_by_diffusers(folder / SAVED_BY_DIFFUSERS, name)
+        return Weave(model, adapter, place_pool(model, saved, folder, adapter))
+    return Weave(model, adapter, load_pool(model, folder, adapter))
+
+
+def save_pipeline(
+    pipe: Any, path: str | Path, *, component: str | None = None, adapter: str = "default"
+) -> None:
+    """Save the pool of a diffusers pipeline's denoiser, as `Weave.save_pretrained` does.
+
+    Args:
+        pipe: The pipeline.
+        path: Folder to write; `load_pipeline`, `prw.load` and PEFT read it.
+        component: Which model of the pipeline; None means its denoiser: transformer, unet or prior.
+        adapter: Name of the PEFT adapter.
+
+    Raises:
+        PoolError: if the pipeline has no such model, or it has no pool.
+        StorageError: if `path` is a file.
+    """
+    _, model = component_of(pipe, component)
+    weave = Weave(model, adapter)
+    if weave.config.base_model_name_or_path is None:  # diffusers' add_adapter leaves it open
+        weave.config.base_model_name_or_path = getattr(pipe, "name_or_path", None) or None
+    weave.save_pretrained(path)
+
+
+def component_of(pipe: Any, component: str | None) -> tuple[str, nn.Module]:
+    """Find a model of a pipeline.
+
+    Raises:
+        PoolError: if it is missing or ambiguous; lists what there is.
+    """
+    parts = getattr(pipe, "components", None)
+    if not isinstance(parts, dict):
+        raise PoolError(
+            f"expected a diffusers pipeline, got a {type(pipe).__name__}. For a model by itself use "
+            "prw.load(model, path) and weave.save_pretrained(path)."
+        )
+    models = {name: part for name, part in parts.items() if isinstance(part, nn.Module)}
+    like = [name for name in models if name.rstrip("_0123456789") in DENOISERS]
+    wanted = like if component is None else [component]
+    if len(wanted) != 1 or wanted[0] not in models:
+        raise PoolError(
+            f"{type(pipe).__name__} has {'no model' if not wanted else 'not one model'} "
+            f"{component or 'that denoises'}; its models are {', '.join(models) or 'none'}. Say which is "
+            "meant: component=..."
+        )
+    return wanted[0], models[wanted[0]]
+
+
+def read_saved_by_diffusers(file: Path, component: str) -> SavedPool:
+    """Read the file that diffusers' `save_lora_adapter` or `save_lora_weights` wrote of a pool.
+
+    Args:
+        file: The file.
+        component: Name of the pipeline's model, with which diffusers may begin every name.
+
+    Raises:
+        StorageError: if the file is damaged, or of something else.
+    """
+    try:
+        with safe_open(file, framework="pt") as opened:
+            text = (opened.metadata() or {}).get(METADATA, "{}")
+            weights = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118  # no mapping
+        values = json.loads(text)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise StorageError(f"{file} is damaged, it cannot be read: {error}. Save it again.") from error
+    if not any(".prw_" in key for key in weights):
+        raise StorageError(
+            f"{file} holds no pool but {len(weights)} weights of another adapter. Load a LoRA with "
+            "pipe.load_lora_weights(path), or as an expert with weave.import_lora(path, name=...)."
+        )
+    prefix = f"{component}."
+    config = pool_config({key.removeprefix(prefix): value for key, value in values.items()}, file)
+    return SavedPool(config, {PEFT_PREFIX + key.removeprefix(prefix): weights[key] for key in weights})

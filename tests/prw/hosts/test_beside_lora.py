@@ -1,0 +1,118 @@
+"""A plain LoRA on the same projections acts beside the pool, and nobody switches it off in silence."""
+
+from __future__ import annotations
+
+import warnings
+
+import pytest
+import torch
+from peft import LoraConfig, inject_adapter_in_model
+from transformers import LlamaForCausalLM
+
+import prw
+
+TWO_ADAPTERS = "ignore:Already found a `peft_config` attribute:UserWarning"
+# transformers and peft disagree about the name of this property; nothing of ours.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning"),
+    pytest.mark.filterwarnings(TWO_ADAPTERS),
+]
+LORA = LoraConfig(r=2, target_modules=["to_k", "to_v"], init_lora_weights=False)
+
+
+@pytest.mark.parametrize("first", ["lora", "prw"])
+def test_the_output_is_base_plus_lora_plus_experts(make_plain, wake, first):
+    model = make_plain().eval()
+    hidden = torch.randn(2, 5, 8)
+    base = model.blocks[0].to_k(hidden)
+
+    def add_lora():
+        inject_adapter_in_model(LORA, model, "style")
+
+    if first == "lora":
+        add_lora()
+    weave = prw.inject(model, rank=2, experts=["a", "b"])
+    wake(weave)
+    if first == "prw":
+        pool_alone = model.blocks[0].to_k(hidden)
+        add_lora()
+    key = model.blocks[0].to_k
+    both = key(hidden)
+    with weave.disabled():
+        lora_alone = key(hidden)
+    if first == "lora":
+        for module in model.modules():
+            if "lora" in type(module).__module__ and hasattr(module, "enable_adapters"):
+                module.enable_adapters(False)
+        pool_alone = key(hidden)
+    assert not torch.allclose(lora_alone, base, atol=1e-3)
+    assert not torch.allclose(pool_alone, base, atol=1e-3)
+    assert torch.allclose(both, base + (lora_alone - base) + (pool_alone - base), atol=1e-5)
+
+
+@pytest.mark.parametrize("first", ["lora", "prw"])
+def test_each_trains_and_is_saved_by_itself(make_plain, tmp_path, first):
+    model = make_plain().train()
+    steps = [
+        lambda: inject_adapter_in_model(LORA, model, "style"),
+        lambda: prw.inject(model, rank=2, experts=["a", "b"]),
+    ]
+    for step in steps if first == "lora" else reversed(steps):
+        step()
+    weave = prw.Weave(model)
+    lora = [p for name, p in model.named_parameters() if ".lora_" in name]
+    for parameter in lora:
+        parameter.requires_grad_(True)
+    model(torch.randn(2, 5, 8)).square().sum().backward()
+    assert all(p.grad is not None for p in (*lora, *weave.trainable_parameters()))
+    weave.save_pretrained(tmp_path)
+    again = make_plain()
+    assert prw.load(again, tmp_path).experts == ("a", "b")
+    assert not any(".lora_" in name for name, _ in again.named_parameters())
+
+
+def test_prw_inject_leaves_the_lora_of_a_host_on(make_host, wake):
+    host = make_host("flux")
+    host.model.eval()
+    host.model.add_adapter(LORA, "style")
+    with_lora = host()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        weave = prw.inject(host.model, rank=2, experts=["a"])
+    assert torch.equal(host(), with_lora)
+    wake(weave)
+    assert not torch.equal(host(), with_lora)
+
+
+def test_diffusers_add_adapter_says_that_it_switches_the_lora_off(make_host):
+    host = make_host("flux")
+    host.model.eval()
+    host.model.add_adapter(LORA, "style")
+    with_lora = host()
+    with pytest.warns(UserWarning, match=r"\(style\).*set_adapter\(\['style', 'pool'\]\)"):
+        host.model.add_adapter(prw.PrwConfig(rank=2, experts=["a"]), "pool")
+    assert not torch.equal(host(), with_lora)
+    host.model.set_adapter(["style", "pool"])  # what the warning says
+    assert torch.equal(host(), with_lora)
+
+
+def test_transformers_add_adapter_says_so_too(make_host, tmp_path):
+    host = make_host("llama")
+    host.model.save_pretrained(tmp_path)
+    model = LlamaForCausalLM.from_pretrained(tmp_path).eval()
+    lora = LoraConfig(r=2, target_modules=["k_proj", "v_proj"], init_lora_weights=False)
+    model.add_adapter(lora, "style")
+    with_lora = host.read(model(**host.inputs))
+    with pytest.warns(UserWarning, match=r"set_adapter\(\['style', 'pool'\]\)"):
+        model.add_adapter(prw.PrwConfig(rank=2, experts=["a"]), "pool")
+    model.set_adapter(["style", "pool"])
+    assert torch.equal(host.read(model(**host.inputs)), with_lora)
+
+
+def test_a_lora_on_all_linear_layers_leaves_the_experts_alone(make_plain):
+    model = make_plain().eval()
+    prw.inject(model, rank=2, experts=["a"])
+    experts = {name for name, _ in model.named_parameters() if ".prw_" in name}
+    inject_adapter_in_model(LoraConfig(r=2, target_modules="all-linear"), model, "style")
+    assert not [name for name, _ in model.named_parameters() if ".prw_" in name and ".lora_" in name]
+    assert len([name for name, _ in model.named_parameters() if ".prw_" in name]) == len(experts)

@@ -1,0 +1,151 @@
+"""The canary in PEFT's mine: every name of PEFT that prw uses, and how each has to behave."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import peft
+import pytest
+import torch
+from peft import LoraConfig, PeftConfig, get_peft_model
+from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
+from peft.tuners import tuners_utils
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils import PeftType
+from torch import nn
+
+import prw
+from prw.tuner import checks
+from prw.tuner.checks import NEEDED, check_peft, what_moved
+
+PACKAGE = Path(prw.__file__).parent
+
+
+def imported_from_peft() -> set[str]:
+    """Every name that a module of prw imports from PEFT."""
+    found = set()
+    for path in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "peft":
+                found.update(f"{node.module}.{alias.name}" for alias in node.names)
+    return found
+
+
+@pytest.mark.parametrize("name", sorted(NEEDED))
+def test_peft_still_has(name: str) -> None:
+    assert not what_moved(name), f"PEFT {peft.__version__} has moved: {what_moved(name)}"
+
+
+def test_every_import_from_peft_is_on_the_list() -> None:
+    assert imported_from_peft() <= set(NEEDED), "name it in prw/tuner/checks.py, with what it is for"
+
+
+@pytest.mark.parametrize(
+    ("owner", "attribute", "name"),
+    [
+        (tuners_utils, "_ExcludedModule", "peft.tuners.tuners_utils._ExcludedModule"),
+        (tuners_utils.BaseTuner, "_replace_module", "peft.tuners.tuners_utils.BaseTuner._replace_module"),
+        (peft, "inject_adapter_in_model", "peft.inject_adapter_in_model"),
+    ],
+)
+def test_what_is_gone_is_told_by_name(monkeypatch, owner, attribute, name) -> None:
+    monkeypatch.delattr(owner, attribute)
+    with pytest.raises(prw.UnsupportedError, match=rf"{name} is gone; it {NEEDED[name]}"):
+        check_peft()
+
+
+def test_a_parameter_that_is_gone_is_told_too(monkeypatch) -> None:
+    monkeypatch.setattr(peft.utils, "register_peft_method", lambda name, config_cls: None)
+    with pytest.raises(prw.UnsupportedError, match="register_peft_method no longer takes model_cls"):
+        check_peft()
+
+
+@pytest.mark.parametrize("version", ["0.19.1", "0.5.0.dev0"])
+def test_an_old_peft_is_refused(monkeypatch, version) -> None:
+    monkeypatch.setattr(peft, "__version__", version)
+    with pytest.raises(prw.UnsupportedError, match=rf"0\.20 or newer.*{version}.*pip install --upgrade peft"):
+        check_peft()
+
+
+@pytest.mark.parametrize("version", ["0.20.0", "0.21.2", "0.22.0.dev0", "1.0.0"])
+def test_a_new_peft_is_taken(monkeypatch, version) -> None:
+    monkeypatch.setattr(peft, "__version__", version)
+    check_peft()
+
+
+BROKEN = """
+import peft.tuners.tuners_utils as inside
+del inside._get_in_out_features
+try:
+    import prw
+except RuntimeError as error:
+    print(type(error).__name__, error)
+"""
+
+
+def test_importing_prw_beside_a_peft_that_moved_says_so_and_not_an_import_error() -> None:
+    ran = subprocess.run([sys.executable, "-c", BROKEN], capture_output=True, text=True, check=True)
+    assert ran.stdout.startswith("UnsupportedError prw cannot work with peft")
+    assert "_get_in_out_features is gone; it reads a projection's widths" in ran.stdout
+
+
+def test_the_enum_takes_a_member_that_is_found_every_way() -> None:
+    why = "PeftType is no plain str enum any more: prw.tuner.registration adds its member by hand"
+    assert PeftType("PRW") is PeftType.PRW is PeftType["PRW"], why
+    assert PeftType.PRW in list(PeftType), why
+    assert isinstance(PeftType.PRW, str), why
+    assert PEFT_TYPE_TO_TUNER_MAPPING[PeftType.PRW].prefix == "prw_", "register_peft_method keeps the prefix"
+
+
+def test_peft_reads_frozen_names_when_it_switches_adapters() -> None:
+    class Layer(nn.Module, BaseTunerLayer):
+        adapter_layer_names = ("prw_old", "prw_new")
+
+    layer = Layer()
+    for name in layer.adapter_layer_names:
+        setattr(layer, name, nn.ModuleDict({"a": nn.Linear(2, 2)}))
+    layer.frozen_peft_weight_names = {"a": ("prw_old",)}
+    layer.set_adapter("a")
+    why = "PEFT no longer heeds frozen_peft_weight_names: set_adapter would set veterans training"
+    assert not any(p.requires_grad for p in layer.prw_old.parameters()), why
+    assert all(p.requires_grad for p in layer.prw_new.parameters()), why
+
+
+def test_peft_strips_and_puts_back_the_adapters_name(make_plain) -> None:
+    wrapped = get_peft_model(make_plain(), prw.PrwConfig(rank=2, experts=["a"]), adapter_name="x")
+    names = set(peft.get_peft_model_state_dict(wrapped, adapter_name="x"))
+    why = "PEFT names weights in another way: prw.storage writes base_model.model.<path>.prw_A0.weight"
+    assert "base_model.model.blocks.0.to_k.prw_A0.weight" in names, why
+    assert not any(".x." in name for name in names), why
+
+
+def test_peft_walks_paths_and_skips_the_insides_of_adapters(make_plain) -> None:
+    model = make_plain()
+    prw.inject(model, rank=2, experts=["a"], adapter="one")
+    second = prw.inject(model, rank=2, experts=["b"], adapter="two")
+    why = "PEFT looks for targets inside adapters: a second pool would go onto the first one's experts"
+    assert {path for site in second.sites for path in site.modules} == {
+        f"blocks.{block}.{name}" for block in range(2) for name in ("to_k", "to_v")
+    }, why
+
+
+def test_peft_makes_our_configuration_of_plain_values() -> None:
+    config = PeftConfig.from_peft_type(peft_type="PRW", rank=3, experts=["a"])
+    assert isinstance(config, prw.PrwConfig), "from_peft_type no longer looks into PEFT's own mapping"
+    assert config.rank == 3
+    assert LoraConfig(r=3).to_dict()["r"] == 3, "to_dict no longer gives the fields"
+
+
+def test_widths_are_read_off_a_linear() -> None:
+    why = "_get_in_out_features no longer gives (in, out)"
+    assert tuple(tuners_utils._get_in_out_features(nn.Linear(3, 5))) == (3, 5), why
+    assert checks.find("peft.no.such.name") is None
+
+
+def test_low_memory_loading_makes_our_weights_on_meta(make_plain) -> None:
+    wrapped = get_peft_model(make_plain(), prw.PrwConfig(rank=2, experts=["a"]), low_cpu_mem_usage=True)
+    experts = [p for name, p in wrapped.named_parameters() if ".prw_" in name]
+    assert all(p.device == torch.device("meta") for p in experts), "init_empty_weights works otherwise now"
