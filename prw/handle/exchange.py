@@ -18,6 +18,7 @@ from prw.storage import (
     place_lora,
     rank_pattern,
     read_foreign,
+    save_pool,
     write_lora,
 )
 from prw.tuner import grow, refresh_training

@@ -19,13 +19,14 @@ from torch import Tensor
 from prw.errors import ConfigError
 from prw.layers.experts import expert_names, weight_of
 from prw.storage.atomic import atomic_folder
-from prw.storage.folder import README, write_config
+from prw.storage.folder import write_config
 from prw.storage.lora_files import DIFFUSERS_WEIGHTS_NAME
 from prw.storage.lora_import import scaled
 from prw.storage.measure import Measured
 from prw.storage.sharded import one_writer, whole
 from prw.storage.state import PEFT_PREFIX, pool_parameters
 from prw.tuner import Layers, PrwConfig, pool_of
+from prw.tuner.card import README
 
 Layout = Literal["peft", "diffusers"]
 
