@@ -202,7 +202,8 @@ def _drawn(item: SceneObject, style: str) -> Mask:
     mask = object_mask(item)
     if style == "outlined":
         cross = cv2.getStructuringElement(cv2.MORPH_CROSS, (3, 3))
-        return (cv2.dilate(mask.astype(np.uint8), cross) > 0) & ~mask
+        grown: Mask = cv2.dilate(mask.astype(np.uint8), cross) > 0
+        return grown & ~mask
     if style == "boxed":
         top, left = cell_origin(item.place)
         boxed = np.zeros_like(mask)
