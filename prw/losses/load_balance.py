@@ -39,7 +39,7 @@ def load_balance_loss(routing: Routing, alpha: float = 1.0, *, mask: Tensor | No
     values, weights = [], []
     for places in by_size(decisions).values():
         whole = merged([decisions[place] for place in places], mask)
-        lengths = torch.tensor([decisions[place].routed.numel() for place in places])
+        lengths = torch.tensor([decisions[place].logits.shape[:-1].numel() for place in places])
         sites = torch.tensor([homes[place] for place in places]).repeat_interleave(lengths)
         value, used = site_balance(whole, sites.to(whole.expert_ids.device), len(routing.decisions))
         values.append(value.sum())

@@ -65,7 +65,7 @@ def tally(
     for places in by_size(flat).values():
         group = [flat[place] for place in places]
         rows = measured(merged(group, mask), len(experts))
-        lengths = torch.tensor([decision.routed.numel() for decision in group])
+        lengths = torch.tensor([decision.logits.shape[:-1].numel() for decision in group])
         sites = torch.tensor([homes[place] for place in places]).repeat_interleave(lengths)
         sums.index_add_(0, sites.to(sums.device), rows)
     return Tally(tuple(decisions), experts, sums)
