@@ -1,4 +1,4 @@
-"""A LoRA from anywhere as a veteran: ranks and scale, its K and V part, what is dropped, all file formats."""
+"""A LoRA from anywhere as a veteran: ranks and scale, its K and V part, what is dropped, every format."""
 
 import copy
 import json
@@ -150,9 +150,7 @@ def test_every_file_format_is_read(make_plain, tmp_path, form, place):
     lora = lora_of(base, lora_alpha=3)  # without a noted alpha the scale is one
     weights = {FORMATS[form](name): weight for name, weight in state_of(lora).items()}
     name = "style.safetensors" if place == "file" else "pytorch_lora_weights.safetensors"
-    save_file(
-        tmp_path / name,
-    )
+    save_file(weights, tmp_path / name)
     weave = prw.inject(base, rank=4)
     source = {"file": tmp_path / name, "folder": str(tmp_path), "mapping": weights}[place]
     report = weave.import_lora(source, name="style", strict=True)
