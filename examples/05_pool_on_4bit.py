@@ -15,7 +15,9 @@ import prw
 
 def saved_llama(folder: str) -> None:
     sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "vocab_size": 64}
-    LlamaForCausalLM(LlamaConfig(**sizes, num_attention_heads=4, num_key_value_heads=2)).save_pretrained(folder)
+    LlamaForCausalLM(LlamaConfig(**sizes, num_attention_heads=4, num_key_value_heads=2)).save_pretrained(
+        folder
+    )
 
 
 def in_four_bits(folder: str) -> LlamaForCausalLM:
