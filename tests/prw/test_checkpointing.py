@@ -8,9 +8,6 @@ from torch.utils.checkpoint import checkpoint
 
 import prw
 
-# transformers and peft disagree about the name of this property; nothing of ours.
-pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
-
 
 def step(host, weave, veteran=True):
     """A loss, its gradients, how often each site was counted, and the share."""

@@ -12,11 +12,7 @@ from transformers import LlamaForCausalLM
 import prw
 
 TWO_ADAPTERS = "ignore:Already found a `peft_config` attribute:UserWarning"
-# transformers and peft disagree about the name of this property; nothing of ours.
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning"),
-    pytest.mark.filterwarnings(TWO_ADAPTERS),
-]
+pytestmark = pytest.mark.filterwarnings(TWO_ADAPTERS)
 LORA = LoraConfig(r=2, target_modules=["to_k", "to_v"], init_lora_weights=False)
 
 

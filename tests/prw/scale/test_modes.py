@@ -10,9 +10,6 @@ from hypothesis import strategies as st
 import prw
 from tests.prw.conftest import Plain
 
-# transformers and peft disagree about the name of this property; nothing of ours.
-pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
-
 
 def experts_of(model):
     return {name: weight for name, weight in model.named_parameters() if ".prw_" in name}

@@ -16,8 +16,6 @@ import prw
 from prw.tuner import PrwLinear
 from tests.prw.conftest import Plain
 
-# transformers and peft disagree about the name of this property; nothing of ours.
-pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
 KV = ("to_k", "to_v")
 WIDTH = 64  # bitsandbytes quantises blocks of 64
 
@@ -172,6 +170,18 @@ def test_growth_as_of_and_batch_mates(quantise, wake):
         assert torch.equal(model(hidden()), stage)
     alone = torch.cat([model(hidden()[:1]), model(hidden()[1:])])
     assert torch.allclose(model(hidden()), alone, atol=2e-2)
+
+
+def test_quantising_a_model_that_has_a_pool_passes_over_the_experts(wake):
+    model = replaced(lambda linear: linear)
+    weave = prw.inject(model, rank=4, experts=["a", "b"])
+    wake(weave)
+    before = {name: p.clone() for name, p in model.named_parameters() if ".prw_" in name}
+    quantize_(model, Int8WeightOnlyConfig())
+    assert type(model.blocks[0].to_k.get_base_layer().weight) is not nn.Parameter
+    assert all(torch.equal(model.get_parameter(name), weight) for name, weight in before.items())
+    model(hidden()).square().mean().backward()
+    assert all(p.grad is not None for p in weave.trainable_parameters())
 
 
 @pytest.fixture
