@@ -1,6 +1,7 @@
 """Where expert weights live: one Linear per expert and part, in containers keyed by adapter name.
 
 `prw_A0`, `prw_A1`, ... hold A; `prw_B*` hold B; `prw_gate*` and `prw_noise*` hold a site's router vectors.
+A projection that is keys and values at once has a pair for each: `prw_Ak0`, `prw_Bk0`, `prw_Av0`, `prw_Bv0`.
 One Parameter per expert and not one stacked tensor: a frozen expert is then absent from the optimiser (weight
 decay would move a slice with a masked gradient), and the checkpoint of an earlier stage is a subset of a
 later one's.
@@ -14,6 +15,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from prw.layers.rows import WHOLE, Part
+
 DOWN, UP, GATE, NOISE = "prw_A", "prw_B", "prw_gate", "prw_noise"
 
 
@@ -26,9 +29,25 @@ class ExpertNames(NamedTuple):
     noise: str
 
 
-def expert_names(index: int) -> ExpertNames:
-    """Name the containers of the expert at a position."""
-    return ExpertNames(f"{DOWN}{index}", f"{UP}{index}", f"{GATE}{index}", f"{NOISE}{index}")
+LETTERS = ("", "k", "v")
+"""What may follow `prw_A` and `prw_B`: nothing, or which rows of a fused projection the pair is of."""
+
+
+def expert_names(index: int, letter: str = "") -> ExpertNames:
+    """Name the containers of the expert at a position, for the part of that letter."""
+    return ExpertNames(
+        f"{DOWN}{letter}{index}", f"{UP}{letter}{index}", f"{GATE}{index}", f"{NOISE}{index}"
+    )
+
+
+def pair_names(index: int) -> tuple[str, ...]:
+    """Name every container that can hold an A or a B of the expert at a position."""
+    return tuple(name for letter in LETTERS for name in expert_names(index, letter)[:2])
+
+
+def container_names(index: int) -> tuple[str, ...]:
+    """Name every container that the expert at a position can have."""
+    return (*pair_names(index), *expert_names(index)[2:])
 
 
 def container(layer: nn.Module, name: str) -> nn.ModuleDict:
@@ -43,7 +62,9 @@ def container(layer: nn.Module, name: str) -> nn.ModuleDict:
     return found
 
 
-def add_expert_weights(layer: nn.Module, index: int, adapter: str, rank: int, like: Tensor | None) -> None:
+def add_expert_weights(
+    layer: nn.Module, index: int, adapter: str, rank: int, like: Tensor | None, part: Part = WHOLE[0]
+) -> None:
     """Give a projection the A and B of a new expert: A as torch starts a Linear, B zero, so nothing changes.
 
     Args:
@@ -52,10 +73,12 @@ def add_expert_weights(layer: nn.Module, index: int, adapter: str, rank: int, li
         adapter: Adapter name.
         rank: LoRA rank.
         like: A tensor whose device is taken, and whose dtype if that is float64; else experts are float32.
+        part: The rows that they add to.
     """
-    names = expert_names(index)
+    names = expert_names(index, part.letter)
+    out_features = int(layer.out_features) if part.rows is None else part.rows.size  # type: ignore[arg-type]
     down = new_linear(int(layer.in_features), rank, like)  # type: ignore[arg-type]
-    up = new_linear(rank, int(layer.out_features), like)  # type: ignore[arg-type]
+    up = new_linear(rank, out_features, like)
     nn.init.kaiming_uniform_(down.weight, a=math.sqrt(5))
     nn.init.zeros_(up.weight)
     container(layer, names.down)[adapter] = down
