@@ -29,6 +29,7 @@ from prw.tuner import (
     TrainedBefore,
     freeze_newest,
     grow,
+    limited,
     pool_layers,
     put_in,
     refresh_training,
@@ -41,10 +42,9 @@ EMPTY = 'the pool is empty, so nothing can train or be routed: call weave.add_ex
 
 
 class Weave:
-    """The handle of a model that has a pool of experts.
+    """The handle of a model that has a pool of experts; `prw.inject` and `prw.load` give one.
 
-    `prw.inject` and `prw.load` give one; `Weave(model)` gives one for a model that got its pool through PEFT,
-    transformers or diffusers.
+    `Weave(model)` gives one for a model that got its pool through PEFT, transformers or diffusers.
 
     Attributes:
         model: The model, changed in place.
@@ -99,16 +99,15 @@ class Weave:
     @property
     def sites(self) -> tuple[SiteRecord, ...]:
         """The attention blocks with experts, in the model's order."""
-        sites = {id(site): site for site in (layer.sites[self.adapter] for layer in self._layers().values())}
-        return tuple(site.describe() for site in sites.values())
+        sites = dict.fromkeys(layer.sites[self.adapter] for layer in self._layers().values())
+        return tuple(site.describe() for site in sites)
 
     def add_expert(self, name: str, init: str | None = None) -> None:
         """Freeze what is there and add an expert that trains.
 
         Args:
             name: Name of the expert; usually that of its stage.
-            init: None or "zero" starts at zero output, so nothing but the router's softmax changes. A
-                veteran's name starts from a copy of its A and B.
+            init: None or "zero" starts at zero output; a veteran's name starts from a copy of its A and B.
 
         Raises:
             ConfigError: if the name cannot be used or is taken.
@@ -140,9 +139,7 @@ class Weave:
 
     @contextmanager
     def record(self) -> Iterator[Routing]:
-        """Collect the routing decisions of the forwards inside a `with` block, each once.
-
-        Recomputation by gradient checkpointing is not counted.
+        """Collect the decisions of the forwards inside a `with` block, each once, recomputed ones not at all.
 
         Raises:
             PoolError: if the pool has no experts, or is being recorded already.
@@ -165,9 +162,7 @@ class Weave:
             ConfigError: if the mask is not of bools.
         """
         if mask.dtype != torch.bool:
-            raise ConfigError(
-                f"route_only takes a mask of bools, True where a token is routed; got {mask.dtype}."
-            )
+            raise ConfigError(f"route_only takes a mask of bools, True where routed; got {mask.dtype}.")
         with self.pool.narrowed(routed=mask):
             yield
 
@@ -222,7 +217,7 @@ class Weave:
             ConfigError: if the name cannot be used or is taken.
         """
         layers = self._layers()
-        pairs = read_lora(Path(path), layers, self.settings)
+        pairs = read_lora(Path(path), layers, self.settings, self.adapter)
         self.add_expert(name)
         place_lora(pairs, layers, self.adapter, self.pool.index(name))
         self.config.imported = [*self.config.imported, name]
@@ -239,16 +234,14 @@ class Weave:
 
     def summary(self) -> str:
         """Describe the pool in a few lines: sites, experts, sizes, what trains."""
-        parameters = pool_parameters(self._layers(), self.adapter).values()
+        parameters, settings = pool_parameters(self._layers(), self.adapter).values(), self.settings
         training = sum(p.numel() for p in parameters if p.requires_grad)
-        settings = self.settings
-        lines = [
-            f"{len(self.experts)} experts at {len(self.sites)} sites of {type(self.model).__name__}",
-            f"experts: {', '.join(self.experts) or 'none yet'}{' (all frozen)' if self.frozen else ''}",
-            f"rank {settings.rank}, scale {settings.scale:g}, {settings.gate} gate, {settings.granularity}s",
-            f"parameters: {sum(p.numel() for p in parameters):,} in the pool, {training:,} train",
-        ]
-        return "\n".join(lines)
+        return (
+            f"{len(self.experts)} experts at {len(self.sites)} sites of {type(self.model).__name__}\n"
+            f"experts: {', '.join(self.experts) or 'none yet'}{' (all frozen)' if self.frozen else ''}\n"
+            f"rank {settings.rank}, scale {settings.scale:g}, {settings.gate} gate, {settings.granularity}s\n"
+            f"parameters: {sum(p.numel() for p in parameters):,} in the pool, {training:,} train"
+        )
 
     def _layers(self) -> dict[str, PrwLinear]:
         return pool_layers(self.model, self.adapter)
@@ -259,15 +252,21 @@ def inject(
     target: str | Iterable[str] = "kv",
     experts: Iterable[str] = (),
     *,
+    exclude: str | Iterable[str] = (),
+    layers: int | Iterable[int] | None = None,
+    layout: str | None = None,
     adapter: str = "default",
     **settings: Any,
 ) -> Weave:
     """Give a model a pool of experts, in place; what it computes stays the same bit for bit.
 
     Args:
-        model: Any model with separate key and value projections.
+        model: Any model with attention; see docs/supported-models.md.
         target: "kv", "k" or "v", or names, globs or regular expressions of projections.
-        experts: Names of experts to start with; usually none, as `add_expert` and `Curriculum` add them.
+        experts: Names of experts to start with; usually none.
+        exclude: Projections to leave out, or modules with all below them: names, globs, patterns.
+        layers: Only layers with these indices.
+        layout: How a projection that makes keys and values is laid out, where the model does not tell.
         adapter: Name of the PEFT adapter.
         **settings: Fields of `PoolSettings`: rank, alpha, granularity, gate, share, noise, ...
 
@@ -276,12 +275,13 @@ def inject(
 
     Raises:
         ConfigError: if a setting is unknown or cannot be used, or `experts` is no list of names.
-        TargetError: if a target matches nothing; lists what is there.
+        TargetError: if a target, `exclude` or `layers` matches nothing; lists what is there.
         PoolError: if the model has an adapter of that name already.
     """
     PoolSettings.checked(**settings)
     names: Any
     targets, names = (value if isinstance(value, str) else list(value) for value in (target, experts))
+    settings = {"layout": layout, **limited(model, exclude, layers), **settings}
     config = PrwConfig(target_modules=targets, experts=names, **settings)
     return Weave(model, adapter, put_in(model, config, adapter))
 

@@ -17,13 +17,16 @@ def turned(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, T
     return turned_query, turned_key, turned_value
 
 
-def project_as_torch(base: Any, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+def project_as_torch(
+    base: Any, weight: Tensor | None, query: Tensor, key: Tensor, value: Tensor
+) -> tuple[Tensor, Tensor]:
     """Make keys and values by the very matrix products that torch makes them by, so that bits agree."""
     width, bias = base.embed_dim, base.in_proj_bias
     biases = (None, None, None) if bias is None else bias.chunk(3)
-    if not base._qkv_same_embed_dim:
-        return F.linear(batched(key), base.k_proj_weight, biases[1]), F.linear(batched(value), base.v_proj_weight, biases[2])
-    weight = base.in_proj_weight
+    if weight is None:
+        return F.linear(batched(key), base.k_proj_weight, biases[1]), F.linear(
+            batched(value), base.v_proj_weight, biases[2]
+        )
     if key is value and query is key:
         packed = F.linear(batched(query), weight, bias)
         return packed[..., width : 2 * width], packed[..., 2 * width :]

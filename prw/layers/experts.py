@@ -35,9 +35,7 @@ LETTERS = ("", "k", "v")
 
 def expert_names(index: int, letter: str = "") -> ExpertNames:
     """Name the containers of the expert at a position, for the part of that letter."""
-    return ExpertNames(
-        f"{DOWN}{letter}{index}", f"{UP}{letter}{index}", f"{GATE}{index}", f"{NOISE}{index}"
-    )
+    return ExpertNames(f"{DOWN}{letter}{index}", f"{UP}{letter}{index}", f"{GATE}{index}", f"{NOISE}{index}")
 
 
 def pair_names(index: int) -> tuple[str, ...]:

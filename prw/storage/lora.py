@@ -9,7 +9,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from peft import LoraConfig
 from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from safetensors.torch import save_file
@@ -17,9 +16,9 @@ from torch import Tensor
 
 from prw.config import PoolSettings
 from prw.errors import StorageError
-from prw.layers.experts import expert_names, weight_of
 from prw.storage.atomic import atomic_folder
 from prw.storage.folder import read_config, read_weights, write_config
+from prw.storage.fused import check_fits, joined, place
 from prw.storage.state import PEFT_PREFIX, shown
 from prw.tuner import Layers, PrwConfig, PrwLinear, pool_of
 
@@ -64,15 +63,19 @@ def write_lora(path: Path, layers: Layers, adapter: str, expert: str, config: Pr
     Raises:
         PoolError: if the pool has no such expert.
     """
-    names = expert_names(pool_of(layers, adapter).index(expert))
-    weights = {}
+    index, weights, ranks = pool_of(layers, adapter).index(expert), {}, {}
     for name, layer in layers.items():
-        weights[f"{PEFT_PREFIX}{name}.lora_A.weight"] = weight_of(layer, names.down, adapter)
-        weights[f"{PEFT_PREFIX}{name}.lora_B.weight"] = weight_of(layer, names.up, adapter)
-    settings = config.settings()
+        down, up = joined(layer, adapter, index)
+        weights[f"{PEFT_PREFIX}{name}.lora_A.weight"] = down
+        weights[f"{PEFT_PREFIX}{name}.lora_B.weight"] = up
+        ranks[name] = down.shape[0]
+    scale, rank = config.settings().scale, min(ranks.values())
+    higher = {name: other for name, other in ranks.items() if other != rank}
     lora = LoraConfig(
-        r=settings.rank,
-        lora_alpha=settings.scale * settings.rank,  # type: ignore[arg-type]  # PEFT takes a float as well
+        r=rank,
+        lora_alpha=scale * rank,  # type: ignore[arg-type]  # PEFT takes a float as well
+        rank_pattern=higher,
+        alpha_pattern={name: scale * other for name, other in higher.items()},
         target_modules=sorted(layers),
         base_model_name_or_path=config.base_model_name_or_path,
         inference_mode=True,
@@ -85,22 +88,20 @@ def write_lora(path: Path, layers: Layers, adapter: str, expert: str, config: Pr
 
 def place_lora(pairs: dict[str, LoraExpert], layers: Layers, adapter: str, index: int) -> None:
     """Overwrite A and B of an expert at the projections that a LoRA adapts."""
-    names = expert_names(index)
-    with torch.no_grad():
-        for name, pair in pairs.items():
-            weight_of(layers[name], names.down, adapter).copy_(pair.down)
-            weight_of(layers[name], names.up, adapter).copy_(pair.up)
+    for name, pair in pairs.items():
+        place(layers[name], adapter, index, pair.down, pair.up)
 
 
-def read_lora(path: Path, layers: Layers, settings: PoolSettings) -> dict[str, LoraExpert]:
+def read_lora(path: Path, layers: Layers, settings: PoolSettings, adapter: str) -> dict[str, LoraExpert]:
     """Read a plain LoRA folder as an expert of the given projections.
 
-    The LoRA's own scale goes into B, and a smaller rank is filled up with zeros.
+    The LoRA's own scale goes into B.
 
     Args:
         path: Folder of a plain PEFT LoRA.
         layers: The projections of the pool, by path.
         settings: The pool's settings.
+        adapter: Adapter name.
 
     Returns:
         Projection path to A and B, for the projections that the LoRA adapts.
@@ -113,11 +114,6 @@ def read_lora(path: Path, layers: Layers, settings: PoolSettings) -> dict[str, L
     check_plain(path, values)
     rank, alpha = int(values["r"]), float(values["lora_alpha"])
     scale = alpha / (rank**0.5 if values.get("use_rslora") else rank)
-    if rank > settings.rank:
-        raise StorageError(
-            f"the LoRA in {path} has rank {rank}, the pool's experts have rank {settings.rank}: it would not "
-            f"fit. Inject the pool with rank={rank} or more."
-        )
     pairs = paired(path, read_weights(path))
     strange = sorted(set(pairs) - set(layers))
     if strange:
@@ -126,7 +122,10 @@ def read_lora(path: Path, layers: Layers, settings: PoolSettings) -> dict[str, L
             f"cannot become an expert without loss. The pool's projections are {shown(sorted(layers))}."
         )
     factor = scale / settings.scale
-    return {name: fitted(name, pair, layers[name], settings.rank, factor) for name, pair in pairs.items()}
+    fit = {name: fitted(name, pair, layers[name], factor) for name, pair in pairs.items()}
+    for name, pair in fit.items():
+        check_fits(name, layers[name], adapter, settings.rank, pair.down, pair.up)
+    return fit
 
 
 def check_plain(path: Path, values: dict[str, Any]) -> None:
@@ -170,8 +169,8 @@ def paired(path: Path, weights: dict[str, Tensor]) -> dict[str, LoraExpert]:
     return {name: LoraExpert(downs[name], ups[name]) for name in downs}
 
 
-def fitted(name: str, pair: LoraExpert, layer: PrwLinear, rank: int, factor: float) -> LoraExpert:
-    """Give a LoRA pair the pool's rank and scale.
+def fitted(name: str, pair: LoraExpert, layer: PrwLinear, factor: float) -> LoraExpert:
+    """Give a LoRA pair the pool's scale.
 
     Raises:
         StorageError: if its widths are not the projection's.
@@ -182,7 +181,4 @@ def fitted(name: str, pair: LoraExpert, layer: PrwLinear, rank: int, factor: flo
             f"the LoRA of {name} is {pair.down.shape[1]} -> {pair.up.shape[0]} wide, the projection is "
             f"{widths[0]} -> {widths[1]}. Likely another base model."
         )
-    missing = rank - pair.down.shape[0]
-    down = torch.nn.functional.pad(pair.down.float(), (0, 0, 0, missing))
-    up = torch.nn.functional.pad(pair.up.float() * factor, (0, missing))
-    return LoraExpert(down, up)
+    return LoraExpert(pair.down.float(), pair.up.float() * factor)

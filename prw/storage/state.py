@@ -22,7 +22,9 @@ def pool_parameters(layers: Layers, adapter: str, experts: int | None = None) ->
         adapter: Adapter name.
         experts: Only those of the first so many experts; None means all.
     """
-    wanted = None if experts is None else {name for index in range(experts) for name in container_names(index)}
+    wanted = (
+        None if experts is None else {name for index in range(experts) for name in container_names(index)}
+    )
     parameters: dict[str, nn.Parameter] = {}
     for path, layer in layers.items():
         for name in layer.adapter_layer_names:

@@ -16,6 +16,7 @@ from prw.tuner.layer import PrwLinear
 from prw.tuner.model import PrwModel
 from prw.tuner.project import project
 from prw.tuner.registration import register
+from prw.tuner.targets import limited
 
 register(PrwConfig, PrwModel)
 
@@ -27,6 +28,7 @@ __all__ = [
     "TrainedBefore",
     "freeze_newest",
     "grow",
+    "limited",
     "pool_layers",
     "pool_of",
     "project",

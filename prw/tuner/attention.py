@@ -86,7 +86,9 @@ class PrwAttention(PrwLinear):
         """List the adapters whose experts are in use here and now."""
         if self.disable_adapters:
             return []
-        return [name for name in self.active_adapters if name in self.sites and self.sites[name].pool.size > 0]
+        return [
+            name for name in self.active_adapters if name in self.sites and self.sites[name].pool.size > 0
+        ]
 
     def _may_be_fused(self) -> bool:
         """Tell whether a fused call would give what this module gives, and what the base gave before.
@@ -141,7 +143,8 @@ class PrwAttention(PrwLinear):
         first = base.batch_first and query.dim() == 3
         if first:
             query, key, value = turned(query, key, value)
-        keys, values = self._projected(query, key, value, deltas)
+        weight = self._weight()
+        keys, values = self._projected(query, key, value, weight, deltas)
         if base.bias_k is not None:
             keys, values, attn_mask, key_padding_mask = with_bias(
                 base, keys, values, attn_mask, key_padding_mask
@@ -152,7 +155,7 @@ class PrwAttention(PrwLinear):
             value,
             base.embed_dim,
             base.num_heads,
-            base.in_proj_weight,
+            weight,
             base.in_proj_bias,
             None,
             None,
@@ -175,6 +178,17 @@ class PrwAttention(PrwLinear):
         )
         return (output.transpose(1, 0) if first else output), weights
 
+    def _weight(self) -> Tensor | None:
+        """Give the weight of the projections, as if it still trained where it did: torch then rounds otherwise.
+
+        Where a weight needs a gradient, `matmul` folds batch and tokens into one axis. Only in evaluation,
+        since the gradient of such a weight would be computed for nothing.
+        """
+        weight: Tensor | None = self.base_layer.in_proj_weight
+        if weight is None or self.training or not self._trained or not torch.is_grad_enabled():
+            return weight
+        return weight.detach().requires_grad_()
+
     def _deltas(self, adapters: list[str], key: Tensor, value: Tensor) -> dict[str, list[Tensor]]:
         """Compute what the experts add to keys ("k") and values ("v"), shaped as the inputs are."""
         deltas: dict[str, list[Tensor]] = {"k": [], "v": []}
@@ -191,11 +205,16 @@ class PrwAttention(PrwLinear):
         return deltas
 
     def _projected(
-        self, query: Tensor, key: Tensor, value: Tensor, deltas: dict[str, list[Tensor]]
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        weight: Tensor | None,
+        deltas: dict[str, list[Tensor]],
     ) -> tuple[Tensor, Tensor]:
         """Make keys and values as torch does, of shape [tokens, batch, d], and add the experts' part."""
         base: Any = self.base_layer
-        made = dict(zip("kv", project_as_torch(base, query, key, value), strict=True))
+        made = dict(zip("kv", project_as_torch(base, weight, query, key, value), strict=True))
         for letter, added in deltas.items():
             for delta in added:
                 delta = delta.unsqueeze(1) if delta.dim() == 2 else delta

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 
 from peft.tuners.tuners_utils import BaseTunerLayer, _get_in_out_features
 from torch import nn
 
 from prw.tuner.layouts import letters_of
-from prw.tuner.naming import Role, role_of
+from prw.tuner.naming import Role, role_of, split
 
 LATENT = ("kv_a", "kv_b")
 """Starts of the two projections of multi-head latent attention; the second reads what the first one made."""
+SUMMARIES = re.compile(r"Compressor|Indexer")
+"""Blocks that sum up tokens for an attention to choose from (DeepSeek's sparse attention), not to attend to."""
 NOT_LINEAR = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Embedding)
 
 
@@ -77,7 +80,7 @@ def sites_of(names: Iterable[str]) -> dict[str, tuple[str, ...]]:
     for name in known:
         if name in placed:
             continue
-        members, role = together(name, partners), role_of(name.rpartition(".")[2])
+        members, role = together(name, partners), role_of(split(name)[1])
         whole_block = len(members) > 1 or {"k", "v"} <= set(role.letters)
         site = site_name(members[0], role) if whole_block else name
         sites[site if site not in sites else name] = members
@@ -87,7 +90,7 @@ def sites_of(names: Iterable[str]) -> dict[str, tuple[str, ...]]:
 
 def key_of(name: str) -> tuple[str, str, tuple[str, ...]]:
     """Tell what makes a projection the one of its kind in its block: block, letters and pattern."""
-    block, _, last = name.rpartition(".")
+    block, last = split(name)
     role = role_of(last)
     if last.startswith(LATENT):
         return block, "kv", (last[:4],)
@@ -107,14 +110,14 @@ def together(name: str, partners: Mapping[tuple[str, str, tuple[str, ...]], str]
 
 def site_name(member: str, role: Role) -> str:
     """Name a site after its block, and after its stream where it is not the block's main one."""
-    block = member.rpartition(".")[0]
+    block = split(member)[0]
     stream = "text" if role.stream == ("add",) else "_".join(role.stream)
     return ".".join(part for part in (block, stream) if part) or "model"
 
 
 def follows(members: tuple[str, ...]) -> bool:
     """Tell whether the second projection of a site reads what the first one made of the tokens."""
-    return len(members) == 2 and members[1].rpartition(".")[2].startswith(LATENT[1] + "_")
+    return len(members) == 2 and split(members[1])[1].startswith(LATENT[1] + "_")
 
 
 def structural(model: nn.Module, found: Mapping[str, nn.Module], target: str) -> list[str]:
@@ -129,11 +132,11 @@ def wanted(
     model: nn.Module, found: Mapping[str, nn.Module], members: tuple[str, ...], target: str
 ) -> Iterator[str]:
     """Go through those projections of a site that make keys, values, or what `target` says of both."""
-    block, _, last = members[0].rpartition(".")
+    block, last = split(members[0])
     parent, role = model.get_submodule(block), role_of(last)
     if isinstance(unwrapped(found[members[0]]), nn.MultiheadAttention):
         yield members[0]
-    elif role.added or replaced(parent, role):
+    elif role.added or replaced(parent, role) or SUMMARIES.search(type(parent).__name__):
         return
     elif follows(members):
         yield from members if target == "kv" else members[1:]

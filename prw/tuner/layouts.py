@@ -20,7 +20,9 @@ from prw.tuner.naming import role_of
 QUERY_HEADS = ("num_heads", "num_attention_heads", "n_heads", "n_head", "heads", "num_attn_heads", "nhead")
 KEY_HEADS = ("num_key_value_heads", "num_kv_heads", "kv_heads", "n_kv_heads", "kv_n_heads")
 HEAD_WIDTH = ("head_dim", "head_size", "dim_head", "dim_heads", "attention_head_size", "attention_head_dim")
-PER_HEAD = re.compile(r"heads?,\s*3\b|\b3 \* self\.\w*head_\w+\)|\b3 \* \w*head_dim\)|for_scores\(\w*\.?in_proj|for_scores\(qp\)")
+PER_HEAD = re.compile(
+    r"heads?,\s*3\b|\b3 \* self\.\w*head_\w+\)|\b3 \* \w*head_dim\)|for_scores\(\w*\.?in_proj|for_scores\(qp\)"
+)
 """What code looks like that splits each head's part into query, key and value."""
 PER_HEAD_NAMES = ("query_key_value",)
 """Names whose rows are per head where the code does not say; Megatron's convention."""
@@ -89,7 +91,7 @@ def sizes_of(
     if key and value:
         query = number(parent, ("q_dim", "query_dim")) or key
         candidates += [{"q": query, "k": key, "v": value}, {"q": key, "k": key, "v": value}]
-    inner = number(parent, ("inner_dim", "all_head_size", "embed_dim"))
+    inner = number(parent, ("inner_dim", "all_head_size", "dim_out", "embed_dim"))
     candidates += [dict.fromkeys("qkv", width) for width in (inner, in_features) if width]
     for sizes in candidates:
         if sum(sizes[letter] for letter in letters) == out_features:

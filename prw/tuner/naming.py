@@ -25,6 +25,10 @@ WITHOUT_LETTERS = {"c_attn": "qkv", "att_proj": "qkv"}
 """Fused projections whose names have no letters, and what they hold as a rule."""
 
 
+WRAPPED = frozenset(("linear", "base"))
+"""Names of a linear layer inside a module that has the projection's name, as `k_proj.linear`."""
+
+
 class Role(NamedTuple):
     """What a projection's name says.
 
@@ -42,6 +46,15 @@ class Role(NamedTuple):
     def added(self) -> bool:
         """Whether it is of a stream that was added to the block."""
         return not ADDED.isdisjoint(self.stream)
+
+
+def split(path: str) -> tuple[str, str]:
+    """Cut a projection's path into its attention block and its name there."""
+    block, _, name = path.rpartition(".")
+    outer, _, around = block.rpartition(".")
+    if name in WRAPPED and role_of(around).letters:
+        return outer, around
+    return block, name
 
 
 @functools.cache

@@ -10,6 +10,7 @@ from prw.errors import TargetError
 from prw.layers import WHOLE, Part, Rows
 from prw.tuner.grouping import LATENT, unwrapped, widths_of
 from prw.tuner.layouts import Layout, fused_layout, letters_of
+from prw.tuner.naming import split
 
 WRITTEN = re.compile(r"(?:(?P<groups>\d+)\*\()?(?P<items>[qkvx]\d*(?:\|[qkvx]\d*)*)\)?")
 """A layout as a user writes it: q|k|v, q64|k16|v16, 8*(q|k|v); x stands for rows of something else."""
@@ -27,7 +28,7 @@ def parts_of_target(model: nn.Module, path: str, letters: str, layout: str | Non
     Raises:
         TargetError: if the rows of a fused projection cannot be told; says how to name them.
     """
-    block, _, name = path.rpartition(".")
+    block, name = split(path)
     target = model.get_submodule(path)
     in_features, out_features = widths_of(target)
     if isinstance(unwrapped(target), nn.MultiheadAttention):

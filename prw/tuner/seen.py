@@ -15,7 +15,9 @@ def nothing(what: str, model: nn.Module) -> str:
     """Say what was looked for, which layers look like attention, and which call would work."""
     alike = attention_like(model)
     if not alike:
-        advice = f"It has: {kinds_of(model)}. Experts go on linear projections; pass target= names of those meant."
+        advice = (
+            f"It has: {kinds_of(model)}. Experts go on linear projections; pass target= names of those meant."
+        )
     else:
         first = [next(iter(paths)) for paths in alike.values()]
         named = ", ".join(repr(path.rpartition(".")[2]) for path in first[:4])

@@ -12,15 +12,16 @@ import functools
 import re
 import warnings
 from collections.abc import Callable, Iterable
+from typing import Any
 
 from torch import nn
 
 from prw.errors import TargetError
 from prw.tuner.grouping import candidates, replaced, sites_of, structural
-from prw.tuner.naming import role_of
+from prw.tuner.naming import role_of, split
 from prw.tuner.seen import nothing
 
-__all__ = ["STRUCTURAL", "excluded_paths", "find_targets", "match_targets", "matches", "sites_of"]
+__all__ = ["STRUCTURAL", "excluded_paths", "find_targets", "limited", "match_targets", "matches", "sites_of"]
 
 STRUCTURAL = ("kv", "k", "v")
 
@@ -104,7 +105,7 @@ def refuse_replaced(model: nn.Module, chosen: Iterable[str]) -> None:
         TargetError: names the first one.
     """
     for name in chosen:
-        block, _, last = name.rpartition(".")
+        block, last = split(name)
         if replaced(model.get_submodule(block), role_of(last)):
             raise TargetError(
                 f"{name} is not called any more, since fuse_qkv_projections() has put {block} into one "
@@ -142,9 +143,24 @@ def excluded_paths(model: nn.Module, entries: str | Iterable[str]) -> list[str]:
         hits = {
             name
             for name in found
-            if any(matches(".".join(name.split(".")[:depth]), entry) for depth in range(1, name.count(".") + 2))
+            if any(
+                matches(".".join(name.split(".")[:depth]), entry) for depth in range(1, name.count(".") + 2)
+            )
         }
         if not hits:
             raise TargetError(nothing(f"exclude={entry!r} matched nothing that can carry experts", model))
         left_out |= hits
     return [name for name in found if name in left_out]
+
+
+def limited(
+    model: nn.Module, exclude: str | Iterable[str], layers: int | Iterable[int] | None
+) -> dict[str, Any]:
+    """Say `exclude` and `layers` in PEFT's terms.
+
+    Raises:
+        TargetError: if an entry of `exclude` matches nothing.
+    """
+    indices = layers if layers is None or isinstance(layers, int) else list(layers)
+    left_out = excluded_paths(model, exclude)
+    return {"exclude_modules": left_out or None, "layers_to_transform": indices}
