@@ -1,4 +1,4 @@
-"""Keys and values for torch's own attention, made by the matrix products that torch itself would make them by."""
+"""Keys and values for torch's own attention, made by the very matrix products that torch would use."""
 
 from __future__ import annotations
 

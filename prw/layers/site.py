@@ -50,15 +50,11 @@ class Site:
     it if its input is the very same tensor, in the same thread and under the same `with` blocks, and the
     place is empty again. Otherwise it decides for itself. Nothing else is ever left on the model.
 
-    Where the second projection reads what the first one made of the tokens, as in latent attention (MLA), it
-    is a follower: it takes the first one's decision for those tokens and never decides.
-
     Attributes:
         name: Path of the block in the model.
         pool: The pool it belongs to.
         adapter: Adapter name.
         projections: Path and projection of each member; the first one keeps the router vectors.
-        followers: Paths of the members that never decide.
     """
 
     def __init__(self, name: str, pool: Pool, adapter: str) -> None:
@@ -67,7 +63,6 @@ class Site:
         self.pool = pool
         self.adapter = adapter
         self.projections: dict[str, nn.Module] = {}
-        self.followers: set[str] = set()
         self._pending: dict[int, Pending] = {}
         self._checkpointed = Checkpointed()
 
@@ -110,8 +105,6 @@ class Site:
         """Take the decision that is waiting, or make one and leave it for the other projection."""
         slot = 0 if torch.compiler.is_compiling() else threading.get_ident()
         waiting = self._pending.pop(slot, None)
-        if any(self.projections[path] is asker for path in self.followers):
-            return self._followed(waiting, hidden)
         if waiting is not None and self._fits(waiting, hidden, asker):
             return waiting.decision
         decision = self._fresh(as_batch(hidden), asker.training)
@@ -121,21 +114,6 @@ class Site:
         if self.pool.recorder is not None and not recomputing:
             self.pool.recorder.add(self.name, decision)
         return decision
-
-    def _followed(self, waiting: Pending | None, hidden: Tensor) -> RoutingDecision:
-        """Take the decision of the projection that this one follows, for the same tokens."""
-        tokens = as_batch(hidden).shape[:2]
-        if (
-            waiting is None
-            or as_batch(waiting.hidden).shape[:2] != tokens
-            or not waiting.scope.agrees(self.pool.scope)
-        ):
-            raise RoutingError(
-                f"{', '.join(self.followers)} was called for {tuple(tokens)} [batch, tokens] without a call of "
-                f"{next(iter(self.projections))} for the same tokens just before, whose decision it follows. "
-                "Call both in one forward, under the same `with` blocks; or target the second one alone."
-            )
-        return waiting.decision
 
     def _fits(self, waiting: Pending, hidden: Tensor, asker: nn.Module) -> bool:
         same_input = waiting.hidden is hidden and waiting.version == version_of(hidden)

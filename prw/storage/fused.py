@@ -64,13 +64,13 @@ def check_fits(name: str, layer: PrwLinear, adapter: str, rank: int, down: Tenso
         needed = cut(part, down, up)[0].shape[0]
         if needed > rank:
             raise StorageError(
-                f"the LoRA of {name} has rank {needed}, the pool's experts have rank {rank}: it would not fit. "
-                f"Inject the pool with rank={needed} or more."
+                f"the LoRA of {name} has rank {needed}, the pool's experts have rank {rank}: it would not "
+                f"fit. Inject the pool with rank={needed} or more."
             )
     if bool(up[others].any()):
         raise StorageError(
-            f"the LoRA of {name} changes {int(others.sum())} rows of the projection that have no experts (its "
-            "queries, as a rule), so it cannot become an expert without loss."
+            f"the LoRA of {name} changes {int(others.sum())} rows of the projection that have no experts "
+            "(its queries, as a rule), so it cannot become an expert without loss."
         )
 
 

@@ -179,7 +179,7 @@ class PrwAttention(PrwLinear):
         return (output.transpose(1, 0) if first else output), weights
 
     def _weight(self) -> Tensor | None:
-        """Give the weight of the projections, as if it still trained where it did: torch then rounds otherwise.
+        """Give the weight of the projections, as if it still trained where it did: that changes the rounding.
 
         Where a weight needs a gradient, `matmul` folds batch and tokens into one axis. Only in evaluation,
         since the gradient of such a weight would be computed for nothing.

@@ -11,10 +11,12 @@ from torch import nn
 from prw.tuner.layouts import letters_of
 from prw.tuner.naming import Role, role_of, split
 
-LATENT = ("kv_a", "kv_b")
-"""Starts of the two projections of multi-head latent attention; the second reads what the first one made."""
+LATENT = "kv_a_"
+"""Start of the projection that compresses tokens in multi-head latent attention. Its output is cached, and the
+second projection (`kv_b_proj`) makes the keys and values of every head from the cache, so that one gets the
+experts: its decisions depend on nothing but what is cached."""
 SUMMARIES = re.compile(r"Compressor|Indexer")
-"""Blocks that sum up tokens for an attention to choose from (DeepSeek's sparse attention), not to attend to."""
+"""Blocks that sum up tokens for an attention to choose from, as in DeepSeek's sparse attention."""
 NOT_LINEAR = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Embedding)
 
 
@@ -25,11 +27,11 @@ def unwrapped(module: nn.Module) -> nn.Module:
 
 
 def adaptable(module: nn.Module) -> bool:
-    """Tell whether a module can carry experts: linear of any kind that PEFT knows, or torch's own attention."""
+    """Tell whether a module can carry experts: linear of a kind that PEFT knows, or torch's own attention."""
     inner = unwrapped(module)
     if isinstance(inner, nn.Linear | nn.MultiheadAttention):
         return True
-    return not isinstance(inner, NOT_LINEAR) and type(inner).__name__ == "Conv1D" or is_quantised(inner)
+    return is_quantised(inner) or (type(inner).__name__ == "Conv1D" and not isinstance(inner, NOT_LINEAR))
 
 
 def is_quantised(module: nn.Module) -> bool:
@@ -53,9 +55,9 @@ def widths_of(module: nn.Module) -> tuple[int, int]:
 def candidates(model: nn.Module) -> dict[str, nn.Module]:
     """List what can carry experts by path, leaving out the insides of adapters and of torch's attention."""
     found: dict[str, nn.Module] = {}
-    inside: tuple[str, ...] = ()
+    inside: tuple[str, ...] = ("",) if isinstance(model, nn.MultiheadAttention) else ()
     for name, module in model.named_modules():
-        if not name or name.startswith(inside or "\0"):
+        if not name or (inside and name.startswith(inside)):
             continue
         if adaptable(module):
             found[name] = module
@@ -81,7 +83,8 @@ def sites_of(names: Iterable[str]) -> dict[str, tuple[str, ...]]:
         if name in placed:
             continue
         members, role = together(name, partners), role_of(split(name)[1])
-        whole_block = len(members) > 1 or {"k", "v"} <= set(role.letters)
+        fused = {"k", "v"} <= set(role.letters) and not split(name)[1].startswith(LATENT)
+        whole_block = len(members) > 1 or fused
         site = site_name(members[0], role) if whole_block else name
         sites[site if site not in sites else name] = members
         placed.update(members)
@@ -92,18 +95,13 @@ def key_of(name: str) -> tuple[str, str, tuple[str, ...]]:
     """Tell what makes a projection the one of its kind in its block: block, letters and pattern."""
     block, last = split(name)
     role = role_of(last)
-    if last.startswith(LATENT):
-        return block, "kv", (last[:4],)
     return (block, role.letters, role.pattern) if role.letters else (block, "", (last,))
 
 
 def together(name: str, partners: Mapping[tuple[str, str, tuple[str, ...]], str]) -> tuple[str, ...]:
     """List a projection and what belongs to it, key before value."""
     block, letters, pattern = key_of(name)
-    if letters == "kv" and pattern[0] in LATENT:
-        pair = [partners.get((block, "kv", (part,))) for part in LATENT]
-    else:
-        pair = [partners.get((block, letter, pattern)) for letter in "kv"] if letters in ("k", "v") else []
+    pair = [partners.get((block, letter, pattern)) for letter in "kv"] if letters in ("k", "v") else []
     members = tuple(part for part in pair if part is not None)
     return members if len(members) == 2 and name in members else (name,)
 
@@ -113,11 +111,6 @@ def site_name(member: str, role: Role) -> str:
     block = split(member)[0]
     stream = "text" if role.stream == ("add",) else "_".join(role.stream)
     return ".".join(part for part in (block, stream) if part) or "model"
-
-
-def follows(members: tuple[str, ...]) -> bool:
-    """Tell whether the second projection of a site reads what the first one made of the tokens."""
-    return len(members) == 2 and split(members[1])[1].startswith(LATENT[1] + "_")
 
 
 def structural(model: nn.Module, found: Mapping[str, nn.Module], target: str) -> list[str]:
@@ -136,17 +129,20 @@ def wanted(
     parent, role = model.get_submodule(block), role_of(last)
     if isinstance(unwrapped(found[members[0]]), nn.MultiheadAttention):
         yield members[0]
-    elif role.added or replaced(parent, role) or SUMMARIES.search(type(parent).__name__):
+    elif (
+        role.added
+        or replaced(parent, role)
+        or SUMMARIES.search(type(parent).__name__)
+        or last.startswith(LATENT)
+    ):
         return
-    elif follows(members):
-        yield from members if target == "kv" else members[1:]
     elif len(members) == 2:
         if not is_feed_forward(parent, *(found[name] for name in members)):
             yield from {"kv": members, "k": members[:1], "v": members[1:]}[target]
-    elif {"k", "v"} <= set(letters_of(parent, last, *widths_of(found[members[0]]))):
-        yield members[0]
-    elif keys_are_values(parent, last, role):
-        yield members[0]
+    else:
+        letters = letters_of(parent, last, *widths_of(found[members[0]]))
+        if {"k", "v"} <= set(letters) or keys_are_values(parent, last, role):
+            yield members[0]
 
 
 def replaced(parent: nn.Module, role: Role) -> bool:

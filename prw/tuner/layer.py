@@ -96,7 +96,7 @@ class PrwLinear(RoutedProjection, BaseTunerLayer):
 
     @property
     def weight(self) -> Tensor:
-        """The base's weight, as PEFT gives it; refused to diffusers' fusing, which would leave experts behind.
+        """The base's weight, as PEFT gives it; not shown to diffusers' fusing, which would lose the experts.
 
         Raises:
             UnsupportedError: if diffusers is fusing projections.

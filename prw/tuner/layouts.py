@@ -1,8 +1,8 @@
-"""Which rows of a fused projection are keys and which values, told by widths, heads and the block's own code.
+"""Which rows of a fused projection are keys and which values, told by widths, heads and the block's code.
 
-Two layouts are in use. Blocks: all queries, all keys, all values. Per head: the queries, the key and the value
-of one key head, then those of the next; with one key head that is blocks too. How a block splits its output
-cannot be seen in its weights, so where its code says it, that is believed; else its name tells.
+Two layouts are in use. Blocks: all queries, all keys, all values. Per head: the queries, the key and the
+value of one key head, then those of the next; with one key head that is blocks too. How a block splits its
+output cannot be seen in its weights, so where its code says it, that is believed; else its name tells.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ QUERY_HEADS = ("num_heads", "num_attention_heads", "n_heads", "n_head", "heads",
 KEY_HEADS = ("num_key_value_heads", "num_kv_heads", "kv_heads", "n_kv_heads", "kv_n_heads")
 HEAD_WIDTH = ("head_dim", "head_size", "dim_head", "dim_heads", "attention_head_size", "attention_head_dim")
 PER_HEAD = re.compile(
-    r"heads?,\s*3\b|\b3 \* self\.\w*head_\w+\)|\b3 \* \w*head_dim\)|for_scores\(\w*\.?in_proj|for_scores\(qp\)"
+    r"heads?,\s*3\b|\b3 \* self\.\w*head_\w+\)|\b3 \* \w*head_dim\)|transpose_for_scores\(qp\)"
 )
 """What code looks like that splits each head's part into query, key and value."""
 PER_HEAD_NAMES = ("query_key_value",)
@@ -123,7 +123,7 @@ def number(parent: nn.Module, names: tuple[str, ...]) -> int | None:
 
 
 def latent(parent: nn.Module, out_features: int) -> Layout | None:
-    """Lay out the second projection of multi-head latent attention: per head, a key without position, a value."""
+    """Lay out the second projection of multi-head latent attention: a key and a value per head."""
     heads = number(parent, QUERY_HEADS)
     key, value = number(parent, ("qk_nope_head_dim",)), number(parent, ("v_head_dim",))
     if not heads or not key or not value or heads * (key + value) != out_features:
@@ -132,7 +132,7 @@ def latent(parent: nn.Module, out_features: int) -> Layout | None:
 
 
 def letters_of(parent: nn.Module, name: str, in_features: int, out_features: int) -> str:
-    """Tell what a projection makes: by its name, or as the `in_proj` of an attention that is three times as wide."""
+    """Tell what a projection makes: by its name, or as an attention's `in_proj` that is three times as wide."""
     kind = type(parent).__name__.lower()
     if name == "in_proj" and out_features == 3 * in_features and ("attention" in kind or "attn" in kind):
         return "qkv"
@@ -142,7 +142,7 @@ def letters_of(parent: nn.Module, name: str, in_features: int, out_features: int
 def special(
     parent: nn.Module, name: str, letters: str, heads: Heads | None, out_features: int
 ) -> Layout | None:
-    """Give layouts that no rule reaches: keys that are the values, two keys per value, a block's own order."""
+    """Give layouts that no rule reaches: keys that are values, two keys per value, a block's own order."""
     if letters == "kv" and heads is not None and out_features == heads.width:
         return {"": Rows(1, out_features, 0, out_features)}
     if name == "c_attn" and getattr(parent, "is_cross_attention", False) is True:

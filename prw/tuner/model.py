@@ -20,8 +20,8 @@ from prw.errors import ConfigError, TargetError
 from prw.layers import WHOLE, Part, Pool, Site
 from prw.tuner.attention import PrwAttention
 from prw.tuner.config import PrwConfig
+from prw.tuner.grouping import adaptable, sites_of, unwrapped, widths_of
 from prw.tuner.growth import refresh_training
-from prw.tuner.grouping import adaptable, follows, sites_of, unwrapped, widths_of
 from prw.tuner.layer import PrwLinear
 from prw.tuner.parts import parts_of_target
 from prw.tuner.targets import STRUCTURAL, find_targets
@@ -79,15 +79,13 @@ class PrwModel(BaseTuner):
     ) -> None:
         if not adaptable(target) or isinstance(unwrapped(parent), nn.MultiheadAttention):
             raise TargetError(
-                f"{current_key} is a {type(target).__name__} in a {type(parent).__name__}; experts go on linear "
-                "projections and on nn.MultiheadAttention as a whole."
+                f"{current_key} is a {type(target).__name__} in a {type(parent).__name__}; experts go on "
+                "linear projections and on nn.MultiheadAttention as a whole."
             )
-        site_name, follower = self._site_of.get(current_key, (current_key, False))
+        site_name = self._site_of.get(current_key, current_key)
         if site_name not in self._sites:
             self._sites[site_name] = Site(site_name, self._pool, adapter_name)
         site = self._sites[site_name]
-        if follower:
-            site.followers.add(current_key)
         layer = target if isinstance(target, PrwLinear) else wrap(target, current_key)
         layer.join(adapter_name, site, current_key, self._parts.get(current_key, WHOLE))
         refresh_training({current_key: layer}, adapter_name, cast(PrwConfig, peft_config))
@@ -107,8 +105,8 @@ def wrap(target: nn.Module, path: str) -> PrwLinear:
     in_features, out_features = widths_of(target)
     if not in_features or not out_features:
         raise TargetError(
-            f"cannot tell the input and output width of {path}, a {type(unwrapped(target)).__name__}; experts "
-            "need both."
+            f"cannot tell the input and output width of {path}, a {type(unwrapped(target)).__name__}; "
+            "experts need both."
         )
     if not isinstance(unwrapped(target), nn.MultiheadAttention):
         return PrwLinear(target, in_features, out_features)
@@ -120,17 +118,14 @@ def wrap(target: nn.Module, path: str) -> PrwLinear:
     return PrwAttention(target, in_features, out_features)
 
 
-def site_index(model: nn.Module, peft_config: PrwConfig) -> dict[str, tuple[str, bool]]:
-    """Give every target's site and whether it follows; a key and a value of unequal input width stay apart."""
+def site_index(model: nn.Module, peft_config: PrwConfig) -> dict[str, str]:
+    """Give every target's site; a key and a value of unequal input width stay apart."""
     targets = peft_config.target_modules
     names = targets if isinstance(targets, list) else [name for name, _ in model.named_modules()]
-    index: dict[str, tuple[str, bool]] = {}
+    index: dict[str, str] = {}
     for site, members in sites_of(names).items():
-        if follows(members):
-            index.update({members[0]: (site, False), members[1]: (site, True)})
-            continue
         widths = {in_features(model, name) for name in members}
-        index.update({name: (site if len(widths) == 1 else name, False) for name in members})
+        index.update({name: site if len(widths) == 1 else name for name in members})
     return index
 
 

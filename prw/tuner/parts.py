@@ -38,7 +38,7 @@ def parts_of_target(model: nn.Module, path: str, letters: str, layout: str | Non
     else:
         parent = model.get_submodule(block)
         letters_there = letters_of(parent, name, in_features, out_features)
-        if name.startswith(LATENT[0]) or not {"k", "v"} <= set(letters_there):
+        if name.startswith(LATENT) or not {"k", "v"} <= set(letters_there):
             return WHOLE
         told = fused_layout(parent, name, in_features, out_features)
         if told is None:
@@ -80,8 +80,8 @@ def read_layout(layout: str, path: str, out_features: int) -> Layout:
     fits = not rest and (left % open_items == 0 and left > 0 if open_items else left == 0)
     if not {"k", "v"} & set(letters) or len(set(letters)) != len(letters) or not fits:
         raise TargetError(
-            f"layout={layout!r} does not fit {path}, whose output has {out_features} rows. Write the parts in "
-            "their order: 'q|k|v' for equal blocks, 'q64|k16|v16|x32' for blocks of given sizes (x is "
+            f"layout={layout!r} does not fit {path}, whose output has {out_features} rows. Write the parts "
+            "in their order: 'q|k|v' for equal blocks, 'q64|k16|v16|x32' for blocks of given sizes (x is "
             "something else), '8*(q|k|v)' for eight heads with a query, key and value each."
         )
     rows: Layout = {}
@@ -99,7 +99,7 @@ def ambiguous(path: str, in_features: int, out_features: int) -> str:
     return (
         f"{path} ({in_features} -> {out_features}) is named like keys and values in one projection, but its "
         "width and its block's head counts do not tell which rows are which. Say it: "
-        f"prw.inject(model, target=[{path!r}], layout='q|k|v') for three equal blocks, 'q64|k16|v16' for blocks "
-        "of given sizes, '8*(q|k|v)' for eight heads with a query, key and value each; or leave it out with "
+        f"prw.inject(model, target=[{path!r}], layout='q|k|v') for three equal blocks, 'q64|k16|v16' for "
+        "blocks of given sizes, '8*(q|k|v)' for eight heads with a query, key and value each; or leave it out with "
         f"exclude=[{path!r}]."
     )

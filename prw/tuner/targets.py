@@ -64,6 +64,11 @@ def match_targets(model: nn.Module, target: str | Iterable[str]) -> list[str]:
     if isinstance(target, str) and target in STRUCTURAL:
         picked = structural(model, found, target)
         if not picked:
+            if isinstance(model, nn.MultiheadAttention):
+                raise TargetError(
+                    "the model itself is an nn.MultiheadAttention, and a pool is put around modules inside a "
+                    "model: put it into one, as nn.Sequential or a class of yours."
+                )
             raise TargetError(nothing(f"target={target!r} found no attention block", model))
         return picked
     entries = [target] if isinstance(target, str) else list(target)
@@ -133,7 +138,7 @@ def as_pattern(entry: str) -> re.Pattern[str] | None:
 
 
 def excluded_paths(model: nn.Module, entries: str | Iterable[str]) -> list[str]:
-    """List the projections that `exclude` leaves out: by name, glob or pattern, or all below a module so named.
+    """List the projections that `exclude` leaves out: those it matches, and all below modules it matches.
 
     Raises:
         TargetError: if an entry matches nothing that can carry experts.
