@@ -74,13 +74,13 @@ class PrwAttention(PrwLinear):
             kwargs: Masks and the rest.
         """
         adapters, grad = self._acting() if routed else [], torch.is_grad_enabled()
-        asleep = bool(adapters) and not self.training and not grad and not self._awake(adapters)
-        if asleep:
+        asleep = not self.training and not grad and not self._awake(adapters)
+        if asleep and self._would_be_fused(query, key, value):
             self._decide_only(adapters, key, value)
-        if asleep or (not adapters and not (grad and self._trained)):
-            output: Output = self.base_layer(query, key, value, *args, **kwargs)
-            return output
-        return self._attend(adapters, query, key, value, *args, **kwargs)
+        elif adapters or (self._trained and not self.training):
+            return self._attend(adapters, query, key, value, *args, **kwargs)
+        output: Output = self.base_layer(query, key, value, *args, **kwargs)
+        return output
 
     def _acting(self) -> list[str]:
         """List the adapters whose experts are in use here and now."""
@@ -89,6 +89,13 @@ class PrwAttention(PrwLinear):
         return [
             name for name in self.active_adapters if name in self.sites and self.sites[name].pool.size > 0
         ]
+
+    def _would_be_fused(self, query: Tensor, key: Tensor, value: Tensor) -> bool:
+        """Tell whether torch's attention, asked without gradients, takes its fused call for these inputs."""
+        base: Any = self.base_layer
+        plain = base.bias_k is None and not base.add_zero_attn and base.in_proj_bias is not None
+        one_input = query is key and key is value and query.dim() == 3
+        return plain and one_input and base.batch_first and base.num_heads % 2 == 0
 
     def _may_be_fused(self) -> bool:
         """Tell whether a fused call would give what this module gives, and what the base gave before.
@@ -181,11 +188,11 @@ class PrwAttention(PrwLinear):
     def _weight(self) -> Tensor | None:
         """Give the weight of the projections, as if it still trained where it did: that changes the rounding.
 
-        Where a weight needs a gradient, `matmul` folds batch and tokens into one axis. Only in evaluation,
-        since the gradient of such a weight would be computed for nothing.
+        `matmul` folds batch and tokens into one axis where a weight requires a gradient, wanted or not. Only
+        in evaluation, since in training the gradient of such a weight would be computed for nothing.
         """
         weight: Tensor | None = self.base_layer.in_proj_weight
-        if weight is None or self.training or not self._trained or not torch.is_grad_enabled():
+        if weight is None or self.training or not self._trained or torch.is_inference_mode_enabled():
             return weight
         return weight.detach().requires_grad_()
 

@@ -106,7 +106,6 @@ FAMILIES = [
         local_attention=4,
     ),
     encoder("ALBERT", t.AlbertModel, t.AlbertConfig, embedding_size=16),
-    encoder("Longformer", t.LongformerModel, t.LongformerConfig, attention_window=4),
     whole(
         "T5",
         t.T5Model,

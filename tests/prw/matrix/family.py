@@ -1,4 +1,4 @@
-"""One row of the matrix: how to build a tiny random model of a real class, what to feed it, what it is good for."""
+"""One row of the matrix: how to build a tiny random model of a real class, and what to feed it."""
 
 from __future__ import annotations
 
@@ -24,6 +24,8 @@ class Family:
         read: Takes the output tensor out of what the forward returns.
         causal: Whether it is a causal language model with `logits` and a cache.
         own_keys: Whether queries meet nothing but the keys that the projection makes.
+        rounds: Whether torch rounds otherwise once the weights are frozen, with or without prw: `matmul` folds
+            axes where a weight requires a gradient. The base that outputs are compared with is frozen then.
         alone: Whether no other stream's keys and values join the attention.
         options: Further arguments of `prw.inject`.
     """
@@ -36,12 +38,14 @@ class Family:
     causal: bool = False
     own_keys: bool = True
     alone: bool = True
+    rounds: bool = False
     options: dict[str, Any] = field(default_factory=dict)
 
     def made(self) -> nn.Module:
         """Build the model, in evaluation mode."""
         torch.manual_seed(0)
-        return self.build().eval()
+        model = self.build().eval()
+        return model.requires_grad_(False) if self.rounds else model
 
     def drawn(self, seed: int = 1) -> dict[str, Any]:
         """Draw inputs."""

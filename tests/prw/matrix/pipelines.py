@@ -244,6 +244,7 @@ FAMILIES = [
             pos_embed_max_size=8,
         ),
         sd3,
+        rounds=True,
     ),
     family(
         "PixArt",
@@ -327,6 +328,7 @@ FAMILIES = [
             rope_axes_dim=(2, 4, 4),
         ),
         hunyuan,
+        rounds=True,
     ),
     family(
         "CogVideoX",
