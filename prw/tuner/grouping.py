@@ -12,9 +12,9 @@ from prw.tuner.layouts import letters_of
 from prw.tuner.naming import Role, role_of, split
 
 LATENT = "kv_a_"
-"""Start of the projection that compresses tokens in multi-head latent attention. Its output is cached, and the
-second projection (`kv_b_proj`) makes the keys and values of every head from the cache, so that one gets the
-experts: its decisions depend on nothing but what is cached."""
+"""Start of the projection that compresses tokens in multi-head latent attention. Its output is cached, and
+the second projection (`kv_b_proj`) makes the keys and values of every head from the cache, so that one gets
+the experts: its decisions depend on nothing but what is cached."""
 SUMMARIES = re.compile(r"Compressor|Indexer")
 """Blocks that sum up tokens for an attention to choose from, as in DeepSeek's sparse attention."""
 NOT_LINEAR = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Embedding)
@@ -143,6 +143,11 @@ def wanted(
         letters = letters_of(parent, last, *widths_of(found[members[0]]))
         if {"k", "v"} <= set(letters) or keys_are_values(parent, last, role):
             yield members[0]
+
+
+def serves(parent: nn.Module, name: str) -> bool:
+    """Tell whether a projection prepares tokens for an attention, and makes no keys and values of heads."""
+    return name.startswith(LATENT) or SUMMARIES.search(type(parent).__name__) is not None
 
 
 def replaced(parent: nn.Module, role: Role) -> bool:

@@ -132,7 +132,7 @@ def latent(parent: nn.Module, out_features: int) -> Layout | None:
 
 
 def letters_of(parent: nn.Module, name: str, in_features: int, out_features: int) -> str:
-    """Tell what a projection makes: by its name, or as an attention's `in_proj` that is three times as wide."""
+    """Tell what a projection makes: by its name, or as an attention's `in_proj` of three times the width."""
     kind = type(parent).__name__.lower()
     if name == "in_proj" and out_features == 3 * in_features and ("attention" in kind or "attn" in kind):
         return "qkv"

@@ -14,9 +14,8 @@ WORDS = {
 GLUED = re.compile(r"w?([qkv]{1,3})")
 """Letters in one word: qkv, kv, wk, wqkv."""
 SAYS_NOTHING = frozenset(
-    ["to", "proj", "projection", "project", "lin", "linear", "layer", "fc", "w", "head", "self", "attn"]
-    + ["cross", "attention", "impl", "content", "a", "b", "with", "mqa", "mlp"]
-)
+    ("to", "proj", "projection", "project", "lin", "linear", "layer", "fc", "w", "head", "self", "attn")
+).union(("cross", "attention", "impl", "content", "a", "b", "with", "mqa", "mlp"))
 """Words beside the letters that do not name a stream of their own."""
 ADDED = frozenset(("add", "added", "ip", "custom", "delayed"))
 """Words of streams that were added to an attention block; "kv" leaves those out unless they are named."""

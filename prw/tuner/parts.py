@@ -100,6 +100,6 @@ def ambiguous(path: str, in_features: int, out_features: int) -> str:
         f"{path} ({in_features} -> {out_features}) is named like keys and values in one projection, but its "
         "width and its block's head counts do not tell which rows are which. Say it: "
         f"prw.inject(model, target=[{path!r}], layout='q|k|v') for three equal blocks, 'q64|k16|v16' for "
-        "blocks of given sizes, '8*(q|k|v)' for eight heads with a query, key and value each; or leave it out with "
-        f"exclude=[{path!r}]."
+        "blocks of given sizes, '8*(q|k|v)' for eight heads with a query, key and value each; or leave it "
+        f"out with exclude=[{path!r}]."
     )

@@ -24,8 +24,8 @@ def nothing(what: str, model: nn.Module) -> str:
         lines = [f"{text} at {', '.join(paths[:2])}" for text, paths in alike.items()]
         advice = (
             f"Its linear layers that look like attention: {'; '.join(lines[:SHOWN])}. Name those that make "
-            f"keys and values, as in prw.inject(model, target=[{named}]): whole paths, ends of paths, globs or "
-            "regular expressions; where one layer makes both, add layout='q|k|v'."
+            f"keys and values, as in prw.inject(model, target=[{named}]): whole paths, ends of paths, globs "
+            "or regular expressions; where one layer makes both, add layout='q|k|v'."
         )
     return f"{what} in {type(model).__name__}. {advice}"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import transformers as t
 
-from tests.prw.matrix.family import VOCABULARY, Family, language
+from tests.prw.matrix.family import Family, language
 
 GPT = {"n_embd": 16, "n_layer": 2, "n_head": 4, "n_positions": 32, "n_inner": 24}
 GROUPED = {"num_key_value_heads": 2}
@@ -71,4 +71,3 @@ FAMILIES = [
         ffn_config={"ffn_hidden_size": 8, "moe_num_experts": 2, "moe_top_k": 1, "hidden_size": 16},
     ),
 ]
-assert VOCABULARY > 3

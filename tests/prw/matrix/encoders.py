@@ -7,7 +7,7 @@ from typing import Any
 import torch
 import transformers as t
 
-from tests.prw.matrix.family import BATCH, TOKENS, VOCABULARY, Family, encoder, pictures, tokens, vision
+from tests.prw.matrix.family import BATCH, VOCABULARY, Family, encoder, pictures, tokens, vision
 
 
 def both() -> dict[str, Any]:
@@ -195,4 +195,3 @@ FAMILIES = [
         vision_feature_layer=-1,
     ),
 ]
-assert TOKENS > 1

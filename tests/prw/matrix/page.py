@@ -1,4 +1,4 @@
-"""Writes the page of supported models from the registry; `python -m tests.prw.matrix` runs all checks first."""
+"""Writes the page of supported models; `python -m tests.prw.matrix` runs all checks first."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ HEAD = """# Supported models
 `prw.inject(model, target="kv")` finds keys and values by structure: by the names and widths of an attention
 block's projections, its head counts and, where one projection makes several things, by how the block's code
 splits it. No list of classes is looked up, so a model that is not in this table most likely works too; one
-whose structure does not tell gets an error that shows the call that would work (`target=[...]`, `layout=...`).
+whose structure does not tell gets an error that shows the call that would work (`target=[...]`,
+`layout=...`).
 
-Written by `scripts/supported_models`, which builds a tiny random model of each class, runs the checks and writes
-this page; a test compares the page with the models. Do not edit it.
+Written by `scripts/supported_models`, which builds a tiny random model of each class, runs the checks and
+writes this page; a test compares the page with the models. Do not edit it.
 
 | model | class | sites | where the experts are | checked |
 |---|---|---|---|---|
@@ -28,28 +29,29 @@ TAIL = """
 ## What was checked
 
 * **identity**: the output after injection is bit-equal to before, also with a fresh expert and inside
-  `disabled()`; experts that have learnt something do change it. "frozen" beside it: torch rounds some products
-  otherwise once weights are frozen, with or without prw, so the base was frozen first.
-* **one step**: a step of AdamW with weight decay moves every weight of the newest expert and its router vectors,
-  and no bit of anything else.
+  `disabled()`; experts that have learnt something do change it. "frozen" beside it: torch rounds some
+  products otherwise once weights are frozen, with or without prw, so the base was frozen first.
+* **one step**: a step of AdamW with weight decay moves every weight of the newest expert and its router
+  vectors, and no bit of anything else.
 * **save, load**: a pool loaded into a fresh model gives bit-equal outputs.
 * **eject**: every module is the very one that was there, and outputs are bit-equal.
 * **batch mates**: a sample's output does not depend on the other one's.
 * **causality**, **cached generation**: a later token changes nothing before it; token by token with the cache
   gives what the full forward gives.
 * **query rows**: in a projection that makes queries too, their rows keep their bits.
-* **true layout**: with the rows of values set to zero, scrambling queries and keys changes nothing; with those
-  of keys set to zero, scrambling queries changes nothing. So the rows are what they are said to be.
+* **true layout**: with the rows of values set to zero, scrambling queries and keys changes nothing; with
+  those of keys set to zero, scrambling queries changes nothing. So the rows are what they are said to be.
 
 ## What is left out
 
 * Streams that were added to an attention, as `add_k_proj`/`add_v_proj` of the text in FLUX.1 and Stable
   Diffusion 3 or `to_k_ip` of an IP-adapter: name them, and they are sites of their own.
-* The first projection of latent attention (`kv_a_proj_with_mqa`): what it makes is cached, and experts sit on the
-  second one, which makes the keys and values of every head from the cache. Named, it is a site of its own.
+* The first projection of latent attention (`kv_a_proj_with_mqa`): what it makes is cached, and experts sit on
+  the second one, which makes the keys and values of every head from the cache. Named, it is a site of its
+  own.
 * Deformable attention, which has values but no keys; projections that are convolutions; keys and values that
   are bare parameters. Named modules must be linear layers or `nn.MultiheadAttention`.
-* An `nn.MultiheadAttention` whose `kdim` and `vdim` differ, or that another adapter is around already: an error.
+* An `nn.MultiheadAttention` whose `kdim` and `vdim` differ, or that another adapter is around: an error.
 * diffusers' `fuse_qkv_projections()` while a pool is attached: an error, since the fused layer would go on
   without the experts. Fuse first, then inject.
 

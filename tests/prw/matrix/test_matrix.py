@@ -1,4 +1,4 @@
-"""Every family of the matrix passes every check that it is asked, and the page of supported models says so."""
+"""Every family of the matrix passes every check that it is asked, and the page says so."""
 
 from __future__ import annotations
 
