@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from typing import Any
-from weakref import WeakSet
 
 import torch
 import torch.nn.functional as F
@@ -38,7 +37,7 @@ class PrwAttention(PrwLinear):
         super().__init__(base_layer, in_features, out_features)
         self.kin: list[PrwAttention] = [self]
         self._trained = any(parameter.requires_grad for parameter in base_layer.parameters())
-        self._seen_awake: WeakSet[nn.Module] = WeakSet()
+        self._seen_awake: set[int] = set()
 
     def __getattr__(self, name: str) -> Any:
         """Show what the attention shows: hosts read its head count, its bias, its output projection."""
@@ -117,8 +116,8 @@ class PrwAttention(PrwLinear):
             for index in range(self.sites[adapter].pool.size):
                 for part in self.parts_of(adapter):
                     up = getattr(self, expert_names(index, part.letter).up)[adapter]
-                    if up in self._seen_awake or bool(up.weight.any()):
-                        self._seen_awake.add(up)
+                    if id(up) in self._seen_awake or bool(up.weight.any()):
+                        self._seen_awake.add(id(up))
                         return True
         return False
 

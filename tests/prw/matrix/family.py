@@ -25,7 +25,7 @@ class Family:
         causal: Whether it is a causal language model with `logits` and a cache.
         own_keys: Whether queries meet nothing but the keys that the projection makes.
         rounds: Whether torch rounds otherwise once the weights are frozen, with or without prw, as `matmul`
-            folds axes where a weight requires a gradient. Then the base is frozen before anything is compared.
+            folds axes where a weight requires a gradient. Then the base is frozen before any comparison.
         alone: Whether no other stream's keys and values join the attention.
         options: Further arguments of `prw.inject`.
     """

@@ -1,4 +1,4 @@
-"""Fused projections: which rows are found, how a user says it where nothing tells, and that only those change."""
+"""Fused projections: which rows are found, how a user says it, and that only those change."""
 
 import pytest
 import torch
@@ -106,7 +106,7 @@ def test_a_layout_can_be_said(layout, rows):
 def test_a_layout_that_does_not_fit_is_refused(layout):
     if layout == "q|k":
         layout = "q10|k10"
-    with pytest.raises(prw.TargetError, match="does not fit attn.mix"):
+    with pytest.raises(prw.TargetError, match=r"does not fit attn\.mix"):
         prw.inject(held(Block("mix", 24)), target=["mix"], layout=layout, rank=2)
 
 
@@ -173,7 +173,7 @@ def test_exclude_and_layers_limit_and_what_matches_nothing_is_an_error(make_plai
     assert places(exclude=["to_v", "blocks.[01].*"]) == ["blocks.2.to_k"]
     assert places(layers=[1]) == places(layers=1) == ["blocks.1.to_k", "blocks.1.to_v"]
     assert places(layers=[0, 2], exclude="to_k") == ["blocks.0.to_v", "blocks.2.to_v"]
-    with pytest.raises(prw.TargetError, match="exclude='blocks.7' matched nothing"):
+    with pytest.raises(prw.TargetError, match=r"exclude='blocks\.7' matched nothing"):
         places(exclude=["to_k", "blocks.7"])
     with pytest.raises(prw.TargetError, match="index 7"):
         places(layers=[0, 7])
