@@ -116,7 +116,7 @@ class PrwAttention(PrwLinear):
             for index in range(self.sites[adapter].pool.size):
                 for part in self.parts_of(adapter):
                     up = getattr(self, expert_names(index, part.letter).up)[adapter]
-                    if id(up) in self._seen_awake or bool(up.weight.any()):
+                    if id(up) in self._seen_awake or up.weight.is_meta or bool(up.weight.any()):
                         self._seen_awake.add(id(up))
                         return True
         return False
@@ -191,7 +191,8 @@ class PrwAttention(PrwLinear):
         in evaluation, since in training the gradient of such a weight would be computed for nothing.
         """
         weight: Tensor | None = self.base_layer.in_proj_weight
-        if weight is None or self.training or not self._trained or torch.is_inference_mode_enabled():
+        unasked = self.training or torch.is_inference_mode_enabled() or torch.compiler.is_compiling()
+        if weight is None or unasked or not self._trained:
             return weight
         return weight.detach().requires_grad_()
 

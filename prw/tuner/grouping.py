@@ -35,10 +35,11 @@ def adaptable(module: nn.Module) -> bool:
 
 
 def is_quantised(module: nn.Module) -> bool:
-    """Tell whether a module without children is a quantised linear layer that PEFT can measure."""
-    if any(True for _ in module.children()) or isinstance(module, NOT_LINEAR):
+    """Tell whether a module is a quantised linear layer of a class of its own: without parts, with widths."""
+    if isinstance(module, NOT_LINEAR) or any(True for _ in module.children()):
         return False
-    return "Linear" in type(module).__name__ and all(widths_of(module))
+    says = any(hasattr(module, name) for name in ("in_features", "infeatures"))
+    return says and "Linear" in type(module).__name__ and all(widths_of(module))
 
 
 def widths_of(module: nn.Module) -> tuple[int, int]:

@@ -250,10 +250,16 @@ CHECKS: dict[str, Callable[[Family, Path], None]] = {
 """Every check by the name that the page gives it."""
 
 
-def checks_of(family: Family) -> list[str]:
-    """List the checks that a family is asked."""
-    model = family.made()
-    inject(model, family, "a")
+def checks_of(family: Family, model: nn.Module | None = None) -> list[str]:
+    """List the checks that a family is asked.
+
+    Args:
+        family: The family.
+        model: A model of it that has a pool; None makes one.
+    """
+    if model is None:
+        model = family.made()
+        inject(model, family, "a")
     fused = [layer for layer in layers(model).values() if layer.parts_of("default")[0].rows is not None]
     asked = ["identity", "one step", "save, load", "eject", "batch mates"]
     asked += ["causality", "cached generation"] if family.causal else []

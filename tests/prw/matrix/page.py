@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from pathlib import Path
 
+from prw.tuner import PrwLinear
 from prw.tuner.attention import PrwAttention
 from tests.prw.matrix.checks import checks_of, inject, layers
 from tests.prw.matrix.family import Family
@@ -63,32 +64,28 @@ are bit-equal; from the first training step on they are not, so that nothing pas
 """
 
 
-def places(family: Family) -> tuple[str, int, str]:
-    """Tell a family's class, the number of its sites, and where its experts are."""
+def row(family: Family) -> str:
+    """Say of a family its class, the number of its sites, where its experts are, and what it is asked."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
         model = family.made()
-        kind = type(model).__name__
-        weave = inject(model, family, "a")
-    kinds: dict[str, None] = {}
-    for path, layer in layers(model).items():
-        rows = layer.parts_of("default")[0].rows
-        name = path.rpartition(".")[2]
-        if isinstance(layer, PrwAttention):
-            kinds["`nn.MultiheadAttention`"] = None
-        elif rows is None:
-            kinds[f"`{name}`"] = None
-        else:
-            kinds[f"`{name}`, {'blocks' if rows.groups == 1 else f'{rows.groups} groups of rows'}"] = None
-    return kind, len(weave.sites), "; ".join(kinds)
-
-
-def row(family: Family) -> str:
-    kind, sites, where = places(family)
-    asked = checks_of(family)
+    kind, weave = type(model).__name__, inject(model, family, "a")
+    asked = checks_of(family, model)
     if family.rounds:
         asked[0] += " (frozen)"
-    return f"| {family.name} | {family.library} `{kind}` | {sites} | {where} | {', '.join(asked)} |\n"
+    places = "; ".join(dict.fromkeys(place(path, layer) for path, layer in layers(model).items()))
+    where = f"{len(weave.sites)} | {places}"
+    return f"| {family.name} | {family.library} `{kind}` | {where} | {', '.join(asked)} |\n"
+
+
+def place(path: str, layer: PrwLinear) -> str:
+    """Say where a layer's experts are: the projection's name and, if it is fused, how its rows are grouped."""
+    if isinstance(layer, PrwAttention):
+        return "`nn.MultiheadAttention`"
+    rows, name = layer.parts_of("default")[0].rows, path.rpartition(".")[2]
+    if rows is None:
+        return f"`{name}`"
+    return f"`{name}`, {'blocks' if rows.groups == 1 else f'{rows.groups} groups of rows'}"
 
 
 def page() -> str:
