@@ -61,10 +61,11 @@ def fused_layout(parent: nn.Module, name: str, in_features: int, out_features: i
     sizes = sizes_of(parent, letters, heads, in_features, out_features)
     if sizes is None:
         return None
-    if heads is not None and splits_per_head(parent, name, letters) and sum(sizes.values()) == out_features:
-        sizes = {letter: size // heads.keys for letter, size in sizes.items()}
-        return stacked(letters, sizes, heads.keys)
-    return stacked(letters, sizes, 1, out_features)
+    if not splits_per_head(parent, name, letters):
+        return stacked(letters, sizes, 1, out_features)
+    if heads is None or sum(sizes.values()) != out_features or any(n % heads.keys for n in sizes.values()):
+        return None
+    return stacked(letters, {letter: size // heads.keys for letter, size in sizes.items()}, heads.keys)
 
 
 def stacked(letters: str, sizes: dict[str, int], groups: int, width: int | None = None) -> Layout:

@@ -79,7 +79,7 @@ def row(family: Family) -> str:
 
 
 def place(path: str, layer: PrwLinear) -> str:
-    """Say where a layer's experts are: the projection's name and, if it is fused, how its rows are grouped."""
+    """Say where a layer has experts: the projection, and how its rows are grouped if it is fused."""
     if isinstance(layer, PrwAttention):
         return "`nn.MultiheadAttention`"
     rows, name = layer.parts_of("default")[0].rows, path.rpartition(".")[2]

@@ -74,6 +74,11 @@ def test_one_of_keys_and_values_alone_is_remembered_by_the_folder(tmp_path, lett
     assert list(parts(again, "attn.qkv")) == [letter]
 
 
+def test_rows_per_head_are_not_guessed_where_the_block_does_not_say_its_heads():
+    with pytest.raises(prw.TargetError, match="layout="):
+        prw.inject(held(Block("query_key_value", 24)), rank=2)
+
+
 def test_a_layout_that_nothing_tells_is_an_error_that_shows_the_call(tmp_path):
     model = held(Block("qkv", 20))
     with pytest.raises(prw.TargetError, match=r"inject\(model, target=\['attn.qkv'\], layout='q\|k\|v'\)"):
