@@ -42,19 +42,16 @@ def batched(source: Tensor) -> Tensor:
     return source if source.dim() == 3 else source.unsqueeze(1)
 
 
-def with_bias(
-    base: Any, keys: Tensor, values: Tensor, attn_mask: Tensor | None, padding: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-    """Append the learnt key and value that `add_bias_kv=True` asks for, open to every query."""
+def with_bias(base: Any, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+    """Append the learnt key and value that `add_bias_kv=True` asks for."""
     batch = keys.shape[1]
     keys = torch.cat([keys, base.bias_k.repeat(1, batch, 1)])
-    values = torch.cat([values, base.bias_v.repeat(1, batch, 1)])
-    return (
-        keys,
-        values,
-        None if attn_mask is None else F.pad(attn_mask, (0, 1)),
-        None if padding is None else F.pad(padding, (0, 1)),
-    )
+    return keys, torch.cat([values, base.bias_v.repeat(1, batch, 1)])
+
+
+def longer(*masks: Tensor | None) -> tuple[Tensor | None, ...]:
+    """Leave one more key open to every query in each of the masks."""
+    return tuple(None if mask is None else F.pad(mask, (0, 1)) for mask in masks)
 
 
 def by_head(source: Tensor, base: Any) -> Tensor:

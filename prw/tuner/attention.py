@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from prw.errors import RoutingError
 from prw.layers import expert_names
-from prw.layers.attention_inputs import by_head, project_as_torch, turned, with_bias
+from prw.layers.attention_inputs import by_head, longer, project_as_torch, turned, with_bias
 from prw.tuner.layer import PrwLinear
 
 Output = tuple[Tensor, Tensor | None]
@@ -49,7 +49,8 @@ class PrwAttention(PrwLinear):
     @property
     def in_proj_weight(self) -> Tensor | None:
         """The attention's weight; not plain while torch's fused calls would pass over the experts."""
-        weight: Tensor | None = self.base_layer.in_proj_weight
+        base: Any = self.base_layer
+        weight: Tensor | None = base.in_proj_weight
         if weight is None or torch.compiler.is_compiling() or self._may_be_fused():
             return weight
         return weight.as_subclass(Guarded)
@@ -152,9 +153,9 @@ class PrwAttention(PrwLinear):
         weight = self._weight()
         keys, values = self._projected(query, key, value, weight, deltas)
         if base.bias_k is not None:
-            keys, values, attn_mask, key_padding_mask = with_bias(
-                base, keys, values, attn_mask, key_padding_mask
-            )
+            keys, values = with_bias(base, keys, values)
+            attn_mask, key_padding_mask = longer(attn_mask, key_padding_mask)
+            key = value = torch.cat([key, key[:1]])  # not read any more, but measured
         output, weights = F.multi_head_attention_forward(
             query,
             key,
@@ -190,7 +191,8 @@ class PrwAttention(PrwLinear):
         `matmul` folds batch and tokens into one axis where a weight requires a gradient, wanted or not. Only
         in evaluation, since in training the gradient of such a weight would be computed for nothing.
         """
-        weight: Tensor | None = self.base_layer.in_proj_weight
+        base: Any = self.base_layer
+        weight: Tensor | None = base.in_proj_weight
         unasked = self.training or torch.is_inference_mode_enabled() or torch.compiler.is_compiling()
         if weight is None or unasked or not self._trained:
             return weight

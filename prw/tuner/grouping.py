@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
 from peft.tuners.tuners_utils import BaseTunerLayer, _get_in_out_features
 from torch import nn
@@ -44,7 +45,7 @@ def is_quantised(module: nn.Module) -> bool:
 
 def widths_of(module: nn.Module) -> tuple[int, int]:
     """Read input and output width of what a module projects; zeros where it does not say."""
-    inner = unwrapped(module)
+    inner: Any = unwrapped(module)
     if isinstance(inner, nn.MultiheadAttention):
         return (inner.kdim if inner.kdim == inner.vdim else 0), 3 * inner.embed_dim
     if not isinstance(inner, nn.Linear) and hasattr(inner, "in_features") and hasattr(inner, "out_features"):

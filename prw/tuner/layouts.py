@@ -160,7 +160,8 @@ def splits_per_head(parent: nn.Module, name: str, letters: str) -> bool:
     """Tell whether a block splits the fused output head by head."""
     if len(letters) < 3:
         return False
-    return bool(PER_HEAD.search(code_of(type(parent)))) or name in PER_HEAD_NAMES
+    kind: Any = type(parent)  # mypy takes a module's class for unhashable
+    return bool(PER_HEAD.search(code_of(kind))) or name in PER_HEAD_NAMES
 
 
 @functools.cache

@@ -77,7 +77,7 @@ def read_layout(layout: str, path: str, out_features: int) -> Layout:
     per_group, rest = divmod(out_features, max(groups, 1))
     open_items = sum(not size for _, size in items)
     left = per_group - sum(size for _, size in items)
-    fits = not rest and (left % open_items == 0 and left > 0 if open_items else left == 0)
+    fits = groups > 0 and not rest and (left % open_items == 0 and left > 0 if open_items else left == 0)
     if not {"k", "v"} & set(letters) or len(set(letters)) != len(letters) or not fits:
         raise TargetError(
             f"layout={layout!r} does not fit {path}, whose output has {out_features} rows. Write the parts "

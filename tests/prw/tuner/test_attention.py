@@ -155,7 +155,7 @@ def test_what_cannot_carry_experts_is_refused_with_the_reason():
     model = Attending()
     inject_adapter_in_model(LoraConfig(r=2, target_modules=["attention"]), model)
     with pytest.raises(prw.TargetError, match="Inject the pool first"):
-        prw.inject(model)
+        prw.inject(model, adapter="pool")
 
 
 def test_fusing_while_a_pool_is_attached_is_refused_and_fused_models_are_found(make_host):
