@@ -1,6 +1,6 @@
 """Gives a Llama a pool of two experts, looks at the routing, and takes the pool out again.
 
-Any model with separate key and value projections will do; this one is tiny and random, so it runs anywhere:
+Any model with attention will do (docs/supported-models.md); this one is tiny and random, so it runs anywhere:
 `python examples/01_inject_any_model.py`.
 """
 

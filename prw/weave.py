@@ -16,14 +16,13 @@ from prw.handle import EMPTY, Exchange, Life
 from prw.layers import AddsLosses
 from prw.routing import Routing
 from prw.storage import load_pool
-from prw.tuner import PrwConfig, put_in, take_out, trainable_parameters
+from prw.tuner import PrwConfig, limited, put_in, take_out, trainable_parameters
 
 
 class Weave(Life, Exchange, AddsLosses):
-    """The handle of a model that has a pool of experts.
+    """The handle of a model that has a pool of experts; `prw.inject` and `prw.load` give one.
 
-    `prw.inject` and `prw.load` give one; `Weave(model)` gives one for a model that got its pool through PEFT,
-    transformers or diffusers.
+    `Weave(model)` gives one for a model that got its pool through PEFT, transformers or diffusers.
 
     Attributes:
         model: The model, changed in place.
@@ -42,9 +41,7 @@ class Weave(Life, Exchange, AddsLosses):
 
     @contextmanager
     def record(self) -> Iterator[Routing]:
-        """Collect the routing decisions of the forwards inside a `with` block, each once.
-
-        Recomputation by gradient checkpointing is not counted.
+        """Collect the decisions of the forwards inside a `with` block, each once, recomputed ones not at all.
 
         Raises:
             PoolError: if the pool has no experts, or is being recorded already.
@@ -67,9 +64,7 @@ class Weave(Life, Exchange, AddsLosses):
             ConfigError: if the mask is not of bools.
         """
         if mask.dtype != torch.bool:
-            raise ConfigError(
-                f"route_only takes a mask of bools, True where a token is routed; got {mask.dtype}."
-            )
+            raise ConfigError(f"route_only takes a mask of bools, True where routed; got {mask.dtype}.")
         with self.pool.narrowed(routed=mask):
             yield
 
@@ -109,15 +104,21 @@ def inject(
     target: str | Iterable[str] = "kv",
     experts: Iterable[str] = (),
     *,
+    exclude: str | Iterable[str] = (),
+    layers: int | Iterable[int] | None = None,
+    layout: str | None = None,
     adapter: str = "default",
     **settings: Any,
 ) -> Weave:
     """Give a model a pool of experts, in place; what it computes stays the same bit for bit.
 
     Args:
-        model: Any model with separate key and value projections.
+        model: Any model with attention; see docs/supported-models.md.
         target: "kv", "k" or "v", or names, globs or regular expressions of projections.
-        experts: Names of experts to start with; usually none, as `add_expert` and `Curriculum` add them.
+        experts: Names of experts to start with; usually none.
+        exclude: Projections to leave out, or modules with all below them: names, globs, patterns.
+        layers: Only layers with these indices.
+        layout: How a projection that makes keys and values is laid out, where the model does not tell.
         adapter: Name of the PEFT adapter.
         **settings: Fields of `PoolSettings`: rank, alpha, granularity, gate, share, noise, ...
 
@@ -126,12 +127,13 @@ def inject(
 
     Raises:
         ConfigError: if a setting is unknown or cannot be used, or `experts` is no list of names.
-        TargetError: if a target matches nothing; lists what is there.
+        TargetError: if a target, `exclude` or `layers` matches nothing; lists what is there.
         PoolError: if the model has an adapter of that name already.
     """
     PoolSettings.checked(**settings)
     names: Any
     targets, names = (value if isinstance(value, str) else list(value) for value in (target, experts))
+    settings = {"layout": layout, **limited(model, exclude, layers), **settings}
     config = PrwConfig(target_modules=targets, experts=names, **settings)
     return Weave(model, adapter, put_in(model, config, adapter))
 

@@ -92,7 +92,7 @@ class Exchange(Hold):
             ConfigError: if the name cannot be used or is taken.
         """
         layers = self._layers()
-        pairs, report = fit_lora(read_foreign(source), layers, self.settings, name, strict)
+        pairs, report = fit_lora(read_foreign(source), layers, self.adapter, name, strict)
         ranks = rank_pattern(report, layers, self.settings)
         grow(layers, self.adapter, self.config, name, ranks=ranks)
         place_lora(pairs, layers, self.adapter, self.pool.index(name))

@@ -1,23 +1,37 @@
 """Layers in pure torch: expert weights, the site that decides for K and V, the routed projection; no PEFT."""
 
 from prw.layers.auxiliary import AddedLoss, AddsLosses
-from prw.layers.experts import ExpertNames, add_expert_weights, add_router_vectors, expert_names
+from prw.layers.experts import (
+    ExpertNames,
+    add_expert_weights,
+    add_router_vectors,
+    container_names,
+    expert_names,
+    pair_names,
+)
 from prw.layers.noise import NoiseStream
 from prw.layers.pool import Pool, Scope
 from prw.layers.projection import RoutedProjection
+from prw.layers.rows import WHOLE, Part, Rows, add_rows
 from prw.layers.site import Site, SiteRecord
 
 __all__ = [
+    "WHOLE",
     "AddedLoss",
     "AddsLosses",
     "ExpertNames",
     "NoiseStream",
+    "Part",
     "Pool",
     "RoutedProjection",
+    "Rows",
     "Scope",
     "Site",
     "SiteRecord",
     "add_expert_weights",
     "add_router_vectors",
+    "add_rows",
+    "container_names",
     "expert_names",
+    "pair_names",
 ]

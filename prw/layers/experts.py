@@ -1,6 +1,7 @@
 """Where expert weights live: one module per expert and part, in containers keyed by adapter name.
 
 `prw_A0`, `prw_A1`, ... hold A; `prw_B*` hold B; `prw_gate*` and `prw_noise*` hold a site's router vectors.
+A projection that is keys and values at once has a pair for each: `prw_Ak0`, `prw_Bk0`, `prw_Av0`, `prw_Bv0`.
 One Parameter per expert and not one stacked tensor: a frozen expert is then absent from the optimiser (weight
 decay would move a slice with a masked gradient), and the checkpoint of an earlier stage is a subset of a
 later one's. No `nn.Linear` either: hosts that quantise, cast (fp8), wrap or offload every Linear of a model
@@ -14,6 +15,8 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+
+from prw.layers.rows import WHOLE, Part
 
 DOWN, UP, GATE, NOISE = "prw_A", "prw_B", "prw_gate", "prw_noise"
 
@@ -62,9 +65,23 @@ class ExpertWeight(nn.Module):
         return f"in_features={self.weight.shape[1]}, out_features={self.weight.shape[0]}"
 
 
-def expert_names(index: int) -> ExpertNames:
-    """Name the containers of the expert at a position."""
-    return ExpertNames(f"{DOWN}{index}", f"{UP}{index}", f"{GATE}{index}", f"{NOISE}{index}")
+LETTERS = ("", "k", "v")
+"""What may follow `prw_A` and `prw_B`: nothing, or which rows of a fused projection the pair is of."""
+
+
+def expert_names(index: int, letter: str = "") -> ExpertNames:
+    """Name the containers of the expert at a position, for the part of that letter."""
+    return ExpertNames(f"{DOWN}{letter}{index}", f"{UP}{letter}{index}", f"{GATE}{index}", f"{NOISE}{index}")
+
+
+def pair_names(index: int) -> tuple[str, ...]:
+    """Name every container that can hold an A or a B of the expert at a position."""
+    return tuple(name for letter in LETTERS for name in expert_names(index, letter)[:2])
+
+
+def container_names(index: int) -> tuple[str, ...]:
+    """Name every container that the expert at a position can have."""
+    return (*pair_names(index), *expert_names(index)[2:])
 
 
 def container(layer: nn.Module, name: str) -> nn.ModuleDict:
@@ -79,7 +96,9 @@ def container(layer: nn.Module, name: str) -> nn.ModuleDict:
     return found
 
 
-def add_expert_weights(layer: nn.Module, index: int, adapter: str, rank: int, like: Tensor | None) -> None:
+def add_expert_weights(
+    layer: nn.Module, index: int, adapter: str, rank: int, like: Tensor | None, part: Part = WHOLE[0]
+) -> None:
     """Give a projection the A and B of a new expert: A as torch starts a Linear, B zero, so nothing changes.
 
     Args:
@@ -88,11 +107,13 @@ def add_expert_weights(layer: nn.Module, index: int, adapter: str, rank: int, li
         adapter: Adapter name.
         rank: LoRA rank.
         like: A tensor whose device is taken, and for the first expert whose dtype if that is float64.
+        part: The rows that they add to.
     """
-    names = expert_names(index)
-    dtype = dtype_of_pool(layer, DOWN, adapter, like)
+    names = expert_names(index, part.letter)
+    dtype = dtype_of_pool(layer, DOWN + part.letter, adapter, like)
+    out_features = int(layer.out_features) if part.rows is None else part.rows.size  # type: ignore[arg-type]
     down = new_weight(int(layer.in_features), rank, like, dtype)  # type: ignore[arg-type]
-    up = new_weight(rank, int(layer.out_features), like, dtype)  # type: ignore[arg-type]
+    up = new_weight(rank, out_features, like, dtype)
     nn.init.kaiming_uniform_(down.weight, a=math.sqrt(5))
     nn.init.zeros_(up.weight)
     container(layer, names.down)[adapter] = down

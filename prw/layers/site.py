@@ -35,7 +35,7 @@ class SiteRecord(NamedTuple):
         name: Path of the block.
         modules: Paths of its projections, key first.
         in_features: Width of what they read.
-        out_features: Width of what each writes.
+        out_features: Rows of keys and of values that experts add to; for projections that hold both, of each.
     """
 
     name: str
@@ -83,8 +83,8 @@ class Site:
 
     def describe(self) -> SiteRecord:
         """Give the site's record."""
-        layers = self.projections.values()
-        widths = tuple(cast(int, layer.out_features) for layer in layers)
+        layers = [cast(Any, layer) for layer in self.projections.values()]
+        widths = tuple(width for layer in layers for width in layer.widths(self.adapter))
         return SiteRecord(self.name, tuple(self.projections), cast(int, self.router.in_features), widths)
 
     def decide(self, hidden: Tensor, asker: nn.Module) -> RoutingDecision | None:

@@ -12,11 +12,12 @@ from torch import Tensor
 
 from prw.config import PoolSettings
 from prw.errors import StorageError
-from prw.layers.experts import expert_names, weight_of
+from prw.layers import pair_names
+from prw.layers.experts import weight_of
+from prw.storage.fused import place, rank_needed, rows_left_out
 from prw.storage.lora_files import ForeignLora, LoraPair
-from prw.storage.sharded import put
 from prw.storage.state import PEFT_PREFIX, shown
-from prw.tuner import Layers, PrwLinear
+from prw.tuner import Layers, PrwLinear, holds
 
 COMPONENTS = ("transformer", "unet", "diffusion_model", "text_encoder", "text_encoder_2", "text_encoder_3")
 """What a pipeline's LoRA file puts before the paths of one of its models."""
@@ -43,14 +44,14 @@ class LoraImport(NamedTuple):
 
 
 def fit_lora(
-    lora: ForeignLora, layers: Layers, settings: PoolSettings, name: str, strict: bool
+    lora: ForeignLora, layers: Layers, adapter: str, name: str, strict: bool
 ) -> tuple[dict[str, LoraPair], LoraImport]:
     """Find the LoRA's part at the pool's projections.
 
     Args:
         lora: The LoRA.
         layers: The projections of the pool, by path.
-        settings: The pool's settings.
+        adapter: Adapter name.
         name: Name that the expert will have.
         strict: Whether to refuse a LoRA that has more than that.
 
@@ -74,6 +75,8 @@ def fit_lora(
                 "weights of one as a mapping instead of the file."
             )
         check_widths(path, pair, layers[path])
+        if others := rows_left_out(layers[path], adapter, pair.up):
+            dropped.append(f"{path} ({others} rows that are neither keys nor values)")
         pairs[path] = pair
     refuse_more_than_lora(lora, layers)
     dropped += [key.removeprefix(PEFT_PREFIX) for key in lora.others]
@@ -89,7 +92,7 @@ def fit_lora(
             f"{shown(sorted(dropped))}, so it cannot become an expert without loss. The pool's projections "
             f"are {shown(sorted(layers))}. With strict=False its part there is taken, and the rest reported."
         )
-    ranks = {path: pair.down.shape[0] for path, pair in pairs.items()}
+    ranks = {path: rank_needed(layers[path], adapter, pair.down, pair.up) for path, pair in pairs.items()}
     without = tuple(path for path in layers if path not in pairs)
     return pairs, LoraImport(name, lora.source, ranks, tuple(sorted(dropped)), without)
 
@@ -151,17 +154,16 @@ def rank_pattern(report: LoraImport, layers: Layers, settings: PoolSettings) -> 
 
 def place_lora(pairs: Mapping[str, LoraPair], layers: Layers, adapter: str, index: int) -> None:
     """Write a LoRA into an expert's A and B: scale and all where it adapts, zeros elsewhere."""
-    names = expert_names(index)
     for path, layer in layers.items():
-        down, up = weight_of(layer, names.down, adapter), weight_of(layer, names.up, adapter)
-        if path not in pairs:
-            with torch.no_grad():
-                down.zero_()
-                up.zero_()
+        if path in pairs:
+            pair = pairs[path]
+            up = scaled(pair.up, pair.scale / layer.scales[adapter])
+            place(layer, adapter, index, pair.down, up)
             continue
-        pair = pairs[path]
-        put(down, pair.down)
-        put(up, scaled(pair.up, pair.scale / layer.scales[adapter]))
+        with torch.no_grad():
+            for name in pair_names(index):
+                if holds(layer, name, adapter):
+                    weight_of(layer, name, adapter).zero_()
 
 
 def scaled(weight: Tensor, factor: float) -> Tensor:

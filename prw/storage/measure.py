@@ -9,10 +9,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from prw.layers.experts import expert_names, weight_of
+from prw.errors import UnsupportedError
 from prw.layers.projection import per_token
 from prw.routing import Routing
-from prw.tuner import Layers, PrwLinear, pool_of
+from prw.storage.fused import joined
+from prw.tuner import Layers, PrwAttention, PrwLinear, pool_of
 
 
 class Measured(NamedTuple):
@@ -35,6 +36,7 @@ def measure_expert(model: nn.Module, layers: Layers, adapter: str, index: int, i
         index: Position of the expert.
         inputs: Keyword arguments of the model, its one argument, or a function that runs the model.
     """
+    refuse_attention(layers)
     run = runner(model, inputs)
     pool = pool_of(layers, adapter)
     parts: dict[str, list[float]] = {}
@@ -63,6 +65,20 @@ def measure_expert(model: nn.Module, layers: Layers, adapter: str, index: int, i
         max(differences),
         relative(tensors_of(pooled), tensors_of(alone)),
     )
+
+
+def refuse_attention(layers: Layers) -> None:
+    """Refuse to measure where keys and values never leave the attention.
+
+    Raises:
+        UnsupportedError: names the attention.
+    """
+    inside = [path for path, layer in layers.items() if isinstance(layer, PrwAttention)]
+    if inside:
+        raise UnsupportedError(
+            f"{inside[0]} is an nn.MultiheadAttention: its keys and values cannot be watched from outside, "
+            "so the difference cannot be measured. Export without measure=."
+        )
 
 
 def runner(model: nn.Module, inputs: Any) -> Callable[[], Any]:
@@ -113,8 +129,7 @@ def watched(layers: Layers, watch: Callable[[str, PrwLinear, Tensor, Tensor, boo
 
 def plain_output(layer: PrwLinear, adapter: str, index: int, hidden: Tensor) -> Tensor:
     """Compute what the expert adds to every token with weight one, of shape [tokens, d_out]."""
-    names = expert_names(index)
-    down, up = weight_of(layer, names.down, adapter), weight_of(layer, names.up, adapter)
+    down, up = (part.to(hidden.device) for part in joined(layer, adapter, index))
     rows = hidden.reshape(-1, hidden.shape[-1]).to(down.dtype)
     return rows @ down.T @ up.T * layer.scales[adapter]
 

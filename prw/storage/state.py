@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from torch import Tensor, nn
 
 from prw.errors import StorageError
-from prw.layers import expert_names
+from prw.layers import container_names
 from prw.storage.sharded import put, whole
 from prw.tuner import Layers
 
@@ -22,7 +22,9 @@ def pool_parameters(layers: Layers, adapter: str, experts: int | None = None) ->
         adapter: Adapter name.
         experts: Only those of the first so many experts; None means all.
     """
-    wanted = None if experts is None else {name for index in range(experts) for name in expert_names(index)}
+    wanted = (
+        None if experts is None else {name for index in range(experts) for name in container_names(index)}
+    )
     parameters: dict[str, nn.Parameter] = {}
     for path, layer in layers.items():
         for name in layer.adapter_layer_names:

@@ -1,11 +1,13 @@
 """PRW as a PEFT method: the one room that knows PEFT's internals. Importing it registers the method."""
 
+from prw.tuner.attention import PrwAttention
 from prw.tuner.checks import check_peft  # first: what follows needs what it looks for
 from prw.tuner.config import PrwConfig
 from prw.tuner.growth import (
     Layers,
     freeze_newest,
     grow,
+    holds,
     pool_of,
     refresh_training,
     remove,
@@ -19,11 +21,13 @@ from prw.tuner.merging import constant_weights, merge
 from prw.tuner.model import PrwModel
 from prw.tuner.project import project
 from prw.tuner.registration import register
+from prw.tuner.targets import limited
 
 register(PrwConfig, PrwModel)
 
 __all__ = [
     "Layers",
+    "PrwAttention",
     "PrwConfig",
     "PrwLinear",
     "PrwModel",
@@ -32,6 +36,8 @@ __all__ = [
     "constant_weights",
     "freeze_newest",
     "grow",
+    "holds",
+    "limited",
     "merge",
     "pool_layers",
     "pool_of",

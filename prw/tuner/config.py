@@ -34,6 +34,8 @@ class PrwConfig(_Mirror):  # type: ignore[misc, unused-ignore]
 
     Attributes:
         target_modules: "kv", "k" or "v" (found by structure), or module names, globs or patterns.
+        rows: Which rows of a projection that holds keys and values get experts: "kv", "k" or "v".
+        layout: How such a projection is laid out where its block does not tell: "q|k|v", "8*(q|k|v)", ...
         experts: Names of the experts, oldest first.
         expert_ranks: Expert to rank pattern, for imported experts with ranks of their own.
         noise_draws: How much of the stream of `noise_seed` is used up.
@@ -53,6 +55,8 @@ class PrwConfig(_Mirror):  # type: ignore[misc, unused-ignore]
     """
 
     target_modules: Any = "kv"
+    rows: str = "kv"
+    layout: str | None = None
     experts: list[str] = field(default_factory=list)
     imported: list[str] = field(default_factory=list)
     newest_frozen: bool = False
@@ -73,6 +77,8 @@ class PrwConfig(_Mirror):  # type: ignore[misc, unused-ignore]
         self.settings()
         if isinstance(self.target_modules, str) and self.target_modules not in WHOLE_MODEL:
             self.target_modules = [self.target_modules]  # else PEFT would read a name or glob as a pattern
+        if self.rows not in STRUCTURAL:
+            raise ConfigError(f'rows is "kv", "k" or "v", got {self.rows!r}.')
         if isinstance(self.experts, str):
             raise ConfigError(
                 f"experts is a list of names, got the string {self.experts!r}; for one expert write "

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from prw.errors import PoolError
-from prw.layers import Pool, expert_names
+from prw.layers import Pool, container_names, expert_names, pair_names
 from prw.layers.experts import NOISE
 from prw.tuner.config import PrwConfig, check_name
 from prw.tuner.layer import PrwLinear
@@ -21,9 +21,9 @@ def training_containers(config: PrwConfig) -> set[str]:
     last = len(config.experts) - 1
     training: set[str] = set()
     if last >= 0 and not config.newest_frozen:
-        training.update(expert_names(last))
+        training.update(container_names(last))
         if config.experts[last] in config.imported:
-            training -= {expert_names(last).down, expert_names(last).up}
+            training.difference_update(pair_names(last))
         if config.train_veteran_gates:
             training.update(name for index in range(last) for name in expert_names(index)[2:])
     if not config.noise:
@@ -128,8 +128,9 @@ def tell(pool: Pool, config: PrwConfig) -> None:
 def copy_expert(layer: PrwLinear, adapter: str, source: int, index: int) -> None:
     """Overwrite one expert's A and B by another's."""
     with torch.no_grad():
-        for old, new in zip(expert_names(source)[:2], expert_names(index)[:2], strict=True):
-            getattr(layer, new)[adapter].weight.copy_(getattr(layer, old)[adapter].weight)
+        for old, new in zip(pair_names(source), pair_names(index), strict=True):
+            if holds(layer, old, adapter):
+                getattr(layer, new)[adapter].weight.copy_(getattr(layer, old)[adapter].weight)
 
 
 def freeze_newest(layers: Layers, adapter: str, config: PrwConfig) -> None:
@@ -186,10 +187,10 @@ def holds(layer: PrwLinear, name: str, adapter: str) -> bool:
 def shift_experts(layer: PrwLinear, adapter: str, index: int, last: int) -> None:
     """Move the experts after `index` one place up and drop the containers of the last place."""
     for place in range(index, last):
-        for here, there in zip(expert_names(place), expert_names(place + 1), strict=True):
+        for here, there in zip(container_names(place), container_names(place + 1), strict=True):
             if holds(layer, there, adapter):
                 getattr(layer, here)[adapter] = getattr(layer, there)[adapter]
-    for name in expert_names(last):
+    for name in container_names(last):
         if holds(layer, name, adapter):
             del getattr(layer, name)[adapter]
             if len(getattr(layer, name)) == 0:

@@ -10,13 +10,22 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from prw.errors import UnsupportedError
-from prw.layers import RoutedProjection, Site, add_expert_weights, add_router_vectors, expert_names
+from prw.layers import (
+    WHOLE,
+    Part,
+    RoutedProjection,
+    Site,
+    add_expert_weights,
+    add_router_vectors,
+    container_names,
+)
+from prw.tuner.fusing import refuse_fusing
 
 
 class PrwLinear(RoutedProjection, BaseTunerLayer):
     """A Linear (plain, quantised, or already wrapped by PEFT) with routed experts beside it."""
 
-    other_param_names = ("sites", "strengths", "scales")
+    other_param_names = ("sites", "parts", "strengths", "scales")
 
     def __init__(self, base_layer: nn.Module, in_features: int, out_features: int) -> None:
         """Wrap a projection; it has no experts yet."""
@@ -33,9 +42,10 @@ class PrwLinear(RoutedProjection, BaseTunerLayer):
         """Rank by adapter; diffusers counts them to name the next LoRA."""
         return {adapter: site.pool.settings.rank for adapter, site in self.sites.items()}
 
-    def join(self, adapter: str, site: Site, path: str) -> None:
+    def join(self, adapter: str, site: Site, path: str, parts: tuple[Part, ...] = WHOLE) -> None:
         """Make this projection a member of a site and give it the weights of the pool's experts."""
         self.sites[adapter] = site
+        self.parts[adapter] = parts
         self.strengths[adapter] = 1.0
         self.scales[adapter] = site.pool.settings.scale_at(path)
         site.projections[path] = self
@@ -48,10 +58,12 @@ class PrwLinear(RoutedProjection, BaseTunerLayer):
         Raises:
             UnsupportedError: if the projection is split over processes or offloaded already.
         """
-        site, names = self.sites[adapter], expert_names(index)
+        site, names = self.sites[adapter], container_names(index)
         like = next(self.get_base_layer().parameters(), None)
         refuse_elsewhere(like, offloaded=hasattr(self.get_base_layer(), "_hf_hook"))
-        add_expert_weights(self, index, adapter, site.pool.rank_at(index, site.path_of(self)), like)
+        rank = site.pool.rank_at(index, site.path_of(self))
+        for part in self.parts_of(adapter):
+            add_expert_weights(self, index, adapter, rank, like, part)
         if site.router is self:
             add_router_vectors(self, index, adapter, site.pool.settings.gate_std, like)
         new = [name for name in names if name in self._modules and name not in self.adapter_layer_names]
@@ -95,11 +107,20 @@ class PrwLinear(RoutedProjection, BaseTunerLayer):
         if not routed or self.disable_adapters:
             return output
         for adapter in self.active_adapters:
-            delta = self.expert_output(hidden, adapter) if adapter in self.sites else None
-            if delta is not None:
-                strength = self.strengths[adapter]
-                output = output + (delta if strength == 1.0 else delta * strength).to(output.dtype)
+            if adapter in self.sites:
+                output = self.with_experts(output, hidden, adapter, self.strengths[adapter])
         return output
+
+    @property
+    def weight(self) -> Tensor:
+        """The base's weight, as PEFT gives it; not shown to diffusers' fusing, which would lose the experts.
+
+        Raises:
+            UnsupportedError: if diffusers is fusing projections.
+        """
+        refuse_fusing(self.sites)
+        weight: Tensor = super().weight
+        return weight
 
     def set_scale(self, adapter: str, scale: float) -> None:
         """Set the strength of an adapter's experts; diffusers' `set_adapters` calls this."""

@@ -136,6 +136,14 @@ def plain_weight(path: str, layer: PrwLinear, owners: int) -> nn.Parameter:
 
 def delta(layer: PrwLinear, adapter: str, index: int) -> Tensor:
     """Multiply out what an expert adds to a projection's weight, in float64."""
-    names = expert_names(index)
-    up, down = (weight_of(layer, name, adapter).detach().double() for name in (names.up, names.down))
-    return up @ down * (layer.scales[adapter] * layer.strengths[adapter])
+    change = torch.zeros(0)
+    for part in layer.parts_of(adapter):
+        names = expert_names(index, part.letter)
+        up, down = (weight_of(layer, name, adapter).detach().double() for name in (names.up, names.down))
+        product = up @ down * (layer.scales[adapter] * layer.strengths[adapter])
+        if part.rows is None:
+            return product
+        if not change.numel():
+            change = product.new_zeros(layer.out_features, layer.in_features)
+        change[part.rows.indices()] = product
+    return change

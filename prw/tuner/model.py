@@ -12,18 +12,20 @@ from peft.tuners.tuners_utils import (
     BaseTuner,
     BaseTunerLayer,
     _ExcludedModule,
-    _get_in_out_features,
     check_target_module_exists,
 )
 from torch import nn
 
 from prw.errors import ConfigError, TargetError
-from prw.layers import NoiseStream, Pool, Site
+from prw.layers import WHOLE, NoiseStream, Part, Pool, Site
+from prw.tuner.attention import PrwAttention
 from prw.tuner.citizenship import cast_to_base, warn_of_others
 from prw.tuner.config import PrwConfig
+from prw.tuner.grouping import adaptable, candidates, sites_of, unwrapped, widths_of
 from prw.tuner.growth import refresh_training
 from prw.tuner.layer import PrwLinear
-from prw.tuner.targets import adaptable, candidates, find_targets, sites_of
+from prw.tuner.parts import parts_of_target
+from prw.tuner.targets import STRUCTURAL, find_targets
 
 
 class PrwModel(BaseTuner):
@@ -37,13 +39,18 @@ class PrwModel(BaseTuner):
         return peft_config
 
     def _prepare_model(self, peft_config: PeftConfig, model: nn.Module) -> None:
-        """Turn "kv" and patterns into paths, and plan the sites, before PEFT walks the model."""
+        """Turn "kv" and patterns into paths, and plan sites and parts, before PEFT walks the model."""
         config = cast(PrwConfig, peft_config)
         targets = "kv" if config.target_modules is None else config.target_modules
+        if isinstance(targets, str) and targets in STRUCTURAL and targets != "kv":
+            config.rows = targets
         self._targets: list[str] | None = None
+        self._parts: dict[str, tuple[Part, ...]] = {}
         if targets != "all-linear":
             found = find_targets(model, targets, partial(left_in, config))
+            refuse_missing_layers(config, found)
             self._targets = config.target_modules = found
+            self._parts = {name: parts_of_target(model, name, config.rows, config.layout) for name in found}
         if config.granularity == "sample":
             refuse_causal(model, self._targets or [name for name, _ in model.named_modules() if name])
         settings = config.settings()
@@ -52,6 +59,7 @@ class PrwModel(BaseTuner):
         self._pool = Pool(settings, tuple(config.experts), config.expert_ranks, noise)
         self._sites: dict[str, Site] = {}
         self._site_of = site_index(model, config)
+        self._kin: list[PrwAttention] = []
         warn_of_others(model, self.active_adapters)
 
     def _check_target_module_exists(self, peft_config: PeftConfig, key: str) -> Any:  # type: ignore[override]
@@ -80,18 +88,76 @@ class PrwModel(BaseTuner):
         current_key: str,
         parameter_name: str | None = None,
     ) -> None:
-        if not adaptable(target):
+        if not adaptable(target) or isinstance(unwrapped(parent), nn.MultiheadAttention):
             raise TargetError(
-                f"{current_key} is a {type(target).__name__}; experts go on nn.Linear projections only."
+                f"{current_key} is a {type(target).__name__} in a {type(parent).__name__}; experts go on "
+                "linear projections and on nn.MultiheadAttention as a whole."
             )
         site_name = self._site_of.get(current_key, current_key)
         if site_name not in self._sites:
             self._sites[site_name] = Site(site_name, self._pool, adapter_name)
-        layer = target if isinstance(target, PrwLinear) else wrap(target)
-        layer.join(adapter_name, self._sites[site_name], current_key)
+        site = self._sites[site_name]
+        layer = target if isinstance(target, PrwLinear) else wrap(target, current_key)
+        layer.join(adapter_name, site, current_key, self._parts.get(current_key, WHOLE))
         refresh_training({current_key: layer}, adapter_name, cast(PrwConfig, peft_config))
+        if isinstance(layer, PrwAttention) and layer is not target:
+            self._kin.append(layer)
+            layer.kin = self._kin
         if layer is not target:
             self._replace_module(parent, target_name, layer, target)
+
+
+def wrap(target: nn.Module, path: str) -> PrwLinear:
+    """Put a projection into a layer without experts.
+
+    Raises:
+        TargetError: if its widths cannot be told, or another adapter is around an nn.MultiheadAttention.
+    """
+    in_features, out_features = widths_of(target)
+    if not in_features or not out_features:
+        raise TargetError(
+            f"cannot tell the input and output width of {path}, a {type(unwrapped(target)).__name__}; "
+            "experts need both."
+        )
+    if not isinstance(unwrapped(target), nn.MultiheadAttention):
+        return PrwLinear(target, in_features, out_features)
+    if isinstance(target, BaseTunerLayer):
+        raise TargetError(
+            f"{path} is an nn.MultiheadAttention that a {type(target).__name__} of PEFT is around already. "
+            "Inject the pool first, or leave that attention out with exclude=."
+        )
+    return PrwAttention(target, in_features, out_features)
+
+
+def site_index(model: nn.Module, peft_config: PrwConfig) -> dict[str, str]:
+    """Give every target's site; a key and a value of unequal input width stay apart."""
+    targets = peft_config.target_modules
+    names = targets if isinstance(targets, list) else [name for name, _ in model.named_modules()]
+    index: dict[str, str] = {}
+    for site, members in sites_of(names).items():
+        widths = {in_features(model, name) for name in members}
+        index.update({name: site if len(widths) == 1 else name for name in members})
+    return index
+
+
+def in_features(model: nn.Module, name: str) -> int | None:
+    """Read the input width of a projection, None for other modules."""
+    module = model.get_submodule(name)
+    return widths_of(module)[0] if adaptable(module) else None
+
+
+def refuse_missing_layers(config: PrwConfig, found: Iterable[str]) -> None:
+    """Refuse a layer index that no target has.
+
+    Raises:
+        TargetError: names the index.
+    """
+    layers = config.layers_to_transform
+    for index in [layers] if isinstance(layers, int) else layers or []:
+        asked = copy.copy(config)
+        asked.layers_to_transform = [index]
+        if not any(left_in(asked, name) for name in found):
+            raise TargetError(f"no target is in a layer with index {index}, which layers_to_transform names.")
 
 
 def left_in(config: PrwConfig, name: str) -> bool:
@@ -133,33 +199,3 @@ def causal(module: nn.Module) -> bool:
         return True
     decodes = getattr(getattr(module, "config", None), "is_decoder", False)
     return decodes is True or getattr(module, "is_causal", False) is True
-
-
-def wrap(target: nn.Module) -> PrwLinear:
-    """Put a projection into a layer without experts."""
-    inner = target.get_base_layer() if isinstance(target, BaseTunerLayer) else target
-    in_features, out_features = _get_in_out_features(inner)
-    if in_features is None or out_features is None:
-        raise TargetError(
-            f"cannot tell the input and output width of a {type(inner).__name__}; experts need both."
-        )
-    return PrwLinear(target, in_features, out_features)
-
-
-def site_index(model: nn.Module, peft_config: PrwConfig) -> dict[str, str]:
-    """Give every target's site; a key and a value of unequal input width stay apart."""
-    targets = peft_config.target_modules
-    names = targets if isinstance(targets, list) else [name for name, _ in model.named_modules()]
-    index: dict[str, str] = {}
-    for site, projections in sites_of(names).items():
-        widths = {in_features(model, name) for name in projections}
-        index.update({name: site if len(widths) == 1 else name for name in projections})
-    return index
-
-
-def in_features(model: nn.Module, name: str) -> int | None:
-    """Read the input width of a projection, None for other modules."""
-    module = model.get_submodule(name)
-    inner = module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
-    width: int | None = _get_in_out_features(inner)[0] if isinstance(inner, nn.Linear) else None
-    return width

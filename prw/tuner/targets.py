@@ -1,9 +1,8 @@
-"""Which modules get experts, and which of them share a site.
+"""Which modules get experts: found by structure, or named, and limited by `exclude` and `layers`.
 
-"kv", "k" and "v" look at structure, not at the model's class: a module that has a key and a value projection
-as children, both `nn.Linear`, is an attention block. On FLUX that is `to_k`/`to_v` of every double and single
-block, which carry the image and the source stream. The text stream's `add_k_proj`/`add_v_proj` are left out
-unless named, since in CoLoGen only source tokens see experts; named, they are a site of their own.
+"kv", "k" and "v" look at structure, not at the model's class: at the names and widths of an attention block's
+projections. Streams that were added to a block, as `add_k_proj`/`add_v_proj` of the text in FLUX, are left
+out unless named, since in CoLoGen only source tokens see experts; named, they are a site of their own.
 """
 
 from __future__ import annotations
@@ -13,75 +12,18 @@ import functools
 import re
 import warnings
 from collections.abc import Callable, Iterable
-from typing import NamedTuple
+from typing import Any
 
-from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 from prw.errors import TargetError
+from prw.tuner.grouping import candidates, replaced, sites_of, structural
+from prw.tuner.naming import role_of, split
+from prw.tuner.seen import nothing
 
+__all__ = ["STRUCTURAL", "excluded_paths", "find_targets", "limited", "match_targets", "matches", "sites_of"]
 
-class Pair(NamedTuple):
-    """Attribute names of a key and a value projection; `site` is appended to the block's path."""
-
-    key: str
-    value: str
-    site: str = ""
-
-
-PAIRS = (
-    Pair("to_k", "to_v"),
-    Pair("k_proj", "v_proj"),
-    Pair("key", "value"),
-    Pair("k", "v"),
-    Pair("k_lin", "v_lin"),
-    Pair("key_proj", "value_proj"),
-    Pair("wk", "wv"),
-)
-TEXT_PAIR = Pair("add_k_proj", "add_v_proj", ".text")
 STRUCTURAL = ("kv", "k", "v")
-
-
-def adaptable(module: nn.Module) -> bool:
-    """Tell whether a module can carry experts: a Linear, or a PEFT layer around one."""
-    inner = module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
-    return isinstance(inner, nn.Linear)
-
-
-def candidates(model: nn.Module) -> dict[str, nn.Module]:
-    """List what can carry experts by path, leaving out the insides of adapters."""
-    found: dict[str, nn.Module] = {}
-    inside: tuple[str, ...] = ()
-    for name, module in model.named_modules():
-        if not name or name.startswith(inside or "\0"):
-            continue
-        if adaptable(module):
-            found[name] = module
-        if isinstance(module, BaseTunerLayer):
-            inside = (*inside, name + ".")
-    return found
-
-
-def sites_of(names: Iterable[str]) -> dict[str, tuple[str, ...]]:
-    """Group projections by the attention block they serve.
-
-    Args:
-        names: Paths of projections.
-
-    Returns:
-        Site name to its projections, key before value. A projection without a partner is a site of its own.
-    """
-    known = dict.fromkeys(names)
-    sites: dict[str, tuple[str, ...]] = {}
-    for name in known:
-        block, _, last = name.rpartition(".")
-        pair = next((pair for pair in (*PAIRS, TEXT_PAIR) if last in (pair.key, pair.value)), None)
-        both = tuple(f"{block}.{part}".lstrip(".") for part in (pair.key, pair.value)) if pair else ()
-        if pair is not None and all(part in known for part in both):
-            sites[f"{block}{pair.site}" or "model"] = both
-        else:
-            sites[name] = (name,)
-    return sites
 
 
 def find_targets(
@@ -108,6 +50,7 @@ def find_targets(
             "layers_to_transform and layers_pattern leave none of them. Change one of those."
         )
     refuse_shared(model, chosen)
+    refuse_replaced(model, chosen)
     return chosen
 
 
@@ -119,11 +62,14 @@ def match_targets(model: nn.Module, target: str | Iterable[str]) -> list[str]:
     """
     found = candidates(model)
     if isinstance(target, str) and target in STRUCTURAL:
-        picked = structural(found, target)
+        picked = structural(model, found, target)
         if not picked:
-            raise TargetError(
-                nothing(f"target={target!r} found no attention block with separate key and value", model)
-            )
+            if isinstance(model, nn.MultiheadAttention):
+                raise TargetError(
+                    "the model itself is an nn.MultiheadAttention, and a pool is put around modules inside a "
+                    "model: put it into one, as nn.Sequential or a class of yours."
+                )
+            raise TargetError(nothing(f"target={target!r} found no attention block", model))
         return picked
     entries = [target] if isinstance(target, str) else list(target)
     if not entries:
@@ -157,13 +103,19 @@ def refuse_shared(model: nn.Module, chosen: Iterable[str]) -> None:
             )
 
 
-def structural(found: dict[str, nn.Module], target: str) -> list[str]:
-    """Pick key and value projections of blocks that have both, in the model's order."""
-    picked: set[str] = set()
-    for projections in sites_of(found).values():
-        if len(projections) == 2 and projections[0].rpartition(".")[2] != TEXT_PAIR.key:
-            picked.update({"kv": projections, "k": projections[:1], "v": projections[1:]}[target])
-    return [name for name in found if name in picked]
+def refuse_replaced(model: nn.Module, chosen: Iterable[str]) -> None:
+    """Refuse separate projections of a block that diffusers has fused: they are not called any more.
+
+    Raises:
+        TargetError: names the first one.
+    """
+    for name in chosen:
+        block, last = split(name)
+        if replaced(model.get_submodule(block), role_of(last)):
+            raise TargetError(
+                f"{name} is not called any more, since fuse_qkv_projections() has put {block} into one "
+                'projection. Use target="kv", name to_qkv or to_kv, or call unfuse_qkv_projections() first.'
+            )
 
 
 def matches(name: str, entry: str) -> bool:
@@ -185,12 +137,35 @@ def as_pattern(entry: str) -> re.Pattern[str] | None:
         return None
 
 
-def nothing(what: str, model: nn.Module) -> str:
-    """Say what was looked for and what the model has instead, by the last part of each path and its class."""
-    kinds = {(name.rpartition(".")[2], type(module).__name__) for name, module in model.named_modules()}
-    leaves = sorted(f"{last} ({kind})" for last, kind in kinds if last and not last.isdigit())
-    shown = ", ".join(leaves[:40]) + (", ..." if len(leaves) > 40 else "")
-    return (
-        f"{what} in {type(model).__name__}. It has: {shown or 'no modules'}. Experts go on nn.Linear; pass "
-        "target= a name, glob or regular expression of the projections meant."
-    )
+def excluded_paths(model: nn.Module, entries: str | Iterable[str]) -> list[str]:
+    """List the projections that `exclude` leaves out: those it matches, and all below modules it matches.
+
+    Raises:
+        TargetError: if an entry matches nothing that can carry experts.
+    """
+    found, left_out = candidates(model), set()
+    for entry in [entries] if isinstance(entries, str) else entries:
+        hits = {
+            name
+            for name in found
+            if any(
+                matches(".".join(name.split(".")[:depth]), entry) for depth in range(1, name.count(".") + 2)
+            )
+        }
+        if not hits:
+            raise TargetError(nothing(f"exclude={entry!r} matched nothing that can carry experts", model))
+        left_out |= hits
+    return [name for name in found if name in left_out]
+
+
+def limited(
+    model: nn.Module, exclude: str | Iterable[str], layers: int | Iterable[int] | None
+) -> dict[str, Any]:
+    """Say `exclude` and `layers` in PEFT's terms.
+
+    Raises:
+        TargetError: if an entry of `exclude` matches nothing.
+    """
+    indices = layers if layers is None or isinstance(layers, int) else list(layers)
+    left_out = excluded_paths(model, exclude)
+    return {"exclude_modules": left_out or None, "layers_to_transform": indices}
