@@ -2,6 +2,7 @@
 
 from prw.layers.experts import ExpertNames, add_expert_weights, add_router_vectors, expert_names
 from prw.layers.noise import NoiseStream
+from prw.layers.pairs import pair_of
 from prw.layers.pool import Pool, Scope
 from prw.layers.projection import RoutedProjection
 from prw.layers.site import Site, SiteRecord
@@ -17,4 +18,5 @@ __all__ = [
     "add_expert_weights",
     "add_router_vectors",
     "expert_names",
+    "pair_of",
 ]

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from prw.errors import ConfigError
-from prw.layers.experts import expert_names, weight_of
+from prw.layers import pair_of
 from prw.storage.atomic import atomic_folder
 from prw.storage.folder import README, write_config
 from prw.storage.lora_files import DIFFUSERS_WEIGHTS_NAME
@@ -138,11 +138,7 @@ def write_lora(
 
 def pairs_of(layers: Layers, adapter: str, index: int, skip_empty: bool) -> dict[str, tuple[Tensor, Tensor]]:
     """Collect an expert's A and B by projection, perhaps without those that add nothing."""
-    names = expert_names(index)
-    pairs = {
-        path: (weight_of(layer, names.down, adapter).detach(), weight_of(layer, names.up, adapter).detach())
-        for path, layer in layers.items()
-    }
+    pairs = {path: pair_of(layer, adapter, index) for path, layer in layers.items()}
     adding = {path: pair for path, pair in pairs.items() if bool(pair[1].any())}
     return adding if skip_empty and adding else pairs
 

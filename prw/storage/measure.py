@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from prw.layers.experts import expert_names, weight_of
+from prw.layers import pair_of
 from prw.layers.projection import per_token
 from prw.routing import Routing
 from prw.tuner import Layers, PrwLinear, pool_of
@@ -113,8 +113,7 @@ def watched(layers: Layers, watch: Callable[[str, PrwLinear, Tensor, Tensor, boo
 
 def plain_output(layer: PrwLinear, adapter: str, index: int, hidden: Tensor) -> Tensor:
     """Compute what the expert adds to every token with weight one, of shape [tokens, d_out]."""
-    names = expert_names(index)
-    down, up = weight_of(layer, names.down, adapter), weight_of(layer, names.up, adapter)
+    down, up = pair_of(layer, adapter, index)
     rows = hidden.reshape(-1, hidden.shape[-1]).to(down.dtype)
     return rows @ down.T @ up.T * layer.scales[adapter]
 

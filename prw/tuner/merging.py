@@ -10,8 +10,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from prw.errors import PoolError, UnsupportedError
-from prw.layers import Pool, expert_names
-from prw.layers.experts import weight_of
+from prw.layers import Pool, pair_of
 from prw.tuner.injection import TrainedBefore, take_out
 from prw.tuner.layer import PrwLinear
 
@@ -136,6 +135,5 @@ def plain_weight(path: str, layer: PrwLinear, owners: int) -> nn.Parameter:
 
 def delta(layer: PrwLinear, adapter: str, index: int) -> Tensor:
     """Multiply out what an expert adds to a projection's weight, in float64."""
-    names = expert_names(index)
-    up, down = (weight_of(layer, name, adapter).detach().double() for name in (names.up, names.down))
-    return up @ down * (layer.scales[adapter] * layer.strengths[adapter])
+    down, up = pair_of(layer, adapter, index)
+    return up.double() @ down.double() * (layer.scales[adapter] * layer.strengths[adapter])
