@@ -10,6 +10,7 @@ from prw.layers.experts import (
     pair_names,
 )
 from prw.layers.noise import NoiseStream
+from prw.layers.pairs import pair_of
 from prw.layers.pool import Pool, Scope
 from prw.layers.projection import RoutedProjection
 from prw.layers.rows import WHOLE, Part, Rows, add_rows
@@ -34,4 +35,5 @@ __all__ = [
     "container_names",
     "expert_names",
     "pair_names",
+    "pair_of",
 ]

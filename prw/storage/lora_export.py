@@ -17,13 +17,13 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from prw.errors import ConfigError
+from prw.layers import pair_of
 from prw.storage.atomic import atomic_folder
 from prw.storage.folder import write_config
-from prw.storage.fused import joined
 from prw.storage.lora_files import DIFFUSERS_WEIGHTS_NAME
 from prw.storage.lora_import import scaled
 from prw.storage.measure import Measured
-from prw.storage.sharded import one_writer
+from prw.storage.sharded import one_writer, whole
 from prw.storage.state import PEFT_PREFIX, pool_parameters
 from prw.tuner import Layers, PrwConfig, pool_of
 from prw.tuner.card import README
@@ -153,7 +153,7 @@ def write_lora_folder(
 
 def pairs_of(layers: Layers, adapter: str, index: int, skip_empty: bool) -> dict[str, tuple[Tensor, Tensor]]:
     """Collect an expert's A and B by projection, perhaps without those that add nothing."""
-    pairs = {path: joined(layer, adapter, index) for path, layer in layers.items()}
+    pairs = {path: pair_of(layer, adapter, index, whole) for path, layer in layers.items()}
     adding = {path: pair for path, pair in pairs.items() if bool(pair[1].any())}
     return adding if skip_empty and adding else pairs
 

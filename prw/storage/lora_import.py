@@ -14,7 +14,7 @@ from prw.config import PoolSettings
 from prw.errors import StorageError
 from prw.layers import pair_names
 from prw.layers.experts import weight_of
-from prw.storage.fused import place, rank_needed, rows_left_out
+from prw.storage.fitting import place, rank_needed, rows_left_out
 from prw.storage.lora_files import ForeignLora, LoraPair
 from prw.storage.state import PEFT_PREFIX, shown
 from prw.tuner import Layers, PrwLinear, holds

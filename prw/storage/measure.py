@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from prw.errors import UnsupportedError
+from prw.layers import pair_of
 from prw.layers.projection import per_token
 from prw.routing import Routing
-from prw.storage.fused import joined
 from prw.tuner import Layers, PrwAttention, PrwLinear, pool_of
 
 
@@ -129,7 +129,7 @@ def watched(layers: Layers, watch: Callable[[str, PrwLinear, Tensor, Tensor, boo
 
 def plain_output(layer: PrwLinear, adapter: str, index: int, hidden: Tensor) -> Tensor:
     """Compute what the expert adds to every token with weight one, of shape [tokens, d_out]."""
-    down, up = (part.to(hidden.device) for part in joined(layer, adapter, index))
+    down, up = pair_of(layer, adapter, index)
     rows = hidden.reshape(-1, hidden.shape[-1]).to(down.dtype)
     return rows @ down.T @ up.T * layer.scales[adapter]
 

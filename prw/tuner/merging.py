@@ -10,8 +10,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from prw.errors import PoolError, UnsupportedError
-from prw.layers import Pool, expert_names
-from prw.layers.experts import weight_of
+from prw.layers import Pool, pair_of
 from prw.tuner.injection import TrainedBefore, take_out
 from prw.tuner.layer import PrwLinear
 
@@ -136,14 +135,5 @@ def plain_weight(path: str, layer: PrwLinear, owners: int) -> nn.Parameter:
 
 def delta(layer: PrwLinear, adapter: str, index: int) -> Tensor:
     """Multiply out what an expert adds to a projection's weight, in float64."""
-    change = torch.zeros(0)
-    for part in layer.parts_of(adapter):
-        names = expert_names(index, part.letter)
-        up, down = (weight_of(layer, name, adapter).detach().double() for name in (names.up, names.down))
-        product = up @ down * (layer.scales[adapter] * layer.strengths[adapter])
-        if part.rows is None:
-            return product
-        if not change.numel():
-            change = product.new_zeros(layer.out_features, layer.in_features)
-        change[part.rows.indices()] = product
-    return change
+    down, up = pair_of(layer, adapter, index)
+    return up.double() @ down.double() * (layer.scales[adapter] * layer.strengths[adapter])

@@ -188,6 +188,9 @@ def test_tokens_that_are_not_routed_count_as_weight_zero(make_plain, wake, tmp_p
         "a", tmp_path / "not routed", measure=lambda: prw.project(layer, hidden, routed=False)
     )
     assert report.mean_difference == 1.0
+    both = lambda: (layer(hidden), prw.project(layer, hidden, routed=False))  # noqa: E731  # half of it routed
+    report = weave.export_lora("a", tmp_path / "both", measure=both)
+    assert report.mean_difference == pytest.approx(0.5**0.5)
     unmeasured = weave.export_lora("a", tmp_path / "unmeasured")
     assert unmeasured.mean_gate is None
     weave.add_expert("b")

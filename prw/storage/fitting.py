@@ -1,4 +1,4 @@
-"""Experts of a projection that holds keys and values, as one plain LoRA pair, and such a pair as experts."""
+"""A plain LoRA pair as an expert, also of a projection that holds keys and values at once."""
 
 from __future__ import annotations
 
@@ -8,35 +8,8 @@ from torch import Tensor
 
 from prw.layers import Part, expert_names
 from prw.layers.experts import weight_of
-from prw.storage.sharded import put, whole
+from prw.storage.sharded import put
 from prw.tuner import PrwLinear
-
-
-def joined(layer: PrwLinear, adapter: str, index: int) -> tuple[Tensor, Tensor]:
-    """Give one expert at one projection as A and B of a plain LoRA, copied to the CPU.
-
-    Of a projection that holds keys and values, A has the A of both, one above the other, and B is zero in the
-    rows of the queries: its rank is twice the expert's.
-
-    Args:
-        layer: The projection.
-        adapter: Adapter name.
-        index: Position of the expert.
-
-    Returns:
-        Of shapes [rank, d_in] and [d_out, rank].
-    """
-    downs, ups = [], []
-    for part in layer.parts_of(adapter):
-        names = expert_names(index, part.letter)
-        down, up = (whole(weight_of(layer, name, adapter)) for name in (names.down, names.up))
-        if part.rows is None:
-            return down, up
-        among_all = up.new_zeros(layer.out_features, up.shape[1])
-        among_all[part.rows.indices()] = up
-        downs.append(down)
-        ups.append(among_all)
-    return torch.cat(downs), torch.cat(ups, dim=1)
 
 
 def place(layer: PrwLinear, adapter: str, index: int, down: Tensor, up: Tensor) -> None:
