@@ -8,6 +8,7 @@ from prw.layers.experts import (
     expert_names,
     pair_names,
 )
+from prw.layers.pairs import pair_of
 from prw.layers.pool import Pool, Scope
 from prw.layers.projection import RoutedProjection
 from prw.layers.rows import WHOLE, Part, Rows, add_rows
@@ -29,4 +30,5 @@ __all__ = [
     "container_names",
     "expert_names",
     "pair_names",
+    "pair_of",
 ]

@@ -16,9 +16,10 @@ from torch import Tensor
 
 from prw.config import PoolSettings
 from prw.errors import StorageError
+from prw.layers import pair_of
 from prw.storage.atomic import atomic_folder
 from prw.storage.folder import read_config, read_weights, write_config
-from prw.storage.fused import check_fits, joined, place
+from prw.storage.fused import check_fits, place
 from prw.storage.state import PEFT_PREFIX, shown
 from prw.tuner import Layers, PrwConfig, PrwLinear, pool_of
 
@@ -65,7 +66,7 @@ def write_lora(path: Path, layers: Layers, adapter: str, expert: str, config: Pr
     """
     index, weights, ranks = pool_of(layers, adapter).index(expert), {}, {}
     for name, layer in layers.items():
-        down, up = joined(layer, adapter, index)
+        down, up = pair_of(layer, adapter, index)
         weights[f"{PEFT_PREFIX}{name}.lora_A.weight"] = down
         weights[f"{PEFT_PREFIX}{name}.lora_B.weight"] = up
         ranks[name] = down.shape[0]
@@ -77,6 +78,7 @@ def write_lora(path: Path, layers: Layers, adapter: str, expert: str, config: Pr
         rank_pattern=higher,
         alpha_pattern={name: scale * other for name, other in higher.items()},
         target_modules=sorted(layers),
+        fan_in_fan_out=all(type(layer.get_base_layer()).__name__ == "Conv1D" for layer in layers.values()),
         base_model_name_or_path=config.base_model_name_or_path,
         inference_mode=True,
     )

@@ -61,6 +61,16 @@ def test_the_fused_calls_give_what_the_plain_ones_give(wake):
     assert torch.allclose(model(hidden), evaluated, atol=1e-6)
 
 
+def test_a_nested_batch_that_would_pass_over_experts_is_refused_with_the_way_out(wake):
+    model, hidden = encoder(), torch.randn(2, 5, 8)
+    wake(prw.inject(model, rank=2, experts=["a"], layers=1))
+    with torch.no_grad():
+        with pytest.raises(prw.RoutingError, match="use_nested_tensor = False"):
+            model(hidden, src_key_padding_mask=padded())
+        model.use_nested_tensor = False
+        assert model(hidden, src_key_padding_mask=padded()).shape == hidden.shape
+
+
 def test_compile_takes_an_encoder_layer_whole(wake):
     layer, hidden = encoder().layers[0], torch.randn(2, 5, 8)
     weave = prw.inject(layer, rank=2, experts=["a", "b"])
