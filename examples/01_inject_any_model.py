@@ -1,11 +1,11 @@
-"""Gives a Llama a pool of two experts, looks at the routing, and takes the pool out again.
+"""Gives a Llama and a GPT-2 a pool of two experts, looks at the routing, and takes the pool out again.
 
-Any model with attention will do (docs/supported-models.md); this one is tiny and random, so it runs anywhere:
+Any model with attention will do (docs/supported-models.md); these are tiny and random, so it runs anywhere:
 `python examples/01_inject_any_model.py`.
 """
 
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 import prw
 
@@ -23,17 +23,20 @@ def tiny_llama() -> LlamaForCausalLM:
     ).eval()
 
 
+def tiny_gpt2() -> GPT2LMHeadModel:
+    """Its queries, keys and values come from one projection; only the rows of keys and values get experts."""
+    return GPT2LMHeadModel(GPT2Config(n_embd=32, n_layer=2, n_head=4, vocab_size=64)).eval()
+
+
 @torch.no_grad()
-def main() -> None:
-    torch.manual_seed(0)
-    model = tiny_llama()
+def show(model: PreTrainedModel) -> None:
     tokens = torch.randint(64, (2, 8))
     before = model(tokens).logits
 
     weave = prw.inject(model, target="kv", experts=["french"], rank=4, alpha=8)
     print("the output after injection is the same, bit for bit:", torch.equal(model(tokens).logits, before))
     for site in weave.sites:
-        print("a site:", site.name)
+        print("a site:", site.name, "with", ", ".join(site.modules))
 
     weave.add_expert("chemistry")
     with weave.record() as routing:
@@ -42,6 +45,13 @@ def main() -> None:
 
     weave.eject()
     print("and after eject:", torch.equal(model(tokens).logits, before))
+
+
+def main() -> None:
+    torch.manual_seed(0)
+    for model in (tiny_llama(), tiny_gpt2()):
+        print(type(model).__name__)
+        show(model)
 
 
 if __name__ == "__main__":

@@ -128,7 +128,8 @@ def write_lora(
     scales = {name: layers[name].scales[adapter] for name in pairs}
     with one_writer(pool_parameters(layers, adapter).values()) as writes:
         if writes:
-            write_lora_folder(pairs, scales, report, config, layout, component)
+            lora = lora_config(pairs, scales, config, layers)
+            write_lora_folder(pairs, scales, report, config, layout, component, lora)
     return report
 
 
@@ -139,11 +140,12 @@ def write_lora_folder(
     config: PrwConfig,
     layout: Layout,
     component: str,
+    lora: LoraConfig,
 ) -> None:
     """Write a LoRA's folder; it appears whole or not at all."""
     with atomic_folder(report.path) as draft:
         if layout == "peft":
-            write_config(draft, lora_config(pairs, scales, config))
+            write_config(draft, lora)
             file, prefix, factors = SAFETENSORS_WEIGHTS_NAME, PEFT_PREFIX, dict.fromkeys(pairs, 1.0)
         else:
             file, prefix, factors = DIFFUSERS_WEIGHTS_NAME, f"{component}.", scales
@@ -171,7 +173,7 @@ def tensors_for(
 
 
 def lora_config(
-    pairs: dict[str, tuple[Tensor, Tensor]], scales: dict[str, float], config: PrwConfig
+    pairs: dict[str, tuple[Tensor, Tensor]], scales: dict[str, float], config: PrwConfig, layers: Layers
 ) -> LoraConfig:
     """Write PEFT's configuration of the LoRA: the usual rank and alpha, and patterns for the others."""
     ranks = {path: down.shape[0] for path, (down, _) in pairs.items()}
@@ -183,6 +185,7 @@ def lora_config(
         rank_pattern={f"^{re.escape(path)}": own for path, own in ranks.items() if own != rank},
         alpha_pattern={f"^{re.escape(path)}": own for path, own in alphas.items() if own != alpha},
         target_modules=sorted(pairs),
+        fan_in_fan_out=all(type(layer.get_base_layer()).__name__ == "Conv1D" for layer in layers.values()),
         base_model_name_or_path=config.base_model_name_or_path,
         inference_mode=True,
     )

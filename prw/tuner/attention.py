@@ -193,7 +193,7 @@ class PrwAttention(PrwLinear):
         """
         base: Any = self.base_layer
         weight: Tensor | None = base.in_proj_weight
-        unasked = self.training or torch.is_inference_mode_enabled() or torch.compiler.is_compiling()
+        unasked = self.training or torch.compiler.is_compiling() or torch.is_inference_mode_enabled()
         if weight is None or unasked or not self._trained:
             return weight
         return weight.detach().requires_grad_()

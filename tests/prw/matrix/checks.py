@@ -64,6 +64,7 @@ def one_step(family: Family, _: Path) -> None:
     weave.add_expert("b")
     wake(weave)
     training = {id(parameter) for parameter in weave.trainable_parameters()}
+    assert {id(parameter) for parameter in model.parameters() if parameter.requires_grad} == training
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     optimiser = torch.optim.AdamW(weave.trainable_parameters(), lr=0.1, weight_decay=0.1)
     model.train()

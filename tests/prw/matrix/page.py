@@ -56,6 +56,8 @@ TAIL = """
 * diffusers' `fuse_qkv_projections()` while a pool is attached: an error, since the fused layer would go on
   without the experts. Fuse first, then inject.
 
+Linear attention (gated delta nets and the like) is not left out: its keys and values are found too.
+
 ## Rounding and `nn.TransformerEncoder`
 
 Torch's fused inference calls pass over the submodules of `nn.MultiheadAttention` and `nn.TransformerEncoder`.

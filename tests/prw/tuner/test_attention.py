@@ -1,6 +1,7 @@
 """Torch's own attention: experts reach it in every mode, and its fused calls never pass over them."""
 
 import copy
+import pickle
 
 import pytest
 import torch
@@ -58,6 +59,44 @@ def test_the_fused_calls_give_what_the_plain_ones_give(wake):
         evaluated = model(hidden)
     model.requires_grad_(True)  # torch takes no fused call where gradients are wanted
     assert torch.allclose(model(hidden), evaluated, atol=1e-6)
+
+
+def test_a_nested_batch_that_would_pass_over_experts_is_refused_with_the_way_out(wake):
+    model, hidden = encoder(), torch.randn(2, 5, 8)
+    wake(prw.inject(model, rank=2, experts=["a"], layers=1))
+    with torch.no_grad():
+        with pytest.raises(prw.RoutingError, match="use_nested_tensor = False"):
+            model(hidden, src_key_padding_mask=padded())
+        model.use_nested_tensor = False
+        assert model(hidden, src_key_padding_mask=padded()).shape == hidden.shape
+
+
+def test_compile_takes_an_encoder_layer_whole(wake):
+    layer, hidden = encoder().layers[0], torch.randn(2, 5, 8)
+    weave = prw.inject(layer, rank=2, experts=["a", "b"])
+    wake(weave)
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    assert torch.allclose(compiled(hidden), layer(hidden), atol=1e-6)
+    compiled(hidden).sum().backward()
+    assert all(parameter.grad is not None for parameter in weave.trainable_parameters())
+
+
+def test_copies_and_pickles_of_an_attention_have_experts_of_their_own(wake):
+    model, hidden = encoder(), torch.randn(2, 5, 8)
+    wake(prw.inject(model, rank=2, experts=["a"]))
+    for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert torch.equal(twin(hidden), model(hidden))
+        prw.Weave(twin).eject()
+        assert not torch.equal(twin(hidden), model(hidden))
+
+
+def test_inference_mode_gives_what_no_grad_gives(wake):
+    model, hidden = encoder(), torch.randn(2, 5, 8)
+    wake(prw.inject(model, rank=2, experts=["a"]))
+    with torch.no_grad():
+        expected = model(hidden)
+    with torch.inference_mode():
+        assert torch.allclose(model(hidden), expected, atol=1e-6)
 
 
 def test_a_recording_sees_every_layer_of_an_encoder_that_could_be_fused():
