@@ -106,16 +106,24 @@ def grow(
     source = None if init in (None, "zero") else pool.index(str(init))
     index = len(config.experts)
     ranks = config.expert_ranks.get(str(init)) if source is not None else ranks
+    before = config.experts, config.expert_ranks
     config.experts = [*config.experts, name]
     if ranks:
         config.expert_ranks = {**config.expert_ranks, name: dict(ranks)}
+    tell(pool, config)
+    try:
+        for layer in layers.values():
+            layer.add_expert(adapter, index)
+            if source is not None:
+                copy_expert(layer, adapter, source, index)
+    except BaseException:
+        config.experts, config.expert_ranks = before
+        tell(pool, config)
+        for layer in layers.values():
+            shift_experts(layer, adapter, index, index)
+        raise
     config.newest_frozen = False
     config.inference_mode = False
-    tell(pool, config)
-    for layer in layers.values():
-        layer.add_expert(adapter, index)
-        if source is not None:
-            copy_expert(layer, adapter, source, index)
     refresh_training(layers, adapter, config)
 
 

@@ -50,7 +50,7 @@ def test_data_and_file_give_the_same_stages_back(stages, tmp_path_factory):
     forms = [
         prw.Curriculum.load(file),
         prw.Curriculum.from_dict(made.to_dict()),
-        prw.Curriculum.from_dict(yaml.safe_load(yaml.safe_dump(made.to_dict(), allow_unicode=True))),
+        prw.Curriculum.from_dict(yaml.safe_load(yaml.safe_dump(made.to_dict()))),
     ]
     assert all(tuple(form) == tuple(made) for form in forms)
     assert [path.name for path in file.parent.iterdir()] == ["stages.json"]

@@ -168,11 +168,10 @@ def test_an_expert_of_a_fused_projection_is_a_plain_lora_of_twice_the_rank(wake,
     again.import_lora(tmp_path / "lora", name="a")
     assert torch.allclose(base.qkv(hidden), model.qkv(hidden), atol=1e-5)
     small = prw.inject(nn.ModuleDict({"qkv": nn.Linear(8, 24)}), rank=1)
-    with pytest.raises(prw.StorageError, match="has rank 2, the pool's experts have rank 1"):
-        small.import_lora(tmp_path / "lora", name="a")
+    assert small.import_lora(tmp_path / "lora", name="a").ranks == {"qkv": 2}
 
 
-def test_a_lora_that_changes_queries_cannot_become_an_expert(tmp_path):
+def test_what_a_lora_does_to_queries_is_reported_or_refused(tmp_path):
     model = nn.ModuleDict({"qkv": nn.Linear(8, 24)})
     stock = copy.deepcopy(model)
     inject_adapter_in_model(LoraConfig(r=2, target_modules=["qkv"], init_lora_weights=False), stock)
@@ -180,8 +179,16 @@ def test_a_lora_that_changes_queries_cannot_become_an_expert(tmp_path):
         copy.deepcopy(model), LoraConfig(r=2, target_modules=["qkv"], init_lora_weights=False)
     )
     wrapped.save_pretrained(tmp_path)
-    with pytest.raises(prw.StorageError, match="changes 8 rows of the projection that have no experts"):
-        prw.inject(model, rank=2).import_lora(tmp_path, name="a")
+    weave = prw.inject(model, rank=2, gate="unit")
+    dropped = "qkv \\(8 rows that are neither keys nor values\\)"
+    with pytest.raises(prw.StorageError, match=dropped):
+        weave.import_lora(tmp_path, name="a", strict=True)
+    assert weave.experts == ()
+    report = weave.import_lora(tmp_path, name="a")
+    assert report.dropped == ("qkv (8 rows that are neither keys nor values)",)
+    hidden, lora = torch.randn(3, 8), wrapped.base_model.model.qkv
+    assert torch.allclose(model.qkv(hidden)[:, 8:], lora(hidden)[:, 8:], atol=1e-5)
+    assert torch.equal(model.qkv(hidden)[:, :8], lora.base_layer(hidden)[:, :8])
 
 
 def test_what_cannot_carry_experts_is_refused_with_the_reason():
