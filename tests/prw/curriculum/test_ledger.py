@@ -33,7 +33,7 @@ def weave(make_plain):
 
 STAGES = st.builds(
     prw.Stage,
-    st.text(min_size=1, max_size=8).filter(lambda name: name != "zero"),
+    st.text(st.characters(exclude_categories=("C", "Z")), min_size=1, max_size=8).filter("zero".__ne__),
     rho=st.floats(0, 1),
     alpha=st.floats(0, 10),
     steps=st.integers(1, 10**6),
@@ -50,7 +50,7 @@ def test_data_and_file_give_the_same_stages_back(stages, tmp_path_factory):
     forms = [
         prw.Curriculum.load(file),
         prw.Curriculum.from_dict(made.to_dict()),
-        prw.Curriculum.from_dict(yaml.safe_load(yaml.safe_dump(made.to_dict(), allow_unicode=True))),
+        prw.Curriculum.from_dict(yaml.safe_load(yaml.safe_dump(made.to_dict()))),
     ]
     assert all(tuple(form) == tuple(made) for form in forms)
     assert [path.name for path in file.parent.iterdir()] == ["stages.json"]
