@@ -78,7 +78,7 @@ class Routing:
 
         Raises:
             RoutingError: if nothing was recorded, the mask does not fit, or the forwards had different batch
-            sizes and `per` is `sample`.
+                sizes and `per` is `sample`.
         """
         kind = self.share_kind if share is None else share
         decisions = self.all()
