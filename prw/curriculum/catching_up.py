@@ -6,7 +6,7 @@ from pathlib import Path
 
 from prw.errors import CurriculumError, StorageError
 from prw.storage import SavedPool, fill, read_folder
-from prw.tuner import pool_layers, refresh_training
+from prw.tuner import grow, pool_layers, refresh_training
 from prw.weave import Weave
 
 
@@ -26,7 +26,7 @@ def catch_up(weave: Weave, path: Path) -> None:
     layers, config = pool_layers(weave.model, weave.adapter), weave.config
     frozen, more = config.newest_frozen, saved.config.experts[len(weave.experts) :]
     for name in more:
-        weave.add_expert(name)
+        grow(layers, weave.adapter, config, name, ranks=saved.config.expert_ranks.get(name))
     try:  # other modules that were trained with the pool are for PEFT to load
         fill(layers, weave.adapter, {name: value for name, value in saved.weights.items() if ".prw_" in name})
     except StorageError:
@@ -36,7 +36,7 @@ def catch_up(weave: Weave, path: Path) -> None:
         refresh_training(layers, weave.adapter, config)
         raise
     config.imported, config.stages = list(saved.config.imported), dict(saved.config.stages)
-    config.newest_frozen = saved.config.newest_frozen
+    config.newest_frozen, config.noise_draws = saved.config.newest_frozen, saved.config.noise_draws
     refresh_training(layers, weave.adapter, config)
 
 
