@@ -42,6 +42,7 @@ class Hold:
     @property
     def config(self) -> PrwConfig:
         """The PEFT configuration of the pool."""
+        self._layers()  # says so where there is no pool any more
         configs: Any = self.model.peft_config
         config: PrwConfig = configs[self.adapter]
         return config

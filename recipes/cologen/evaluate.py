@@ -23,10 +23,11 @@ from recipes.cologen.report.scores import measure_scores, task_cells, write_scor
 from recipes.cologen.score_table import score_table, table_of
 from recipes.cologen.stages import select_stages
 from recipes.cologen.terminal import silence_loading_bars
+from recipes.cologen.training.interruption import STOPPED
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit status: 0 done, 1 refused."""
+    """Run the command and return its exit status: 0 done, 1 refused, 130 stopped."""
     options = _parser().parse_args(arguments)
     silence_loading_bars()
     console = Console(soft_wrap=True)
@@ -42,6 +43,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (CologenError, PrwError) as error:
         Console(stderr=True, soft_wrap=True, markup=False, highlight=False).print(f"error: {error}")
         return 1
+    except OSError as error:
+        Console(stderr=True, soft_wrap=True, markup=False, highlight=False).print(
+            f"error: a file cannot be read or written: {error}"
+        )
+        return 1
+    except KeyboardInterrupt:
+        console.print("stopped; what was measured is kept, the same command goes on from it")
+        return STOPPED
     return 0
 
 
@@ -67,10 +76,9 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"expected at least 1, got {value}")
-    return value
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number from 1 up, got {text!r}")
+    return int(text)
 
 
 def _some_tasks(scorer: Scorer, wanted: str) -> Table:

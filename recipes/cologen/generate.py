@@ -12,13 +12,11 @@ import argparse
 import difflib
 import sys
 from collections.abc import Sequence
-from contextlib import nullcontext
 from pathlib import Path
 
 import torch
 from rich.console import Console
 
-import prw
 from prw.errors import PrwError
 from recipes.cologen.data.control import PROMPTS
 from recipes.cologen.data.record import Image
@@ -39,12 +37,15 @@ from recipes.cologen.pictures import (
 from recipes.cologen.report.run_reader import RunReader
 from recipes.cologen.terminal import silence_loading_bars
 from recipes.cologen.training.batches import to_unit_range
-from recipes.cologen.training.growth import load_base
+from recipes.cologen.training.growth import load_base, load_stage
+from recipes.cologen.training.interruption import STOPPED
 from recipes.cologen.training.validation import to_pictures
 
 FULL_POOL = "full-pool"
 SHOWN_PIXELS = 256
 """Pixels that the shorter side of a small output is enlarged to, unless --scale says otherwise."""
+MOST_PIXELS = 8192
+"""Longest side of a picture that is written."""
 EXAMPLES = """\
 prompts that the embedded world's tasks were trained on:
   inpainting      --prompt "small red circle top left on gray"       (the whole picture, hole filled)
@@ -56,7 +57,7 @@ prompts that the embedded world's tasks were trained on:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit status: 0 done, 1 refused."""
+    """Run the command and return its exit status: 0 done, 1 refused, 130 stopped."""
     asked = _parser().parse_args(arguments)
     silence_loading_bars()
     console = Console(stderr=True, soft_wrap=True, markup=False, highlight=False)
@@ -64,6 +65,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         check_output(asked.output)
         drawn = _draw(asked, console)
         scale = asked.scale or max(1, SHOWN_PIXELS // min(drawn.shape[:2]))
+        if scale * max(drawn.shape[:2]) > MOST_PIXELS:
+            raise PictureError(
+                f"--scale {scale} would make a picture of {scale * drawn.shape[1]}x{scale * drawn.shape[0]} "
+                f"pixels; at most {MOST_PIXELS} a side are written. Give a smaller one."
+            )
         write_picture(enlarge(drawn, scale), asked.output)
     except (CologenError, PrwError) as error:
         console.print(f"error: {error}")
@@ -71,6 +77,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         console.print(f"error: a file cannot be read or written: {error}")
         return 1
+    except KeyboardInterrupt:
+        console.print("stopped; nothing was written")
+        return STOPPED
     console.print(
         f"written: {asked.output}, {drawn.shape[1]}x{drawn.shape[0]} pixels, enlarged {scale} times"
     )
@@ -86,20 +95,20 @@ def _draw(asked: argparse.Namespace, console: Console) -> Image:
     model = load_base(settings, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     check_words(model, asked.prompt)
     source = _source(asked, picture, mask, _size(run, model, picture), console)
-    weave = None if stage is None else prw.load(model.transformer, run.pool(run.finished_stages()[-1]))
-    as_of = weave.as_of(stage) if weave is not None and stage not in (None, FULL_POOL) else nullcontext()
-    with as_of:
-        pixels = generate(
-            model,
-            [asked.prompt],
-            to_unit_range(torch.from_numpy(source).permute(2, 0, 1)[None], model.device),
-            generator=[torch.Generator().manual_seed(asked.seed)],
-            height=source.shape[0],
-            width=source.shape[1],
-            steps=asked.steps or settings.sampling.steps,
-            source_timestep=settings.flow.source_timestep,
-            guidance=settings.sampling.guidance if model.transformer.config.guidance_embeds else None,
-        )
+    if stage is not None:  # the pool saved at a stage's end is the later pool as of that stage, bit for bit
+        name = run.finished_stages()[-1] if stage == FULL_POOL else stage
+        load_stage(model, run.pool(name), name)
+    pixels = generate(
+        model,
+        [asked.prompt],
+        to_unit_range(torch.from_numpy(source).permute(2, 0, 1)[None], model.device),
+        generator=[torch.Generator().manual_seed(asked.seed)],
+        height=source.shape[0],
+        width=source.shape[1],
+        steps=asked.steps or settings.sampling.steps,
+        source_timestep=settings.flow.source_timestep,
+        guidance=settings.sampling.guidance if model.transformer.config.guidance_embeds else None,
+    )
     return to_pictures(pixels)[0]
 
 
@@ -218,10 +227,9 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"expected at least 1, got {value}")
-    return value
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number from 1 up, got {text!r}")
+    return int(text)
 
 
 if __name__ == "__main__":

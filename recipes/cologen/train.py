@@ -20,12 +20,10 @@ from recipes.cologen.errors import CologenError
 from recipes.cologen.report import build_report
 from recipes.cologen.score_table import score_table
 from recipes.cologen.terminal import silence_loading_bars
+from recipes.cologen.training.interruption import STOPPED
 from recipes.cologen.training.run import Outcome, join_processes, train
 from recipes.cologen.training.run_folder import stage_file
 from recipes.cologen.training.run_lock import hold_run_together
-
-STOPPED = 130
-"""Exit status of a run that was asked to stop, as shells have it for Ctrl-C."""
 
 
 def main(arguments: Sequence[str] | None = None, console: Console | None = None) -> int:

@@ -179,3 +179,20 @@ def test_the_summary_says_what_is_there(grown):
     assert f"{2 * 24:,} float16 + {4 * (total - 24):,} float32" in weave.summary()
     weave.freeze()
     assert "newest frozen too" in weave.summary()
+
+
+def test_after_eject_every_question_says_that_there_is_no_pool(grown, tmp_path):
+    weave, _, _ = grown
+    weave.eject()
+    questions = (
+        lambda: weave.config,
+        lambda: weave.frozen,
+        lambda: weave.experts,
+        lambda: weave.sites,
+        lambda: weave.summary(),
+        lambda: weave.save_pretrained(tmp_path),
+        lambda: weave.add_expert("e"),
+    )
+    for question in questions:
+        with pytest.raises(prw.PoolError, match=r"prw\.inject"):
+            question()

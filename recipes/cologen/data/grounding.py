@@ -84,8 +84,9 @@ def grounding(record: Record, seed: int) -> Example:
     candidates = _referable(record)
     if not candidates:
         raise MissingMetadataError(
-            f"grounding needs an object whose label is its own, but record {record.id!r} has "
-            f"{[item.label for item in record.objects]}; add `objects` with distinct labels to its metadata"
+            f"grounding needs an object whose label no other has, but record {record.id!r} has "
+            f"{[item.label for item in record.objects] or 'no objects'}; add `objects` with distinct "
+            "labels to its metadata"
         )
     rng = view_rng("grounding", record.id, seed)
     kind = str(rng.choice(list(GROUNDING_KINDS), p=list(GROUNDING_KINDS.values())))

@@ -1,7 +1,9 @@
 """The embedded world: an endless stream of scenes, each a function of a seed and an index, nothing else.
 
 The world is small, so another seed alone would show many scenes again. What is held out is a tenth of all
-objects-in-their-place-on-their-background: training never sees one, held-out scenes hold nothing else.
+objects-in-their-place-on-their-background: no training scene has one, held-out scenes hold nothing else.
+That is true of scenes, which sources show; what a view makes of one (an object moved, dyed, added) may be
+anything.
 """
 
 from __future__ import annotations
@@ -98,8 +100,8 @@ def scene_record(scene: Scene, identity: str, depths: tuple[float, ...]) -> Reco
 class World:
     """An endless data set of scenes. The same seed and index give the same record, on every machine.
 
-    No object of one side, where it stands on its background, is ever seen on the other: a held-out picture,
-    or one object of it alone, cannot have been a training picture.
+    No object of one side, where it stands on its background, is in a scene of the other: a held-out source
+    cannot have been a training source.
     """
 
     seed: int

@@ -81,9 +81,11 @@ def _scores_section(scorer: Scorer, scores: Scores) -> Section:
     rows = {name: [values.get(task) for task in scores.tasks] for name, values in measures.items()}
     exact = all(measurement.exact for measurement in scores.cells.values())
     what = "Exact success by the oracle" if exact else "Closeness, 1 - mean |output - target| / 255,"
+    tolerance = " (up to two wrong pixels of the 64 of a quadrant)" if exact else ""
     note = (
-        f"{what} on the same {scorer.n} held-out examples per task. as_of restores the pool and router of "
-        "the moment when a task's own stage ended; without it the router decides as it has drifted since."
+        f"{what} on the same {scorer.n} held-out examples per task{tolerance}. as_of restores the pool and "
+        "router of the moment when a task's own stage ended; without it the router decides as it has drifted "
+        "since."
     )
     overview = html_picture(OVERVIEW, "the first held-out example of every stage")
     return Section("Scores", note, [html_table(["", *scores.tasks], rows), overview])
@@ -138,7 +140,7 @@ def _mark(measurement: Measurement, number: int) -> bool | None:
 
 
 def _tables_section(scorer: Scorer, scores: Scores) -> Section:
-    titles = {"full pool (final router decides)": "full_pool", "as_of (the task's own pool)": "as_of"}
+    titles = {"full pool (its router of then decides)": "full_pool", "as_of (the task's own pool)": "as_of"}
     tables = {
         title: scores.table("as_of" if mode == "as_of" else "full_pool") for title, mode in titles.items()
     }
@@ -173,7 +175,10 @@ def _training_section(run: RunReader) -> Section:
         if name in last
     }
     head = ["stage", "steps", "learning rate", "rho", "share at the end", "distance from rho", "seconds"]
-    note = "Share: part of the routing decisions that went to the newest expert; dashed: its target rho."
+    note = (
+        "Share: part of the routing decisions that went to the newest expert; dashed: its target rho. Gate, "
+        "the thin line: mean weight of the chosen experts."
+    )
     return Section("Training", note, [*blocks, html_table(head, facts)])
 
 

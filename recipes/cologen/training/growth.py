@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -49,7 +50,14 @@ def open_pool(config: RunConfig, folder: RunFolder, model: FluxModel, name: str)
     if folder.latest.exists():
         state = read_state(folder.latest, folder.ledger.fingerprint)
         if state.stage == name:
-            return OpenedPool(prw.load(model.transformer, folder.latest / "prw"), state, resumed=True)
+            try:
+                weave = prw.load(model.transformer, folder.latest / "prw")
+            except prw.StorageError as error:
+                raise ForeignCheckpointError(
+                    f"the last checkpoint cannot be read: {error} Remove {folder.latest} to start stage "
+                    f"{name!r} anew; finished stages are kept."
+                ) from error
+            return OpenedPool(weave, state, resumed=True)
     weave = _finished_pool(config, folder, model, name)
     return OpenedPool(weave, begin_state(config, folder, name), resumed=False)
 
@@ -110,7 +118,22 @@ def _finished_pool(config: RunConfig, folder: RunFolder, model: FluxModel, name:
             f"{folder.stage(previous)} belongs to another run: its fingerprint is {found}, this run's is "
             f"{folder.ledger.fingerprint}. Put this run's own checkpoint back, or give another --output."
         )
-    return prw.load(model.transformer, folder.pool(previous))
+    return load_stage(model, folder.pool(previous), previous)
+
+
+def load_stage(model: FluxModel, pool: Path, stage: str) -> prw.Weave:
+    """Weave the pool that a stage ended with into the base.
+
+    Raises:
+        ForeignCheckpointError: It is damaged or does not fit; says how to get it back.
+    """
+    try:
+        return prw.load(model.transformer, pool)
+    except prw.StorageError as error:
+        raise ForeignCheckpointError(
+            f"the pool that stage {stage!r} ended with cannot be read: {error} If you have no copy of it, "
+            f"train the run again with --restart {stage}, which keeps the stages before."
+        ) from error
 
 
 def _stage_json(folder: RunFolder, name: str) -> dict[str, Any]:

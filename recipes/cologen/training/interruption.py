@@ -10,6 +10,9 @@ from typing import Self
 import torch
 from accelerate import Accelerator
 
+STOPPED = 130
+"""Exit status of a command that was asked to stop, as shells have it for Ctrl-C."""
+
 
 class StopSignals:
     """Notes SIGINT and SIGTERM while it is entered; a second Ctrl-C interrupts at once.

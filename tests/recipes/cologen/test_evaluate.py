@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from recipes.cologen import evaluate as command
 from recipes.cologen.evaluate import main
 
 
@@ -63,6 +64,30 @@ def test_it_refuses_with_a_reason(
 
     assert main(["--checkpoint", str(run), *arguments]) == 1
     assert re.search(f"error: .*{message}", capsys.readouterr().err)
+
+
+@pytest.mark.parametrize(
+    ("raised", "status", "said"),
+    [
+        (KeyboardInterrupt(), 130, "stopped; what was measured is kept"),
+        (OSError(28, "No space left"), 1, "error: "),
+    ],
+)
+def test_ctrl_c_and_a_full_disk_end_in_a_line(
+    run: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    raised: BaseException,
+    status: int,
+    said: str,
+) -> None:
+    def fails(*_: object) -> None:
+        raise raised
+
+    monkeypatch.setattr(command, "measure_scores", fails)
+    assert main(["--checkpoint", str(run)]) == status
+    shown = capsys.readouterr()
+    assert said in shown.out + shown.err
 
 
 @pytest.mark.parametrize("n", ["0", "-3", "many"])

@@ -1,6 +1,7 @@
 """The command that draws a picture: five tasks, the pool of the task's stage, refusals that write nothing."""
 
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from recipes.cologen import generate as command
 from recipes.cologen.data.world import World
 from recipes.cologen.generate import main
 from recipes.cologen.pictures import enlarge
+from recipes.cologen.report.run_reader import RunReader
 
 PROMPTS = {
     "inpainting": "small red circle top left on gray",
@@ -144,6 +146,7 @@ REFUSALS = {
     "not a picture": (["--image", "{text}"], "cannot be read as a picture"),
     "no hole": (["--task", "inpainting", "--image", "{white}"], "there is no hole"),
     "nothing but a hole": (["--task", "inpainting", "--image", "{black}"], "covers the whole picture"),
+    "a picture too large": (["--scale", "5000"], "--scale 5000 would make a picture of 80000x80000"),
     "a prompt too long": (["--prompt", "red " * 40], "40|41"),
 }
 
@@ -176,6 +179,32 @@ def test_a_disk_that_cannot_be_written_is_said_in_a_line(
     monkeypatch.setattr(command, "write_picture", full)
     assert main(arguments) == 1
     assert re.search(r"^error: .*No space left on device$", capsys.readouterr().err, re.MULTILINE)
+
+
+def test_a_task_is_drawn_although_a_later_stage_is_damaged_and_a_damaged_one_says_what_to_do(
+    arguments: list[str], finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(finished_run, run)
+    first, newest = RunReader(run).finished_stages()[0], RunReader(run).finished_stages()[-1]
+    assert first != newest
+    weights = RunReader(run).pool(newest) / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:100])
+    words = ["--checkpoint", str(run), "--prompt", "small red circle top left on gray"]
+    assert main([*arguments, *words, "--task", first]) == 0
+    assert main([*arguments, *words, "--as-of", newest]) == 1
+    assert f"--restart {newest}" in capsys.readouterr().err
+
+
+def test_ctrl_c_stops_it_with_a_line(
+    arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(command, "generate", interrupted)
+    assert main(arguments) == 130
+    assert capsys.readouterr().err == "stopped; nothing was written\n"
 
 
 def test_the_help_says_why_the_tasks_stage_is_the_default(capsys: pytest.CaptureFixture[str]) -> None:
