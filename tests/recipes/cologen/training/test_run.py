@@ -232,6 +232,21 @@ def test_checkpoints_of_another_run_are_refused(base_path, config, run, stop_at,
         run(other, tmp_path / "other")
 
 
+def test_a_damaged_pool_says_what_to_remove_or_to_train_again(config, run, stop_at, tmp_path):
+    stop_at(7)
+    run(config, tmp_path / "run")
+    checkpoints = tmp_path / "run" / "checkpoints"
+    finished = next(path.name for path in checkpoints.iterdir() if path.name != "latest")
+    for folder, fix in (("latest", r"Remove .*latest to start stage"), (finished, f"--restart {finished}")):
+        weights = checkpoints / folder / "prw" / "adapter_model.safetensors"
+        whole = weights.read_bytes()
+        weights.write_bytes(whole[:50])
+        with pytest.raises(ForeignCheckpointError, match=fix):
+            run(config, tmp_path / "run")
+        if folder == "latest":
+            shutil.rmtree(checkpoints / "latest")  # what the message says
+
+
 def test_stages_in_another_order_are_refused(base_path, config, run, tmp_path):
     run(config, tmp_path / "run", "inpainting..grounding")
     stages = {name: STAGES[name] for name in ("grounding", "inpainting", "control")}
