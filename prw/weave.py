@@ -16,7 +16,7 @@ from prw.handle import EMPTY, Exchange, Life
 from prw.layers import AddsLosses
 from prw.routing import Routing
 from prw.storage import load_pool
-from prw.tuner import PrwConfig, limited, put_in, take_out, trainable_parameters
+from prw.tuner import PrwConfig, limited, put_in, refuse_no_model, take_out, trainable_parameters
 
 
 class Weave(Life, Exchange, AddsLosses):
@@ -130,6 +130,7 @@ def inject(
         TargetError: if a target, `exclude` or `layers` matches nothing; lists what is there.
         PoolError: if the model has an adapter of that name already.
     """
+    refuse_no_model(model)
     PoolSettings.checked(**settings)
     names: Any
     targets, names = (value if isinstance(value, str) else list(value) for value in (target, experts))
@@ -148,5 +149,7 @@ def load(model: nn.Module, path: str | Path, *, adapter: str = "default") -> Wea
 
     Raises:
         StorageError: if the folder is missing, damaged, foreign or does not fit; the model is untouched then.
+        TargetError: if it is no torch model, as a pipeline.
     """
+    refuse_no_model(model)
     return Weave(model, adapter, load_pool(model, Path(path), adapter))

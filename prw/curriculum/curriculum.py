@@ -88,6 +88,7 @@ class Curriculum(Sequence[Stage]):
         """
         self._check_start(weave)
         for position, stage in enumerate(self._stages):
+            self._check_start(weave)
             if position < len(weave.experts) - 1 or (position < len(weave.experts) and weave.frozen):
                 continue
             if position == len(weave.experts):

@@ -52,7 +52,8 @@ class Exchange(Hold):
             name: Name of the expert.
             path: Folder to write.
             layout: "peft" for `PeftModel.from_pretrained`; "diffusers" for `pipe.load_lora_weights` and
-                `model.load_lora_adapter(path, use_safetensors=True)`, with the scale folded into B.
+                `model.load_lora_adapter(path, prefix="transformer", use_safetensors=True)` ("unet" for a
+                UNet), with the scale folded into B.
             measure: Inputs to measure the difference on, without gradients, noise or dropout: a mapping of
                 the model's keyword arguments, its one argument, or a function that runs the model. None
                 measures nothing.
@@ -63,6 +64,8 @@ class Exchange(Hold):
         Raises:
             PoolError: if the pool has no such expert, or `measure` is given inside a `record()` block.
             ConfigError: if there is no such layout.
+            StorageError: if the folder holds another kind of adapter, as the pool itself.
+            UnsupportedError: if `measure` is given and a site is an nn.MultiheadAttention.
         """
         layers, index = self._layers(), self.pool.index(name)
         measured = (

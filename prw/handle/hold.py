@@ -8,7 +8,7 @@ from torch import nn
 
 from prw.config import PoolSettings
 from prw.layers import Pool, SiteRecord
-from prw.tuner import PrwConfig, PrwLinear, TrainedBefore, pool_layers
+from prw.tuner import PrwConfig, PrwLinear, TrainedBefore, pool_layers, refuse_no_model
 
 EMPTY = 'the pool is empty, so nothing can train or be routed: call weave.add_expert("name") first.'
 
@@ -28,7 +28,9 @@ class Hold:
 
         Raises:
             PoolError: if it has none under that adapter name.
+            TargetError: if it is no torch model.
         """
+        refuse_no_model(model)
         self.model = model
         self.adapter = adapter
         self._trained_before = trained_before

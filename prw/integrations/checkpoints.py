@@ -13,6 +13,7 @@ from peft import PeftModel
 from torch import nn
 
 from prw.errors import StorageError
+from prw.storage.folder import read_config
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 STATE = "trainer_state.json"
@@ -68,7 +69,7 @@ def pool_in(checkpoint: Path, adapter: str) -> Path | None:
 def holds_pool(folder: Path) -> bool:
     """Tell whether a folder is that of a saved pool."""
     file = folder / CONFIG
-    return file.is_file() and json.loads(file.read_text(encoding="utf-8")).get("peft_type") == "PRW"
+    return file.is_file() and read_config(folder).get("peft_type") == "PRW"
 
 
 def let_trainer_read(checkpoint: Path, model: nn.Module) -> None:

@@ -96,5 +96,5 @@ def drawn(statistics: RoutingStatistics, title: str) -> Figure:
             value = float(usage[row, column])
             ink = "black" if value > 0.6 else "white"
             axes.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=8, color=ink)
-    figure.colorbar(image, ax=axes, label="fraction of items")
+    figure.colorbar(image, ax=axes, label="fraction of choices")
     return figure

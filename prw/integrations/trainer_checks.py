@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from prw.curriculum import Stage
-from prw.errors import CurriculumError
+from prw.errors import CurriculumError, UnsupportedError
 from prw.weave import Weave
 
 
@@ -55,6 +55,22 @@ def check_model(ours: nn.Module, trained: nn.Module) -> None:
             f"the Trainer's model ({type(trained).__name__}) does not contain the weave's "
             f"({type(ours).__name__}), so the loss could not be added. Give both the same model; after "
             "get_peft_model that is what it returned: prw.Weave(peft_model)."
+        )
+
+
+def check_alone(model: nn.Module, weave: Weave) -> None:
+    """Refuse to train anything beside the pool: it would be in no checkpoint, and gone after a break.
+
+    Raises:
+        UnsupportedError: names some of it.
+    """
+    ours = {id(parameter) for parameter in weave.trainable_parameters()}
+    others = [n for n, p in model.named_parameters() if p.requires_grad and id(p) not in ours]
+    if others:
+        raise UnsupportedError(
+            f"{len(others)} parameters train beside the pool ({', '.join(others[:3])}, ...), and the "
+            "checkpoints of PrwCallback hold the pool alone, so a resumed run would lose them. Freeze them "
+            "(requires_grad_(False)), or walk curriculum.stages(weave) in a loop that saves them too."
         )
 
 

@@ -19,7 +19,13 @@ from prw.curriculum import Curriculum, Stage
 from prw.errors import CurriculumError, UnsupportedError
 from prw.integrations.checkpoints import holds_pool, latest, let_trainer_read, pool_in
 from prw.integrations.meter import RoutingMeter
-from prw.integrations.trainer_checks import check_arguments, check_model, check_optimizer, check_step
+from prw.integrations.trainer_checks import (
+    check_alone,
+    check_arguments,
+    check_model,
+    check_optimizer,
+    check_step,
+)
 from prw.layers import AddedLoss
 from prw.routing import RoutingStatistics
 from prw.weave import Weave
@@ -123,6 +129,7 @@ class PrwCallback(TrainerCallback):
         stage = self._current()
         check_arguments(args, self.arguments, stage)
         check_model(self.weave.model, kwargs["model"])
+        check_alone(kwargs["model"], self.weave)
         check_optimizer(kwargs["optimizer"], kwargs["model"], self.weave, stage)
         check_step(state.global_step, self.curriculum.done(self.weave), stage)
         self._let_go()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
@@ -9,7 +10,7 @@ from typing import Any, Protocol, Self
 
 from torch import Tensor, nn
 
-from prw.errors import RoutingError
+from prw.errors import ConfigError, PoolError, RoutingError
 from prw.layers.pool import Pool
 from prw.routing import Routing
 
@@ -28,6 +29,7 @@ class AddedLoss:
 
     def __init__(self, model: nn.Module, pool: Pool, loss: AuxiliaryLoss, mask: str | None) -> None:
         """Hook the model's forward."""
+        check_request(model, loss, mask)
         self._pool = pool
         self._loss = loss
         self._mask = mask
@@ -54,6 +56,11 @@ class AddedLoss:
         """Start to record, in a training forward with the experts switched on."""
         self._close()  # what an interrupted forward has left open
         if model.training and not self._pool.scope.disabled:
+            if self._pool.recorder is not None:
+                raise PoolError(
+                    "this forward is being recorded already, by another add_to_loss or a `with "
+                    "weave.record()`. One at a time: add several losses in one function."
+                )
             recording = self._pool.recording()
             self._routing = recording.__enter__()
             self._recording = recording
@@ -66,6 +73,9 @@ class AddedLoss:
         own = own_loss(output, model)
         mask = kwargs.get(self._mask) if self._mask is not None else None
         loss = self._loss(routing) if mask is None else self._loss(routing, mask=mask.bool())
+        if not isinstance(loss, Tensor) or loss.dim() > 0:
+            found = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
+            raise RoutingError(f"an added loss gives a scalar tensor; this one gave {found}. Take its mean.")
         return with_loss(output, own + (loss * part_of_batch(model, kwargs)).to(own.device))
 
     def _close(self) -> Routing | None:
@@ -74,6 +84,28 @@ class AddedLoss:
         if recording is not None:
             recording.__exit__(None, None, None)
         return routing
+
+
+def check_request(model: nn.Module, loss: object, mask: str | None) -> None:
+    """Refuse what could only fail, or silently do nothing, in a forward.
+
+    Raises:
+        ConfigError: if the loss is no function, or no argument of the model's forward has the mask's name.
+    """
+    if not callable(loss):
+        raise ConfigError(
+            f"add_to_loss takes a function of the recorded routing, got a {type(loss).__name__}. For example "
+            "functools.partial(prw.veteran_loss, rho=0.8, alpha=0.5)."
+        )
+    if mask is None:
+        return
+    parameters = inspect.signature(model.forward).parameters
+    takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+    if mask not in parameters and not takes_any:
+        raise ConfigError(
+            f"the forward of {type(model).__name__} has no argument {mask!r}, so no token would be masked; "
+            f"it has: {', '.join(parameters)}."
+        )
 
 
 def own_loss(output: Any, model: nn.Module) -> Tensor:
@@ -177,6 +209,8 @@ class AddsLosses:
             The handle that removes it again; also a context manager.
 
         Raises:
-            RoutingError: in the forward, if the output has no scalar loss.
+            ConfigError: if the loss is no function, or the forward has no argument of the mask's name.
+            RoutingError: in the forward, if its output or the loss is no scalar.
+            PoolError: in the forward, if it is recorded already.
         """
         return AddedLoss(self.model, self.pool, loss, mask)

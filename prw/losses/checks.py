@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -14,8 +16,8 @@ def check_weight(alpha: float) -> None:
     Raises:
         ConfigError: says what came.
     """
-    if alpha < 0.0:
-        raise ConfigError(f"alpha weighs a loss and cannot be negative, got {alpha}.")
+    if not 0.0 <= alpha < math.inf:
+        raise ConfigError(f"alpha weighs a loss: a finite number of at least 0, got {alpha}.")
 
 
 def check_gradient(value: Tensor, alpha: float, loss: str) -> None:

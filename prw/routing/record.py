@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from prw.config import Share
-from prw.errors import RoutingError
+from prw.errors import ConfigError, RoutingError
 from prw.routing.decision import RoutingDecision
 from prw.routing.merge import by_size, merged
 from prw.routing.shares import newest_indicator
@@ -81,6 +81,11 @@ class Routing:
                 sizes and `per` is `sample`.
         """
         kind = self.share_kind if share is None else share
+        if kind not in ("straight-through", "soft") or per not in ("batch", "sample"):
+            raise ConfigError(
+                "share is 'straight-through' or 'soft', and per is 'batch' or 'sample'; got "
+                f"{kind!r} and {per!r}."
+            )
         decisions = self.all()
         if per == "sample":
             check_same_batch(decisions)

@@ -38,6 +38,7 @@ class RoutingStatistics:
         gate: Mean weight of the chosen expert.
         entropy: Mean entropy of the router's probabilities, in nats: 0 is certain, log(experts) is even.
         margin: Mean distance between the two largest probabilities; 1 with one expert.
+        choices: Experts that an item goes to: 1, or the pool's top_k.
         usage: Fraction of each site's choices that fell on each expert, of shape [sites, experts]; a row is
             zero where no item of the site counts. With top_k > 1 an item has k choices.
         site_items: How many items of each site count, of shape [sites].
@@ -52,6 +53,7 @@ class RoutingStatistics:
     gate: float
     entropy: float
     margin: float
+    choices: int
     usage: Tensor
     site_items: Tensor
     site_gate: Tensor
@@ -62,7 +64,8 @@ class RoutingStatistics:
         """List the sites that send at least `threshold` of their items to one expert.
 
         A veteran that takes everything shuts the newest expert out; the newest taking everything shuts the
-        veterans out, which is what a stage with `rho` of 1 asks for. A pool of one expert cannot collapse.
+        veterans out, which is what a stage with `rho` of 1 asks for. A pool of one expert, or of top_k,
+        cannot collapse.
 
         Args:
             threshold: Fraction from which a site counts as collapsed, in (0, 1].
@@ -78,9 +81,9 @@ class RoutingStatistics:
             raise ConfigError(f"rho is a share and lies in [0, 1], got {rho}.")
         last = len(self.experts) - 1
         wanted = rho is not None and rho >= threshold
-        if last == 0:
+        if self.choices > last:  # every item goes to every expert
             return ()
-        highest = self.usage.max(dim=-1)
+        highest = (self.usage * self.choices).clamp(max=1.0).max(dim=-1)
         rows = zip(self.sites, highest.values.tolist(), highest.indices.tolist(), strict=True)
         return tuple(
             Collapse(site, self.experts[expert], share, expert == last)
@@ -103,6 +106,7 @@ def statistics_of(tally: Tally) -> RoutingStatistics:
         gate=float(of["gate"].sum()) / float(choices.sum().clamp(min=1.0)),
         entropy=float(of["entropy"].sum()) / total,
         margin=float(of["margin"].sum()) / total,
+        choices=max(1, round(float(choices.sum()) / total)),
         usage=sums[:, :size] / choices.clamp(min=1.0).unsqueeze(-1),
         site_items=of["items"].long(),
         site_gate=of["gate"] / choices.clamp(min=1.0),

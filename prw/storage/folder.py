@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -47,6 +48,7 @@ def write_folder(path: Path, config: PrwConfig, weights: dict[str, Tensor]) -> N
             "save_pretrained would leave out: it saves the experts only. Use save_pretrained of the PEFT or "
             "transformers model, and PeftModel.from_pretrained or load_adapter to load."
         )
+    refuse_other_kind(path, "PRW")
     with atomic_folder(path) as draft:
         write_stamped(draft / SAFETENSORS_WEIGHTS_NAME, weights, config)
         write_config(draft, config)
@@ -164,8 +166,32 @@ def read_stamped_weights(path: Path) -> tuple[dict[str, Tensor], str | None]:
             f"{path} has a {CONFIG_NAME} but no {SAFETENSORS_WEIGHTS_NAME}. Copy or save it again."
         )
     try:
-        return read_stamped(file)
+        weights, stamp = read_stamped(file)
+        return {plain_name(name): weight for name, weight in weights.items()}, stamp
     except (SafetensorError, OSError, ValueError) as error:
         raise StorageError(
             f"{file} is damaged, it cannot be read: {error}. Copy or save the folder again."
         ) from error
+
+
+def plain_name(name: str) -> str:
+    """Give a weight's name without the layers around its projection.
+
+    Where a LoRA was put around a pool, transformers' own saving once wrote <path>.base_layer.prw_A0.weight.
+    """
+    return re.sub(r"(\.base_layer)+(?=\.(prw|lora)_)", "", name)
+
+
+def refuse_other_kind(path: Path, kind: str) -> None:
+    """Refuse to write one kind of adapter over another: the pool that it came from, or a user's LoRA.
+
+    Raises:
+        StorageError: says what is there.
+    """
+    if (path / CONFIG_NAME).is_file():
+        there = read_config(path).get("peft_type")
+        if there != kind:
+            raise StorageError(
+                f"{path} holds a {there} adapter, which a {kind} adapter would overwrite. Give another "
+                "folder, or remove that one first."
+            )

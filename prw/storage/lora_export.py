@@ -19,7 +19,7 @@ from torch import Tensor
 from prw.errors import ConfigError
 from prw.layers import pair_of
 from prw.storage.atomic import atomic_folder
-from prw.storage.folder import write_config
+from prw.storage.folder import refuse_other_kind, write_config
 from prw.storage.lora_files import DIFFUSERS_WEIGHTS_NAME
 from prw.storage.lora_import import scaled
 from prw.storage.measure import Measured
@@ -143,6 +143,7 @@ def write_lora_folder(
     lora: LoraConfig,
 ) -> None:
     """Write a LoRA's folder; it appears whole or not at all."""
+    refuse_other_kind(report.path, "LORA")
     with atomic_folder(report.path) as draft:
         if layout == "peft":
             write_config(draft, lora)
@@ -150,7 +151,8 @@ def write_lora_folder(
         else:
             file, prefix, factors = DIFFUSERS_WEIGHTS_NAME, f"{component}.", scales
         save_file(tensors_for(pairs, prefix, factors), draft / file, metadata={"format": "pt"})
-        (draft / README).write_text(card(report, config, layout, len(pairs)), encoding="utf-8")
+        text = card(report, config, layout, len(pairs), component)
+        (draft / README).write_text(text, encoding="utf-8")
 
 
 def pairs_of(layers: Layers, adapter: str, index: int, skip_empty: bool) -> dict[str, tuple[Tensor, Tensor]]:
@@ -191,7 +193,7 @@ def lora_config(
     )
 
 
-def card(report: LoraExport, config: PrwConfig, layout: Layout, count: int) -> str:
+def card(report: LoraExport, config: PrwConfig, layout: Layout, count: int, component: str) -> str:
     """Write the README of an exported expert."""
     settings = config.settings()
     values = {
@@ -217,6 +219,7 @@ def card(report: LoraExport, config: PrwConfig, layout: Layout, count: int) -> s
         count=count,
         how="`PeftModel.from_pretrained(model, folder)`"
         if layout == "peft"
-        else "`pipe.load_lora_weights(folder)`, or `model.load_lora_adapter(folder, use_safetensors=True)`",
+        else "`pipe.load_lora_weights(folder)`, or "
+        f'`model.load_lora_adapter(folder, prefix="{component}", use_safetensors=True)`',
         difference=difference + (numbers if report.mean_gate is not None or not report.exact else ""),
     )

@@ -15,7 +15,14 @@ from prw.tuner.growth import (
     trainable_modules,
     trainable_parameters,
 )
-from prw.tuner.injection import TrainedBefore, pool_layers, put_in, take_out, trained_before
+from prw.tuner.injection import (
+    TrainedBefore,
+    pool_layers,
+    put_in,
+    refuse_no_model,
+    take_out,
+    trained_before,
+)
 from prw.tuner.layer import PrwLinear
 from prw.tuner.merging import constant_weights, merge
 from prw.tuner.model import PrwModel
@@ -44,6 +51,7 @@ __all__ = [
     "project",
     "put_in",
     "refresh_training",
+    "refuse_no_model",
     "remove",
     "rename",
     "take_out",

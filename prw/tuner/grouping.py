@@ -9,15 +9,17 @@ from typing import Any
 from peft.tuners.tuners_utils import BaseTunerLayer, _get_in_out_features
 from torch import nn
 
-from prw.tuner.layouts import letters_of
+from prw.tuner.layouts import code_of, letters_of
 from prw.tuner.naming import Role, role_of, split
 
 LATENT = "kv_a_"
 """Start of the projection that compresses tokens in multi-head latent attention. Its output is cached, and
 the second projection (`kv_b_proj`) makes the keys and values of every head from the cache, so that one gets
 the experts: its decisions depend on nothing but what is cached."""
-SUMMARIES = re.compile(r"Compressor|Indexer")
+SUMMARIES = re.compile(r"(Compressor|Indexer)$")
 """Blocks that sum up tokens for an attention to choose from, as in DeepSeek's sparse attention."""
+GIVES_SEVERAL = re.compile(r"act_scaling_factor")
+"""What the code of a linear layer looks like that gives a scale beside its output, as in I-BERT."""
 NOT_LINEAR = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Embedding)
 
 
@@ -40,6 +42,8 @@ def is_quantised(module: nn.Module) -> bool:
     if isinstance(module, NOT_LINEAR) or any(True for _ in module.children()):
         return False
     says = any(hasattr(module, name) for name in ("in_features", "infeatures"))
+    kind: Any = type(module)
+    says = says and not GIVES_SEVERAL.search(code_of(kind))
     return says and "Linear" in type(module).__name__ and all(widths_of(module))
 
 
@@ -155,6 +159,21 @@ def serves(parent: nn.Module, name: str) -> bool:
 def replaced(parent: nn.Module, role: Role) -> bool:
     """Tell whether diffusers has fused a block, so that its separate projections are not called any more."""
     return getattr(parent, "fused_projections", False) is True and len(role.letters) == 1
+
+
+def bypassed(parent: nn.Module, name: str) -> bool:
+    """Tell whether a block, or its processor, computes with a projection's weight and never calls it.
+
+    Experts would have no effect there, as in WavLM, which hands the weights to torch's attention.
+    """
+    kinds: list[Any] = [type(parent)]
+    if (processor := getattr(parent, "processor", None)) is not None:
+        kinds.append(type(processor))
+    code = "".join(code_of(kind) for kind in kinds)
+    reads, calls = (
+        rf"\.{re.escape(name)}{what}" for what in (r"\.weight\b(?!\.(?:data|dtype|device|copy_)\b)", r"\(")
+    )
+    return re.search(reads, code) is not None and re.search(calls, code) is None
 
 
 def keys_are_values(parent: nn.Module, name: str, role: Role) -> bool:

@@ -12,7 +12,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 
-from prw.errors import PoolError, UnsupportedError
+from prw.errors import PoolError, TargetError, UnsupportedError
 from prw.tuner.citizenship import OTHERS
 from prw.tuner.config import PrwConfig
 from prw.tuner.growth import refresh_training
@@ -38,9 +38,16 @@ def put_in(model: nn.Module, config: PrwConfig, adapter: str) -> TrainedBefore:
         UnsupportedError: if PEFT wraps the model.
         PoolError: if the model has an adapter of that name already.
     """
+    refuse_no_model(model)
     if isinstance(model, PeftModel):
         raise UnsupportedError(
-            "this model is wrapped by PEFT; use model.add_adapter(name, prw.PrwConfig(...)) instead."
+            "this model is wrapped by PEFT, whose wrapper holds adapters of one method only. Inject into the "
+            "model inside (prw.inject(model.base_model.model, ...)), or wrap with "
+            "get_peft_model(model, prw.PrwConfig(...))."
+        )
+    if not adapter or "." in adapter:
+        raise PoolError(
+            f"an adapter's name is a part of its weights' names: not empty and without a dot; got {adapter!r}."
         )
     if adapter in getattr(model, "peft_config", {}):
         raise PoolError(
@@ -70,6 +77,19 @@ def put_in(model: nn.Module, config: PrwConfig, adapter: str) -> TrainedBefore:
     if hasattr(model, HOST_FLAG):
         vars(model)[HOST_FLAG] = True
     return before
+
+
+def refuse_no_model(model: object) -> None:
+    """Refuse what is no torch model, as a pipeline of several.
+
+    Raises:
+        TargetError: says what came, and what to take of a pipeline.
+    """
+    if not isinstance(model, nn.Module):
+        raise TargetError(
+            f"expected a torch model, got a {type(model).__name__}. Of a diffusers pipeline take the "
+            "denoiser (pipe.transformer, pipe.unet), or use prw.load_pipeline and prw.save_pipeline."
+        )
 
 
 def take_out(model: nn.Module, adapter: str, before: TrainedBefore | None = None) -> None:

@@ -148,6 +148,12 @@ def special(
         return {"": Rows(1, out_features, 0, out_features)}
     if name == "c_attn" and getattr(parent, "is_cross_attention", False) is True:
         return stacked("kv", dict.fromkeys("kv", out_features // 2), 1)
+    if name.endswith("qkvz"):  # a query, a key, the values and a gate per key head, as in Qwen3-Next
+        groups, key = number(parent, ("num_k_heads",)), number(parent, ("head_k_dim",))
+        value = number(parent, ("value_dim",))
+        if not groups or not key or not value or out_features != 2 * (groups * key + value):
+            return None
+        return stacked("qkv", {"q": key, "k": key, "v": value // groups}, groups, out_features // groups)
     if type(parent).__name__ == "CodeGenAttention" and heads is not None:
         return stacked("qvk", dict.fromkeys("qvk", out_features // 12), 4)  # split over four TPU cores
     if getattr(parent, "use_differential", getattr(parent, "differential", False)) is True:

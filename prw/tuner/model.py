@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Iterable
 from functools import partial
 from typing import Any, cast
@@ -34,6 +35,12 @@ class PrwModel(BaseTuner):
     prefix = "prw_"
     tuner_layer_cls = PrwLinear
     target_module_mapping: dict[str, list[str]] = {}  # noqa: RUF012  # PEFT declares it so
+
+    @classmethod
+    def _remove_adapter_name_from_key(cls, key: str, adapter_name: str) -> str:
+        """Name a saved weight by its projection alone, also where another adapter lies around the pool."""
+        name: str = super()._remove_adapter_name_from_key(key, adapter_name)
+        return re.sub(r"(\.base_layer)+(?=\.prw_)", "", name)
 
     def _prepare_adapter_config(self, peft_config: PeftConfig, model_config: dict[str, Any]) -> PeftConfig:
         return peft_config

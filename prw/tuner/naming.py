@@ -11,8 +11,8 @@ WORDS = {
     **dict.fromkeys(("k", "key", "keys"), "k"),
     **dict.fromkeys(("v", "value", "values", "val"), "v"),
 }
-GLUED = re.compile(r"w?([qkv]{1,3})")
-"""Letters in one word: qkv, kv, wk, wqkv."""
+GLUED = re.compile(r"w?([qkv]{1,2}|qkvz?|[qkv]{3})")
+"""Letters in one word: qkv, kv, wk, wqkv; qkvz has a gate behind."""
 SAYS_NOTHING = frozenset(
     ("to", "proj", "projection", "project", "lin", "linear", "layer", "fc", "w", "head", "self", "attn")
 ).union(("cross", "attention", "impl", "content", "a", "b", "with", "mqa", "mlp"))
@@ -66,7 +66,7 @@ def role_of(name: str) -> Role:
     letters, pattern = "", []
     for word in words:
         glued = GLUED.fullmatch(word)
-        found = WORDS.get(word) or (glued.group(1) if glued else "")
+        found = WORDS.get(word) or (glued.group(1).rstrip("z") if glued else "")
         letters += found
         pattern.append("*" if found else word)
     if not letters or len(set(letters)) != len(letters) or not NO_PROJECTION.isdisjoint(pattern):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from prw.tuner.grouping import candidates, unwrapped, widths_of
-from prw.tuner.naming import role_of
+from prw.tuner.naming import role_of, split
 
 SHOWN = 40
 """How many kinds of modules a message lists."""
@@ -15,12 +15,16 @@ def nothing(what: str, model: nn.Module) -> str:
     """Say what was looked for, which layers look like attention, and which call would work."""
     alike = attention_like(model)
     if not alike:
+        names = dict.fromkeys(path.rpartition(".")[2] for path in candidates(model))
+        call = f", as in prw.inject(model, target=[{next(iter(names))!r}])" if names else "; it has none"
         advice = (
-            f"It has: {kinds_of(model)}. Experts go on linear projections; pass target= names of those meant."
+            f"It has: {kinds_of(model)}. Experts go on linear projections; pass target= names of those "
+            f"meant{call}."
         )
     else:
         first = [next(iter(paths)) for paths in alike.values()]
-        named = ", ".join(repr(path.rpartition(".")[2]) for path in first[:4])
+        makers = [path for path in first if {"k", "v"} & set(role_of(split(path)[1]).letters)] or first
+        named = ", ".join(dict.fromkeys(repr(path.rpartition(".")[2]) for path in makers[:4]))
         lines = [f"{text} at {', '.join(paths[:2])}" for text, paths in alike.items()]
         advice = (
             f"Its linear layers that look like attention: {'; '.join(lines[:SHOWN])}. Name those that make "

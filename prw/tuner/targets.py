@@ -17,7 +17,7 @@ from typing import Any
 from torch import nn
 
 from prw.errors import TargetError
-from prw.tuner.grouping import candidates, replaced, sites_of, structural
+from prw.tuner.grouping import bypassed, candidates, replaced, sites_of, structural
 from prw.tuner.naming import role_of, split
 from prw.tuner.seen import nothing
 
@@ -49,8 +49,11 @@ def find_targets(
             f"{len(matched)} modules match the target ({', '.join(matched[:3])}, ...), and exclude_modules, "
             "layers_to_transform and layers_pattern leave none of them. Change one of those."
         )
+    if named <= set(STRUCTURAL):  # whatever else there is gets experts; if there is nothing else, say why
+        chosen = [name for name in chosen if not is_bypassed(model, name)] or chosen
     refuse_shared(model, chosen)
     refuse_replaced(model, chosen)
+    refuse_bypassed(model, chosen)
     return chosen
 
 
@@ -115,6 +118,27 @@ def refuse_replaced(model: nn.Module, chosen: Iterable[str]) -> None:
             raise TargetError(
                 f"{name} is not called any more, since fuse_qkv_projections() has put {block} into one "
                 'projection. Use target="kv", name to_qkv or to_kv, or call unfuse_qkv_projections() first.'
+            )
+
+
+def is_bypassed(model: nn.Module, name: str) -> bool:
+    """Tell whether a projection is never called, since its block computes with its weight."""
+    block, last = split(name)
+    return bypassed(model.get_submodule(block), last)
+
+
+def refuse_bypassed(model: nn.Module, chosen: Iterable[str]) -> None:
+    """Refuse projections whose block computes with their weights without calling them.
+
+    Raises:
+        TargetError: names the first one.
+    """
+    for name in chosen:
+        if is_bypassed(model, name):
+            kind = type(model.get_submodule(split(name)[0])).__name__
+            raise TargetError(
+                f"{kind} computes with the weight of {name} and does not call it, so experts there would "
+                "have no effect. Leave it out, as with exclude=, or let the block call the projection."
             )
 
 

@@ -192,3 +192,20 @@ def test_labels_are_shifted_where_transformers_shifts_them(trainee):
     assert part_of_batch(model, batch) == 1.0
     with pytest.raises(prw.RoutingError, match="without labels"):
         part_of_batch(model, {"num_items_in_batch": 3})
+
+
+def test_what_could_only_fail_or_do_nothing_is_refused(trainee, make_plain):
+    model, weave, batch = trainee
+    with pytest.raises(prw.ConfigError, match="takes a function of the recorded routing, got a float"):
+        weave.add_to_loss(0.5)
+    other = prw.inject(make_plain(), rank=2, experts=["a"])
+    with pytest.raises(prw.ConfigError, match="has no argument 'attn_mask', so no token would be masked"):
+        other.add_to_loss(VETERAN, mask="attn_mask")
+    with weave.add_to_loss(lambda routing: torch.zeros(2)), pytest.raises(prw.RoutingError, match="shape"):
+        model(**batch)
+    two = weave.add_to_loss(VETERAN), weave.add_to_loss(VETERAN)
+    with pytest.raises(prw.PoolError, match="by another add_to_loss"):
+        model(**batch)
+    for added in two:
+        added.remove()
+    model(**batch)

@@ -13,3 +13,20 @@ def test_a_string_of_experts_is_refused(make_plain):
         prw.PrwConfig(experts="ab")
     assert not hasattr(model, "peft_config")
     assert prw.inject(model, experts=(name for name in ("a", "b"))).experts == ("a", "b")
+
+
+@pytest.mark.parametrize("call", [prw.inject, prw.Weave, lambda pipe: prw.load(pipe, "nowhere")])
+def test_what_is_no_model_is_told_so(call):
+    class Pipeline:
+        transformer = None
+
+    with pytest.raises(prw.TargetError, match=r"got a Pipeline\. Of a diffusers pipeline take the denoiser"):
+        call(Pipeline())
+
+
+@pytest.mark.parametrize("name", ["", "a.b"])
+def test_an_adapters_name_is_part_of_a_name(make_plain, name):
+    model = make_plain()
+    with pytest.raises(prw.PoolError, match="not empty and without a dot"):
+        prw.inject(model, rank=2, adapter=name)
+    prw.inject(model, rank=2)

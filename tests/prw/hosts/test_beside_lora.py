@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 
 import pytest
 import torch
 from peft import LoraConfig, inject_adapter_in_model
-from transformers import LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM
 
 import prw
 
@@ -112,3 +113,38 @@ def test_a_lora_on_all_linear_layers_leaves_the_experts_alone(make_plain):
     inject_adapter_in_model(LoraConfig(r=2, target_modules="all-linear"), model, "style")
     assert not [name for name, _ in model.named_parameters() if ".prw_" in name and ".lora_" in name]
     assert len([name for name, _ in model.named_parameters() if ".prw_" in name]) == len(experts)
+
+
+def test_a_pool_under_a_lora_is_saved_by_the_model_as_any_other(tmp_path):
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2, vocab_size=32
+    )
+    model = LlamaForCausalLM(config).eval()
+    base = copy.deepcopy(model)
+    weave = prw.inject(model, experts=["a", "b"], rank=2, adapter="pool")
+    for parameter in weave.trainable_parameters():
+        torch.nn.init.normal_(parameter)
+    tokens = torch.arange(6)[None]
+    wanted = model(tokens).logits
+    model.add_adapter(LoraConfig(r=2, target_modules=["k_proj", "v_proj"]), "style")
+    model.set_adapter("pool")
+    model.save_pretrained(tmp_path)
+    loaded = prw.load(copy.deepcopy(base), tmp_path)
+    assert torch.equal(loaded.model(tokens).logits, wanted)
+    again = copy.deepcopy(base)
+    again.load_adapter(tmp_path)
+    assert torch.equal(again.eval()(tokens).logits, wanted)
+
+
+def test_one_kind_of_adapter_never_overwrites_another(make_plain, tmp_path):
+    weave = prw.inject(make_plain(), rank=2, experts=["a"])
+    weave.save_pretrained(tmp_path / "pool")
+    weave.export_lora("a", tmp_path / "lora")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    with pytest.raises(prw.StorageError, match="holds a PRW adapter, which a LORA adapter would overwrite"):
+        weave.export_lora("a", tmp_path / "pool")
+    with pytest.raises(prw.StorageError, match="holds a LORA adapter, which a PRW adapter would overwrite"):
+        weave.save_pretrained(tmp_path / "lora")
+    assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    weave.save_pretrained(tmp_path / "pool")

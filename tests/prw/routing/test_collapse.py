@@ -5,6 +5,7 @@ import torch
 
 import prw
 from prw.routing import Routing, top_1
+from prw.routing.policies import top_k
 
 
 def routing_to(*chosen, names=("old", "new")):
@@ -36,6 +37,17 @@ def test_one_expert_cannot_collapse_and_unrouted_sites_do_not():
     assert routing_to([0, 0], names=("only",)).collapsed() == ()
     mask = torch.zeros(1, 2, dtype=torch.bool)
     assert routing_to([0, 0]).collapsed(mask=mask) == ()
+
+
+def test_with_several_choices_an_item_counts_for_each_of_its_experts():
+    logits = torch.tensor([[[3.0, 2.0, 0.0]] * 3 + [[3.0, 0.0, 2.0]]])
+    routing = Routing(("a", "b", "c"))
+    routing.add("site", top_k(logits, "prob", k=2))
+    assert routing.statistics().choices == 2
+    assert [(one.expert, one.share) for one in routing.collapsed()] == [("a", 1.0)]
+    everything = Routing(("a", "b"))
+    everything.add("site", top_k(logits[..., :2], "prob", k=2))
+    assert everything.collapsed() == ()
 
 
 def test_a_mask_can_hide_or_show_it():

@@ -1,0 +1,116 @@
+"""What a second reading of both libraries found: weights that are read past, layers of two outputs, gates."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers import (
+    IBertConfig,
+    IBertModel,
+    MambaConfig,
+    MambaModel,
+    Qwen3NextConfig,
+    Qwen3NextForCausalLM,
+    WavLMConfig,
+    WavLMModel,
+)
+
+import prw
+
+
+class ReadPast(nn.Module):
+    """An attention that hands its weights to a function, as WavLM does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q_proj, self.k_proj, self.v_proj = (nn.Linear(8, 8) for _ in range(3))
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        key = F.linear(hidden, self.k_proj.weight, self.k_proj.bias)
+        value = F.linear(hidden, self.v_proj.weight, self.v_proj.bias)
+        return torch.softmax(self.q_proj(hidden) @ key.transpose(-1, -2), -1) @ value
+
+
+class Called(ReadPast):
+    """One that calls them, and reads a weight's dtype beside."""
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        hidden = hidden.to(self.k_proj.weight.dtype)
+        key, value = self.k_proj(hidden), self.v_proj(hidden)
+        return torch.softmax(self.q_proj(hidden) @ key.transpose(-1, -2), -1) @ value
+
+
+@pytest.mark.parametrize("target", ["kv", ["k_proj", "v_proj"]])
+def test_projections_that_are_never_called_are_refused(target) -> None:
+    model = nn.ModuleDict({"attention": ReadPast()})
+    with pytest.raises(prw.TargetError, match=r"computes with the weight of attention\.k_proj and"):
+        prw.inject(model, target=target, rank=2)
+    both = nn.ModuleDict({"attention": ReadPast(), "other": Called()})
+    assert [site.name for site in prw.inject(both, rank=2).sites] == ["other"]
+
+
+def test_wavlm_says_why_it_cannot_have_experts() -> None:
+    config = WavLMConfig(
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        conv_dim=(8,),
+        conv_stride=(5,),
+        conv_kernel=(10,),
+        num_feat_extract_layers=1,
+        num_conv_pos_embeddings=4,
+        num_conv_pos_embedding_groups=2,
+    )
+    with pytest.raises(prw.TargetError, match="WavLMAttention computes with the weight of"):
+        prw.inject(WavLMModel(config), rank=2)
+
+
+def test_a_linear_layer_that_gives_a_scale_too_is_refused_before_it_crashes() -> None:
+    config = IBertConfig(
+        vocab_size=40, hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2
+    )
+    with pytest.raises(prw.TargetError):
+        prw.inject(IBertModel(config), rank=2)
+
+
+def test_keys_and_values_with_a_gate_behind_are_found(wake) -> None:
+    config = Qwen3NextConfig(
+        vocab_size=40,
+        hidden_size=16,
+        intermediate_size=24,
+        moe_intermediate_size=8,
+        shared_expert_intermediate_size=8,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=8,
+        linear_num_key_heads=2,
+        linear_num_value_heads=4,
+        linear_key_head_dim=4,
+        linear_value_head_dim=4,
+        num_experts=2,
+        num_experts_per_tok=1,
+        layer_types=["linear_attention", "full_attention"],
+    )
+    torch.manual_seed(0)
+    model = Qwen3NextForCausalLM(config).eval()
+    fused = model.model.layers[0].linear_attn.in_proj_qkvz
+    hidden = torch.randn(2, 5, 16)
+    before = fused(hidden).unflatten(-1, (2, -1))
+    weave = prw.inject(model, rank=2, experts=["a"])
+    assert len(weave.sites) == 2
+    wake(weave)
+    model.eval()
+    after = model.model.layers[0].linear_attn.in_proj_qkvz(hidden).unflatten(-1, (2, -1))
+    changed = (before != after).any(dim=0).any(dim=0).all(dim=0)
+    # per key head: a query of 4, a key of 4, two values of 4, and their two gates
+    assert changed.tolist() == [False] * 4 + [True] * 12 + [False] * 8
+
+
+def test_a_model_without_attention_is_shown_a_call_that_works() -> None:
+    model = MambaModel(MambaConfig(vocab_size=40, hidden_size=16, state_size=4, num_hidden_layers=1))
+    with pytest.raises(prw.TargetError) as refused:
+        prw.inject(model, rank=2)
+    name = str(refused.value).split("target=['")[1].split("'")[0]
+    prw.inject(model, target=[name], rank=2)
