@@ -47,7 +47,7 @@ def put_in(model: nn.Module, config: PrwConfig, adapter: str) -> TrainedBefore:
         )
     if not adapter or "." in adapter:
         raise PoolError(
-            f"an adapter's name is a part of its weights' names: not empty and without a dot; got {adapter!r}."
+            f"an adapter's name is part of its weights' names: not empty and without a dot; got {adapter!r}."
         )
     if adapter in getattr(model, "peft_config", {}):
         raise PoolError(
@@ -65,6 +65,7 @@ def put_in(model: nn.Module, config: PrwConfig, adapter: str) -> TrainedBefore:
         # PEFT warns that there will be several adapters, which is what was asked for.
         warnings.filterwarnings("ignore", message="Already found a `peft_config` attribute")
         warnings.filterwarnings("ignore", message=OTHERS)  # they are switched on again below
+        config.innermost = True
         try:
             inject_adapter_in_model(config, model, adapter)
         except BaseException:
@@ -72,6 +73,8 @@ def put_in(model: nn.Module, config: PrwConfig, adapter: str) -> TrainedBefore:
             activate(model, active, [])
             restore(flags)
             raise
+        finally:
+            config.innermost = False
     activate(model, active, [adapter])
     _FLAGS[model] = before
     if hasattr(model, HOST_FLAG):

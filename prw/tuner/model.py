@@ -104,6 +104,8 @@ class PrwModel(BaseTuner):
         if site_name not in self._sites:
             self._sites[site_name] = Site(site_name, self._pool, adapter_name)
         site = self._sites[site_name]
+        if cast(PrwConfig, peft_config).innermost:
+            parent, target_name, target = inside_others(parent, target_name, target)
         layer = target if isinstance(target, PrwLinear) else wrap(target, current_key)
         layer.join(adapter_name, site, current_key, self._parts.get(current_key, WHOLE))
         refresh_training({current_key: layer}, adapter_name, cast(PrwConfig, peft_config))
@@ -112,6 +114,16 @@ class PrwModel(BaseTuner):
             layer.kin = self._kin
         if layer is not target:
             self._replace_module(parent, target_name, layer, target)
+
+
+def inside_others(parent: nn.Module, name: str, target: nn.Module) -> tuple[nn.Module, str, nn.Module]:
+    """Step inside other adapters, so that their weights keep their names and their files load without prw."""
+    while isinstance(target, BaseTunerLayer) and not isinstance(target, PrwLinear):
+        inner = target.base_layer
+        if not isinstance(inner, nn.Module) or isinstance(unwrapped(target), nn.MultiheadAttention):
+            break
+        parent, name, target = target, "base_layer", inner
+    return parent, name, target
 
 
 def wrap(target: nn.Module, path: str) -> PrwLinear:

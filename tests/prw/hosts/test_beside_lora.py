@@ -7,6 +7,7 @@ import warnings
 
 import pytest
 import torch
+from diffusers import FluxTransformer2DModel
 from peft import LoraConfig, inject_adapter_in_model
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -148,3 +149,52 @@ def test_one_kind_of_adapter_never_overwrites_another(make_plain, tmp_path):
         weave.save_pretrained(tmp_path / "lora")
     assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     weave.save_pretrained(tmp_path / "pool")
+
+
+@pytest.mark.parametrize("first", ["lora", "prw"])
+def test_a_lora_beside_a_pool_is_saved_for_stock_transformers(tmp_path, first):
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2, vocab_size=32
+    )
+    model = LlamaForCausalLM(config).eval()
+    base, tokens = copy.deepcopy(model), torch.arange(6)[None]
+    lora = LoraConfig(r=2, target_modules=["k_proj", "v_proj"], init_lora_weights=False)
+    steps = [
+        lambda: model.add_adapter(lora, "style"),
+        lambda: prw.inject(model, rank=2, experts=["a"], adapter="pool"),
+    ]
+    for step in steps if first == "lora" else reversed(steps):
+        step()
+    model.set_adapter("style")
+    wanted = model(tokens).logits
+    model.save_pretrained(tmp_path)
+    stock = copy.deepcopy(base)
+    stock.load_adapter(tmp_path)
+    assert torch.allclose(stock.eval()(tokens).logits, wanted, atol=1e-6)
+    assert not torch.allclose(base(tokens).logits, wanted, atol=1e-3)
+    prw.Weave(model, "pool").eject()
+    assert torch.allclose(model(tokens).logits, wanted, atol=1e-6)
+
+
+def test_a_lora_inside_which_a_pool_was_put_is_saved_for_stock_diffusers(tmp_path):
+    torch.manual_seed(0)
+    model = FluxTransformer2DModel(
+        in_channels=4,
+        num_layers=1,
+        num_single_layers=1,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=24,
+        pooled_projection_dim=12,
+        axes_dims_rope=(4, 4, 8),
+    )
+    base = copy.deepcopy(model)
+    model.add_adapter(LoraConfig(r=2, target_modules=["to_k", "to_v"], init_lora_weights=False), "style")
+    prw.inject(model, rank=2, experts=["a"], adapter="pool")
+    model.save_lora_adapter(tmp_path, "style")
+    base.load_lora_adapter(tmp_path, prefix=None, use_safetensors=True)
+    ours = {name: weight for name, weight in model.state_dict().items() if ".lora_" in name}
+    theirs = {name: weight for name, weight in base.state_dict().items() if ".lora_" in name}
+    assert len(ours) == len(theirs) > 0
+    assert all(torch.equal(ours[name.replace("default_0", "style")], theirs[name]) for name in theirs)
