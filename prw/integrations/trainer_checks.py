@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
+from peft import PeftModel
 from torch import nn
 
 from prw.curriculum import Stage
@@ -71,6 +72,27 @@ def check_alone(model: nn.Module, weave: Weave) -> None:
             f"{len(others)} parameters train beside the pool ({', '.join(others[:3])}, ...), and the "
             "checkpoints of PrwCallback hold the pool alone, so a resumed run would lose them. Freeze them "
             "(requires_grad_(False)), or walk curriculum.stages(weave) in a loop that saves them too."
+        )
+
+
+def check_saving(args: Any, model: nn.Module) -> None:
+    """Refuse what a Trainer would only find out at its first checkpoint, or at the end of the stage.
+
+    Raises:
+        UnsupportedError: says what, and what to do.
+    """
+    if isinstance(model, PeftModel) or not getattr(model, "_hf_peft_config_loaded", False):
+        return
+    active = cast(Any, model).active_adapters()
+    if len(active) > 1:
+        raise UnsupportedError(
+            f"transformers saves a model with one active adapter, and {', '.join(active)} are active. Merge "
+            "the others into the base, or wrap the model with get_peft_model(model, prw.PrwConfig(...))."
+        )
+    if args.load_best_model_at_end:
+        raise UnsupportedError(
+            "load_best_model_at_end looks for the whole model's weights, and the checkpoints hold the pool "
+            "alone. Leave it off, or wrap the model with get_peft_model(model, prw.PrwConfig(...))."
         )
 
 

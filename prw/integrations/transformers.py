@@ -24,6 +24,7 @@ from prw.integrations.trainer_checks import (
     check_arguments,
     check_model,
     check_optimizer,
+    check_saving,
     check_step,
 )
 from prw.layers import AddedLoss
@@ -125,11 +126,13 @@ class PrwCallback(TrainerCallback):
 
         Raises:
             CurriculumError: if it does not.
+            UnsupportedError: if its checkpoints would lose something, or could not be written.
         """
         stage = self._current()
         check_arguments(args, self.arguments, stage)
         check_model(self.weave.model, kwargs["model"])
         check_alone(kwargs["model"], self.weave)
+        check_saving(args, kwargs["model"])
         check_optimizer(kwargs["optimizer"], kwargs["model"], self.weave, stage)
         check_step(state.global_step, self.curriculum.done(self.weave), stage)
         self._let_go()

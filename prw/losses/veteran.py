@@ -31,7 +31,7 @@ def veteran_loss(
         mask: Which tokens count, bool of shape [batch, tokens]; None means all that are routed.
 
     Returns:
-        A float32 scalar.
+        A float32 scalar; 0 if no item counts.
 
     Raises:
         ConfigError: if rho or alpha is out of range, or the mask is not of bools.
@@ -49,6 +49,7 @@ def veteran_loss(
     if not 0.0 <= rho <= 1.0:
         raise ConfigError(f"rho is a share and lies in [0, 1], got {rho}.")
     check_weight(alpha)
-    newest = routing.newest_share(share, per, mask=mask)
+    newest, count = routing.share_and_count(share, per, mask)
     check_gradient(newest, alpha, "veteran_loss")
-    return alpha * (newest - rho).abs().mean()
+    counted = (count > 0).float()  # a sample whose tokens are all masked has no share to hold
+    return alpha * ((newest - rho).abs() * counted).sum() / counted.sum().clamp(min=1.0)

@@ -77,9 +77,16 @@ class Routing:
             A float32 scalar, or a float32 tensor of shape [batch].
 
         Raises:
+            ConfigError: if `share` or `per` is none of these.
             RoutingError: if nothing was recorded, the mask does not fit, or the forwards had different batch
                 sizes and `per` is `sample`.
         """
+        return self.share_and_count(share, per, mask)[0]
+
+    def share_and_count(
+        self, share: Share | None = None, per: Per = "batch", mask: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Compute `newest_share`, and how many items each number is of; a share of no item is zero."""
         kind = self.share_kind if share is None else share
         if kind not in ("straight-through", "soft") or per not in ("batch", "sample"):
             raise ConfigError(
@@ -94,8 +101,9 @@ class Routing:
             whole = merged([decisions[place] for place in places], mask, by_sample=per == "sample")
             sums.append(newest_indicator(whole, kind).float().sum(1))
             counts.append(whole.routed.float().sum(1))
-        shares = sum(sums[1:], sums[0]) / sum(counts[1:], counts[0]).clamp(min=1.0)
-        return shares if per == "sample" else shares.squeeze(0)
+        count = sum(counts[1:], counts[0])
+        shares = sum(sums[1:], sums[0]) / count.clamp(min=1.0)
+        return (shares, count) if per == "sample" else (shares.squeeze(0), count.squeeze(0))
 
     def usage(self, mask: Tensor | None = None) -> Tensor:
         """Say which expert was chosen where: fractions of shape [sites, experts], rows sum to one.

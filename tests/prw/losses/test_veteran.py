@@ -102,3 +102,23 @@ def test_the_mean_over_processes_is_that_of_the_whole_batch_per_sample_only():
     for per, whole in (("sample", 0.5), ("batch", 0.0)):
         assert loss(logits, per) == whole
         assert (loss(logits[:1], per) + loss(logits[1:], per)) / 2 == 0.5
+
+
+@pytest.mark.parametrize("per", ["batch", "sample"])
+def test_what_is_masked_altogether_has_no_share_to_hold(per):
+    routing = Routing(("a", "b"))
+    logits = torch.tensor([[[0.0, 2.0], [0.0, 2.0]], [[2.0, 0.0], [2.0, 0.0]]], requires_grad=True)
+    routing.add("site", top_1(logits, "prob"))
+    nothing = torch.zeros(2, 2, dtype=torch.bool)
+    assert prw.veteran_loss(routing, rho=0.8, alpha=0.5, per=per, mask=nothing).item() == 0.0
+    first = torch.tensor([[True, True], [False, False]])
+    loss = prw.veteran_loss(routing, rho=0.8, alpha=0.5, per=per, mask=first)
+    assert loss.item() == pytest.approx(0.5 * 0.2)
+
+
+@pytest.mark.parametrize("wrong", [{"per": "token"}, {"share": "hard"}, {"alpha": float("nan")}])
+def test_words_and_weights_that_mean_nothing_are_refused(wrong):
+    routing = Routing(("a", "b"))
+    routing.add("site", top_1(torch.zeros(1, 2, 2, requires_grad=True), "prob"))
+    with pytest.raises(prw.ConfigError):
+        prw.veteran_loss(routing, **{"rho": 0.8, "alpha": 0.5, **wrong})
