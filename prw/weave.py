@@ -73,14 +73,21 @@ class Weave(Life, Exchange, AddsLosses):
         """Use the pool as it was when an expert's stage ended, inside a `with` block: bit for bit.
 
         Raises:
-            PoolError: if there is no such expert, or veterans' router vectors go on training.
+            PoolError: if there is no such expert, or was none yet as of a block around this one, or if
+                veterans' router vectors go on training.
         """
         if self.settings.train_veteran_gates:
             raise PoolError(
                 "with train_veteran_gates=True the router of an earlier stage has been trained on, so as_of "
                 "cannot give that stage's model. Load its own checkpoint, or keep veteran gates frozen."
             )
-        with self.pool.narrowed(size=self.pool.index(name) + 1):
+        size, around = self.pool.index(name) + 1, self.pool.scope.size
+        if around is not None and size > around:
+            raise PoolError(
+                f"this is inside `with weave.as_of({self.experts[around - 1]!r})`, and that pool had no "
+                f"{name!r} yet. Leave that block first."
+            )
+        with self.pool.narrowed(size=size):
             yield
 
     @contextmanager

@@ -55,6 +55,18 @@ def latest(folder: Path, stages: Iterable[str], adapter: str) -> Progress | None
     return None
 
 
+def pools_of_others(folder: Path, stages: Iterable[str], adapter: str) -> list[str]:
+    """Name the folders with pools, finished or in a checkpoint, that belong to none of the stages."""
+    known = set(stages)
+    return sorted(
+        place.name
+        for place in (folder.iterdir() if folder.is_dir() else ())
+        if place.is_dir()
+        and place.name not in known
+        and (holds_pool(place) or any(pool_in(checkpoint, adapter) for checkpoint in checkpoints(place)))
+    )
+
+
 def checkpoints(folder: Path) -> list[Path]:
     """List a Trainer's checkpoints, newest first."""
     found = [path for path in folder.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]

@@ -17,7 +17,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from prw.curriculum import Curriculum, Stage
 from prw.errors import CurriculumError, UnsupportedError
-from prw.integrations.checkpoints import holds_pool, latest, let_trainer_read, pool_in
+from prw.integrations.checkpoints import holds_pool, latest, let_trainer_read, pool_in, pools_of_others
 from prw.integrations.meter import RoutingMeter
 from prw.integrations.trainer_checks import (
     check_alone,
@@ -194,6 +194,13 @@ class PrwCallback(TrainerCallback):
         if bad:
             raise CurriculumError(
                 f"stages get folders of their names, and {bad[0]!r} cannot be one. Rename it."
+            )
+        strange = pools_of_others(self.output_dir, self.curriculum.names, self.weave.adapter)
+        if strange:
+            raise CurriculumError(
+                f"{self.output_dir} holds pools of {', '.join(strange)}, which this curriculum "
+                f"({', '.join(self.curriculum.names)}) does not have. Put the stages back, or give another "
+                "output_dir."
             )
         progress = latest(self.output_dir, self.curriculum.names, self.weave.adapter)
         if progress is None:

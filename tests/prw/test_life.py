@@ -196,3 +196,14 @@ def test_after_eject_every_question_says_that_there_is_no_pool(grown, tmp_path):
     for question in questions:
         with pytest.raises(prw.PoolError, match=r"prw\.inject"):
             question()
+
+
+def test_inside_an_earlier_pool_there_is_no_later_expert(grown):
+    weave, base, hidden = grown
+    with weave.as_of("b"):
+        earlier = base(hidden)
+        with weave.as_of("a"):
+            assert not torch.equal(base(hidden), earlier)
+        with pytest.raises(prw.PoolError, match=r"that pool had no 'c' yet"), weave.as_of("c"):
+            pass
+        assert torch.equal(base(hidden), earlier)

@@ -45,3 +45,13 @@ def test_loading_the_best_model_at_the_end_is_refused(make_run, tmp_path):
     trainer.args.load_best_model_at_end = True
     with pytest.raises(prw.UnsupportedError, match="load_best_model_at_end"):
         trainer.train()
+
+
+def test_a_folder_with_a_stage_that_the_curriculum_has_lost_is_refused(make_run, tmp_path):
+    with pytest.raises(prw.CurriculumError, match="was left after 2 of 4 steps"):
+        make_run(tmp_path).train(stop=("down", 2))
+    shorter = prw.Curriculum([prw.Stage("up", rho=1.0, alpha=0.0, steps=5, lr=1e-2)])
+    run = make_run(tmp_path, curriculum=shorter)
+    with pytest.raises(prw.CurriculumError, match="holds pools of down, which this curriculum"):
+        next(run.callback.stages(resume=True))
+    assert run.weave.experts == ()
