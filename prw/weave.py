@@ -63,8 +63,9 @@ class Weave(Life, Exchange, AddsLosses):
         Raises:
             ConfigError: if the mask is not of bools.
         """
-        if mask.dtype != torch.bool:
-            raise ConfigError(f"route_only takes a mask of bools, True where routed; got {mask.dtype}.")
+        if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
+            found = getattr(mask, "dtype", type(mask).__name__)
+            raise ConfigError(f"route_only takes a tensor of bools, True where routed; got {found}.")
         with self.pool.narrowed(routed=mask):
             yield
 

@@ -23,7 +23,10 @@ class Curriculum(Sequence[Stage]):
         Raises:
             CurriculumError: if there is none, two share a name, or one starts from a later or unknown stage.
         """
-        self._stages = tuple(stages)
+        self._stages = (stages,) if isinstance(stages, Stage) else tuple(stages)
+        strange = next((stage for stage in self._stages if not isinstance(stage, Stage)), None)
+        if strange is not None:
+            raise CurriculumError(f"a curriculum is a list of prw.Stage, got {strange!r} in it.")
         if not self._stages:
             raise CurriculumError("a curriculum needs at least one stage, got none.")
         earlier: list[str] = []

@@ -60,9 +60,10 @@ def item_mask(mask: Tensor, expert_ids: Tensor) -> Tensor:
         ConfigError: if the mask is not of bools.
         RoutingError: if the shapes do not fit.
     """
-    if mask.dtype != torch.bool:
+    if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
+        found = getattr(mask, "dtype", type(mask).__name__)
         raise ConfigError(
-            f"mask takes bools, True where a token counts; got {mask.dtype}. From an attention mask of ones "
+            f"mask takes bools, True where a token counts; got {found}. From an attention mask of ones "
             "and zeros take attention_mask.bool()."
         )
     if mask.shape == expert_ids.shape:

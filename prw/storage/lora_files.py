@@ -82,6 +82,8 @@ def read_foreign(source: str | Path | Mapping[str, Tensor]) -> ForeignLora:
     """
     if isinstance(source, Mapping):
         return sorted_out("the given weights", source, {})
+    if not isinstance(source, str | Path):
+        raise StorageError(f"a LoRA is a path or weights by name, got a {type(source).__name__}.")
     path = Path(source)
     if path.name == SAFETENSORS_WEIGHTS_NAME and (path.parent / CONFIG_NAME).is_file():
         path = path.parent

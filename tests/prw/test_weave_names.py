@@ -1,6 +1,7 @@
 """Experts are a list of names; a bare string is refused and not read letter by letter."""
 
 import pytest
+import torch
 
 import prw
 
@@ -30,3 +31,20 @@ def test_an_adapters_name_is_part_of_a_name(make_plain, name):
     with pytest.raises(prw.PoolError, match="not empty and without a dot"):
         prw.inject(model, rank=2, adapter=name)
     prw.inject(model, rank=2)
+
+
+def test_arguments_of_another_kind_are_told_in_a_sentence(make_plain):
+    weave = prw.inject(make_plain(), rank=2, experts=["a"])
+    with pytest.raises(prw.ConfigError, match="takes a tensor of bools"), weave.route_only([[True]]):
+        pass
+    with weave.record() as routing:
+        weave.model(torch.randn(1, 2, 8))
+    with pytest.raises(prw.ConfigError, match="mask takes bools"):
+        prw.veteran_loss(routing, rho=1.0, alpha=0.0, mask=[[True, True]])
+    with pytest.raises(prw.StorageError, match="got a NoneType"):
+        weave.import_lora(None, name="b")
+    for stages in (["a"], [None]):
+        with pytest.raises(prw.CurriculumError, match=r"a list of prw\.Stage"):
+            prw.Curriculum(stages)
+    stage = prw.Stage("a", rho=1.0, alpha=0.0, steps=1, lr=0.1)
+    assert prw.Curriculum(stage).names == ("a",)
