@@ -24,9 +24,9 @@ class Curriculum(Sequence[Stage]):
             CurriculumError: if there is none, two share a name, or one starts from a later or unknown stage.
         """
         self._stages = (stages,) if isinstance(stages, Stage) else tuple(stages)
-        strange = next((stage for stage in self._stages if not isinstance(stage, Stage)), None)
-        if strange is not None:
-            raise CurriculumError(f"a curriculum is a list of prw.Stage, got {strange!r} in it.")
+        strange = [stage for stage in self._stages if not isinstance(stage, Stage)]
+        if strange:
+            raise CurriculumError(f"a curriculum is a list of prw.Stage, got {strange[0]!r} in it.")
         if not self._stages:
             raise CurriculumError("a curriculum needs at least one stage, got none.")
         earlier: list[str] = []
