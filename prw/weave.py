@@ -65,7 +65,7 @@ class Weave(Life, Exchange, AddsLosses):
         """
         if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
             found = getattr(mask, "dtype", type(mask).__name__)
-            raise ConfigError(f"route_only takes a tensor of bools, True where routed; got {found}.")
+            raise ConfigError(f"route_only takes a mask of bools, True where routed; got {found}.")
         with self.pool.narrowed(routed=mask):
             yield
 

@@ -35,7 +35,7 @@ def test_an_adapters_name_is_part_of_a_name(make_plain, name):
 
 def test_arguments_of_another_kind_are_told_in_a_sentence(make_plain):
     weave = prw.inject(make_plain(), rank=2, experts=["a"])
-    with pytest.raises(prw.ConfigError, match="takes a tensor of bools"), weave.route_only([[True]]):
+    with pytest.raises(prw.ConfigError, match="takes a mask of bools"), weave.route_only([[True]]):
         pass
     with weave.record() as routing:
         weave.model(torch.randn(1, 2, 8))
