@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from recipes.cologen.data import oracle
 from recipes.cologen.data.record import Example
@@ -13,15 +12,10 @@ from recipes.cologen.flux.sampling import denoise, starting_noise
 from recipes.cologen.pretraining.dialects import Dialects
 from recipes.cologen.pretraining.step import Settings, read_source
 from recipes.cologen.pretraining.tasks import CAPTIONED, UNNAMED, source_task, text_to_image
+from recipes.cologen.training.validation import to_pictures
 
 HELD_OUT = 2**31
 """Seeds from here on are never trained on."""
-
-
-def to_images(batch: Tensor) -> list[np.ndarray]:
-    """A float batch in [-1, 1] to uint8 pictures."""
-    levels = ((batch.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
-    return list(levels.permute(0, 2, 3, 1).contiguous().numpy())
 
 
 @torch.no_grad()
@@ -48,6 +42,6 @@ def _score(model: FluxModel, dialects: Dialects, examples: list[Example], seed: 
     drawn = model.decode(denoise(model, noise, text, source, sampling))
     results = [
         oracle.shows_caption(image, example) if example.task in CAPTIONED else oracle.score(example, image)
-        for example, image in zip(examples, to_images(drawn), strict=True)
+        for example, image in zip(examples, to_pictures(drawn), strict=True)
     ]
     return float(np.mean(results))

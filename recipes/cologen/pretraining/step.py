@@ -16,6 +16,7 @@ from recipes.cologen.flux.tiny import build_tiny_flux
 from recipes.cologen.pretraining.dialects import Dialects
 from recipes.cologen.pretraining.tasks import source_task, text_to_image
 from recipes.cologen.pretraining.wording import DIALECTS, sprinkle
+from recipes.cologen.training.batches import to_unit_range
 from recipes.cologen.training.checkpoint import ForeignCheckpointError
 
 SOURCE_SHARE = 0.75
@@ -62,7 +63,7 @@ class Settings:
 
 def pixels(images: list[np.ndarray]) -> Tensor:
     """uint8 pictures to a float batch [batch, 3, height, width] in [-1, 1]."""
-    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 127.5 - 1
+    return to_unit_range(torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2), torch.device("cpu"))
 
 
 def batch_at(settings: Settings, step: int) -> tuple[list[Example], list[str]]:
