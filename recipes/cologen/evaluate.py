@@ -22,7 +22,7 @@ from recipes.cologen.report.opening import open_scorer
 from recipes.cologen.report.scores import measure_scores, task_cells, write_scores
 from recipes.cologen.score_table import score_table, table_of
 from recipes.cologen.stages import select_stages
-from recipes.cologen.terminal import silence_loading_bars
+from recipes.cologen.terminal import positive, silence_loading_bars
 from recipes.cologen.training.interruption import STOPPED
 
 
@@ -63,7 +63,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--n",
-        type=_positive,
+        type=positive,
         help="held-out examples per task (default: report.samples of the run; another number is written to "
         "scores-nN.json and table-nN.json)",
     )
@@ -73,12 +73,6 @@ def _parser() -> argparse.ArgumentParser:
         help="all (also writes scores.json and table.json), one stage's task, or a range FIRST..LAST",
     )
     return parser
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected a whole number from 1 up, got {text!r}")
-    return int(text)
 
 
 def _some_tasks(scorer: Scorer, wanted: str) -> Table:

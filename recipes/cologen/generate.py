@@ -35,7 +35,7 @@ from recipes.cologen.pictures import (
     write_picture,
 )
 from recipes.cologen.report.run_reader import RunReader
-from recipes.cologen.terminal import silence_loading_bars
+from recipes.cologen.terminal import positive, silence_loading_bars
 from recipes.cologen.training.batches import to_unit_range
 from recipes.cologen.training.growth import load_base, load_stage
 from recipes.cologen.training.interruption import STOPPED
@@ -206,7 +206,7 @@ def _parser() -> argparse.ArgumentParser:
         "--mask", type=Path, help="inpainting: white where to paint (else: black holes in --image)"
     )
     parser.add_argument("--seed", type=int, default=0, help="of the starting noise (default: 0)")
-    parser.add_argument("--steps", type=_positive, help="sampling steps (default: those of the run)")
+    parser.add_argument("--steps", type=positive, help="sampling steps (default: those of the run)")
     experts = parser.add_mutually_exclusive_group()
     experts.add_argument(
         "--as-of",
@@ -219,17 +219,11 @@ def _parser() -> argparse.ArgumentParser:
     size = parser.add_mutually_exclusive_group()
     size.add_argument(
         "--scale",
-        type=_positive,
+        type=positive,
         help=f"pixels a side that each pixel is shown as (default: to at least {SHOWN_PIXELS} in all)",
     )
     size.add_argument("--native", dest="scale", action="store_const", const=1, help="do not enlarge")
     return parser
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected a whole number from 1 up, got {text!r}")
-    return int(text)
 
 
 if __name__ == "__main__":
