@@ -13,12 +13,15 @@ from prw.config import Gate, PoolSettings
 from prw.routing.decision import RoutingDecision
 from prw.routing.features import router_features
 
+ALONE, BLOCK = 8, 32
+"""The first experts are scored one by one; later ones in blocks of fixed size, which read the features once."""
+
 
 def router_logits(features: Tensor, vectors: Sequence[Tensor]) -> Tensor:
     """Score features against one router vector per expert.
 
-    Every expert is scored by its own product: one product for all would round an old expert's logit
-    differently once the pool has grown.
+    The shape of the product that scores an expert depends on its number alone: one product for all would
+    round an old expert's logit differently once the pool has grown.
 
     Args:
         features: Of shape [batch, items, d].
@@ -28,7 +31,13 @@ def router_logits(features: Tensor, vectors: Sequence[Tensor]) -> Tensor:
     Returns:
         Logits of shape [batch, items, experts].
     """
-    return torch.cat([F.linear(features, vector.to(features)) for vector in vectors], dim=-1)
+    vectors = [vector.to(features) for vector in vectors]
+    scores = [F.linear(features, vector) for vector in vectors[:ALONE]]
+    for start in range(ALONE, len(vectors), BLOCK):
+        block = torch.cat(list(vectors[start : start + BLOCK]))
+        missing = BLOCK - block.shape[0]
+        scores.append(F.linear(features, F.pad(block, (0, 0, 0, missing)))[..., : block.shape[0]])
+    return scores[0] if len(scores) == 1 else torch.cat(scores, dim=-1)
 
 
 def noisy_logits(logits: Tensor, noise_logits: Tensor, seed: int | None = None) -> Tensor:

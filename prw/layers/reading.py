@@ -1,0 +1,94 @@
+"""Into rank space: one projection reads an input for all projections of its site."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
+
+from prw.kernels import Case, Choice, choose, computed_in, into_rank_space, line_up
+from prw.layers.experts import expert_names, is_split, weight_of
+from prw.layers.rows import Part
+from prw.layers.turn import Reading, Turn
+
+Stack = Sequence[Tensor]
+
+
+def downs_of(layer: nn.Module, part: Part, adapter: str, experts: int) -> list[Tensor]:
+    """Read A of the oldest experts, as many as are in use."""
+    return [weight_of(layer, expert_names(index, part.letter).down, adapter) for index in range(experts)]
+
+
+def ups_of(layer: nn.Module, part: Part, adapter: str, experts: int) -> list[Tensor]:
+    """Read B of the oldest experts, as many as are in use."""
+    return [weight_of(layer, expert_names(index, part.letter).up, adapter) for index in range(experts)]
+
+
+def chosen(turn: Turn, wanted: str, downs: Stack, rows: int) -> Choice:
+    """Choose the kernel for a turn, once for all its projections."""
+    if turn.choice is None:
+        decision, rank = turn.decision, max(down.shape[0] for down in downs)
+        top_k, tokens = decision.choices.shape[-1], turn.tokens_per_item(rows)
+        case = Case(downs[0].device, computed_in(downs[0]), len(downs), rank, top_k, tokens)
+        turn.choice = choose(case, wanted)
+    return turn.choice
+
+
+def read(
+    turn: Turn, hidden: Tensor, asker: nn.Module, others: Sequence[nn.Module], adapter: str, name: str
+) -> Reading:
+    """Give a projection's reading: the one that waits for it, or a new one, for the others as well.
+
+    Args:
+        turn: The turn that the input is in.
+        hidden: The input, of shape [rows, d_in].
+        asker: The projection that asks.
+        others: The site's other projections, if they are to be read for.
+        adapter: Adapter name.
+        name: The kernel that was chosen; one that has a backend.
+    """
+    waiting = turn.waiting.pop(asker, None)
+    if waiting is not None:
+        return waiting
+    experts = turn.decision.num_experts
+    stacks = {asker: stacks_of(asker, adapter, experts)}
+    for other in others:
+        theirs = stacks_of(other, adapter, experts) if ready(other, adapter) else []
+        if theirs and all(alike(stack, stacks[asker][0]) for stack in theirs):
+            stacks[other] = theirs
+    fixed = not any(is_split(member, adapter) for member in stacks)
+    ids, tokens = turn.items_first(turn.decision.expert_ids), turn.tokens_per_item(hidden.shape[0])
+    work = line_up(name, ids, experts, tokens, fixed)
+    lows = into_rank_space(hidden, [stack for found in stacks.values() for stack in found], work)
+    start = 0
+    for member, found in stacks.items():
+        turn.waiting[member] = Reading(work, lows[start : start + len(found)])
+        start += len(found)
+    return turn.waiting.pop(asker)
+
+
+def stacks_of(layer: nn.Module, adapter: str, experts: int) -> list[list[Tensor]]:
+    """Read A of a projection's experts, one list for each of its parts."""
+    parts: Sequence[Part] = layer.parts_of(adapter)  # type: ignore[operator, assignment]
+    return [downs_of(layer, part, adapter, experts) for part in parts]
+
+
+def ready(layer: nn.Module, adapter: str) -> bool:
+    """Tell whether a projection's weights can be read before it is called.
+
+    A module that FSDP2 or a hook fetches for its own forward has its weights only then.
+    """
+    return adapter in layer.sites and not isinstance(layer, FSDPModule) and not layer._forward_pre_hooks  # type: ignore[operator]
+
+
+def alike(stack: Stack, mine: Stack) -> bool:
+    """Tell whether other experts can be multiplied with an input beside mine."""
+    return all(
+        not isinstance(down, DTensor)
+        and down.device == mine[0].device
+        and down.dtype == mine[0].dtype
+        and down.shape[1] == mine[0].shape[1]
+        for down in stack
+    )
