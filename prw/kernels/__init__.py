@@ -2,6 +2,7 @@
 
 from prw.kernels.all_at_once import all_at_once
 from prw.kernels.autograd import computed_in
+from prw.kernels.opaque import opaquely
 from prw.kernels.projection import Projection, into_rank_space, line_up, onto, routed_projections
 from prw.kernels.reference import reference
 from prw.kernels.select import NAMES, VARIABLE, Case, Choice, choose, forced
@@ -22,6 +23,7 @@ __all__ = [
     "into_rank_space",
     "line_up",
     "onto",
+    "opaquely",
     "reference",
     "routed_projections",
 ]

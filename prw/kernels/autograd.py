@@ -75,9 +75,10 @@ def weight_gradients(
     hidden_TI: Tensor,
     downs_RI: Sequence[Tensor],
     needed: Sequence[bool],
-) -> list[Any]:
+) -> list[Tensor | None]:
     """Compute the gradients of the A that train: zeros where nobody chose, as DDP waits for them."""
-    hidden_TI, found = hidden_TI.to(ctx.dtype), []
+    hidden_TI = hidden_TI.to(ctx.dtype)
+    found: list[Tensor | None] = []
     for place, (down_RI, wanted) in enumerate(zip(downs_RI, needed, strict=True)):
         grad_CR, expert = grads_CR[place // ctx.experts], place % ctx.experts
         if not wanted or grad_CR is None:

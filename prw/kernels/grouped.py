@@ -78,7 +78,8 @@ def plan(expert_ids_NK: Tensor, experts: int, tokens_per_item: int, fixed: bool 
 
 def cube(plan: Sorted, matrices: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
     """Give all matrices as one [experts, rank, wide]."""
-    return stacked(matrices, dtype, plan.choices.fixed).unflatten(0, (len(matrices), -1))
+    rows = stacked(matrices, dtype, plan.choices.fixed)
+    return rows.view(len(matrices), -1, rows.shape[1])
 
 
 def by_group(plan: Sorted, rows_CX: Tensor, cube_EXY: Tensor) -> Tensor:

@@ -136,7 +136,7 @@ def shrink(plan: Segments, wide_TW: Tensor, stacks: Sequence[Sequence[Tensor]]) 
     for here, runs in plan.pieces(wide_TW.shape[1]):
         wide_PW = wide_TW[here] if rows_C is None else scratch.taken(wide_TW, rows_C[here])
         for low_CR, matrices in zip(lows, stacks, strict=True):
-            for run, wide, low in cut(runs, wide_PW, low_CR[here]):
+            for run, (wide, low) in cut(runs, wide_PW, low_CR[here]):
                 matrix = matrices[run.expert].to(wide.dtype)
                 if matrix.shape[0] == low.shape[1]:
                     torch.mm(wide, matrix.mT, out=low)
@@ -152,12 +152,14 @@ def empty_lows(plan: Segments, like: Tensor, matrices: Sequence[Tensor]) -> Tens
     return like.new_empty(shape) if plan.whole and len(ranks) == 1 else like.new_zeros(shape)
 
 
-def cut(runs: Sequence[Run], *tensors: Tensor) -> Iterator[tuple[Run, *tuple[Tensor, ...]]]:
+def cut(runs: Sequence[Run], *tensors: Tensor) -> Iterator[tuple[Run, tuple[Tensor, ...]]]:
     """Cut rows that lie in one piece into those of each run; runs without an expert are left out."""
     lengths = [run.stop - run.start for run in runs]
-    for run, *parts in zip(runs, *(tensor.split(lengths) for tensor in tensors), strict=True):
+    for run, parts in zip(
+        runs, zip(*(tensor.split(lengths) for tensor in tensors), strict=True), strict=True
+    ):
         if run.expert >= 0:
-            yield run, *parts
+            yield run, parts
 
 
 class Scratch:
@@ -207,7 +209,7 @@ def expand(
         if not plan.whole:
             wide_PW.zero_()
         for place, (low_CR, matrices) in enumerate(zip(lows, stacks, strict=True)):
-            for run, low, out in cut(runs, low_CR[here], wide_PW):
+            for run, (low, out) in cut(runs, low_CR[here], wide_PW):
                 multiply(low, matrices[run.expert], out, place == 0)
         if rows_C is not None and shared:
             out_TW.index_add_(0, rows_C[here], wide_PW)
@@ -237,7 +239,7 @@ def add_to(plan: Segments, low_CR: Tensor, matrices: Sequence[Tensor], target: T
     """
     wide, rows_C = matrices[0].shape[1], plan.rows
     if rows_C is None and target.dim() == 2 and target.dtype == low_CR.dtype:
-        for run, low, out in cut(plan.runs, low_CR, target):
+        for run, (low, out) in cut(plan.runs, low_CR, target):
             multiply(low, matrices[run.expert], out, fresh=False)
         return
     scratch = Scratch(low_CR, wide)
@@ -245,7 +247,7 @@ def add_to(plan: Segments, low_CR: Tensor, matrices: Sequence[Tensor], target: T
         wide_PW = scratch.rows(here.stop - here.start)
         if not plan.whole:
             wide_PW.zero_()
-        for run, low, out in cut(runs, low_CR[here], wide_PW):
+        for run, (low, out) in cut(runs, low_CR[here], wide_PW):
             multiply(low, matrices[run.expert], out, fresh=True)
         delta = wide_PW.to(target.dtype).view(-1, *target.shape[1:])
         if rows_C is None:

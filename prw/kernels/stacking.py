@@ -86,7 +86,7 @@ def mark_of(matrix: Tensor) -> Mark:
     """Say which numbers a matrix holds, and in which state torch has counted them."""
     storage: int = matrix.untyped_storage()._cdata
     version = 0 if matrix.is_inference() else matrix._version
-    return storage, version, matrix.storage_offset(), tuple(matrix.shape), matrix.stride()
+    return storage, version, int(matrix.storage_offset()), tuple(matrix.shape), matrix.stride()
 
 
 STACKS = Stacks()

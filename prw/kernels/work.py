@@ -111,4 +111,4 @@ def part_of(output: Tensor, columns: Columns | None) -> Tensor:
     if columns is None:
         return output
     groups, width, start, stop = columns
-    return output.unflatten(-1, (groups, width))[..., start:stop]
+    return output.view(output.shape[0], groups, width)[..., start:stop]

@@ -60,7 +60,7 @@ class ExpertWeight(nn.Module):
         if isinstance(value, nn.Parameter) and self.frozen:
             value.requires_grad_(False)
         if isinstance(value, DTensor):
-            super().__setattr__("split", True)
+            self.__dict__["split"] = True
         elif isinstance(value, nn.Parameter) and not aligned(value):
             value.data = value.data.clone()
         super().__setattr__(name, value)

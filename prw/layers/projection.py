@@ -8,11 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from prw.kernels import all_at_once, onto, reference
+from prw.kernels import all_at_once, onto, opaquely, reference
+from prw.layers.experts import is_split
 from prw.layers.reading import chosen, downs_of, read, ups_of
 from prw.layers.rows import WHOLE, Part, Rows, add_rows
 from prw.layers.site import Site
-from prw.layers.turn import Reading, Turn, per_token, traced
+from prw.layers.turn import Reading, Turn, graphed, per_token, traced
 
 WRITABLE = ("peft.", "bitsandbytes.", "transformers.pytorch_utils")
 """Where projections come from that are no plain Linear and give a tensor that nothing else holds."""
@@ -122,15 +123,17 @@ class RoutedProjection(nn.Module):
         rows, size = hidden.reshape(-1, hidden.shape[-1]), decision.num_experts
         if settings.dropout and self.training:
             rows = F.dropout(rows, settings.dropout)  # by torch's generator, which checkpointing replays
-        compute = reference if turn.choice is not None and turn.choice.name == "reference" else all_at_once
-        delta = compute(
-            rows,
-            downs_of(self, part, adapter, size),
-            ups_of(self, part, adapter, size),
-            per_token(decision.expert_ids, rows.shape[0]),
-            per_token(decision.weights, rows.shape[0]),
-            self.scales[adapter],
-        )
+        downs, ups = downs_of(self, part, adapter, size), ups_of(self, part, adapter, size)
+        name, scale = "reference" if turn.choice is None else turn.choice.name, self.scales[adapter]
+        if name != "reference" and graphed():
+            ids, weights = turn.items_first(decision.expert_ids), turn.items_first(decision.weights)
+            tokens, fixed = turn.tokens_per_item(rows.shape[0]), not is_split(self, adapter)
+            delta = opaquely(rows, downs, ups, ids, weights, scale, name, tokens, fixed)
+        else:
+            ids, weights = (
+                per_token(of_items, rows.shape[0]) for of_items in (decision.expert_ids, decision.weights)
+            )
+            delta = (reference if name == "reference" else all_at_once)(rows, downs, ups, ids, weights, scale)
         return delta.reshape(*hidden.shape[:-1], delta.shape[-1])
 
 

@@ -71,7 +71,7 @@ def read(
 
 def stacks_of(layer: nn.Module, adapter: str, experts: int) -> list[list[Tensor]]:
     """Read A of a projection's experts, one list for each of its parts."""
-    parts: Sequence[Part] = layer.parts_of(adapter)  # type: ignore[operator, assignment]
+    parts: Sequence[Part] = layer.parts_of(adapter)  # type: ignore[operator]
     return [downs_of(layer, part, adapter, experts) for part in parts]
 
 

@@ -53,6 +53,11 @@ def traced() -> bool:
     return torch.compiler.is_compiling() or torch._C._functorch.maybe_current_level() is not None
 
 
+def graphed() -> bool:
+    """Tell whether the forward is being compiled, with operators of our own in the graph; exports have none."""
+    return torch.compiler.is_compiling() and not torch.compiler.is_exporting()
+
+
 def per_token(of_items: Tensor, rows: int) -> Tensor:
     """Repeat what belongs to items so that there is one per row.
 

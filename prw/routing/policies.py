@@ -14,7 +14,7 @@ from prw.routing.decision import RoutingDecision
 from prw.routing.features import router_features
 
 ALONE, BLOCK = 8, 32
-"""The first experts are scored one by one; later ones in blocks of fixed size, which read the features once."""
+"""The first experts are scored one by one, later ones in blocks of fixed size that read the features once."""
 
 
 def router_logits(features: Tensor, vectors: Sequence[Tensor]) -> Tensor:
