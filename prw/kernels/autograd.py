@@ -58,7 +58,8 @@ class Shrink(torch.autograd.Function):
         found = list(zip(grads_CR, stacks(downs_RI, ctx.experts), strict=True))
         used = [(grad, stack) for grad, stack in found if grad is not None]
         needed = ctx.needs_input_grad[3:]
-        of_hidden, of_downs = None, [None] * len(downs_RI)
+        of_hidden: Tensor | None = None
+        of_downs: list[Tensor | None] = [None] * len(downs_RI)
         with exact(hidden_TI.device):
             if needed[0] and used:
                 lows, pairs = [grad for grad, _ in used], [stack for _, stack in used]

@@ -166,4 +166,6 @@ def opaquely(
     """Compute the experts' part of a projection by the operator, in the dtype of their arithmetic."""
     hidden_TI = hidden_TI.to(computed_in(downs_RI[0]))
     settings = (scale, tokens_per_item, kernel, fixed)
-    return routed(hidden_TI, ids_NK, weights_NK, list(downs_RI), list(ups_OR), *settings)[0]
+    delta_TO: Tensor
+    delta_TO, _ = routed(hidden_TI, ids_NK, weights_NK, list(downs_RI), list(ups_OR), *settings)
+    return delta_TO

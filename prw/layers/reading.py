@@ -11,6 +11,7 @@ from torch.distributed.tensor import DTensor
 from prw.kernels import Case, Choice, choose, computed_in, into_rank_space, line_up
 from prw.layers.experts import expert_names, is_split, weight_of
 from prw.layers.rows import Part
+from prw.layers.site import Site
 from prw.layers.turn import Reading, Turn
 
 Stack = Sequence[Tensor]
@@ -34,6 +35,21 @@ def chosen(turn: Turn, wanted: str, downs: Stack, rows: int) -> Choice:
         case = Case(downs[0].device, computed_in(downs[0]), len(downs), rank, top_k, tokens)
         turn.choice = choose(case, wanted)
     return turn.choice
+
+
+def explained(site: Site) -> str:
+    """Say which kernel computes a site's experts as things are, and why."""
+    pool, layer = site.pool, site.router
+    if not pool.experts:
+        return f"{pool.kernel}, once there is an expert"
+    part: Part = layer.parts_of(site.adapter)[0]  # type: ignore[operator]
+    downs = downs_of(layer, part, site.adapter, len(pool.experts))
+    rank, tokens = max(down.shape[0] for down in downs), 1 if pool.settings.granularity == "token" else 2
+    top_k = min(pool.settings.top_k, len(downs))
+    case = Case(downs[0].device, computed_in(downs[0]), len(downs), rank, top_k, tokens)
+    choice = choose(case, pool.kernel)
+    why = choice.why if pool.kernel == "auto" else f"{choice.why} by {pool.kernel_from}"
+    return f"{choice.name} ({why})"
 
 
 def read(

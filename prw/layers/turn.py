@@ -54,7 +54,7 @@ def traced() -> bool:
 
 
 def graphed() -> bool:
-    """Tell whether the forward is being compiled, with operators of our own in the graph; exports have none."""
+    """Tell whether the forward is being compiled into a graph that may have operators of our own."""
     return torch.compiler.is_compiling() and not torch.compiler.is_exporting()
 
 
