@@ -9,7 +9,7 @@ the segments are numbers of the host, so this is for tensors that live there.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
@@ -27,6 +27,14 @@ class Run(NamedTuple):
     stop: int
 
 
+class Piece(NamedTuple):
+    """Consecutive choices that are worked on together: where they are, and the experts' numbers of rows."""
+
+    here: slice
+    experts: list[int]
+    lengths: list[int]
+
+
 @dataclass(frozen=True, eq=False)
 class Segments:
     """Which rows belong to which expert.
@@ -35,34 +43,38 @@ class Segments:
         shape: Items, choices per item, and tokens per item.
         runs: The choices in their order, cut where the expert changes.
         order: Place of each choice in [token, slot], int64 of shape [choices]; None if that is the order.
+        rows: The token of each choice; None if choices are the tokens in their order.
     """
 
     shape: tuple[int, int, int]
     runs: tuple[Run, ...]
     order: Tensor | None
+    rows: Tensor | None
+    _pieces: dict[int, list[Piece]] = field(default_factory=dict)
 
-    @property
-    def rows(self) -> Tensor | None:
-        """The token of each choice; None if choices are the tokens in their order."""
-        return self.order if self.order is None or self.shape[1] == 1 else self.order // self.shape[1]
-
-    def pieces(self, wide: int) -> Iterator[tuple[slice, list[Run]]]:
-        """Cut the choices into pieces whose wide rows fit the scratch memory, each with its runs.
+    def pieces(self, wide: int) -> list[Piece]:
+        """Cut the choices into pieces whose wide rows fit the scratch memory.
 
         Choices in their own order are not gathered, and stay one piece.
         """
         total = self.runs[-1].stop if self.runs else 0
         step = max(total, 1) if self.order is None else max(SCRATCH // wide, 1)
+        if step not in self._pieces:
+            self._pieces[step] = list(self._cut(total, step))
+        return self._pieces[step]
+
+    def _cut(self, total: int, step: int) -> Iterator[Piece]:
         place = 0
         for start in range(0, total, step):
-            stop, inside = min(start + step, total), []
-            while place < len(self.runs) and self.runs[place].start < stop:
+            piece = Piece(slice(start, min(start + step, total)), [], [])
+            while place < len(self.runs) and self.runs[place].start < piece.here.stop:
                 run = self.runs[place]
-                inside.append(Run(run.expert, max(run.start, start), min(run.stop, stop)))
-                if run.stop > stop:
+                piece.experts.append(run.expert)
+                piece.lengths.append(min(run.stop, piece.here.stop) - max(run.start, start))
+                if run.stop > piece.here.stop:
                     break
                 place += 1
-            yield slice(start, stop), inside
+            yield piece
 
     @property
     def whole(self) -> bool:
@@ -94,7 +106,7 @@ def plan(expert_ids_NK: Tensor, experts: int, tokens_per_item: int, fixed: bool 
     items, choices = expert_ids_NK.shape
     shape = (items, choices, tokens_per_item)
     if choices == 1 and tokens_per_item > 1:
-        return Segments(shape, merged(expert_ids_NK.flatten().tolist(), tokens_per_item), None)
+        return Segments(shape, merged(expert_ids_NK.flatten().tolist(), tokens_per_item), None, None)
     ids_C = expert_ids_NK.unsqueeze(1).expand(-1, tokens_per_item, -1).reshape(-1)
     keys_C = torch.where(ids_C < 0, experts, ids_C)
     counts = torch.bincount(keys_C, minlength=experts + 1).tolist()
@@ -104,9 +116,10 @@ def plan(expert_ids_NK: Tensor, experts: int, tokens_per_item: int, fixed: bool 
             runs.append(Run(expert if expert < experts else -1, start, start + count))
         start += count
     if choices == 1 and len(runs) <= 1:
-        return Segments(shape, tuple(runs), None)
+        return Segments(shape, tuple(runs), None, None)
     # 16 bits hold every expert's number and sort several times faster than 64.
-    return Segments(shape, tuple(runs), keys_C.to(torch.int16).argsort(stable=True))
+    order = keys_C.to(torch.int16).argsort(stable=True)
+    return Segments(shape, tuple(runs), order, order if choices == 1 else order // choices)
 
 
 def merged(experts: Sequence[int], length: int) -> tuple[Run, ...]:
@@ -132,17 +145,29 @@ def shrink(plan: Segments, wide_TW: Tensor, stacks: Sequence[Sequence[Tensor]]) 
         For each list, of shape [choices, largest rank]; zeros where there is no expert or no such rank.
     """
     lows, rows_C = [empty_lows(plan, wide_TW, matrices) for matrices in stacks], plan.rows
+    stacks = [in_dtype(matrices, wide_TW.dtype) for matrices in stacks]
     scratch = Scratch(wide_TW, wide_TW.shape[1])
-    for here, runs in plan.pieces(wide_TW.shape[1]):
+    for here, experts, lengths in plan.pieces(wide_TW.shape[1]):
         wide_PW = wide_TW[here] if rows_C is None else scratch.taken(wide_TW, rows_C[here])
+        parts = wide_PW.split(lengths)
         for low_CR, matrices in zip(lows, stacks, strict=True):
-            for run, (wide, low) in cut(runs, wide_PW, low_CR[here]):
-                matrix = matrices[run.expert].to(wide.dtype)
-                if matrix.shape[0] == low.shape[1]:
-                    torch.mm(wide, matrix.mT, out=low)
-                else:
-                    low[:, : matrix.shape[0]] = wide @ matrix.mT
+            for expert, wide, low in zip(experts, parts, low_CR[here].split(lengths), strict=True):
+                if expert >= 0:
+                    into(wide, matrices[expert], low)
     return lows
+
+
+def in_dtype(matrices: Sequence[Tensor], dtype: torch.dtype) -> Sequence[Tensor]:
+    """Cast matrices where they have another dtype."""
+    return matrices if matrices[0].dtype == dtype else [matrix.to(dtype) for matrix in matrices]
+
+
+def into(wide: Tensor, matrix: Tensor, low: Tensor) -> None:
+    """Write wide @ matrix^T; zeros stay where the matrix has no rank."""
+    if matrix.shape[0] == low.shape[1]:
+        torch.mm(wide, matrix.mT, out=low)
+    else:
+        low[:, : matrix.shape[0]] = wide @ matrix.mT
 
 
 def empty_lows(plan: Segments, like: Tensor, matrices: Sequence[Tensor]) -> Tensor:
@@ -150,16 +175,6 @@ def empty_lows(plan: Segments, like: Tensor, matrices: Sequence[Tensor]) -> Tens
     ranks = {matrix.shape[0] for matrix in matrices}
     shape = (plan.shape[0] * plan.shape[1] * plan.shape[2], max(ranks))
     return like.new_empty(shape) if plan.whole and len(ranks) == 1 else like.new_zeros(shape)
-
-
-def cut(runs: Sequence[Run], *tensors: Tensor) -> Iterator[tuple[Run, tuple[Tensor, ...]]]:
-    """Cut rows that lie in one piece into those of each run; runs without an expert are left out."""
-    lengths = [run.stop - run.start for run in runs]
-    for run, parts in zip(
-        runs, zip(*(tensor.split(lengths) for tensor in tensors), strict=True), strict=True
-    ):
-        if run.expert >= 0:
-            yield run, parts
 
 
 class Scratch:
@@ -203,29 +218,34 @@ def expand(
     tokens, wide, rows_C = plan.shape[0] * plan.shape[2], stacks[0][0].shape[1], plan.rows
     shared = plan.shape[1] > 1  # several choices add to the same row
     out_TW = like.new_zeros(tokens, wide) if shared else like.new_empty(tokens, wide)
+    stacks = [in_dtype(matrices, lows[0].dtype) for matrices in stacks]
     scratch = Scratch(like, wide)
-    for here, runs in plan.pieces(wide):
-        wide_PW = out_TW[here] if rows_C is None else scratch.rows(here.stop - here.start)
+    for piece in plan.pieces(wide):
+        wide_PW = out_TW[piece.here] if rows_C is None else scratch.rows(sum(piece.lengths))
         if not plan.whole:
             wide_PW.zero_()
         for place, (low_CR, matrices) in enumerate(zip(lows, stacks, strict=True)):
-            for run, (low, out) in cut(runs, low_CR[here], wide_PW):
-                multiply(low, matrices[run.expert], out, place == 0)
+            out_of(piece, low_CR, matrices, wide_PW, fresh=place == 0)
         if rows_C is not None and shared:
-            out_TW.index_add_(0, rows_C[here], wide_PW)
+            out_TW.index_add_(0, rows_C[piece.here], wide_PW)
         elif rows_C is not None:
-            out_TW.index_copy_(0, rows_C[here], wide_PW)
+            out_TW.index_copy_(0, rows_C[piece.here], wide_PW)
     return out_TW if bias is None else out_TW.add_(bias)
 
 
-def multiply(low: Tensor, matrix: Tensor, out: Tensor, fresh: bool) -> None:
-    """Write low @ matrix, or add it to what is there."""
-    matrix = matrix.to(low.dtype)
-    low = low[:, : matrix.shape[0]]
-    if fresh:
-        torch.mm(low, matrix, out=out)
-    else:
-        out.addmm_(low, matrix)
+def out_of(piece: Piece, low_CR: Tensor, matrices: Sequence[Tensor], wide_PW: Tensor, fresh: bool) -> None:
+    """Write low @ matrix for every run of a piece, or add it to what is there."""
+    lows, outs = low_CR[piece.here].split(piece.lengths), wide_PW.split(piece.lengths)
+    largest = low_CR.shape[1]
+    for expert, low, out in zip(piece.experts, lows, outs, strict=True):
+        if expert < 0:
+            continue
+        matrix = matrices[expert]
+        low = low if matrix.shape[0] == largest else low[:, : matrix.shape[0]]
+        if fresh:
+            torch.mm(low, matrix, out=out)
+        else:
+            out.addmm_(low, matrix)
 
 
 def add_to(plan: Segments, low_CR: Tensor, matrices: Sequence[Tensor], target: Tensor) -> None:
@@ -238,22 +258,22 @@ def add_to(plan: Segments, low_CR: Tensor, matrices: Sequence[Tensor], target: T
         target: Of shape [tokens, ...] with `wide` numbers for each token; any strides, any float dtype.
     """
     wide, rows_C = matrices[0].shape[1], plan.rows
-    if rows_C is None and target.dim() == 2 and target.dtype == low_CR.dtype:
-        for run, (low, out) in cut(plan.runs, low_CR, target):
-            multiply(low, matrices[run.expert], out, fresh=False)
-        return
+    matrices = in_dtype(matrices, low_CR.dtype)
+    plain = rows_C is None and target.dim() == 2 and target.dtype == low_CR.dtype
     scratch = Scratch(low_CR, wide)
-    for here, runs in plan.pieces(wide):
-        wide_PW = scratch.rows(here.stop - here.start)
+    for piece in plan.pieces(wide):
+        if plain:
+            out_of(piece, low_CR, matrices, target[piece.here], fresh=False)
+            continue
+        wide_PW = scratch.rows(sum(piece.lengths))
         if not plan.whole:
             wide_PW.zero_()
-        for run, (low, out) in cut(runs, low_CR[here], wide_PW):
-            multiply(low, matrices[run.expert], out, fresh=True)
+        out_of(piece, low_CR, matrices, wide_PW, fresh=True)
         delta = wide_PW.to(target.dtype).view(-1, *target.shape[1:])
         if rows_C is None:
-            target[here] += delta
+            target[piece.here] += delta
         else:
-            target.index_add_(0, rows_C[here], delta)
+            target.index_add_(0, rows_C[piece.here], delta)
 
 
 def weight_gradient(plan: Segments, low_CR: Tensor, wide_TW: Tensor, expert: int, rank: int) -> Tensor:

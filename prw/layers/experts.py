@@ -164,6 +164,25 @@ def new_weight(in_features: int, out_features: int, like: Tensor | None, dtype: 
     return ExpertWeight(in_features, out_features, None if like is None else like.device, dtype)
 
 
+def weights_of(layer: nn.Module, part: str, adapter: str, experts: int) -> list[Tensor]:
+    """Read one weight of each of the oldest experts.
+
+    Args:
+        layer: The projection.
+        part: Which weight: DOWN or UP with a part's letter, GATE or NOISE.
+        adapter: Adapter name.
+        experts: How many experts.
+    """
+    containers = layer._modules
+    holders: list[Any] = [containers[f"{part}{index}"]._modules[adapter] for index in range(experts)]  # type: ignore[union-attr]
+    return [holder.weight if unhooked(holder) else holder() for holder in holders]
+
+
+def unhooked(holder: nn.Module) -> bool:
+    """Tell whether calling a holder gives its weight and does nothing more; a call costs more."""
+    return not holder._forward_pre_hooks and not holder._forward_hooks and "forward" not in holder.__dict__
+
+
 def weight_of(layer: nn.Module, name: str, adapter: str) -> Tensor:
     """Read an adapter's weight from a container; looked up anew each time, as casts replace it."""
     weight: Tensor = getattr(layer, name)[adapter]()

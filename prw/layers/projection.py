@@ -7,16 +7,19 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.module import _global_forward_hooks
 
 from prw.kernels import all_at_once, onto, opaquely, reference
 from prw.layers.experts import is_split
-from prw.layers.reading import chosen, downs_of, read, ups_of
+from prw.layers.reading import chosen, downs_of, read, stacks_of, ups_of
 from prw.layers.rows import WHOLE, Part, Rows, add_rows
 from prw.layers.site import Site
 from prw.layers.turn import Reading, Turn, graphed, per_token, traced
 
-WRITABLE = ("peft.", "bitsandbytes.", "transformers.pytorch_utils")
+KNOWN = ("bitsandbytes.", "transformers.pytorch_utils")
 """Where projections come from that are no plain Linear and give a tensor that nothing else holds."""
+WRAPPERS = ("peft.", "prw.")
+"""Where wrappers come from that give what their base gave, or a new tensor."""
 
 
 class RoutedProjection(nn.Module):
@@ -72,13 +75,12 @@ class RoutedProjection(nn.Module):
             plain = [self._plainly(turn, hidden, adapter, part) for part in parts]
             plain = plain if strength == 1.0 else [delta * strength for delta in plain]
             return added(output, [(part.rows, delta) for part, delta in zip(parts, plain, strict=True)])
-        if not may_be_written(output, self.base_layer, hidden):
-            output = output.clone(memory_format=torch.contiguous_format)
+        total = writable(output, self.base_layer, hidden)
         weights, scale = turn.items_first(turn.decision.weights), self.scales[adapter] * strength
         for part, low in zip(parts, reading.lows, strict=True):
             ups = ups_of(self, part, adapter, turn.decision.num_experts)
-            output = onto(output, low, weights, ups, scale, reading.work, part.rows)
-        return output
+            total = onto(total, low, weights, ups, scale, reading.work, part.rows)
+        return total.view(output.shape)
 
     def delta(self, turn: Turn, hidden: Tensor, adapter: str, part: Part) -> Tensor:
         """Compute weight * scale * B_e A_e h for every token, alone.
@@ -107,15 +109,17 @@ class RoutedProjection(nn.Module):
         pool = self.sites[adapter].pool
         if self in turn.waiting:
             return turn.waiting.pop(self)
-        rows, first = hidden.reshape(-1, hidden.shape[-1]), self.parts_of(adapter)[0]
-        downs = downs_of(self, first, adapter, turn.decision.num_experts)
-        choice = chosen(turn, pool.kernel, downs, rows.shape[0])
+        rows, stacks = (
+            hidden.reshape(-1, hidden.shape[-1]),
+            stacks_of(self, adapter, turn.decision.num_experts),
+        )
+        choice = chosen(turn, pool.kernel, stacks[0], rows.shape[0])
         if traced() or choice.name == "reference":
             return Reading(None, ())
         others = [layer for layer in self.sites[adapter].projections.values() if layer is not self]
         if pool.settings.dropout and self.training:
             rows, others = F.dropout(rows, pool.settings.dropout), []  # each projection drops others
-        return read(turn, rows, self, others, adapter, choice.name)
+        return read(turn, rows, self, stacks, others, adapter)
 
     def _plainly(self, turn: Turn, hidden: Tensor, adapter: str, part: Part) -> Tensor:
         """Compute a part's delta by plain operations, of shape [..., rows of the part]."""
@@ -145,13 +149,38 @@ def added(output: Tensor, deltas: Sequence[tuple[Rows | None, Tensor]]) -> Tenso
     return add_rows(output, [(rows, delta) for rows, delta in deltas if rows is not None])
 
 
-def may_be_written(output: Tensor, base: nn.Module, hidden: Tensor) -> bool:
-    """Tell whether a projection's output can be added to in place: nothing else has it or needs it as it is.
+def writable(output: Tensor, base: nn.Module, hidden: Tensor) -> Tensor:
+    """Give what a projection made, or a copy, to be added to in place.
 
-    A plain projection, also a quantised one or one with a LoRA of PEFT, makes a new tensor that its own
-    gradient does not need. Hooks may have kept it, and of other modules nothing is known.
+    A plain projection, also a quantised one or one with a LoRA of PEFT, makes a new tensor that nothing else
+    has and that its own gradient does not need. Torch may show it as a view of one with other axes; then that
+    one is given, for a view would be copied in backward.
+
+    Args:
+        output: What the projection made.
+        base: The projection.
+        hidden: What it was made of.
+
+    Returns:
+        All of the output's numbers in their order, contiguous.
     """
-    own = type(base).forward is nn.Linear.forward or type(base).__module__.startswith(WRITABLE)
-    plain = own and not base._forward_hooks and "forward" not in base.__dict__
-    is_leaf = output.requires_grad and output.is_leaf
-    return plain and not is_leaf and not output._is_view() and output.is_contiguous() and output is not hidden
+    whole = output._base if output._is_view() and output._base is not None else output
+    same = whole.numel() == output.numel() and whole.is_contiguous() and output.is_contiguous()
+    held = (whole.requires_grad and whole.is_leaf) or whole.data_ptr() == hidden.data_ptr()
+    if same and not held and makes_new(base):
+        return whole
+    return output.clone(memory_format=torch.contiguous_format)
+
+
+def makes_new(base: nn.Module) -> bool:
+    """Tell whether a projection is known to give new tensors, and has no hooks that may have kept one."""
+    while True:
+        if base._forward_hooks or _global_forward_hooks or "forward" in base.__dict__:
+            return False
+        inner = base._modules.get("base_layer")
+        if inner is None:
+            own: bool = type(base).forward is nn.Linear.forward or type(base).__module__.startswith(KNOWN)
+            return own
+        if not type(base).__module__.startswith(WRAPPERS):
+            return False
+        base = inner

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from prw.errors import RoutingError
-from prw.layers.experts import GATE, NOISE, weight_of
+from prw.layers.experts import GATE, NOISE, weights_of
 from prw.layers.noise import Drawn
 from prw.layers.pool import Pool, Scope
 from prw.layers.recompute import Checkpointed, under_checkpointing
@@ -135,10 +135,8 @@ class Site:
 
     def _fresh(self, hidden: Tensor, training: bool, recomputing: bool) -> RoutingDecision:
         size, settings = self.pool.size, self.pool.settings
-        gates = [weight_of(self.router, f"{GATE}{index}", self.adapter) for index in range(size)]
-        noises: list[Tensor] = []
-        if settings.noise:
-            noises = [weight_of(self.router, f"{NOISE}{index}", self.adapter) for index in range(size)]
+        gates = weights_of(self.router, GATE, self.adapter, size)
+        noises = weights_of(self.router, NOISE, self.adapter, size) if settings.noise else []
         seed = self._seed(hidden, recomputing) if noises and training else None
         return decide(hidden, gates, noises, settings, self._routed(hidden), training, seed)
 
