@@ -77,8 +77,10 @@ def plan(expert_ids_NK: Tensor, experts: int, tokens_per_item: int, fixed: bool 
 
 
 def cube(plan: Sorted, matrices: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
-    """Give all matrices as one [experts, rank, wide]."""
-    rows = stacked(matrices, dtype, plan.choices.fixed)
+    """Give all matrices as one [experts, largest rank, wide], zeros where there is no such rank."""
+    ranks = [matrix.shape[0] for matrix in matrices]
+    height = max(ranks) if len(set(ranks)) > 1 else 0
+    rows = stacked(matrices, dtype, plan.choices.fixed, height)
     return rows.view(len(matrices), -1, rows.shape[1])
 
 

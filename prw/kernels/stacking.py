@@ -8,10 +8,12 @@ it alone is copied each time: one expert's weights, whatever their number.
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 
@@ -44,36 +46,46 @@ class Stacks:
         """Count the stacks."""
         return len(self._stacks)
 
-    def of(self, matrices: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
+    def of(self, matrices: Sequence[Tensor], dtype: torch.dtype, height: int = 0) -> Tensor:
         """Stack matrices; those that were stacked before and have not changed are not copied.
 
         Args:
             matrices: Each of shape [rank, wide]; ranks may differ, dtype and device may not.
             dtype: Of the stack.
+            height: Rows that each takes, zeros behind its own; 0 is as many as it has.
 
         Returns:
-            Of shape [sum of ranks, wide].
+            Of shape [sum of ranks, wide], or [matrices x height, wide].
         """
         first = matrices[0]
         storage, _, *layout = mark_of(first)
-        key = (storage, *layout, dtype)
+        key = (storage, *layout, dtype, height)
         with self._lock:
             stack = self._stacks.get(key)
-            size = sum(matrix.shape[0] for matrix in matrices)
+            size = sum(height or matrix.shape[0] for matrix in matrices)
             if stack is None or not stack.alive or stack.rows.shape[0] < size:
-                self._stacks = {name: kept for name, kept in self._stacks.items() if kept.alive}
-                stack = self._stacks[key] = Stack(first.new_empty(size, first.shape[1], dtype=dtype))
-            return renewed(stack, matrices)
+                self._stacks = {name: kept for name, kept in list(self._stacks.items()) if kept.alive}
+                with torch.inference_mode(False):  # a stack made for inference could not be renewed later
+                    stack = self._stacks[key] = Stack(first.new_empty(size, first.shape[1], dtype=dtype))
+                owner = first if first._base is None else first._base
+                weakref.finalize(owner, self._drop, key, weakref.ref(stack)).atexit = False
+            return renewed(stack, matrices, height)
+
+    def _drop(self, key: tuple[object, ...], stack: weakref.ref[Stack]) -> None:
+        """Forget a stack; without the lock, as this may run in whatever a thread that holds it is doing."""
+        if self._stacks.get(key) is stack():
+            self._stacks.pop(key, None)
 
 
-def renewed(stack: Stack, matrices: Sequence[Tensor]) -> Tensor:
+def renewed(stack: Stack, matrices: Sequence[Tensor], height: int) -> Tensor:
     """Copy into a stack what is not there, and the last matrix in any case."""
     start = 0
     for place, matrix in enumerate(matrices):
-        stop, mark = start + matrix.shape[0], mark_of(matrix)
+        stop, mark = start + (height or matrix.shape[0]), mark_of(matrix)
         last = place == len(matrices) - 1
         if last or place >= len(stack.marks) or stack.marks[place] != mark:
-            stack.rows[start:stop].copy_(matrix)
+            stack.rows[start : start + matrix.shape[0]].copy_(matrix)
+            stack.rows[start + matrix.shape[0] : stop].zero_()
             # Whatever lay behind may have been cut by this one's rows.
             del stack.marks[place:], stack.owners[place:]
             stack.marks.append(mark)
@@ -92,16 +104,18 @@ def mark_of(matrix: Tensor) -> Mark:
 STACKS = Stacks()
 
 
-def stacked(matrices: Sequence[Tensor], dtype: torch.dtype, fixed: bool) -> Tensor:
+def stacked(matrices: Sequence[Tensor], dtype: torch.dtype, fixed: bool, height: int = 0) -> Tensor:
     """Put matrices one above the other, of shape [sum of ranks, wide].
 
     Args:
         matrices: Each of shape [rank, wide].
         dtype: Of the result.
         fixed: Whether a change of a weight is counted by torch, so that copies can be kept.
+        height: Rows that each takes, zeros behind its own; 0 is as many as it has.
     """
     if len(matrices) == 1:
         return matrices[0].to(dtype)
     if fixed and not any(matrix.is_meta or matrix.is_inference() for matrix in matrices):
-        return STACKS.of(matrices, dtype)
-    return torch.cat([matrix.to(dtype) for matrix in matrices])
+        return STACKS.of(matrices, dtype, height)
+    cast = [matrix.to(dtype) for matrix in matrices]
+    return torch.cat([F.pad(matrix, (0, 0, 0, height - len(matrix))) for matrix in cast] if height else cast)
