@@ -148,11 +148,17 @@ def routed_projections(
 def with_base(
     hidden_TI: Tensor, projection: Projection, low_CR: Tensor, weights_NK: Tensor, work: Work
 ) -> Tensor:
-    """Come out of rank space, and accumulate the base on top if there is one (LoRA-first)."""
-    if projection.weight is None:
-        nothing = low_CR.new_zeros(hidden_TI.shape[0], projection.ups[0].shape[0])
-        return onto(nothing, low_CR, weights_NK, projection.ups, projection.scale, work)
-    output: Tensor = ExpandThenBase.apply(  # type: ignore[no-untyped-call]
+    """Come out of rank space, and accumulate the base on top if there is one (LoRA-first).
+
+    Where the base has another dtype than the experts, as under autocast, it comes first.
+    """
+    if projection.weight is None or not hidden_TI.dtype == projection.weight.dtype == low_CR.dtype:
+        if projection.weight is None:
+            output = low_CR.new_zeros(hidden_TI.shape[0], projection.ups[0].shape[0])
+        else:
+            output = F.linear(hidden_TI, projection.weight, projection.bias)
+        return onto(output, low_CR, weights_NK, projection.ups, projection.scale, work)
+    written: Tensor = ExpandThenBase.apply(  # type: ignore[no-untyped-call]
         work,
         projection.scale,
         hidden_TI,
@@ -162,7 +168,7 @@ def with_base(
         weights_NK,
         *projection.ups,
     )
-    return output
+    return written
 
 
 def by_reference(hidden_TI: Tensor, projection: Projection, ids: Tensor, weights: Tensor) -> Tensor:
