@@ -55,7 +55,7 @@ def traced() -> bool:
     Nothing may then depend on the numbers: under torch.jit.trace, make_fx, fake tensors, torch.func, and
     forward-mode gradients, which the kernels do not have.
     """
-    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+    if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
         return True
     transformed = torch._C._functorch.maybe_current_level() is not None
     return transformed or forward_ad._current_level >= 0 or without_numbers()
