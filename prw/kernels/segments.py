@@ -108,6 +108,8 @@ def plan(expert_ids_NK: Tensor, experts: int, tokens_per_item: int, fixed: bool 
     if choices == 1 and tokens_per_item > 1:
         return Segments(shape, merged(expert_ids_NK.flatten().tolist(), tokens_per_item), None, None)
     ids_C = expert_ids_NK.unsqueeze(1).expand(-1, tokens_per_item, -1).reshape(-1)
+    if experts == 1 and choices == 1 and (not len(ids_C) or int(ids_C.min()) == 0):
+        return Segments(shape, (Run(0, 0, len(ids_C)),), None, None)
     keys_C = torch.where(ids_C < 0, experts, ids_C)
     counts = torch.bincount(keys_C, minlength=experts + 1).tolist()
     runs, start = [], 0
@@ -149,9 +151,9 @@ def shrink(plan: Segments, wide_TW: Tensor, stacks: Sequence[Sequence[Tensor]]) 
     scratch = Scratch(wide_TW, wide_TW.shape[1])
     for here, experts, lengths in plan.pieces(wide_TW.shape[1]):
         wide_PW = wide_TW[here] if rows_C is None else scratch.taken(wide_TW, rows_C[here])
-        parts = wide_PW.split(lengths)
+        parts = wide_PW.split_with_sizes(lengths)
         for low_CR, matrices in zip(lows, stacks, strict=True):
-            for expert, wide, low in zip(experts, parts, low_CR[here].split(lengths), strict=True):
+            for expert, wide, low in zip(experts, parts, low_CR[here].split_with_sizes(lengths), strict=True):
                 if expert >= 0:
                     into(wide, matrices[expert], low)
     return lows
@@ -235,7 +237,7 @@ def expand(
 
 def out_of(piece: Piece, low_CR: Tensor, matrices: Sequence[Tensor], wide_PW: Tensor, fresh: bool) -> None:
     """Write low @ matrix for every run of a piece, or add it to what is there."""
-    lows, outs = low_CR[piece.here].split(piece.lengths), wide_PW.split(piece.lengths)
+    lows, outs = low_CR[piece.here].split_with_sizes(piece.lengths), wide_PW.split_with_sizes(piece.lengths)
     largest = low_CR.shape[1]
     for expert, low, out in zip(piece.experts, lows, outs, strict=True):
         if expert < 0:
@@ -289,10 +291,11 @@ def weight_gradient(plan: Segments, low_CR: Tensor, wide_TW: Tensor, expert: int
     Returns:
         Of shape [rank, wide].
     """
-    gradient_RW = wide_TW.new_zeros(rank, wide_TW.shape[1])
+    gradient_RW: Tensor | None = None
     for run in plan.runs:
         if run.expert == expert:
             here = slice(run.start, run.stop)
+            low_rows = low_CR[here, :rank].mT
             wide = wide_TW[here] if plan.rows is None else wide_TW.index_select(0, plan.rows[here])
-            gradient_RW.addmm_(low_CR[here, :rank].mT, wide)
-    return gradient_RW
+            gradient_RW = low_rows @ wide if gradient_RW is None else gradient_RW.addmm_(low_rows, wide)
+    return wide_TW.new_zeros(rank, wide_TW.shape[1]) if gradient_RW is None else gradient_RW

@@ -12,32 +12,7 @@ from torch import Tensor
 from prw.config import Gate, PoolSettings
 from prw.routing.decision import RoutingDecision
 from prw.routing.features import router_features
-
-ALONE, BLOCK = 8, 32
-"""The first experts are scored one by one, later ones in blocks of fixed size that read the features once."""
-
-
-def router_logits(features: Tensor, vectors: Sequence[Tensor]) -> Tensor:
-    """Score features against one router vector per expert.
-
-    The shape of the product that scores an expert depends on its number alone: one product for all would
-    round an old expert's logit differently once the pool has grown.
-
-    Args:
-        features: Of shape [batch, items, d].
-        vectors: One per expert, each of shape [1, d]; on any device, as a replica of nn.DataParallel has only
-            its features on a device of its own.
-
-    Returns:
-        Logits of shape [batch, items, experts].
-    """
-    vectors = [vector.to(features) for vector in vectors]
-    scores = [F.linear(features, vector) for vector in vectors[:ALONE]]
-    for start in range(ALONE, len(vectors), BLOCK):
-        block = torch.cat(list(vectors[start : start + BLOCK]))
-        missing = BLOCK - block.shape[0]
-        scores.append(F.linear(features, F.pad(block, (0, 0, 0, missing)))[..., : block.shape[0]])
-    return scores[0] if len(scores) == 1 else torch.cat(scores, dim=-1)
+from prw.routing.scores import router_logits, several_logits
 
 
 def noisy_logits(logits: Tensor, noise_logits: Tensor, seed: int | None = None) -> Tensor:
@@ -135,9 +110,11 @@ def decide(
         if noises and not noisy:
             gates, noises = kept_in_graph(gates, noises), []
         features = router_features(hidden, settings.granularity, routed, settings.router_norm)
-        logits = router_logits(features, gates)
         if noises:
-            logits = noisy_logits(logits, router_logits(features, noises), seed)
+            logits, deviations = several_logits(features, [gates, noises])
+            logits = noisy_logits(logits, deviations, seed)
+        else:
+            logits = router_logits(features, gates)
         if routed is not None and settings.granularity == "sample":
             routed = routed.any(dim=1, keepdim=True)
         return top_k(logits, settings.gate, routed, settings.top_k)
