@@ -16,7 +16,7 @@ except ImportError as error:
         "kernel='auto'."
     ) from error
 
-from prw.kernels.triton.plan import Plan, plan
+from prw.kernels.triton.planning import Plan, plan
 from prw.kernels.triton.products import expand, shrink, weight_gradient
 
 __all__ = ["Plan", "expand", "plan", "shrink", "weight_gradient"]

@@ -49,6 +49,15 @@ def pick(values, which, COUNT: tl.constexpr):
 
 
 @triton.jit
+def address_of(addresses, group, dtype: tl.constexpr, EXPERTS: tl.constexpr, ALIGNED: tl.constexpr):
+    """Give a group's expert's address; what Triton knows of the launch's arguments is lost on the way, so tell it."""
+    address = pick(addresses, group, EXPERTS).to(tl.pointer_type(dtype))
+    if ALIGNED:
+        address = tl.multiple_of(address, 16)
+    return address
+
+
+@triton.jit
 def matrix(
     addresses,
     ranks,
@@ -58,9 +67,10 @@ def matrix(
     EXPERTS: tl.constexpr,
     RANKS: tl.constexpr,
     LEADS: tl.constexpr,
+    ALIGNED: tl.constexpr,
 ):
     """Give an expert's address, its rank and the stride of its axis that is not of stride 1."""
-    address = pick(addresses, group, EXPERTS).to(tl.pointer_type(dtype))
+    address = address_of(addresses, group, dtype, EXPERTS, ALIGNED)
     return address, pick(ranks, group, RANKS).to(tl.int32), pick(leads, group, LEADS)
 
 
@@ -126,6 +136,7 @@ def shrink_kernel(
     EXPERTS: tl.constexpr,
     RANKS: tl.constexpr,
     LEADS: tl.constexpr,
+    ALIGNED: tl.constexpr,
     WIDE_UNIT: tl.constexpr,
     FULL_RANK: tl.constexpr,
     FULL_WIDE: tl.constexpr,
@@ -144,10 +155,10 @@ def shrink_kernel(
     row = tl.program_id(1) * RANK + tl.arange(0, RANK)
     first = tl.program_id(2) * chunk
     last = tl.where(group < experts, tl.minimum(first + chunk, wide), first)
-    address0, most, lead = matrix(addresses0, ranks, leads, group, dtype, EXPERTS, RANKS, LEADS)
+    address0, most, lead = matrix(addresses0, ranks, leads, group, dtype, EXPERTS, RANKS, LEADS, ALIGNED)
     sum0 = tl.zeros((ROWS, RANK), tl.float32)
     if PAIR:
-        address1 = pick(addresses1, group, EXPERTS).to(tl.pointer_type(dtype))
+        address1 = address_of(addresses1, group, dtype, EXPERTS, ALIGNED)
         sum1 = tl.zeros((ROWS, RANK), tl.float32)
     for k in range(first, last, WIDE):
         column = k + tl.arange(0, WIDE)
@@ -218,6 +229,7 @@ def expand_kernel(
     EXPERTS: tl.constexpr,
     RANKS: tl.constexpr,
     LEADS: tl.constexpr,
+    ALIGNED: tl.constexpr,
     WIDE_UNIT: tl.constexpr,
     FULL_RANK: tl.constexpr,
     FULL_WIDE: tl.constexpr,
@@ -237,9 +249,9 @@ def expand_kernel(
     dtype: tl.constexpr = out.dtype.element_ty
     column = tl.program_id(1) * WIDE + tl.arange(0, WIDE)
     choice = token * slots + slot
-    address0, most, lead = matrix(addresses0, ranks, leads, group, dtype, EXPERTS, RANKS, LEADS)
+    address0, most, lead = matrix(addresses0, ranks, leads, group, dtype, EXPERTS, RANKS, LEADS, ALIGNED)
     if PAIR:
-        address1 = pick(addresses1, group, EXPERTS).to(tl.pointer_type(dtype))
+        address1 = address_of(addresses1, group, dtype, EXPERTS, ALIGNED)
     total = tl.zeros((ROWS, WIDE), tl.float32)
     for r in range(0, tl.where(group < experts, most, 0), RANK):
         row = r + tl.arange(0, RANK)
@@ -253,9 +265,10 @@ def expand_kernel(
     at = out + token[:, None] * wide + column[None, :]
     if BIAS:
         total += tl.load(bias + column, mask=column < wide, other=0.0).to(tl.float32)[None, :]
+    end = wide
     if ADD:  # nobody's rows stay as they are
-        column = tl.where(group < experts, column, wide)
-    mask = real[:, None] & (column < wide)[None, :]
+        end = tl.where(group < experts, wide, 0)
+    mask = real[:, None] & (column < end)[None, :]
     if ADD:
         total += tl.load(at, mask=mask, other=0.0).to(tl.float32)
     tl.store(at, total.to(dtype), mask=mask)

@@ -15,7 +15,7 @@ from prw.errors import ConfigError
 from prw.kernels.triton import blocks
 from prw.kernels.triton.code import expand_kernel, shrink_kernel, sum_kernel
 from prw.kernels.triton.experts import Stack, stack_of
-from prw.kernels.triton.plan import Plan, check_device
+from prw.kernels.triton.planning import Plan, check_device
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 SUM_BLOCK = 1024
@@ -181,6 +181,7 @@ def constants(plan: Plan, made: Sequence[Stack], block: blocks.Blocks, wide: int
         "EXPERTS": len(first.addresses),
         "RANKS": len(first.ranks),
         "LEADS": len(first.leads),
+        "ALIGNED": all(address % 16 == 0 for stack in made for address in stack.addresses),
         "WIDE_UNIT": first.wide_unit,
         "FULL_RANK": len(first.ranks) == 1 and first.rank % block.rank == 0,
         "FULL_WIDE": wide % block.wide == 0,
