@@ -1,8 +1,8 @@
 """The routed projection's products as Triton kernels, for CUDA; import this room only when it was chosen.
 
-`plan` sorts the choices by expert on the device; `shrink`, `expand` and `weight_gradient` are the products of which
-the projection's forward and backward are made. Nothing here waits for the device or reads from it, and every shape
-follows from the inputs' shapes, so all of it can be captured into a CUDA graph.
+`plan` sorts the choices by expert on the device; `shrink`, `expand` and `weight_gradient` are the products of
+which the projection's forward and backward are made. Nothing here waits for the device or reads from it, and
+every shape follows from the inputs' shapes, so all of it can be captured into a CUDA graph.
 """
 
 from prw.errors import ConfigError
@@ -11,9 +11,8 @@ try:
     import triton as _triton  # noqa: F401
 except ImportError as error:
     raise ConfigError(
-        "kernel='triton' needs the package triton, which cannot be imported here "
-        f"({error}). Install it (Linux: pip install 'prw[triton]'; CUDA builds of torch bring it), or choose "
-        "kernel='auto'."
+        f"kernel='triton' needs the package triton, which cannot be imported here ({error}). Install it (Linux: "
+        "pip install 'prw[triton]'; CUDA builds of torch bring it), or choose kernel='auto'."
     ) from error
 
 from prw.kernels.triton.planning import Plan, plan

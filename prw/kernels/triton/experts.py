@@ -12,7 +12,9 @@ from torch import Tensor
 from prw.errors import ConfigError
 from prw.kernels.triton.blocks import power_of_two
 
-MOST_EXPERTS = 64  # two stacks' addresses, ranks and strides stay well within the 4 KiB of a launch's arguments
+MOST_EXPERTS = (
+    64  # two stacks' addresses, ranks and strides stay well within the 4 KiB of a launch's arguments
+)
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,7 @@ class Stack:
         leads: Strides of the axis that has not stride 1, padded likewise; one number where all are equal.
         rank: The largest rank.
         wide_unit: Whether it is the wide axis that has stride 1; else the rank's.
-        kept: Tensors that must live until the launch is queued.
+        kept: What lies at the addresses; it must live until the launch is queued.
     """
 
     addresses: tuple[int, ...]
@@ -55,15 +57,15 @@ def stack_of(matrices_RW: Sequence[Tensor], like: Tensor, wide: int) -> Stack:
     """
     if not 0 < len(matrices_RW) <= MOST_EXPERTS:
         raise ConfigError(
-            f"kernel='triton' takes 1 to {MOST_EXPERTS} experts, since their addresses are arguments of a launch, "
-            f"but there are {len(matrices_RW)}. Choose kernel='auto'."
+            f"kernel='triton' takes 1 to {MOST_EXPERTS} experts, since their addresses are arguments of a "
+            f"launch, but there are {len(matrices_RW)}. Choose kernel='auto'."
         )
     strange = {(m.dtype, m.device, m.shape[1]) for m in matrices_RW} - {(like.dtype, like.device, wide)}
     if strange:
         raise ConfigError(
             f"kernel='triton' reads experts by address, so all must be {like.dtype} on {like.device} and {wide} "
-            f"wide, as their input is; some are (dtype, device, width) {sorted(map(str, strange))}. Cast and move "
-            "them with the model, or choose kernel='auto'."
+            f"wide, as their input is; some are {sorted(map(str, strange))}. Cast and move them with the model, "
+            "or choose kernel='auto'."
         )
     wide_unit = all(m.stride(1) == 1 or m.shape[1] == 1 for m in matrices_RW)
     if not wide_unit and not all(m.stride(0) == 1 or m.shape[0] == 1 for m in matrices_RW):
@@ -79,11 +81,11 @@ def stack_of(matrices_RW: Sequence[Tensor], like: Tensor, wide: int) -> Stack:
     )
 
 
-def shared(numbers: Sequence[int]) -> tuple[int, ...]:
+def shared(numbers: list[int]) -> tuple[int, ...]:
     """Keep one number where all are equal, else all."""
     return (numbers[0],) if len(set(numbers)) == 1 else padded(numbers)
 
 
-def padded(numbers: Sequence[int]) -> tuple[int, ...]:
+def padded(numbers: list[int]) -> tuple[int, ...]:
     """Repeat the last number up to a power of two."""
     return (*numbers, *numbers[-1:] * (power_of_two(len(numbers)) - len(numbers)))

@@ -1,6 +1,6 @@
 """Which choice goes to which expert, worked out on the device without asking it anything."""
 
-# Shape suffixes: N items, K slots (choices of one item), T tokens, C choices (T * K, token-major), R rank.
+# Shape suffixes: N items, K slots (choices of one item), T tokens, C choices (T * K, token-major), G groups.
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from prw.errors import ConfigError
 from prw.kernels.triton.blocks import SMALL_ITEM, power_of_two
 from prw.kernels.triton.sorting import count_kernel, place_kernel
 
+INTERPRETED = not isinstance(count_kernel, triton.JITFunction)  # by TRITON_INTERPRET=1, for tests
 SORT_CELLS = 4096  # tokens times groups that one program of the sort looks at
 SORT_CHUNK = 16  # blocks whose counts are read together
 
@@ -26,31 +27,31 @@ class Plan:
     token * slots + slot. Kernels that want them by expert go through `order`.
 
     Attributes:
-        ids_NK: Expert of every item's choice, int64, contiguous; outside 0 .. experts - 1: none.
+        ids: Expert of every item's choice, int64 [N, K], contiguous; outside 0 .. experts - 1: none.
         experts: How many experts there are.
         tokens_per_item: Consecutive tokens that share one decision.
-        order_KT: Tokens sorted by expert, slot by slot, int32; None where items are long enough to need no sort.
-        sizes_KG: How many tokens each group has, int32: one group per expert, then that of the unrouted, then
-            padding.
         groups: Length of the last axis of sizes.
+        order: Tokens sorted by expert, slot by slot, int32 [K, T]; None where items are long enough to need no
+            sort.
+        sizes: Tokens of each group, int32 [K, G]: of every expert, of the unrouted, then padding.
     """
 
-    ids_NK: Tensor
+    ids: Tensor
     experts: int
     tokens_per_item: int
-    order_KT: Tensor | None
-    sizes_KG: Tensor | None
     groups: int
+    order: Tensor | None = None
+    sizes: Tensor | None = None
 
     @property
     def slots(self) -> int:
         """How many experts each item chose."""
-        return self.ids_NK.shape[1]
+        return self.ids.shape[1]
 
     @property
     def tokens(self) -> int:
         """How many tokens there are."""
-        return self.ids_NK.shape[0] * self.tokens_per_item
+        return self.ids.shape[0] * self.tokens_per_item
 
     @property
     def choices(self) -> int:
@@ -59,21 +60,21 @@ class Plan:
 
     def routed(self) -> Tensor:
         """Say which items' choices name an expert, of shape [N, K]."""
-        return (self.ids_NK >= 0) & (self.ids_NK < self.experts)
+        return (self.ids >= 0) & (self.ids < self.experts)
 
     def per_choice(self, values_NK: Tensor) -> Tensor:
         """Give every choice its item's value, of shape [C]; zero where it names no expert."""
         kept_NK = torch.where(self.routed(), values_NK, 0)
-        return kept_NK.unsqueeze(1).expand(-1, self.tokens_per_item, -1).reshape(self.choices)
+        return per_token(kept_NK, self.tokens_per_item).reshape(self.choices)
 
     def per_item(self, values_C: Tensor) -> Tensor:
         """Add up an item's values over its tokens, of shape [N, K]: the transpose of `per_choice`."""
-        values_NSK = values_C.reshape(len(self.ids_NK), self.tokens_per_item, self.slots)
+        values_NSK = values_C.reshape(len(self.ids), self.tokens_per_item, self.slots)
         return torch.where(self.routed(), values_NSK.sum(1), 0)
 
     def ids_per_token(self) -> Tensor:
         """Give every token its item's experts, of shape [T, K]."""
-        return per_token(self.ids_NK, self.tokens_per_item)
+        return per_token(self.ids, self.tokens_per_item)
 
 
 def plan(expert_ids_NK: Tensor, experts: int, tokens_per_item: int) -> Plan:
@@ -91,9 +92,9 @@ def plan(expert_ids_NK: Tensor, experts: int, tokens_per_item: int) -> Plan:
     ids_NK = expert_ids_NK.contiguous()
     groups = power_of_two(experts + 1)
     if tokens_per_item >= SMALL_ITEM or ids_NK.numel() == 0:
-        return Plan(ids_NK, experts, tokens_per_item, None, None, groups)
+        return Plan(ids_NK, experts, tokens_per_item, groups)
     order_KT, sizes_KG = by_expert(per_token(ids_NK, tokens_per_item), experts, groups)
-    return Plan(ids_NK, experts, tokens_per_item, order_KT, sizes_KG, groups)
+    return Plan(ids_NK, experts, tokens_per_item, groups, order_KT, sizes_KG)
 
 
 def by_expert(ids_TK: Tensor, experts: int, groups: int) -> tuple[Tensor, Tensor]:
@@ -104,20 +105,20 @@ def by_expert(ids_TK: Tensor, experts: int, groups: int) -> tuple[Tensor, Tensor
     counts = ids_TK.new_empty((slots, grid[0], groups), dtype=torch.int32)
     order_KT = ids_TK.new_empty((slots, tokens), dtype=torch.int32)
     sizes_KG = ids_TK.new_empty((slots, groups), dtype=torch.int32)
+    sizes = {"BLOCK": block, "GROUPS": groups, "enable_fp_fusion": True}
     with torch.cuda.device_of(ids_TK):
-        count_kernel[grid](
-            ids_TK, counts, tokens, slots, experts, BLOCK=block, GROUPS=groups, enable_fp_fusion=True
-        )
+        count_kernel[grid](ids_TK, counts, tokens, slots, experts, **sizes)
         place_kernel[grid](
-            ids_TK, counts, order_KT, sizes_KG, tokens, slots, experts,
-            BLOCK=block, GROUPS=groups, CHUNK=SORT_CHUNK, enable_fp_fusion=True,
-        )  # fmt: skip
+            ids_TK, counts, order_KT, sizes_KG, tokens, slots, experts, CHUNK=SORT_CHUNK, **sizes
+        )
     return order_KT, sizes_KG
 
 
-def per_token(ids_NK: Tensor, tokens_per_item: int) -> Tensor:
-    """Repeat each item's ids for its tokens."""
-    return ids_NK.unsqueeze(1).expand(-1, tokens_per_item, -1).reshape(-1, ids_NK.shape[1])
+def per_token(of_items_NK: Tensor, tokens_per_item: int) -> Tensor:
+    """Repeat what belongs to items for each of their tokens, of shape [T, K]."""
+    if tokens_per_item == 1:
+        return of_items_NK
+    return of_items_NK.unsqueeze(1).expand(-1, tokens_per_item, -1).flatten(0, 1).contiguous()
 
 
 def check_device(tensor: Tensor) -> None:
@@ -126,9 +127,9 @@ def check_device(tensor: Tensor) -> None:
     Raises:
         ConfigError: if the tensor is not on a CUDA device and the kernels are not interpreted.
     """
-    if isinstance(count_kernel, triton.JITFunction) and not tensor.is_cuda:
+    if not INTERPRETED and not tensor.is_cuda:
         raise ConfigError(
-            f"kernel='triton' runs on CUDA devices, but the decision's ids are on {tensor.device}. Move the model "
-            "and its inputs to CUDA, or choose kernel='auto'. (TRITON_INTERPRET=1, set before Python starts, runs "
-            "the kernels on the CPU for tests, very slowly.)"
+            f"kernel='triton' runs on CUDA devices, but came a tensor on {tensor.device}. Move the model and its "
+            "inputs to CUDA, or choose kernel='auto'. (TRITON_INTERPRET=1, set before Python starts, runs the "
+            "kernels on the CPU for tests, very slowly.)"
         )

@@ -1,8 +1,8 @@
 """Triton kernels that sort choices by expert, and the search that gives a program its tile of them.
 
-A counting sort in two launches: every block of tokens counts its experts, then every block places its tokens behind
-those of the blocks before it. It is stable, takes no atomics and gives the same bits every time. Each slot (the
-first, second, ... choice of a token) is sorted for itself, so that no token comes twice in one slot's order. What
+A counting sort in two launches: every block of tokens counts its experts, then every block places its tokens
+behind those of the blocks before it. It is stable, takes no atomics and gives the same bits every time. Each slot
+(the first, second, ... choice of a token) is sorted for itself, so no token comes twice in one slot's order. What
 is routed nowhere comes last, as one more group behind the last expert.
 """
 
@@ -11,25 +11,26 @@ is routed nowhere comes last, as one more group behind the last expert.
 import triton
 import triton.language as tl
 
+COUNTS = ["tokens", "slots", "experts"]  # numbers for which a kernel is not compiled anew
+
 
 @triton.jit
 def group_of(ids, experts):
-    """The group of each id: its expert, or the one behind them all where it names none."""
+    """Give each id's group: its expert, or the one behind them all where it names none."""
     return tl.where((ids >= 0) & (ids < experts), ids, experts).to(tl.int32)
 
 
 @triton.jit
 def hits_of_block(ids, tokens, slots, experts, BLOCK: tl.constexpr, GROUPS: tl.constexpr):
-    """Which of this block's tokens belong to which group, as zeros and ones of shape [BLOCK, GROUPS]."""
+    """Give this block's tokens, and which of them belong to which group: ones and zeros, [BLOCK, GROUPS]."""
     token = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    slot = tl.program_id(1)
-    id_of = tl.load(ids + token.to(tl.int64) * slots + slot, mask=token < tokens, other=-1)
-    group = group_of(id_of, experts)
+    at = ids + token.to(tl.int64) * slots + tl.program_id(1)
+    group = group_of(tl.load(at, mask=token < tokens, other=-1), experts)
     hits = (group[:, None] == tl.arange(0, GROUPS)[None, :]) & (token < tokens)[:, None]
     return token, hits.to(tl.int32)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS)
 def count_kernel(ids, counts, tokens, slots, experts, BLOCK: tl.constexpr, GROUPS: tl.constexpr):
     """Count the groups of one block of tokens in one slot: counts is [slots, blocks, GROUPS], int32."""
     _, hits = hits_of_block(ids, tokens, slots, experts, BLOCK, GROUPS)
@@ -37,7 +38,7 @@ def count_kernel(ids, counts, tokens, slots, experts, BLOCK: tl.constexpr, GROUP
     tl.store(counts + row * GROUPS + tl.arange(0, GROUPS), tl.sum(hits, 0))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS)
 def place_kernel(
     ids,
     counts,
@@ -72,13 +73,11 @@ def place_kernel(
 
 
 @triton.jit
-def sorted_tile(
-    tile, slot, order, sizes, tokens, experts, ROWS: tl.constexpr, GROUPS: tl.constexpr
-):
+def sorted_tile(tile, slot, order, sizes, tokens, ROWS: tl.constexpr, GROUPS: tl.constexpr):
     """Give a tile's group, its tokens and which rows of it are real; a surplus tile has none.
 
-    Every tile holds one group only. The grid is an upper bound, so the search is done by each program: over the
-    groups' sizes, of which there are few.
+    Every tile holds one group only. The grid is an upper bound, so each program does the search itself, over the
+    groups' sizes, of which there are few. Rows that are not real read token 0, and nobody reads the result.
     """
     group = tl.arange(0, GROUPS)
     size = tl.load(sizes + slot * GROUPS + group)
@@ -88,15 +87,39 @@ def sorted_tile(
     start = tl.sum(tl.where(group < mine, size, 0), 0)
     row = (tile - first_tile) * ROWS + tl.arange(0, ROWS)
     real = row < tl.sum(tl.where(group == mine, size, 0), 0)
-    token = tl.load(order + slot.to(tl.int64) * tokens + start + row, mask=real, other=0)
-    return mine, token.to(tl.int64), real
+    at = order + slot.to(tl.int64) * tokens + start + row
+    return mine, tl.load(at, mask=real, other=0).to(tl.int64), real
 
 
 @triton.jit
 def item_tile(tile, slot, ids, slots, experts, item_rows, item_tiles, ROWS: tl.constexpr):
     """Give a tile's group, tokens and real rows where an item is many consecutive rows: nothing to sort."""
-    item = tile // item_tiles
+    item = (tile // item_tiles).to(tl.int64)
     row = (tile % item_tiles) * ROWS + tl.arange(0, ROWS)
     real = row < item_rows
-    token = item.to(tl.int64) * item_rows + tl.where(real, row, 0)
-    return group_of(tl.load(ids + item.to(tl.int64) * slots + slot), experts), token, real
+    group = group_of(tl.load(ids + item * slots + slot), experts)
+    return group, item * item_rows + tl.where(real, row, 0), real
+
+
+@triton.jit
+def find_tile(
+    tile,
+    slot,
+    ids,
+    order,
+    sizes,
+    tokens,
+    slots,
+    experts,
+    item_rows,
+    item_tiles,
+    ROWS: tl.constexpr,
+    GROUPS: tl.constexpr,
+    SORTED: tl.constexpr,
+):
+    """Give the tile's group (`experts` and above: nobody's), its tokens and which of its rows are real."""
+    if SORTED:
+        group, token, real = sorted_tile(tile, slot, order, sizes, tokens, ROWS, GROUPS)
+    else:
+        group, token, real = item_tile(tile, slot, ids, slots, experts, item_rows, item_tiles, ROWS)
+    return group, token, real

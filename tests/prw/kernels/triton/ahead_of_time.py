@@ -14,14 +14,12 @@ from unittest import mock
 import torch
 import triton
 from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
+from triton.compiler import ASTSource, make_backend
+from triton.runtime.jit import create_function_from_signature
 
 from prw.kernels import triton as backend
 from prw.kernels.triton import blocks, code, planning, products, sorting
 
-TYPES = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16"}
-TYPES |= {torch.int64: "*i64", torch.int32: "*i32"}
-OPTIONS = {"num_warps", "num_stages", "enable_fp_fusion"}
 KERNELS = {
     planning: {"count_kernel": sorting.count_kernel, "place_kernel": sorting.place_kernel},
     products: {
@@ -30,7 +28,6 @@ KERNELS = {
         "sum_kernel": code.sum_kernel,
     },
 }
-TOKENS, WIDE, EXPERTS = 512, 3072, 4
 
 
 @dataclass(frozen=True)
@@ -40,37 +37,17 @@ class Launch:
     kernel: Any
     arguments: dict[str, Any]
 
-    def source(self) -> ASTSource:
-        """Say what Triton would compile for these arguments."""
-        signature, constants, attributes = {}, {}, {}
-        for at, parameter in enumerate(self.kernel.params):
-            value = self.arguments[parameter.name]
-            if parameter.is_constexpr:
-                signature[parameter.name], constants[at,] = "constexpr", value
-            elif isinstance(value, tuple):
-                kinds = [specialised(part, (at, k), constants, attributes) for k, part in enumerate(value)]
-                signature[parameter.name] = tuple(kinds)
-            else:
-                signature[parameter.name] = specialised(value, (at,), constants, attributes)
-        return ASTSource(fn=self.kernel, signature=signature, constexprs=constants, attrs=attributes)
-
-    def options(self) -> dict[str, Any]:
-        """Give the launch's options to the compiler."""
-        return {name: value for name, value in self.arguments.items() if name in OPTIONS}
-
-
-def specialised(value: Any, path: tuple[int, ...], constants: dict[Any, Any], attributes: dict[Any, Any]) -> str:
-    """Type an argument as Triton's launcher does: ones are constants, multiples of 16 are known to be."""
-    if isinstance(value, torch.Tensor):
-        kind, number = TYPES[value.dtype], value.data_ptr()
-    else:
-        kind, number = "i32" if -(2**31) <= value < 2**31 else "i64", value
-        if value == 1:
-            constants[path] = 1
-            return "constexpr"
-    if number % 16 == 0:
-        attributes[path] = [["tt.divisibility", 16]]
-    return kind
+    def compiled(self, capability: int) -> Any:
+        """Compile what Triton's launcher would for these arguments on a device of that compute capability."""
+        target = GPUTarget("cuda", capability, 32)
+        device = make_backend(target)
+        bind = create_function_from_signature(self.kernel.signature, self.kernel.params, device)
+        bound, specialised, options = bind(**self.arguments)
+        options, signature, constants, attributes = self.kernel._pack_args(
+            device, options, bound, specialised, options
+        )
+        source = ASTSource(self.kernel, signature, constants, attributes)
+        return triton.compile(source, target=target, options=options.__dict__)
 
 
 class Recorder:
@@ -101,22 +78,49 @@ def recorded(capability: int) -> Iterator[list[Launch]]:
         yield launches
 
 
-def launches_of_a_step(capability: int, dtype: torch.dtype, rank: int) -> dict[str, Launch]:
-    """Record forward and backward of K and V at FLUX's width: each distinct launch by what it is for."""
-    draw = torch.zeros
-    ids = torch.zeros(TOKENS, 1, dtype=torch.int64)
-    downs = [[draw(rank, WIDE, dtype=dtype) for _ in range(EXPERTS)] for _ in "kv"]
-    ups = [[draw(WIDE, rank, dtype=dtype) for _ in range(EXPERTS)] for _ in "kv"]
-    hidden, bias = draw(TOKENS, WIDE, dtype=dtype), draw(WIDE, dtype=dtype)
+@dataclass(frozen=True)
+class Sizes:
+    """The size of a step; by default at FLUX's width."""
+
+    rank: int = 16
+    tokens: int = 512
+    wide: int = 3072
+    experts: int = 4
+    slots: int = 1
+    tokens_per_item: int = 1
+
+
+def launches_of_a_step(capability: int, dtype: torch.dtype, sizes: Sizes) -> dict[str, Launch]:
+    """Record forward and backward of K and V: one launch of each kind, by its use."""
+
+    def zeros(*shape: int) -> torch.Tensor:
+        return torch.zeros(*shape, dtype=dtype)
+
+    ids = torch.zeros(sizes.tokens // sizes.tokens_per_item, sizes.slots, dtype=torch.int64)
+    downs = [[zeros(sizes.rank, sizes.wide) for _ in range(sizes.experts)] for _ in "kv"]
+    ups = [zeros(sizes.wide, sizes.rank).mT for _ in range(sizes.experts)]
+    hidden, bias = zeros(sizes.tokens, sizes.wide), zeros(sizes.wide)
+    named: dict[str, Launch] = {}
+
+    def keep(launches: list[Launch], use: str) -> None:
+        for launch in launches:
+            slot = f" of slot {launch.arguments['slot']}" if launch.arguments.get("slot") else ""
+            named[launch.kernel.__name__.removesuffix("_kernel") + use + slot] = launch
+        launches.clear()
+
     with recorded(capability) as launches:
-        decided = backend.plan(ids, EXPERTS, 1)
+        decided = backend.plan(ids, sizes.experts, sizes.tokens_per_item)
+        keep(launches, "")
         lows = backend.shrink(decided, hidden, downs)
-        backend.expand(decided, lows[:1], [[up.mT for up in ups[0]]], bias, hidden)
-        backend.shrink(decided, hidden, [[up.mT for up in ups[0]]])
+        keep(launches, " hidden by A")
+        backend.expand(decided, lows[:1], [ups], bias, hidden)
+        keep(launches, " by B")
+        backend.shrink(decided, hidden, [ups])
+        keep(launches, " gradient by B")
         backend.expand(decided, lows, downs, None, hidden)
-    names = ["count", "place", "shrink x by A", "sum", "sum 2", "expand by B", "shrink grad by B", "sum 3"]
-    named = dict(zip([*names, "expand by A"], launches, strict=True))
-    return {name: launch for name, launch in named.items() if name not in ("sum 2", "sum 3")}
+        keep(launches, " by A")
+    named.pop("sum gradient by B", None)  # the same as the other one
+    return named
 
 
 @dataclass(frozen=True)
@@ -126,15 +130,17 @@ class Needs:
     registers: int
     stack: int
     shared: int
+    parameters: int
     ptx: str
 
 
 def compiled(launch: Launch, capability: int, folder: Path) -> Needs:
     """Compile a launch for a device of that compute capability (80, 90) and read the machine code's needs."""
-    made = triton.compile(launch.source(), target=GPUTarget("cuda", capability, 32), options=launch.options())
+    made = launch.compiled(capability)
     file = folder / "kernel.cubin"
     file.write_bytes(made.asm["cubin"])
     command = [triton.knobs.nvidia.cuobjdump.path, "-res-usage", str(file)]
     said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    registers, stack, static = (int(re.search(f"{word}:(\\d+)", said)[1]) for word in ("REG", "STACK", "SHARED"))
-    return Needs(registers, stack, made.metadata.shared + static, made.asm["ptx"])
+    words = ("REG", "STACK", "SHARED", r"CONSTANT\[0\]")
+    registers, stack, static, constant = (int(re.search(f"{word}:(\\d+)", said)[1]) for word in words)
+    return Needs(registers, stack, made.metadata.shared + static, constant, made.asm["ptx"])

@@ -136,9 +136,7 @@ def shrunk(problem: Problem, matrices: list[Tensor]) -> Tensor:
     return low
 
 
-def expanded(
-    problem: Problem, lows: list[Tensor], stacks: list[list[Tensor]], bias: Tensor | None
-) -> Tensor:
+def expanded(problem: Problem, lows: list[Tensor], stacks: list[list[Tensor]], bias: Tensor | None) -> Tensor:
     """Give bias + the sum over lows and slots of low . matrix."""
     out = torch.zeros(len(problem.per_token), stacks[0][0].shape[1], dtype=torch.float64)
     if bias is not None:
