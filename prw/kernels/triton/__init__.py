@@ -11,8 +11,8 @@ try:
     import triton as _triton  # noqa: F401
 except ImportError as error:
     raise ConfigError(
-        f"kernel='triton' needs the package triton, which cannot be imported here ({error}). Install it (Linux: "
-        "pip install 'prw[triton]'; CUDA builds of torch bring it), or choose kernel='auto'."
+        f"kernel='triton' needs the package triton, which cannot be imported here ({error}). Install it (on "
+        "Linux: pip install 'prw[triton]'; CUDA builds of torch bring it), or choose kernel='auto'."
     ) from error
 
 from prw.kernels.triton.planning import Plan, plan

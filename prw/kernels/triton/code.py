@@ -1,10 +1,10 @@
 """Triton kernels of the routed products: shrink (wide to rank), expand (rank to wide), the sum over a split.
 
-A program owns one tile: rows of one expert. Experts are separate parameters that are never copied together: their
-addresses travel as arguments of the launch, and a program picks the one it needs. So there is no table in device
-memory to fill, keep alive or invalidate, a CUDA graph captures the launch like any other, and the interpreter runs
-the same code. Matrices are [rank, wide] whatever lies behind them; one of the two axes has stride 1 (WIDE_UNIT
-says which), the other's stride is the `lead`.
+A program owns one tile: rows of one expert. Experts are separate parameters that are never copied together:
+their addresses travel as arguments of the launch, and a program picks the one it needs. So there is no table
+in device memory to fill, keep alive or invalidate, a CUDA graph captures the launch like any other, and the
+interpreter runs the same code. Matrices are [rank, wide] whatever lies behind them; one of the two axes has
+stride 1 (WIDE_UNIT says which), the other's stride is the `lead`.
 """
 
 # Triton reads the annotations of its kernels, so this module does not postpone them.
@@ -121,10 +121,11 @@ def shrink_kernel(
     FULL_WIDE: tl.constexpr,
     WIDEN: tl.constexpr,
 ):
-    """Compute low[c] = x[token of c] . M_e(c)^T for a tile of choices, a block of rank, `blocks` blocks of wide.
+    """Compute low[c] = x[token of c] . M_e(c)^T for a tile of choices and a block of rank.
 
-    Choices are token-major: choice = token * slots + slot. If wide is split, low is a float32 workspace in which
-    the parts lie `part` elements apart. Rows of nobody's group become zeros.
+    It goes through `blocks` blocks of wide: all, unless wide is split.
+    Choices are token-major: choice = token * slots + slot. If wide is split, low is a float32 workspace in
+    which the parts lie `part` elements apart. Rows of nobody's group become zeros.
     """
     slot = tl.program_id(0) // tiles
     group, token, real = find_tile(
@@ -209,8 +210,8 @@ def expand_kernel(
 ):
     """Compute out[token of c] = bias + low[c] . M_e(c), both lows of a pair added: a tile, a block of wide.
 
-    It writes: rows of nobody's group get the bias, or zeros. With ADD it adds to what is there and leaves those
-    rows alone; that is how a second slot or a third low comes on top.
+    It writes: rows of nobody's group get the bias, or zeros. With ADD it adds to what is there and leaves
+    those rows alone; that is how a second slot or a third low comes on top.
     """
     group, token, real = find_tile(
         tl.program_id(0), slot, ids, order, sizes, tokens, slots, experts, item_rows, item_tiles,

@@ -63,9 +63,9 @@ def stack_of(matrices_RW: Sequence[Tensor], like: Tensor, wide: int) -> Stack:
     strange = {(m.dtype, m.device, m.shape[1]) for m in matrices_RW} - {(like.dtype, like.device, wide)}
     if strange:
         raise ConfigError(
-            f"kernel='triton' reads experts by address, so all must be {like.dtype} on {like.device} and {wide} "
-            f"wide, as their input is; some are {sorted(map(str, strange))}. Cast and move them with the model, "
-            "or choose kernel='auto'."
+            f"kernel='triton' reads experts by address, so all must be {like.dtype} on {like.device} and "
+            f"{wide} wide, as their input is; some are {sorted(map(str, strange))}. Cast and move them with "
+            "the model, or choose kernel='auto'."
         )
     wide_unit = all(m.stride(1) == 1 or m.shape[1] == 1 for m in matrices_RW)
     if not wide_unit and not all(m.stride(0) == 1 or m.shape[0] == 1 for m in matrices_RW):

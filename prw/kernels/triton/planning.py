@@ -31,8 +31,8 @@ class Plan:
         experts: How many experts there are.
         tokens_per_item: Consecutive tokens that share one decision.
         groups: Length of the last axis of sizes.
-        order: Tokens sorted by expert, slot by slot, int32 [K, T]; None where items are long enough to need no
-            sort.
+        order: Tokens sorted by expert, slot by slot, int32 [K, T]; None where items are long enough to need
+            no sort.
         sizes: Tokens of each group, int32 [K, G]: of every expert, of the unrouted, then padding.
     """
 
@@ -129,7 +129,7 @@ def check_device(tensor: Tensor) -> None:
     """
     if not INTERPRETED and not tensor.is_cuda:
         raise ConfigError(
-            f"kernel='triton' runs on CUDA devices, but came a tensor on {tensor.device}. Move the model and its "
-            "inputs to CUDA, or choose kernel='auto'. (TRITON_INTERPRET=1, set before Python starts, runs the "
-            "kernels on the CPU for tests, very slowly.)"
+            f"kernel='triton' runs on CUDA devices, but came a tensor on {tensor.device}. Move the model and "
+            "its inputs to CUDA, or choose kernel='auto'. (TRITON_INTERPRET=1, set before Python starts, "
+            "runs the kernels on the CPU for tests, very slowly.)"
         )

@@ -24,8 +24,9 @@ SUM_BLOCK = 1024
 def shrink(plan: Plan, wide_TI: Tensor, stacks: Sequence[Sequence[Tensor]]) -> list[Tensor]:
     """Take every choice's token through its expert's matrix, from wide to rank.
 
-    Two stacks of the same ranks and layout go in one launch that reads the tokens once. Where the tiles are too
-    few to fill the device, the wide axis is split and the parts are added in a second pass, in a fixed order.
+    Two stacks of the same ranks and layout go in one launch that reads the tokens once. Where the tiles are
+    too few to fill the device, the wide axis is split and the parts are added in a second pass, in a fixed
+    order.
 
     Args:
         plan: Where every choice goes.
@@ -33,8 +34,8 @@ def shrink(plan: Plan, wide_TI: Tensor, stacks: Sequence[Sequence[Tensor]]) -> l
         stacks: Per stack, every expert's matrix [rank, I].
 
     Returns:
-        Per stack [C, R], R its largest rank: tokens . matrix^T, zeros beyond an expert's own rank and for choices
-        of no expert; in the tokens' dtype.
+        Per stack [C, R], R its largest rank: tokens . matrix^T, zeros beyond an expert's own rank and for
+        choices of no expert; in the tokens' dtype.
 
     Raises:
         ConfigError: if tokens or experts are not what the kernels can read.
@@ -79,9 +80,10 @@ def expand(
 ) -> Tensor:
     """Take every choice through its expert's matrix, from rank to wide, and add up what belongs to one token.
 
-    The output is written, not added to: a base product can then accumulate into it. Each slot is one launch, in
-    order, that meets every token once: no row is written by two programs, so plain stores do and the same input
-    gives the same bits. (One launch for all slots would need atomics, or every expert for every tile of tokens.)
+    The output is written, not added to: a base product can then accumulate into it. Each slot is one launch,
+    in order, that meets every token once: no row is written by two programs, so plain stores do and the same
+    input gives the same bits. (One launch for all slots would need atomics, or every expert for every tile
+    of tokens.)
 
     Args:
         plan: Where every choice goes.
@@ -126,8 +128,8 @@ def expand_pair(
     tiles, place = where(plan, block.rows)
     kept = out_TI if bias is None else bias.contiguous()
     expand_kernel[tiles, triton.cdiv(wide, block.wide)](
-        out_TI, lows[0], lows[-1], *told(made), kept, *place, slot, wide, lows[0].stride(0), lows[-1].stride(0),
-        **constants(plan, made, block, wide), BIAS=bias is not None, ADD=add,
+        out_TI, lows[0], lows[-1], *told(made), kept, *place, slot, wide, lows[0].stride(0),
+        lows[-1].stride(0), **constants(plan, made, block, wide), BIAS=bias is not None, ADD=add,
     )  # fmt: skip
 
 
@@ -158,17 +160,17 @@ def told(made: Sequence[Stack]) -> tuple[tuple[int, ...], ...]:
     return made[0].addresses, made[-1].addresses, made[0].ranks, made[0].leads
 
 
-def where(plan: Plan, rows: int) -> tuple[int, tuple[Any, ...]]:
+def where(plan: Plan, rows: int) -> tuple[int, tuple[Tensor | int, ...]]:
     """Give the number of tiles per slot (an upper bound if sorted), and what finds a program's tile."""
     item_tiles = triton.cdiv(plan.tokens_per_item, rows)
     if plan.order is None:
         tiles = len(plan.ids) * item_tiles
-        order = sizes = plan.ids  # not read
     else:
         tiles = min(plan.tokens, triton.cdiv(plan.tokens, rows) + plan.experts + 1)
-        order, sizes = plan.order, plan.sizes
+    # Where nothing was sorted, the ids stand in for what the kernel does not read.
+    sort = [plan.ids if tensor is None else tensor for tensor in (plan.order, plan.sizes)]
     counts = plan.tokens, plan.slots, plan.experts, plan.tokens_per_item, item_tiles
-    return tiles, (plan.ids, order, sizes, *counts)
+    return tiles, (plan.ids, *sort, *counts)
 
 
 def constants(plan: Plan, made: Sequence[Stack], block: blocks.Blocks, wide: int) -> dict[str, Any]:
@@ -203,8 +205,8 @@ def readable(plan: Plan, low_CR: Tensor, stack: Stack) -> Tensor:
     """
     if low_CR.shape != (plan.choices, stack.rank) or low_CR.device != plan.ids.device:
         raise ConfigError(
-            f"expected rank-space rows of shape {(plan.choices, stack.rank)} on {plan.ids.device}, as `shrink` of "
-            f"this decision and these experts gives, but came {tuple(low_CR.shape)} on {low_CR.device}."
+            f"expected rank-space rows of shape {(plan.choices, stack.rank)} on {plan.ids.device}, as "
+            f"`shrink` of this decision and these experts gives, but came {tuple(low_CR.shape)} on {low_CR.device}."
         )
     return low_CR if low_CR.stride(1) == 1 else low_CR.contiguous()
 

@@ -1,9 +1,9 @@
 """Triton kernels that sort choices by expert, and the search that gives a program its tile of them.
 
 A counting sort in two launches: every block of tokens counts its experts, then every block places its tokens
-behind those of the blocks before it. It is stable, takes no atomics and gives the same bits every time. Each slot
-(the first, second, ... choice of a token) is sorted for itself, so no token comes twice in one slot's order. What
-is routed nowhere comes last, as one more group behind the last expert.
+behind those of the blocks before it. It is stable, takes no atomics and gives the same bits every time. Each
+slot (the first, second, ... choice of a token) is sorted for itself, so no token comes twice in one slot's
+order. What is routed nowhere comes last, as one more group behind the last expert.
 """
 
 # Triton reads the annotations of its kernels, so this module does not postpone them.
@@ -76,8 +76,9 @@ def place_kernel(
 def sorted_tile(tile, slot, order, sizes, tokens, ROWS: tl.constexpr, GROUPS: tl.constexpr):
     """Give a tile's group, its tokens and which rows of it are real; a surplus tile has none.
 
-    Every tile holds one group only. The grid is an upper bound, so each program does the search itself, over the
-    groups' sizes, of which there are few. Rows that are not real read token 0, and nobody reads the result.
+    Every tile holds one group only. The grid is an upper bound, so each program does the search itself, over
+    the groups' sizes, of which there are few. Rows that are not real read token 0, and nobody reads the
+    result.
     """
     group = tl.arange(0, GROUPS)
     size = tl.load(sizes + slot * GROUPS + group)

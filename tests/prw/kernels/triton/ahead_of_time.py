@@ -1,4 +1,4 @@
-"""Compiles, without a GPU, exactly those kernels that a call on a GPU would launch, and reads what they need."""
+"""Compiles, without a GPU, those kernels that a call on a GPU would launch, and reads what they need."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class Recorder:
 
 @contextmanager
 def recorded(capability: int) -> Iterator[list[Launch]]:
-    """Make the backend believe in a device of that major compute capability, and record what it would launch."""
+    """Make the backend believe in a device of that major compute capability, and record launches."""
     launches: list[Launch] = []
     with (
         mock.patch.object(planning, "check_device"),

@@ -1,4 +1,4 @@
-"""Every kernel compiles for A100 and H100 as it would be launched there: no spills, shared memory within limits."""
+"""Every kernel compiles for A100 and H100 as it would be launched there, and spills nothing."""
 
 import re
 import sys

@@ -1,6 +1,7 @@
 """Runs the tests of the kernels in a process of its own, in which Triton interprets them on the CPU.
 
-TRITON_INTERPRET must be set before Triton is imported and changes it for good, so it stays out of this process.
+TRITON_INTERPRET must be set before Triton is imported and changes it for good, so it stays out of this
+process.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""Random routed projections, and what the Triton backend's products of them must be, by plain loops in float64."""
+"""Random routed projections, and what the products of them must be, by plain loops in float64."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def decision(routing: str, items: int, slots: int, experts: int, generator: torc
 
 def laid_out(hidden: Tensor, layout: str) -> Tensor:
     """Give the same numbers with other strides."""
-    tokens, wide = hidden.shape
+    tokens = len(hidden)
     if layout == "every second row":
         return hidden.repeat_interleave(2, 0)[::2]
     if layout == "columns apart":

@@ -252,11 +252,11 @@ def test_experts_of_any_layout_are_read_right():
 def test_what_cannot_be_read_by_address_is_refused():
     problem = draw()
     plan = decided(problem)
-    with pytest.raises(ConfigError, match="1 to 64 experts.*there are 65"):
+    with pytest.raises(ConfigError, match=r"1 to 64 experts.*there are 65"):
         backend.shrink(plan, problem.hidden, [problem.downs[:1] * 65])
     with pytest.raises(ConfigError, match=r"must be torch.float32 on cpu and 12 wide.*torch.bfloat16"):
         backend.shrink(plan, problem.hidden, [[*problem.downs[:2], problem.downs[2].bfloat16()]])
-    with pytest.raises(ConfigError, match="float32, bfloat16 or float16, but came torch.float64"):
+    with pytest.raises(ConfigError, match=r"float32, bfloat16 or float16, but came torch.float64"):
         backend.shrink(plan, problem.hidden.double(), [problem.downs])
     with pytest.raises(ConfigError, match="decision is for 9 tokens on cpu, but came 8 tokens"):
         backend.shrink(plan, problem.hidden[:8], [problem.downs])
