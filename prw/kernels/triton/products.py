@@ -206,7 +206,8 @@ def readable(plan: Plan, low_CR: Tensor, stack: Stack) -> Tensor:
     if low_CR.shape != (plan.choices, stack.rank) or low_CR.device != plan.ids.device:
         raise ConfigError(
             f"expected rank-space rows of shape {(plan.choices, stack.rank)} on {plan.ids.device}, as "
-            f"`shrink` of this decision and these experts gives, but came {tuple(low_CR.shape)} on {low_CR.device}."
+            f"`shrink` gives for this decision and these experts, but came "
+            f"{tuple(low_CR.shape)} on {low_CR.device}."
         )
     return low_CR if low_CR.stride(1) == 1 else low_CR.contiguous()
 
