@@ -11,6 +11,7 @@ from benchmarks.groups import Group, SetName
 KIND = "peers"
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")  # what torch.compile says of torch itself
+# What torch.compile says of torch itself, and of gradients that it looks for while it traces.
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch", "ignore:The .grad attribute:UserWarning")
 def bench_peers(benchmark: Any, group: Group, results: Path, chosen: SetName) -> None:
     run_group(benchmark, group, results, chosen)
