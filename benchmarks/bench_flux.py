@@ -1,6 +1,7 @@
 """What a pool costs in a whole step of FLUX, beside the plain model and PEFT's LoRA on the same modules."""
 
 import gc
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +27,12 @@ from benchmarks.origin import origin
 from benchmarks.schema import Result, Routed, Step, write
 
 PLAIN_FLUX = "plain FLUX"
+WIDE = Geometry(heads=24, side=24, text=288)
+"""FLUX.1's own width, with fewer tokens, so that a step takes seconds."""
 GEOMETRIES: dict[SetName, tuple[Geometry, ...]] = {
     "smoke": (Geometry(heads=2, head=32, double=1, single=1, side=4, text=5, rank=4),),
     "default": (Geometry(),),
-    "full": (Geometry(), Geometry(rank=64), Geometry(heads=24), Geometry(heads=24, rank=128)),
+    "full": (Geometry(), Geometry(rank=64), *(replace(WIDE, rank=rank) for rank in (16, 128))),
 }
 BUDGET_S: dict[SetName, float] = {"smoke": 0, "default": 20, "full": 60}
 Model = tuple[nn.Module, prw.Weave | None, int]

@@ -59,6 +59,8 @@ class Extent:
     compiles: bool = True
 
 
+DENSE_UP_TO = 1024
+"""Largest rank times experts at which the dense kernel is measured by name."""
 RANKS, POOLS = (16, 64, 128), (1, 2, 5, 8, 64)
 EXTENTS: dict[SetName, Extent] = {
     "smoke": Extent(
@@ -137,7 +139,9 @@ def kernel_groups(extent: Extent, passes: Pass) -> Iterator[Group]:
         cases = [(PLAIN, Point(tokens, width, ranks[0]))]
         for rank, experts in product(ranks, pools):
             point = Point(tokens, width, rank, experts)
-            cases += [(f"prw {kernel}", point) for kernel in KERNELS if kernel != "triton"]  # GPUs only
+            # Dense computes every expert: far past the threshold it would only take time. Triton needs a GPU.
+            left_out = {"triton"} if rank * experts <= DENSE_UP_TO else {"triton", "dense"}
+            cases += [(f"prw {kernel}", point) for kernel in KERNELS if kernel not in left_out]
             cases.append(("prw", point))
         yield Group(
             "kernels", f"kernels-{size(tokens, width)}-{passes}", passes, tuple(cases), extent.budget_s

@@ -25,6 +25,12 @@ def figure(columns: int, height: float = 3.6) -> tuple[Any, list[Any]]:
     return drawn, list(axes[0])
 
 
+def legend(axis: Any) -> None:
+    """Name what was drawn, if anything was."""
+    if axis.get_legend_handles_labels()[0]:
+        axis.legend(fontsize=7)
+
+
 def save(drawn: Any, path: Path) -> None:
     """Write a figure without anything that says when or by what."""
     drawn.tight_layout()
@@ -49,14 +55,15 @@ def against_experts(found: Found, path: Path) -> None:
                 if (row.where.tokens, row.where.width, row.where.rank) == (tokens, width, 16)
                 and row.where.granularity == "token"
             )
-            axis.plot(*zip(*points, strict=True), marker="o", label=f"T={tokens} d={width}")
+            if points:
+                axis.plot(*zip(*points, strict=True), marker="o", label=f"T={tokens} d={width}")
         axis.set(
             title=f"{words}, r = 16, by token",
             xlabel="experts, N",
             ylabel="ratio to two nn.Linear",
             xscale="log",
         )
-        axis.legend(fontsize=7)
+        legend(axis)
     save(drawn, path)
 
 
@@ -76,13 +83,15 @@ def against_rank(found: Found, path: Path) -> None:
                 if row.case == "prw" and row.where.experts == 8 and row.where.granularity == "token"
             )
             lora = sorted((row.where.rank, row.ratio) for row in rows if row.case == LORA)
+            if not ours or not lora:
+                continue
             ranks, ratios, floors = zip(*ours, strict=True)
             axis.plot(ranks, ratios, marker="o", color=f"C{place}", label=f"prw N=8, T={tokens} d={width}")
             axis.plot(ranks, floors, linestyle=":", color=f"C{place}")
             axis.plot(*zip(*lora, strict=True), marker="x", linestyle="--", color=f"C{place}", alpha=0.6)
         title = f"{words}: dashed PEFT LoRA, dotted the floor"
         axis.set(title=title, xlabel="rank, r", ylabel="ratio to two nn.Linear")
-        axis.legend(fontsize=7)
+        legend(axis)
     save(drawn, path)
 
 
@@ -101,7 +110,9 @@ def beside_peers(found: Found, path: Path) -> None:
     """Ratio of every peer, at the first of the points."""
     drawn, axes = figure(2)
     for axis, (passes, words) in zip(axes, PASSES, strict=True):
-        key = found.keys("peers", passes)[0]
+        key = next(iter(found.keys("peers", passes)), None)
+        if key is None:
+            continue
         cases = [(LORA, 1), ("prw", 1), ("prw", 8), *((name, 8) for name in (*ROUTED_PEERS, COMPILED))]
         bars = [(f"{name}, N={n}", found.ratio("peers", passes, name, key, n)) for name, n in reversed(cases)]
         bars = [(name, ratio) for name, ratio in bars if ratio is not None]
@@ -117,6 +128,9 @@ def memory(found: Found, path: Path) -> None:
     """Activation memory of every case, at the first of the points."""
     drawn, axes = figure(2)
     rows = [row for row in found.kept() if row.where.rank]
+    if not rows:
+        save(drawn, path)
+        return
     first = rows[0].where
     rows = [
         row
@@ -173,7 +187,7 @@ def gpu_model(path: Path) -> None:
         roof.plot(mark.intensity, mark.flops / mark.seconds(ceilings) / 1e12, "o", color=colour, label=label)
     title = "MODEL of an H100, not a measurement"
     roof.set(xscale="log", yscale="log", xlabel="operations per byte", ylabel="TFLOP/s", title=title)
-    roof.legend(fontsize=7)
+    legend(roof)
     pools = (1, 2, 4, 8, 16, 32, 64)
     for place, rank in enumerate((16, 64, 128)):
         dense = [dense_ratio(tokens, width, rank, n, ceilings) for n in pools]
@@ -187,7 +201,7 @@ def gpu_model(path: Path) -> None:
         ylabel="ratio to two nn.Linear",
         title=title,
     )
-    ratios.legend(fontsize=7)
+    legend(ratios)
     save(drawn, path)
 
 

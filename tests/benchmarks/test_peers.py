@@ -85,6 +85,14 @@ def test_what_trains_is_what_the_contract_says() -> None:
         assert sum(parameter.numel() for parameter in trainable) == count, name
 
 
+@pytest.mark.parametrize("name", [name for name in BASELINES if "compile" not in name])
+def test_what_trains_gets_a_gradient_and_nothing_else_does(name: str) -> None:
+    peer, hidden = build(name, POINT), hidden_of(POINT)
+    torch.autograd.backward(tuple(peer.model(hidden)), gradients_like(hidden))
+    for key, parameter in peer.model.named_parameters():
+        assert (parameter.grad is not None) == parameter.requires_grad, key
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")
 def test_the_compiled_reference_computes_what_prw_computes() -> None:
