@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+import prw
 from benchmarks.floors import forward_floor, training_floor
 from benchmarks.peers import Peer
 from benchmarks.points import Point
@@ -42,7 +43,12 @@ class Spread(NamedTuple):
 
 def spread(values: Sequence[float]) -> Spread:
     low, median, high = statistics.quantiles(values, n=4, method="inclusive")
-    return Spread(median, high - low)
+    return Spread(tidy(median), tidy(high - low))
+
+
+def tidy(value: float) -> float:
+    """Keep six digits: more would be noise in a committed file."""
+    return float(f"{value:.6g}")
 
 
 def paired(values: Sequence[float], base: Sequence[float]) -> Spread:
@@ -125,15 +131,15 @@ def interleaved(benchmark: Any, cases: Mapping[str, Case], rounds: int) -> dict[
     return {name: seconds[place :: len(cases)] for place, name in enumerate(cases)}
 
 
-def routed_of(peer: Peer, hidden: Tensor, passes: Pass) -> Routed | None:
-    """Record where a pool sends the input: shares are counted, not assumed."""
-    if peer.weave is None:
+def routed_of(weave: prw.Weave | None, forward: Callable[[], object]) -> Routed | None:
+    """Record where a pool sends its input, over all sites: shares are counted, not assumed."""
+    if weave is None:
         return None
-    peer.model.train(passes == "training")
-    with peer.weave.record() as routing, torch.no_grad():
-        peer.model(hidden)
-    usage = routing.usage()[0]
-    return Routed(newest=routing.share(), least=float(usage.min()), most=float(usage.max()))
+    with weave.record() as routing, torch.no_grad():
+        forward()
+    usage = routing.usage().mean(0)
+    least, most = tidy(float(usage.min())), tidy(float(usage.max()))
+    return Routed(newest=tidy(routing.share()), least=least, most=most)
 
 
 def where(point: Point, plain: bool = False) -> Where:
@@ -175,8 +181,8 @@ def timed(
             Timed(
                 case=peer.name,
                 where=where(peer.point, plain=peer.name == "two nn.Linear"),
-                median_ms=1e3 * of_time.median,
-                iqr_ms=1e3 * of_time.iqr,
+                median_ms=tidy(1e3 * of_time.median),
+                iqr_ms=tidy(1e3 * of_time.iqr),
                 ratio=of_ratio.median,
                 ratio_iqr=of_ratio.iqr,
                 floor=floor_of(peer, passes, routed[key]),

@@ -101,12 +101,11 @@ def test_the_compiled_reference_computes_what_prw_computes() -> None:
 
 
 def test_a_base_is_shared_and_never_copied() -> None:
-    storages = set()
-    for name in ("two nn.Linear", "PEFT LoRA", "MixLoRA-style loop", "prw"):
-        for parameter in build(name, POINT).model.parameters():
-            if tuple(parameter.shape) == (POINT.width, POINT.width):
-                storages.add(parameter.untyped_storage().data_ptr())
-    assert len(storages) == 2
+    built = [build(name, POINT) for name in ("two nn.Linear", "PEFT LoRA", "MixLoRA-style loop", "prw")]
+    parameters = [parameter for peer in built for parameter in peer.model.parameters()]
+    bases = [parameter for parameter in parameters if tuple(parameter.shape) == (POINT.width, POINT.width)]
+    assert len(bases) == 2 * len(built)
+    assert len({parameter.untyped_storage().data_ptr() for parameter in bases}) == 2
 
 
 @pytest.mark.parametrize("granularity", ["token", "sample"])
