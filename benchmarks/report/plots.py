@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,17 @@ DPI = 110
 
 def figure(columns: int, height: float = 3.6) -> tuple[Any, list[Any]]:
     """Start a row of plots."""
+    pyplot.rcdefaults()
+    pyplot.rcParams.update({"axes.titlesize": 10, "axes.labelsize": 9})
     drawn, axes = pyplot.subplots(1, columns, figsize=(5.2 * columns, height), squeeze=False)
     return drawn, list(axes[0])
+
+
+def by_experts(axis: Any, pools: Sequence[int]) -> None:
+    """Make an axis of pool sizes: logarithmic, with the sizes themselves as marks."""
+    axis.set_xscale("log")
+    axis.set_xticks(pools, [str(pool) for pool in pools])
+    axis.minorticks_off()
 
 
 def legend(axis: Any) -> None:
@@ -61,8 +70,8 @@ def against_experts(found: Found, path: Path) -> None:
             title=f"{words}, r = 16, by token",
             xlabel="experts, N",
             ylabel="ratio to two nn.Linear",
-            xscale="log",
         )
+        by_experts(axis, sorted({row.where.experts for row in found.pools(passes)}))
         legend(axis)
     save(drawn, path)
 
@@ -162,9 +171,9 @@ def flux(found: Found, path: Path) -> None:
             if step.what == what and step.experts
         ]
         colours = ["C1" if step.case.startswith("prw") else "C0" for _, step in bars]
-        axis.barh([name for name, _ in bars], [step.ratio for _, step in bars], color=colours)
-        axis.axvline(1, color="black", linewidth=0.8)
-        axis.set(title=what, xlabel="ratio to plain FLUX", xlim=(0.9, None))
+        axis.barh([name for name, _ in bars], [100 * (step.ratio - 1) for _, step in bars], color=colours)
+        axis.axvline(0, color="black", linewidth=0.8)
+        axis.set(title=what, xlabel="% over the plain model's step")
         axis.invert_yaxis()
         axis.tick_params(labelsize=7)
     save(drawn, path)
@@ -194,8 +203,8 @@ def gpu_model(path: Path) -> None:
         routed = [routed_ratio(tokens, width, rank, n, ceilings) for n in pools]
         ratios.plot(pools, dense, linestyle="--", color=f"C{place}")
         ratios.plot(pools, routed, color=f"C{place}", label=f"r = {rank}, routed")
+    by_experts(ratios, pools)
     ratios.set(
-        xscale="log",
         ylim=(1, 2),
         xlabel="experts, N (dashed: dense)",
         ylabel="ratio to two nn.Linear",
