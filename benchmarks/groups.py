@@ -8,11 +8,12 @@ from itertools import product
 from typing import Literal
 
 from benchmarks.peers import KERNELS
-from benchmarks.points import Point
+from benchmarks.points import Granularity, Point
 from benchmarks.schema import Kind, Pass
 
 SetName = Literal["smoke", "default", "full"]
 PASSES: tuple[Pass, ...] = ("forward", "training")
+GRANULARITIES: tuple[Granularity, ...] = ("token", "sample")
 PLAIN = "two nn.Linear"
 LORA = "PEFT LoRA"
 ROUTED_PEERS = ("PEFT X-LoRA layer", "PEFT Arrow", "MixLoRA-style loop", "transformers grouped_mm")
@@ -116,7 +117,7 @@ def grid_groups(extent: Extent, passes: Pass) -> Iterator[Group]:
     for tokens, width, ranks, pools in extent.grid:
         cases = [(PLAIN, Point(tokens, width, ranks[0]))]
         cases += [(LORA, Point(tokens, width, rank)) for rank in ranks]
-        for rank, experts, granularity in product(ranks, pools, ("token", "sample")):
+        for rank, experts, granularity in product(ranks, pools, GRANULARITIES):
             cases.append(("prw", Point(tokens, width, rank, experts, granularity)))
         yield Group("grid", f"grid-{size(tokens, width)}-{passes}", passes, tuple(cases), extent.budget_s)
 
