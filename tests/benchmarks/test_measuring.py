@@ -86,6 +86,14 @@ def test_a_group_begins_with_the_plain_projections_and_names_are_unique() -> Non
         assert len({group.name for group in found}) == len(found)
 
 
+def test_a_full_run_replaces_every_file_of_a_smaller_one() -> None:
+    names = {
+        chosen: {group.name for kind in KINDS for group in groups(kind, chosen)}
+        for chosen in ("default", "full")
+    }
+    assert names["default"] < names["full"]
+
+
 def test_the_full_grid_is_the_one_that_was_asked_for() -> None:
     points = {
         (point.tokens, point.width, point.rank, point.experts, point.granularity, group.passes)
