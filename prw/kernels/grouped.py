@@ -136,7 +136,7 @@ def expand(
 def add_to(plan: Sorted, low_CR: Tensor, matrices: Sequence[Tensor], target: Tensor) -> None:
     """Come out of rank space onto an output; see `prw.kernels.segments.add_to` for the arguments."""
     wide_TW = expand(plan, [low_CR], [matrices], None, target)
-    target.add_(wide_TW.to(target.dtype).view_as(target))
+    target.add_(wide_TW.view_as(target))  # in the wider dtype, and rounded once
 
 
 def weight_gradient(plan: Sorted, low_CR: Tensor, wide_TW: Tensor, expert: int, rank: int) -> Tensor:
