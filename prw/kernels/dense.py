@@ -134,7 +134,7 @@ def add_to(plan: Choices, low_CR: Tensor, matrices: Sequence[Tensor], target: Te
     if target.dim() == 2 and target.dtype == spread_TS.dtype:
         target.addmm_(spread_TS, rows_SW)
     else:
-        target.add_((spread_TS @ rows_SW).to(target.dtype).view_as(target))
+        target.add_((spread_TS @ rows_SW).view_as(target))  # in the wider dtype, and rounded once
 
 
 def weight_gradient(plan: Choices, low_CR: Tensor, wide_TW: Tensor, expert: int, rank: int) -> Tensor:

@@ -89,7 +89,7 @@ def by_group(plan: Sorted, rows_CX: Tensor, cube_EXY: Tensor) -> Tensor:
     if plan.ends is None:
         items, slots, tokens = plan.choices.shape
         ids_C = plan.choices.ids.view(items, tokens, slots)[:, 0].reshape(-1)
-        rows = rows_CX.view(items, tokens, slots, -1).transpose(1, 2).flatten(0, 1)
+        rows = rows_CX.reshape(items, tokens, slots, rows_CX.shape[1]).transpose(1, 2).flatten(0, 1)
         batch = torch.bmm(rows, cube_EXY.index_select(0, ids_C.clamp(min=0)))
         out_CY = batch.unflatten(0, (items, slots)).transpose(1, 2).flatten(0, 2)
     else:
@@ -136,7 +136,7 @@ def expand(
 def add_to(plan: Sorted, low_CR: Tensor, matrices: Sequence[Tensor], target: Tensor) -> None:
     """Come out of rank space onto an output; see `prw.kernels.segments.add_to` for the arguments."""
     wide_TW = expand(plan, [low_CR], [matrices], None, target)
-    target.add_(wide_TW.to(target.dtype).view_as(target))
+    target.add_(wide_TW.view_as(target))  # in the wider dtype, and rounded once
 
 
 def weight_gradient(plan: Sorted, low_CR: Tensor, wide_TW: Tensor, expert: int, rank: int) -> Tensor:

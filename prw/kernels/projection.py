@@ -177,4 +177,4 @@ def by_reference(hidden_TI: Tensor, projection: Projection, ids: Tensor, weights
     if projection.weight is None:
         return added
     base = F.linear(hidden_TI, projection.weight, projection.bias)
-    return base + added.to(base.dtype)
+    return (base + added).to(base.dtype)

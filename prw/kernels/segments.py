@@ -271,11 +271,27 @@ def add_to(plan: Segments, low_CR: Tensor, matrices: Sequence[Tensor], target: T
         if not plan.whole:
             wide_PW.zero_()
         out_of(piece, low_CR, matrices, wide_PW, fresh=True)
-        delta = wide_PW.to(target.dtype).view(-1, *target.shape[1:])
+        delta = wide_PW.view(-1, *target.shape[1:])
         if rows_C is None:
             target[piece.here] += delta
-        else:
+        elif target.dtype == delta.dtype:
             target.index_add_(0, rows_C[piece.here], delta)
+        else:
+            add_and_round(target, rows_C[piece.here], delta, piece.lengths if plan.shape[1] > 1 else None)
+
+
+def add_and_round(target: Tensor, rows_P: Tensor, delta: Tensor, lengths: Sequence[int] | None) -> None:
+    """Add to rows of an output of fewer bits, and round the sum alone: rounding first would lose more.
+
+    Args:
+        target: Of shape [tokens, ...].
+        rows_P: Which rows.
+        delta: Of shape [rows, ...].
+        lengths: Where to cut the rows so that none comes twice in a part; None if none does.
+    """
+    lengths = [rows_P.shape[0]] if lengths is None else lengths
+    for rows, part in zip(rows_P.split_with_sizes(lengths), delta.split_with_sizes(lengths), strict=True):
+        target.index_copy_(0, rows, (target.index_select(0, rows) + part).to(target.dtype))
 
 
 def weight_gradient(plan: Segments, low_CR: Tensor, wide_TW: Tensor, expert: int, rank: int) -> Tensor:

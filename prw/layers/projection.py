@@ -145,7 +145,7 @@ def added(output: Tensor, deltas: Sequence[tuple[Rows | None, Tensor]]) -> Tenso
     """Add deltas to an output or to some of its columns, into a new one."""
     rows, delta = deltas[0]
     if rows is None:
-        return output + delta.to(output.dtype)
+        return (output + delta).to(output.dtype)
     return add_rows(output, [(rows, delta) for rows, delta in deltas if rows is not None])
 
 
