@@ -47,7 +47,7 @@ class Choices:
 
 
 def plan(expert_ids_NK: Tensor, experts: int, tokens_per_item: int, fixed: bool = True) -> Choices:
-    """Line the choices up as they come; see `prw.kernels.segments.plan` for the arguments."""
+    """Line the choices up as they come; see `prw.kernels.runs.plan` for the arguments."""
     items, choices = expert_ids_NK.shape
     ids_C = expert_ids_NK.unsqueeze(1).expand(-1, tokens_per_item, -1).reshape(-1)
     return Choices(ids_C, (items, choices, tokens_per_item), fixed)

@@ -65,7 +65,7 @@ def missing(device: torch.device, dtype: torch.dtype, rank: int) -> str:
 
 
 def plan(expert_ids_NK: Tensor, experts: int, tokens_per_item: int, fixed: bool = True) -> Sorted:
-    """Sort the choices on the device; see `prw.kernels.segments.plan` for the arguments."""
+    """Sort the choices on the device; see `prw.kernels.runs.plan` for the arguments."""
     choices = dense.plan(expert_ids_NK, experts, tokens_per_item, fixed)
     if tokens_per_item > 1:
         return Sorted(choices)
