@@ -90,14 +90,13 @@ EXTENTS: dict[SetName, Extent] = {
             *(Point(1024, 1024, rank, 8) for rank in RANKS),
             Point(4096, 1024, 16, 8),
             Point(1024, 3072, 16, 8),
-            Point(4096, 3072, 16, 8),
-            Point(4096, 3072, 128, 8),
+            Point(1024, 512, 128, 8),
         ),
         kernels=tuple(
             (t, d, RANKS, POOLS) for t, d in ((256, 512), (1024, 1024), (4096, 1024), (1024, 3072))
         ),
         skew=(Point(1024, 1024, 64, 8), Point(4096, 1024, 64, 8)),
-        budget_s=60,
+        budget_s=25,
     ),
 }
 MEMORY: dict[SetName, tuple[tuple[int, int, tuple[int, ...]], ...]] = {

@@ -175,11 +175,7 @@ def back_out(
     needed: Sequence[bool],
 ) -> tuple[Tensor | None, Tensor | None, list[Tensor | None]]:
     """Take a gradient back into rank space: of the rows there, of the choices' weights, and of each B."""
-    (back_CR,) = ctx.work.shrink(grad_TO, [turned(ups_OR)])
-    of_low = back_CR * gates_C1 if needed[0] else None
-    of_weights = None
-    if needed[1]:
-        of_weights = (ctx.work.per_item((back_CR * low_CR).sum(-1)) * ctx.scale).to(ctx.gate_dtype)
+    # One narrow tensor at a time: several would be the peak of a step's memory.
     of_ups: list[Tensor | None] = [None] * len(ups_OR)
     if any(needed[2:]):
         scaled_CR = low_CR * gates_C1
@@ -187,7 +183,14 @@ def back_out(
             if wanted:
                 gradient_RO = ctx.work.weight_gradient(scaled_CR, grad_TO, expert, up_OR.shape[1])
                 of_ups[expert] = gradient_RO.mT.to(up_OR.dtype)
-    return of_low, of_weights, of_ups
+        del scaled_CR
+    if not any(needed[:2]):
+        return None, None, of_ups
+    (back_CR,) = ctx.work.shrink(grad_TO, [turned(ups_OR)])
+    of_weights = None
+    if needed[1]:
+        of_weights = (ctx.work.per_item((back_CR * low_CR).sum(-1)) * ctx.scale).to(ctx.gate_dtype)
+    return back_CR.mul_(gates_C1) if needed[0] else None, of_weights, of_ups
 
 
 def gates_of(work: Work, weights_NK: Tensor, scale: float, low_CR: Tensor) -> Tensor:
