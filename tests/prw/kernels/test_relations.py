@@ -97,9 +97,7 @@ def test_a_gate_of_zero_leaves_the_base_and_nobody_chosen_too(way, shape):
 def test_one_expert_for_all_is_a_linear_with_merged_weights(way, shape):
     made = drawn(shape, base="bias", k=0)
     chosen = len(shape["ranks"]) - 1
-    all_one = replace(
-        made, ids=torch.full_like(made.ids, chosen), weights=torch.full_like(made.weights, 0.7)
-    )
+    all_one = replace(made, ids=torch.full_like(made.ids, chosen), weights=torch.full_like(made.weights, 0.7))
     merged = [
         F.linear(made.hidden, part.weight + 0.7 * 1.5 * part.ups[chosen] @ part.downs[chosen], part.bias)
         for part in made.projections

@@ -91,8 +91,9 @@ def cast(model, weave, pick):
 
 
 def trained(model, weave, pick):
-    optimiser = torch.optim.AdamW(weave.trainable_parameters(), lr=0.1)
-    for _ in range(2):
+    training = list(weave.trainable_parameters())  # none once the newest was removed
+    optimiser = torch.optim.AdamW(training, lr=0.1) if training else None
+    for _ in range(2 if training else 0):
         model(torch.randn(1, 4, 8, dtype=dtype_of(model))).square().sum().backward()
         optimiser.step()
 
