@@ -43,7 +43,6 @@ CALLS = {
     "both": lambda block, x: (block.to_k(x) * block.to_v(x)).sum(),
     "V first": lambda block, x: (block.to_v(x) * block.to_k(x)).sum(),
     "V of another input": lambda block, x: (block.to_k(x) * block.to_v(x * 2)).sum(),
-    "V of a changed input": lambda block, x: (block.to_k(y := x * 1) * block.to_v(y.mul_(3))).sum(),
     "V of fewer rows": lambda block, x: block.to_k(x).square().sum() + block.to_v(x[:1, :2]).sum(),
     "K twice": lambda block, x: (block.to_k(x) * block.to_k(x) * block.to_v(x)).sum(),
     "V twice": lambda block, x: (block.to_k(x) * block.to_v(x) * block.to_v(x)).sum(),
@@ -65,7 +64,17 @@ def test_however_they_are_called_the_reference_agrees(wake, kernel, call, granul
     settings = {"granularity": granularity}
     got = gradients(*woven(kernel, wake, **settings), CALLS[call])
     wanted = gradients(*woven("reference", wake, **settings), CALLS[call])
-    agree([x if x is None else x for x in got], fill(got, wanted))
+    agree(got, fill(got, wanted))
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_an_input_that_was_changed_in_between_is_read_again(wake, kernel):
+    model, _ = woven(kernel, wake)
+    block, hidden = model.blocks[0], torch.randn(2, 5, 8)
+    with torch.no_grad():
+        wanted = block.to_v(hidden * 3)
+        block.to_k(hidden)
+        assert torch.equal(block.to_v(hidden.mul_(3)), wanted)
 
 
 def fill(got, wanted):
@@ -122,6 +131,8 @@ def test_a_weight_changed_between_forward_and_backward_is_told(wake, kernel):
         loss.backward()
 
 
+# torch's own: what it scripts when forward gradients are first used.
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_function_transforms_and_forward_gradients(wake, kernel):
     model, _ = woven(kernel, wake)
