@@ -64,7 +64,9 @@ class Stacks:
             stack = self._stacks.get(key)
             size = sum(height or matrix.shape[0] for matrix in matrices)
             if stack is None or not stack.alive or stack.rows.shape[0] < size:
-                self._stacks = {name: kept for name, kept in list(self._stacks.items()) if kept.alive}
+                for name, kept in self._stacks.copy().items():  # of which some may go meanwhile
+                    if not kept.alive:
+                        self._stacks.pop(name, None)
                 with torch.inference_mode(False):  # a stack made for inference could not be renewed later
                     stack = self._stacks[key] = Stack(first.new_empty(size, first.shape[1], dtype=dtype))
                 owner = first if first._base is None else first._base

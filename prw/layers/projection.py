@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.modules.module import _global_forward_hooks
+from torch.nn.modules import module as torch_module
 
 from prw.kernels import all_at_once, onto, opaquely, reference
 from prw.layers.experts import is_split
@@ -175,7 +175,7 @@ def writable(output: Tensor, base: nn.Module, hidden: Tensor) -> Tensor:
 def makes_new(base: nn.Module) -> bool:
     """Tell whether a projection is known to give new tensors, and has no hooks that may have kept one."""
     while True:
-        if base._forward_hooks or _global_forward_hooks or "forward" in base.__dict__:
+        if watched(base) or "forward" in base.__dict__:
             return False
         inner = base._modules.get("base_layer")
         if inner is None:
@@ -184,3 +184,11 @@ def makes_new(base: nn.Module) -> bool:
         if not type(base).__module__.startswith(WRAPPERS):
             return False
         base = inner
+
+
+def watched(base: nn.Module) -> bool:
+    """Tell whether hooks see a module's output, or its gradient: that one through a view of the output."""
+    mine = base._forward_hooks or base._backward_hooks or base._backward_pre_hooks
+    forward = torch_module._global_forward_hooks
+    backward = torch_module._global_backward_hooks or torch_module._global_backward_pre_hooks
+    return bool(mine or forward or backward)

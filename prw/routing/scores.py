@@ -10,6 +10,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd import forward_ad
 
 ALONE, BLOCK = 8, 32
 """The first experts are scored one by one, later ones in blocks of fixed size that read the features once."""
@@ -38,12 +39,17 @@ def several_logits(features_BID: Tensor, lists: Sequence[Sequence[Tensor]]) -> t
     """Score features against several lists of vectors at once, all of one length; see `router_logits`."""
     experts = len(lists[0])
     vectors = [vector.to(features_BID) for listed in lists for vector in listed]
-    if torch.compiler.is_compiling() or torch._C._functorch.maybe_current_level() is not None:
+    if torch.compiler.is_compiling() or transformed():
         scores = F.linear(features_BID, torch.cat(vectors))
     else:
         scores = Scores.apply(features_BID, experts, *vectors)  # type: ignore[no-untyped-call]
     logits: tuple[Tensor, ...] = scores.split(experts, dim=-1)
     return logits
+
+
+def transformed() -> bool:
+    """Tell whether a function transform of torch or forward-mode gradients see the operations."""
+    return torch._C._functorch.maybe_current_level() is not None or forward_ad._current_level >= 0
 
 
 class Scores(torch.autograd.Function):
