@@ -49,7 +49,7 @@ def prepared(device: Device, case: Case, record: bool = True) -> Candidate:
     case.clear()
     device.synchronize()
     if not record:
-        return Candidate(case, None, "not asked for")
+        return Candidate(case, None, "its shapes follow from the routing")
     try:
         with device.unsynchronized():
             case.run()

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from benchmarks.gpu.cases import COMPILED, LORA, LORA_32, NEVER_RECORDED, PLAIN, STACKED
+from benchmarks.gpu.cases import LORA, LORA_32, NEVER_RECORDED, PLAIN, STACKED
 from benchmarks.gpu.clock import Candidate, Times, first_line, measured, prepared
 from benchmarks.gpu.device import Device
 from benchmarks.gpu.floors import floors
@@ -41,14 +41,16 @@ class Prepared:
         Raises:
             DeviceLost: if nothing can go on.
         """
+        candidate = None
         try:
             candidate = prepared(device, make(), record)
-        except Exception as error:
+        except Exception as error:  # it holds what failed in memory until this block ends
             self.failures.append(Failure(case=name, at=at, why=first_line(error)))
+        if candidate is None:
             still_there(device, name)
             return
         self.candidates[name] = candidate
-        if candidate.replay is None and record:
+        if candidate.replay is None:
             self.failures.append(Failure(case=f"{name}, recorded", at=at, why=candidate.why_not))
 
 
@@ -157,12 +159,12 @@ def finish(
     device: Device, found: Prepared, placed: Mapping[str, Placed], passes: Pass, rounds: int
 ) -> tuple[list[Row], list[Failure]]:
     """Time what was prepared, give the memory back."""
+    times: list[Times] = []
     try:
-        times = list(measured(device, found.candidates, rounds))
+        times += measured(device, found.candidates, rounds)
     except RuntimeError as error:
         names = ", ".join(found.candidates)
         found.failures.append(Failure(case=names, at=None, why=first_line(error)))
-        times = []
     found.candidates.clear()
     still_there(device, "timing")
     return list(rows(times, placed, passes)), found.failures
@@ -176,15 +178,14 @@ def point_of(device: Device, at: At, dtype: torch.dtype | None) -> Point:
     )  # fmt: skip
 
 
-def peer_case(device: Device, name: str, at: At, passes: Pass, kernel: str) -> Make:
+def peer_case(device: Device, name: str, at: At, passes: Pass) -> Make:
     """Make a competitor's case when it is asked for; the package is looked for only then."""
 
     def make() -> Case:
         building: Any = import_module("benchmarks.peers")
         kept = None if name == LORA_32 else device.dtype
-        theirs = {LORA_32: LORA, "prw": "prw" if kernel == "auto" else f"prw {kernel}"}.get(name, name)
         point = point_of(device, at, kept)
-        peer = building.build(theirs, point)
+        peer = building.build(LORA if name == LORA_32 else name, point)
         hidden = hidden_of(point)
         return case_of(peer, hidden, gradients_like(hidden), passes)
 
@@ -198,11 +199,9 @@ def peer_rows(
     floor = floors(at, passes, ceiling, at.experts, 1 / max(at.experts, 1))
     one = at.model_copy(update={"experts": 1})
     found, placed = Prepared(), {PLAIN: Placed(without_experts(at))}
-    for name in (PLAIN, "prw", *names):
+    for name in (PLAIN, *names):
         where = one if name in (PLAIN, LORA, LORA_32) else at
-        placed.setdefault(name, Placed(where, floor if name == "prw" else None))
-        make = peer_case(device, name, where, passes, "auto")
+        placed.setdefault(name, Placed(where, floor if name.startswith("prw") else None))
+        make = peer_case(device, name, where, passes)
         found.add(device, name, where, make, record=name not in NEVER_RECORDED)
-        if name == COMPILED:
-            torch._dynamo.reset()
     return finish(device, found, placed, passes, rounds)
