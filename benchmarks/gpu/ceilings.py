@@ -23,8 +23,8 @@ def median_seconds(device: Device, run: Run, rounds: int, way: Way = ("graph", "
 def ceiling(device: Device, at: At, rounds: int) -> Ceiling:
     """Measure both ceilings at a size.
 
-    Products run with a warm cache and recorded launches, and the better of two forms counts: a ceiling is what
-    nothing should be above. The copy runs with a cold cache, since it stands for memory and not for the cache.
+    Products run with a warm cache and recorded launches, and the better of two forms counts: nothing should
+    be above a ceiling. The copy runs with a cold cache: it stands for memory and not for the cache.
     """
     tokens, width = at.tokens, at.width
     generator = torch.Generator(device.torch_device).manual_seed(0)
@@ -47,9 +47,9 @@ def ceiling(device: Device, at: At, rounds: int) -> Ceiling:
     work = base(tokens, width)
     product = min(median_seconds(device, run, rounds) for run in (apart, together))
     half = int(work.moved) // 2
-    source = torch.randint(0, 256, (half,), dtype=torch.uint8, device=device.torch_device, generator=generator)
+    source = torch.randint(
+        0, 256, (half,), dtype=torch.uint8, device=device.torch_device, generator=generator
+    )
     target = torch.empty_like(source)
     copy = median_seconds(device, lambda: target.copy_(source), rounds, ("graph", "cold"))
-    return Ceiling(
-        tokens=tokens, width=width, flops_per_s=work.flops / product, bytes_per_s=2 * half / copy
-    )
+    return Ceiling(tokens=tokens, width=width, flops_per_s=work.flops / product, bytes_per_s=2 * half / copy)

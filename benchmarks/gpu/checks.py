@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -17,13 +18,14 @@ from benchmarks.gpu.schema import At, Check
 from prw.errors import ConfigError
 
 FLOAT32_ERROR = 1e-5
-NO_WORSE = 1.1
-"""Errors of two roundings of the same numbers differ by chance; a tenth is allowed."""
-LEAST_ERROR = 2e-3
-"""Half a unit in bfloat16's last place: below that an error cannot be called worse."""
+NO_WORSE = {"out": 1.1, "grad": 1.5}
+"""Errors of two roundings of the same numbers differ by chance: little for outputs, more for gradients, some
+of which are few numbers (one per sample of the batch)."""
+LEAST_ERROR = {"out": 2e-3, "grad": 6e-3}
+"""Half a unit in bfloat16's last place, and three halves: below that an error cannot be called worse."""
 
 
-class Skipped(Exception):
+class NotMadeError(Exception):
     """A check that cannot be made here; the message says why."""
 
 
@@ -88,14 +90,17 @@ def float32_equals(bench: Bench, kernel: str, granularity: str) -> str:
     try:
         got = outputs_and_gradients(lambda: given.routed(kernel), given)
     except ConfigError as error:
-        raise Skipped(f"refuses float32: {first_line(error)}") from error
+        raise NotMadeError(f"refuses float32: {first_line(error)}") from error
     return worst(errors(got, exact), dict.fromkeys(exact, FLOAT32_ERROR))
 
 
 def peft_limits(given: Problem, exact: Mapping[str, Tensor]) -> dict[str, float]:
     """Give the error that PEFT's own formula has on the same numbers, as the limit of everything."""
     theirs = errors(outputs_and_gradients(lambda: by_peft_formula(given), given), exact)
-    return {name: max(error * NO_WORSE, LEAST_ERROR) for name, error in theirs.items()}
+    kinds = {name: name.partition("_")[0] for name in theirs}
+    return {
+        name: max(error * NO_WORSE[kinds[name]], LEAST_ERROR[kinds[name]]) for name, error in theirs.items()
+    }
 
 
 def no_worse_than_peft(bench: Bench, kernel: str, granularity: str) -> str:
@@ -114,9 +119,10 @@ def twice_the_same_bits(bench: Bench, kernel: str) -> str:
 def waits_for_nothing(bench: Bench, kernel: str) -> str:
     for granularity in ("token", "sample"):
         given, _ = bench.known(True, granularity)
-        outputs_and_gradients(lambda: given.routed(kernel), given)  # what is compiled or cached, once
+        run = partial(given.routed, kernel)
+        outputs_and_gradients(run, given)  # what is compiled or cached, once
         with bench.device.unsynchronized():
-            outputs_and_gradients(lambda: given.routed(kernel), given)
+            outputs_and_gradients(run, given)
     return ""
 
 
@@ -131,7 +137,9 @@ def one_recording_serves(bench: Bench, kernel: str) -> str:
         outs = given.routed(kernel)
         torch.autograd.backward(outs, given.grads)
         held.update({f"out_{name}": out.detach() for name, out in zip("kv", outs, strict=True)})
-        held.update({f"grad_{name}": leaf.grad for name, leaf in given.leaves().items() if leaf.grad is not None})
+        held.update(
+            {f"grad_{name}": leaf.grad for name, leaf in given.leaves().items() if leaf.grad is not None}
+        )
 
     for _ in range(3):
         run()
@@ -157,7 +165,7 @@ def far_rows(bench: Bench, kernel: str) -> str:
     free = bench.device.free_bytes()
     needed = needed_bytes(bench.large)
     if free < needed:
-        raise Skipped(f"needs {needed >> 30} GiB, {free >> 30} GiB are free")
+        raise NotMadeError(f"needs {needed >> 30} GiB, {free >> 30} GiB are free")
     limit = {"out": 1.5e-2, "grad": 1.5e-2}  # of bfloat16, with its roundings one after another
     return worst(tail_errors(bench.device, kernel, bench.large), limit)
 
@@ -177,17 +185,21 @@ CHECKS: Mapping[str, tuple[Callable[[Bench, str], str], bool]] = {
 
 
 def checked(bench: Bench, kernel: str) -> Iterator[Check]:
-    """Make every check of a kernel; an error is a failed check with its words, and the next one goes on."""
+    """Make every check of a kernel; an error is a failed check with its words, and the next one goes on.
+
+    Raises:
+        DeviceLostError: if the device went with it.
+    """
     for name, (check, _) in CHECKS.items():
         try:
             wrong = check(bench, kernel)
-        except (Skipped, torch.OutOfMemoryError) as why:
+        except (NotMadeError, torch.OutOfMemoryError) as why:
             yield Check(kernel=kernel, check=name, passed=None, note=first_line(why))
         except Exception as error:
             yield Check(kernel=kernel, check=name, passed=False, note=first_line(error))
         else:
             yield Check(kernel=kernel, check=name, passed=not wrong, note=wrong)
-        bench.device.release()
+        bench.device.still_there(kernel)
 
 
 def may_be_timed(kernel: str, checks: list[Check]) -> bool:

@@ -79,17 +79,22 @@ def first_line(error: BaseException) -> str:
 
 
 def timed_once(device: Device, candidate: Candidate, way: Way) -> tuple[Mark, Mark]:
-    """Run a candidate once between two marks; nothing here waits for the device."""
+    """Run a candidate once between two marks.
+
+    A recording is queued while the device is still busy with what comes before the first mark: its time is
+    the device's alone. An eager run starts on an idle device: what the host takes to launch counts.
+    """
     launch, cache = way
     run = candidate.how(launch)
     assert run is not None
+    candidate.case.clear()
     if cache == "cold":
-        candidate.case.clear()
         device.flush()
     else:
-        candidate.case.clear()
         run()
         candidate.case.clear()
+    if launch == "eager":
+        device.synchronize()
     start = device.mark()
     run()
     return start, device.mark()
@@ -105,7 +110,7 @@ def one_repeat(
             for name, candidate in candidates.items():
                 if candidate.how(way[0]) is not None:
                     marks.setdefault((name, way), []).append(timed_once(device, candidate, way))
-        # Once a round, so that the queue of launches never fills up and stops the host within a pair of marks.
+        # Once a round, so that the queue of launches never fills up and stops the host between two marks.
         device.synchronize()
     for candidate in candidates.values():
         candidate.case.clear()

@@ -10,7 +10,7 @@ from benchmarks.gpu.device import Device
 from benchmarks.gpu.schema import At
 
 CLOSE, ROWS = 2e-2, 0.98
-"""Relative error of a row, and the share of rows that must keep it: where two experts tie, rounding decides."""
+"""Relative error of a row, and the share of rows that must keep it: where experts tie, rounding decides."""
 
 
 class Attention(nn.Module):

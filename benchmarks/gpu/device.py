@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -18,6 +17,10 @@ Run = Callable[[], Any]
 Mark = Any
 """A point in the device's time; only the device that made it can read it."""
 REHEARSAL = "cpu rehearsal"
+
+
+class DeviceLostError(Exception):
+    """The device answers no more in this process, as after a kernel that wrote where it must not."""
 
 
 class Device(ABC):
@@ -77,9 +80,24 @@ class Device(ABC):
     def free_bytes(self) -> int:
         """Give the memory that is left."""
 
+    @abstractmethod
     def release(self) -> None:
         """Give memory back that nobody holds any more."""
-        gc.collect()
+
+    def still_there(self, name: str) -> None:
+        """Give memory back, and see whether the device goes on after what was done last.
+
+        Args:
+            name: What that was.
+
+        Raises:
+            DeviceLostError: if it does not.
+        """
+        try:
+            self.release()
+            self.synchronize()
+        except RuntimeError as error:
+            raise DeviceLostError(name) from error
 
 
 class Rehearsal(Device):
@@ -118,3 +136,6 @@ class Rehearsal(Device):
 
     def free_bytes(self) -> int:
         return 0
+
+    def release(self) -> None:
+        """Leave it to Python: collecting a hundred times would take most of a rehearsal."""

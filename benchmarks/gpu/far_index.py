@@ -12,7 +12,7 @@ from prw.kernels import Projection, routed_projections
 
 RANK, EXPERTS, TAIL = 16, 2, 128
 WIDE_TENSORS = 13
-"""Tensors of [T, d] that are alive at once at most: input, gradient, output, and what kernels and autograd take."""
+"""Tensors of [T, d] that live at once at most: input, output, gradients, and what a kernel takes."""
 
 
 def needed_bytes(at: At) -> int:
@@ -40,15 +40,11 @@ def tail_errors(device: Device, kernel: str, at: At) -> dict[str, float]:
     hidden, grad = draw(tokens, width).requires_grad_(), draw(tokens, width)
     ids = torch.randint(EXPERTS, (tokens,), generator=generator, device=where)
     gates = torch.rand(tokens, generator=generator, device=where, dtype=torch.float32).bfloat16()
-    (out,) = routed_projections(
-        hidden, [Projection(downs, ups, SCALE, weight)], ids, gates, kernel=kernel
-    )
+    (out,) = routed_projections(hidden, [Projection(downs, ups, SCALE, weight)], ids, gates, kernel=kernel)
     (of_hidden,) = torch.autograd.grad(out, hidden, grad)
     last = slice(tokens - TAIL, tokens)
     tail = hidden.detach()[last].double().requires_grad_()
-    exact = Projection(
-        [down.double() for down in downs], [up.double() for up in ups], SCALE, weight.double()
-    )
+    exact = Projection([down.double() for down in downs], [up.double() for up in ups], SCALE, weight.double())
     (wanted,) = routed_projections(tail, [exact], ids[last], gates[last].double(), kernel="reference")
     (of_tail,) = torch.autograd.grad(wanted, tail, grad[last].double())
     pairs = {"out": (out.detach()[last], wanted.detach()), "grad": (of_hidden[last], of_tail)}

@@ -13,7 +13,6 @@ from benchmarks.gpu.cases import LORA
 from benchmarks.gpu.clock import Candidate, first_line, measured, prepared
 from benchmarks.gpu.device import Device
 from benchmarks.gpu.schema import Failure
-from benchmarks.gpu.timing import still_there
 from benchmarks.measuring import paired, spread
 from benchmarks.schema import Step
 
@@ -37,9 +36,11 @@ class Models:
         self.geometry = self.steps.Geometry(heads=heads, head=head, side=side, text=text, rank=rank)
         self.device = device
         torch.manual_seed(0)
-        drawn = self.steps.flux(self.geometry, str(device.torch_device)).to(device.dtype)
-        self.weights = drawn.state_dict()
-        self.batch = {name: self.moved(name, tensor) for name, tensor in self.steps.inputs(self.geometry).items()}
+        drawn = self.steps.flux(self.geometry, str(device.torch_device)).state_dict()
+        self.weights = {name: weight.to(device.dtype) for name, weight in drawn.items()}
+        self.batch = {
+            name: self.moved(name, tensor) for name, tensor in self.steps.inputs(self.geometry).items()
+        }
 
     def moved(self, name: str, tensor: Tensor) -> Tensor:
         """Put an input on the device; positions stay in float32."""
@@ -56,7 +57,9 @@ class Models:
             model = self.steps.with_lora(self.geometry, self.weights)
         else:
             model, weave = self.steps.with_pool(self.geometry, self.weights, experts_of(name))
-        return model.to(self.device.torch_device, self.device.dtype), weave
+        for parameter in model.parameters():
+            parameter.data = parameter.data.to(self.device.torch_device, self.device.dtype)
+        return model, weave
 
 
 def experts_of(name: str) -> int:
@@ -88,7 +91,7 @@ def flux_steps(
                 failures.append(Failure(case=f"{name}, {what}", at=None, why=first_line(error)))
         found += timed_steps(device, what, cases, {name: model for name, (model, _) in built.items()}, rounds)
         cases.clear()
-        still_there(device, what)
+        device.still_there(what)
     return found, failures
 
 

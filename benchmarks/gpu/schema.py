@@ -74,7 +74,7 @@ class Row(Strict):
     """To the two plain projections, launched alike: the median of the ratios of each round."""
     ratio_iqr: float = Field(ge=0)
     floor_us: Positive | None = None
-    """max(operations / measured ceiling, bytes / measured ceiling), as if everything were one kernel."""
+    """The larger of operations and bytes over their measured ceilings, as if everything were one kernel."""
     unfused_us: Positive | None = None
     """The same for each product as a kernel of its own, added up; LoRA first, then the base."""
     floor_over_time: Positive | None = None
@@ -83,11 +83,14 @@ class Row(Strict):
 
 
 class Peak(Strict):
-    """Most memory that one forward and backward allocated at once above the resting level."""
+    """Activation memory of one forward and backward."""
 
     case: str
     at: At
+    saved_mib: float = Field(ge=0)
+    """What autograd keeps from forward for backward: each storage once, parameters not, the input included."""
     peak_mib: float = Field(ge=0)
+    """Most that was allocated at once above the resting level, outputs and gradients included."""
 
 
 class Probe(Strict):
@@ -97,7 +100,7 @@ class Probe(Strict):
     question: str
     predicted: str
     measured: str
-    numbers: dict[str, float] = {}
+    numbers: dict[str, float] = Field(default_factory=dict)
     held: bool | None = None
     """Whether the prediction held; None where it was not measured."""
     then: str = ""
@@ -117,13 +120,13 @@ class Group(Strict):
 
     name: str = Field(pattern=r"^[a-z0-9-]+$")
     seconds: float = Field(ge=0)
-    checks: list[Check] = []
-    ceilings: list[Ceiling] = []
-    rows: list[Row] = []
-    peaks: list[Peak] = []
-    steps: list[Step] = []
-    probes: list[Probe] = []
-    failures: list[Failure] = []
+    checks: tuple[Check, ...] = ()
+    ceilings: tuple[Ceiling, ...] = ()
+    rows: tuple[Row, ...] = ()
+    peaks: tuple[Peak, ...] = ()
+    steps: tuple[Step, ...] = ()
+    probes: tuple[Probe, ...] = ()
+    failures: tuple[Failure, ...] = ()
 
 
 class GpuResult(Strict):
@@ -138,9 +141,9 @@ class GpuResult(Strict):
     harness: Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
     """Digest of this benchmark's own modules; `origin.code` is of the library and what is shared."""
     finished: bool
-    left: list[str] = []
+    left: tuple[str, ...] = ()
     """Groups that did not fit the budget, most important first."""
-    groups: list[Group] = []
+    groups: tuple[Group, ...] = ()
 
     def group(self, name: str) -> Group | None:
         """Give a group by name."""

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from benchmarks.gpu.cases import LORA, LORA_32, NEVER_RECORDED, PLAIN, STACKED
 from benchmarks.gpu.clock import Candidate, Times, first_line, measured, prepared
@@ -24,10 +25,6 @@ from benchmarks.schema import Pass
 Make = Callable[[], Case]
 
 
-class DeviceLost(Exception):
-    """The device answers no more in this process, as after a kernel that wrote where it must not."""
-
-
 @dataclass
 class Prepared:
     """Cases that run here, and those that do not."""
@@ -39,7 +36,7 @@ class Prepared:
         """Build a case and warm it up; what fails is written down, and the others go on.
 
         Raises:
-            DeviceLost: if nothing can go on.
+            DeviceLostError: if nothing can go on.
         """
         candidate = None
         try:
@@ -47,24 +44,11 @@ class Prepared:
         except Exception as error:  # it holds what failed in memory until this block ends
             self.failures.append(Failure(case=name, at=at, why=first_line(error)))
         if candidate is None:
-            still_there(device, name)
+            device.still_there(name)
             return
         self.candidates[name] = candidate
         if candidate.replay is None:
             self.failures.append(Failure(case=f"{name}, recorded", at=at, why=candidate.why_not))
-
-
-def still_there(device: Device, name: str) -> None:
-    """Give memory back, and see whether the device goes on.
-
-    Raises:
-        DeviceLost: if it does not.
-    """
-    try:
-        device.release()
-        device.synchronize()
-    except RuntimeError as error:
-        raise DeviceLost(f"{name}: {first_line(error)}") from error
 
 
 @dataclass(frozen=True)
@@ -117,7 +101,7 @@ def without_experts(at: At) -> At:
 def kernel_rows(
     device: Device, at: At, passes: Pass, names: Sequence[str], ceiling: Ceiling, rounds: int
 ) -> tuple[list[Row], list[Failure]]:
-    """Time the routed projection at a point by every kernel, beside two plain projections and a stacked one."""
+    """Time the routed projection by every kernel, beside two plain projections and a stacked one."""
     given = problem(at, device.torch_device)
     placed = {PLAIN: Placed(without_experts(at)), STACKED: Placed(without_experts(at))}
     used, newest = len(given.ids.unique()), float((given.ids == at.experts - 1).double().mean())
@@ -128,8 +112,8 @@ def kernel_rows(
     found.add(device, PLAIN, placed[PLAIN].at, lambda: case_of_run(given.plain, given, passes))
     found.add(device, STACKED, placed[STACKED].at, lambda: stacked_case(given, passes))
     for name in names:
-        placed[f"prw {name}"] = Placed(at, floor)
-        found.add(device, f"prw {name}", at, kernel_case(given, name, passes))
+        placed[name] = Placed(at, floor)
+        found.add(device, name, at, kernel_case(given, name, passes))
     return finish(device, found, placed, passes, rounds)
 
 
@@ -166,7 +150,7 @@ def finish(
         names = ", ".join(found.candidates)
         found.failures.append(Failure(case=names, at=None, why=first_line(error)))
     found.candidates.clear()
-    still_there(device, "timing")
+    device.still_there("timing")
     return list(rows(times, placed, passes)), found.failures
 
 
@@ -178,15 +162,18 @@ def point_of(device: Device, at: At, dtype: torch.dtype | None) -> Point:
     )  # fmt: skip
 
 
+def built(device: Device, name: str, at: At) -> tuple[Any, Tensor]:
+    """Build a competitor and its input; what it needs is imported only now, and may be missing."""
+    building: Any = import_module("benchmarks.peers")
+    point = point_of(device, at, None if name == LORA_32 else device.dtype)
+    return building.build(LORA if name == LORA_32 else name, point), hidden_of(point)
+
+
 def peer_case(device: Device, name: str, at: At, passes: Pass) -> Make:
-    """Make a competitor's case when it is asked for; the package is looked for only then."""
+    """Make a competitor's case when it is asked for."""
 
     def make() -> Case:
-        building: Any = import_module("benchmarks.peers")
-        kept = None if name == LORA_32 else device.dtype
-        point = point_of(device, at, kept)
-        peer = building.build(LORA if name == LORA_32 else name, point)
-        hidden = hidden_of(point)
+        peer, hidden = built(device, name, at)
         return case_of(peer, hidden, gradients_like(hidden), passes)
 
     return make
