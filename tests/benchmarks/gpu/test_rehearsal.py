@@ -134,9 +134,10 @@ def test_only_a_whole_run_on_committed_code_is_published(
         read_committed(path)
 
 
-@pytest.mark.parametrize("path", sorted(RESULTS.glob("gpu-*.json")), ids=lambda path: path.stem)
-def test_committed_results_of_gpus_are_whole(path: Path) -> None:
-    read_committed(path)
+def test_committed_results_of_gpus_are_whole() -> None:
+    """There may be none yet; the tests above show that anything else than a whole run is refused."""
+    for path in sorted(RESULTS.glob("gpu-*.json")):
+        read_committed(path)
 
 
 def test_without_cuda_the_command_says_so(
