@@ -49,7 +49,7 @@ class Models:
         return made.requires_grad_(tensor.requires_grad)
 
     def build(self, name: str) -> tuple[nn.Module, Any]:
-        """Build a case: its model, and the pool's handle where there is one. Experts and LoRA have one dtype."""
+        """Build a case: its model, and a pool's handle. Experts and LoRA have one dtype."""
         weave = None
         if name == PLAIN_FLUX:
             model = self.steps.plain(self.geometry, self.weights)

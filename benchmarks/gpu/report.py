@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from benchmarks.gpu.schema import GpuResult, Row
 from benchmarks.gpu.targets import verdicts
+from benchmarks.schema import Step
 
 PASSED = {True: "passed", False: "FAILED", None: "not made"}
 MET = {True: "met", False: "NOT MET", None: "-"}
@@ -24,7 +25,8 @@ def report(result: GpuResult) -> Iterator[str]:
     """Write everything that a reader at a terminal wants to know."""
     facts = ", ".join(f"{name} {value}" for name, value in result.facts.items())
     yield f"{result.device} ({facts}), torch {result.origin.versions['torch']}"
-    yield f"commit {result.origin.commit}{', files changed' if result.origin.changed else ''}, {result.mode} run"
+    changed = ", files changed" if result.origin.changed else ""
+    yield f"commit {result.origin.commit}{changed}, {result.mode} run"
     yield from section("Correctness", checks(result))
     yield from section("Ceilings, measured in this run", ceilings(result))
     yield from section(
@@ -86,10 +88,15 @@ def time_line(row: Row) -> tuple[str, ...]:
 
 def steps(result: GpuResult) -> Iterator[str]:
     body = [
-        (group.name, one.what, one.case, f"{one.median_ms:.2f}", f"{one.ratio:.3f}", f"{one.ratio_to_lora:.3f}")
-        for group in result.groups for one in group.steps
-    ]  # fmt: skip
+        (group.name, one.what, one.case, f"{one.median_ms:.2f}", *ratios(one))
+        for group in result.groups
+        for one in group.steps
+    ]
     return table(("", "step", "case", "ms", "to plain", "to PEFT LoRA"), body)
+
+
+def ratios(step: Step) -> tuple[str, str]:
+    return f"{step.ratio:.3f}", f"{step.ratio_to_lora:.3f}"
 
 
 def peaks(result: GpuResult) -> Iterator[str]:

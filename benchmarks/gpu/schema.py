@@ -88,7 +88,7 @@ class Peak(Strict):
     case: str
     at: At
     saved_mib: float = Field(ge=0)
-    """What autograd keeps from forward for backward: each storage once, parameters not, the input included."""
+    """What autograd keeps for the backward: each storage once, parameters not, the input included."""
     peak_mib: float = Field(ge=0)
     """Most that was allocated at once above the resting level, outputs and gradients included."""
 

@@ -91,7 +91,7 @@ def started(device: Device, mode: Mode) -> GpuResult:
 
 
 def place(result: GpuResult) -> Path:
-    """Give the path of a result that was not told where to go; git ignores that of what is not to be committed."""
+    """Give the path of a result that was not told where to go; git ignores that of what stays here."""
     device = re.sub(r"[^a-z0-9]+", "-", result.device.lower()).strip("-")
     ending = "" if result.mode == "full" else f"-{result.mode}"
     name = f"gpu-{device}-{result.origin.commit[:9]}{ending}.json"

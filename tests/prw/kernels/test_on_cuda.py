@@ -1,7 +1,7 @@
-"""Every kernel on a CUDA device: right, repeatable, without waits, recordable; skipped where there is no device.
+"""Every kernel on a CUDA device: right, repeatable, without waits, recordable; skipped where there is none.
 
-The checks are those that `python -m benchmarks.gpu` makes before it times anything; the same functions run on the
-CPU in tests/benchmarks/gpu, so what is skipped here is the device and not the code.
+The checks are those that `python -m benchmarks.gpu` makes before it times anything; the same functions run on
+the CPU in tests/benchmarks/gpu, so what is skipped here is the device and not the code.
 """
 
 from collections.abc import Iterator
