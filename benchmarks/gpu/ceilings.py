@@ -14,8 +14,15 @@ from benchmarks.measuring import Case
 
 
 def median_seconds(device: Device, run: Run, rounds: int, way: Way = ("graph", "warm")) -> float:
-    """Time something alone; no less than what it takes in the best of the two repeats."""
-    (times,) = measured(device, {"alone": prepared(device, Case(run))}, rounds, [way])
+    """Time something alone; the better of the two repeats counts.
+
+    Raises:
+        RuntimeError: if it cannot be recorded.
+    """
+    candidate = prepared(device, Case(run))
+    if candidate.replay is None:
+        raise RuntimeError(candidate.why_not)
+    (times,) = measured(device, {"alone": candidate}, rounds, [way])
     return min(statistics.median(repeat) for repeat in times.repeats)
 
 

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import math
-import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.gpu.ceilings import median_seconds
-from benchmarks.gpu.clock import Way, measured, prepared
+from benchmarks.gpu.clock import first_line, measured, prepared
+from benchmarks.gpu.crossings import COLD, crossover, unmeasured
 from benchmarks.gpu.device import Device
 from benchmarks.gpu.schema import At, Ceiling, Probe, Row
 from benchmarks.gpu_model import BYTES
 from benchmarks.measuring import Case, paired
 
-COLD: Way = ("graph", "cold")
 GROUPS = 8
 Draw = Callable[..., Tensor]
 
@@ -113,104 +110,37 @@ def stacked(device: Device, at: At, tokens: int, rounds: int) -> Probe:
 
 
 @torch.no_grad()
-def narrow_products(device: Device, at: At, rounds: int) -> list[Probe]:
-    """H3 and H4: the product into rank space by cuBLAS, and by grouped_mm."""
+def narrow_product(device: Device, at: At, rounds: int) -> Probe:
+    """H3: the product into rank space by cuBLAS."""
     draw = drawing(device)
-    hidden, columns = draw(at.tokens, at.width), 2 * at.rank
-    down = draw(columns, at.width)
-    one = 1e6 * median_seconds(device, lambda: hidden @ down.mT, rounds, COLD)
-    shrink = Probe(
-        name="H3",
-        question=f"cuBLAS [{at.tokens} x {at.width}] . [{columns}]",
-        predicted="10 to 14 us",
-        measured=f"{one:.1f} us",
-        numbers={"us": one},
-        held=one <= 14,
-        then="" if one <= 14 else "a split over the long axis is worth trying",
-    )
-    question = f"grouped_mm, the same product in {GROUPS} groups"
-    if not hasattr(F, "grouped_mm"):
-        return [shrink, unmeasured("H4", question, "30 us or more", "this torch has no grouped_mm")]
-    downs = draw(GROUPS, columns, at.width).mT
-    ends = torch.arange(1, GROUPS + 1, device=device.torch_device, dtype=torch.int32) * (at.tokens // GROUPS)
-    many = 1e6 * median_seconds(device, lambda: F.grouped_mm(hidden, downs, offs=ends), rounds, COLD)
-    grouped = Probe(
-        name="H4",
-        question=question,
-        predicted="30 us or more",
-        measured=f"{many:.1f} us",
-        numbers={"us": many},
-        held=many >= 30,
-        then="" if many >= 30 else "grouped may serve large pools",
-    )
-    return [shrink, grouped]
-
-
-def unmeasured(name: str, question: str, predicted: str, why: str) -> Probe:
-    """Say why a prediction was not tested."""
-    return Probe(name=name, question=question, predicted=predicted, measured=f"not measured: {why}")
-
-
-Point = tuple[int, float]
-"""Experts x rank, and a time."""
-
-
-def crossing(dense: Sequence[Point], other: Sequence[Point]) -> float | None:
-    """Give experts x rank at which two kernels are equal, between measured points; None if nowhere."""
-    gaps = [(size, math.log(one / two)) for (size, one), (_, two) in zip(dense, other, strict=True)]
-    for (low, before), (high, after) in pairwise(gaps):
-        if before < 0 <= after:
-            part = before / (before - after)
-            return math.exp(math.log(low) + part * (math.log(high) - math.log(low)))
-    return None
-
-
-def crossover(rows: Sequence[Row], tokens: int) -> Probe:
-    """H5: from which experts x rank on a sorted kernel is faster than the dense one, at each rank."""
-    picked = [
-        row for row in rows
-        if (row.at.tokens, row.at.granularity, row.at.routing) == (tokens, "token", "uniform")
-        and (row.passes, row.launch, row.cache) == ("forward", *COLD)
-    ]  # fmt: skip
-    numbers = {}
-    for sorted_kernel in ("triton", "grouped"):
-        for rank in sorted({row.at.rank for row in picked if row.at.rank}):
-            series = {
-                case: {
-                    row.at.experts * rank: row.median_us
-                    for row in picked if row.at.rank == rank and row.case == case
-                }
-                for case in ("dense", sorted_kernel)
-            }  # fmt: skip
-            dense, other = series.values()
-            shared = sorted(dense.keys() & other.keys())
-            if len(shared) > 1:
-                at = crossing([(n, dense[n]) for n in shared], [(n, other[n]) for n in shared])
-                if at is not None:
-                    numbers[f"{sorted_kernel}, r={rank}"] = at
-    return threshold(numbers)
-
-
-def threshold(numbers: dict[str, float]) -> Probe:
-    """Say which limit of the dense kernel follows from the crossings."""
-    question, predicted = "experts x rank at which dense and triton take equally long", "256 to 384"
-    by_kernel = {
-        kernel: [value for name, value in numbers.items() if name.startswith(kernel)]
-        for kernel in ("triton", "grouped")
-    }
-    limits = {kernel: round(statistics.geometric_mean(found)) for kernel, found in by_kernel.items() if found}
-    if not limits:
-        return unmeasured("H5", question, predicted, "no two kernels cross at the measured points")
-    said = ", ".join(f"{kernel} from {limit}" for kernel, limit in limits.items())
-    best = min(limits.items(), key=lambda pair: pair[1])
+    hidden, down = draw(at.tokens, at.width), draw(2 * at.rank, at.width)
+    taken = 1e6 * median_seconds(device, lambda: hidden @ down.mT, rounds, COLD)
     return Probe(
-        name="H5",
-        question=question,
-        predicted=predicted,
-        measured=said,
-        numbers=numbers,
-        held=256 <= limits["triton"] <= 384 if "triton" in limits else None,
-        then=f"for this device: dense up to experts x rank = {best[1]}, then {best[0]}",
+        name="H3",
+        question=f"cuBLAS [{at.tokens} x {at.width}] . [{2 * at.rank}]",
+        predicted="10 to 14 us",
+        measured=f"{taken:.1f} us",
+        numbers={"us": taken},
+        held=taken <= 14,
+        then="" if taken <= 14 else "a split over the long axis is worth trying",
+    )
+
+
+@torch.no_grad()
+def grouped_product(device: Device, at: At, rounds: int) -> Probe:
+    """H4: the same product by grouped_mm, rows in groups of equal size."""
+    draw = drawing(device)
+    hidden, downs = draw(at.tokens, at.width), draw(GROUPS, 2 * at.rank, at.width).mT
+    ends = torch.arange(1, GROUPS + 1, device=device.torch_device, dtype=torch.int32) * (at.tokens // GROUPS)
+    taken = 1e6 * median_seconds(device, lambda: F.grouped_mm(hidden, downs, offs=ends), rounds, COLD)
+    return Probe(
+        name="H4",
+        question=f"grouped_mm, the same product in {GROUPS} groups",
+        predicted="30 us or more",
+        measured=f"{taken:.1f} us",
+        numbers={"us": taken},
+        held=taken >= 30,
+        then="" if taken >= 30 else "grouped may serve large pools",
     )
 
 
@@ -270,18 +200,31 @@ def launches(device: Device, rows: Sequence[Row], tokens: int) -> Probe:
     )
 
 
+def no_such_kernel() -> Probe:
+    """H6: a kernel that is not built."""
+    raise LookupError("prw has no such kernel")
+
+
 def probes(
     device: Device, at: At, tokens: Sequence[int], ceiling: Ceiling, rows: Sequence[Row], rounds: int
 ) -> list[Probe]:
-    """Test every prediction that can be tested here."""
+    """Test every prediction that can be tested here; of the others, say why not."""
     small = tokens[1]
-    h6 = "a Triton product over two sources against cuBLAS"
-    return [
-        orders(device, at, tokens, rounds),
-        stacked(device, at, small, rounds),
-        *narrow_products(device, at, rounds),
-        crossover(rows, at.tokens),
-        unmeasured("H6", h6, "0.85 to 0.97 of cuBLAS", "prw has no such kernel"),
-        backward_pair(device, at, ceiling, rounds),
-        launches(device, rows, small),
-    ]
+    asked: dict[str, tuple[str, Callable[[], Probe]]] = {
+        "H1": ("the order of adding an expert", lambda: orders(device, at, tokens, rounds)),
+        "H2": ("stacked K and V", lambda: stacked(device, at, small, rounds)),
+        "H3": ("cuBLAS into rank space", lambda: narrow_product(device, at, rounds)),
+        "H4": ("grouped_mm into rank space", lambda: grouped_product(device, at, rounds)),
+        "H5": ("where dense and sorted kernels cross", lambda: crossover(rows, at.tokens)),
+        "H6": ("a Triton product over two sources: 0.85 to 0.97 of cuBLAS", no_such_kernel),
+        "H7": ("u = G B and dB in one kernel", lambda: backward_pair(device, at, ceiling, rounds)),
+        "H8": ("the host's time per launch", lambda: launches(device, rows, small)),
+    }
+    found = []
+    for name, (question, test) in asked.items():
+        try:
+            found.append(test())
+        except Exception as error:
+            found.append(unmeasured(name, question, "see benchmarks/gpu/probes.py", first_line(error)))
+        device.still_there(f"probe {name}")
+    return found

@@ -45,6 +45,8 @@ class Runner:
     say: Callable[[str], None]
     only: Sequence[str] = ()
     _bench: Bench | None = field(default=None, init=False)
+    _points: Group | None = field(default=None, init=False)
+    """What the points of a group that is under way have given, in case the device is lost at the next."""
 
     def run(self) -> GpuResult:
         """Measure what is missing, until the list or the time ends.
@@ -65,7 +67,9 @@ class Runner:
                 group = self.group(task)
             except DeviceLostError as error:
                 lost = error
-                group = Group(name=task.name, seconds=0, failures=[failure(task, f"{error}", LOST)])
+                there = self._points or Group(name=task.name, seconds=0)
+                failures = (*there.failures, failure(task, f"{error}", LOST))
+                group = there.model_copy(update={"failures": failures})
             group = group.model_copy(update={"seconds": time.perf_counter() - start})
             self.result = with_left(with_group(self.result, group, order), order)
             write(self.result, self.path)
@@ -84,6 +88,7 @@ class Runner:
         """Do a task. What it raises beside a lost device is written as its failure."""
         if task.kind != "checks":
             self._bench = None  # what it knows lies in the device's memory
+        self._points = None
         try:
             return getattr(self, task.kind)(task)  # type: ignore[no-any-return]
         except DeviceLostError:
@@ -153,10 +158,18 @@ class Runner:
         failures: list[Failure] = []
         for at in task.points:
             names = [*self.allowed(), *(["auto"] if self.auto(at) else [])]
-            more, wrong = kernel_rows(self.device, at, task.passes, names, self.ceiling(at.tokens), rounds)
+            ceiling = self.ceiling(at.tokens)
+            try:
+                more, wrong = kernel_rows(self.device, at, task.passes, names, ceiling, rounds)
+            except DeviceLostError:
+                raise
+            except Exception as error:
+                more, wrong = [], [Failure(case=task.name, at=at, why=first_line(error))]
+            self.device.still_there(task.name)
             rows += more
             failures += wrong
-        return Group(name=task.name, seconds=0, rows=rows, failures=failures)
+            self._points = Group(name=task.name, seconds=0, rows=rows, failures=failures)
+        return self._points or Group(name=task.name, seconds=0)
 
     def peers(self, task: Task) -> Group:
         (at,) = task.points

@@ -13,10 +13,10 @@ from benchmarks.gpu import checks, runner, timing
 from benchmarks.gpu.cases import ROUTINGS, SIZES, large_check, small_check, tasks
 from benchmarks.gpu.checks import CHECKS, Bench, checked, may_be_timed
 from benchmarks.gpu.clock import measured, prepared
+from benchmarks.gpu.crossings import crossing, threshold
 from benchmarks.gpu.cuda import Cuda
 from benchmarks.gpu.device import DeviceLostError, Rehearsal
 from benchmarks.gpu.floors import floors
-from benchmarks.gpu.probes import crossing, threshold
 from benchmarks.gpu.problem import drawn_ids, problem
 from benchmarks.gpu.schema import At, Ceiling, Check, GpuResult, Group, Row
 from benchmarks.gpu.store import read, started
@@ -200,7 +200,7 @@ def test_kernels_cross_where_they_take_equally_long() -> None:
     dense = [(16, 1.0), (64, 2.0), (256, 4.0), (1024, 16.0)]
     assert crossing(dense, [(size, 4.0) for size, _ in dense]) == pytest.approx(256)
     assert 64 < crossing(dense, [(size, 3.0) for size, _ in dense]) < 256
-    assert crossing(dense, [(size, 0.5) for size, _ in dense]) is None
+    assert crossing(dense, [(size, 0.5) for size, _ in dense]) == 16, "no slower from the first point on"
     assert crossing(dense, [(size, 99.0) for size, _ in dense]) is None
 
 
