@@ -1,11 +1,12 @@
 """What a pool costs in a whole step of FLUX, beside the plain model and PEFT's LoRA on the same modules."""
 
 import gc
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from torch import Tensor, nn
 
 import prw
@@ -21,15 +22,17 @@ from benchmarks.flux_steps import (
 )
 from benchmarks.group_run import SKIPPED, done
 from benchmarks.groups import LORA, SetName
-from benchmarks.measuring import Case, interleaved, paired, rounds_for, spread
+from benchmarks.measuring import Case, interleaved, paired, rounds_for, routed_of, spread, tidy
 from benchmarks.origin import origin
-from benchmarks.schema import Result, Routed, Step, write
+from benchmarks.schema import Result, Step, write
 
 PLAIN_FLUX = "plain FLUX"
+WIDE = Geometry(heads=24, side=24, text=288)
+"""FLUX.1's own width, with fewer tokens, so that a step takes seconds."""
 GEOMETRIES: dict[SetName, tuple[Geometry, ...]] = {
     "smoke": (Geometry(heads=2, head=32, double=1, single=1, side=4, text=5, rank=4),),
     "default": (Geometry(),),
-    "full": (Geometry(), Geometry(rank=64), Geometry(heads=24), Geometry(heads=24, rank=128)),
+    "full": (Geometry(), Geometry(rank=64), *(replace(WIDE, rank=rank) for rank in (16, 128))),
 }
 BUDGET_S: dict[SetName, float] = {"smoke": 0, "default": 20, "full": 60}
 Model = tuple[nn.Module, prw.Weave | None, int]
@@ -47,16 +50,6 @@ def models(geometry: Geometry) -> dict[str, Model]:
     return found
 
 
-def routed_of(weave: prw.Weave | None, model: nn.Module, batch: dict[str, Tensor]) -> Routed | None:
-    """Record where a pool sends the tokens, over all sites."""
-    if weave is None:
-        return None
-    with weave.record() as routing, torch.no_grad():
-        model(**batch)
-    usage = routing.usage().mean(0)
-    return Routed(newest=routing.share(), least=float(usage.min()), most=float(usage.max()))
-
-
 def rows(
     what: Any, built: dict[str, Model], seconds: dict[str, list[float]], batch: dict[str, Tensor]
 ) -> list[Step]:
@@ -72,12 +65,12 @@ def rows(
                 what=what,
                 experts=experts,
                 trainable=trained,
-                median_ms=1e3 * of_time.median,
-                iqr_ms=1e3 * of_time.iqr,
+                median_ms=tidy(1e3 * of_time.median),
+                iqr_ms=tidy(1e3 * of_time.iqr),
                 ratio=of_ratio.median,
                 ratio_iqr=of_ratio.iqr,
                 ratio_to_lora=paired(values, seconds[LORA]).median,
-                routed=routed_of(weave, model, batch),
+                routed=routed_of(weave, partial(model, **batch)),
             )
         )
     return found

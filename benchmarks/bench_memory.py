@@ -8,7 +8,7 @@ import torch
 
 from benchmarks.group_run import SKIPPED, done
 from benchmarks.groups import LORA, MEMORY, PLAIN, ROUTED_PEERS, SetName
-from benchmarks.measuring import gradients_like, where
+from benchmarks.measuring import gradients_like, tidy, where
 from benchmarks.memory import MIB, peak_bytes, saved_bytes
 from benchmarks.origin import origin
 from benchmarks.peers import Peer, build
@@ -55,8 +55,8 @@ def count(peer: Peer) -> Kept:
     return Kept(
         case=peer.name,
         where=where(peer.point, plain=peer.name == PLAIN),
-        saved_mib=saved / MIB,
-        peak_mib=peak / MIB,
+        saved_mib=tidy(saved / MIB),
+        peak_mib=tidy(peak / MIB),
     )
 
 

@@ -75,9 +75,9 @@ def lines_of(result: Result) -> list[str]:
     lines = [timed_line(row) for row in result.timed]
     for row in result.kept:
         lines.append(f"{label(row):48} saved {row.saved_mib:8.2f} MiB, peak {row.peak_mib:8.2f} MiB")
-    for row in result.steps:
-        ratios = f"x{row.ratio:.3f}  to LoRA x{row.ratio_to_lora:.3f}"
-        lines.append(f"{row.what}: {row.case:24} {row.median_ms:9.1f} ms  {ratios}")
+    for step in result.steps:
+        ratios = f"x{step.ratio:.3f}  to LoRA x{step.ratio_to_lora:.3f}"
+        lines.append(f"{step.what}: {step.case:24} {step.median_ms:9.1f} ms  {ratios}")
     return lines
 
 

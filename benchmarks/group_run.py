@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -53,8 +54,8 @@ def run_group(benchmark: Any, group: Group, folder: Path, chosen: SetName) -> No
     gradients = gradients_like(hidden_of(group.cases[0][1]))  # shared: nobody writes to them
     for key, peer in peers.items():
         hidden = hidden_of(peer.point)
-        routed[key] = routed_of(peer, hidden, group.passes)
         cases[key] = case_of(peer, hidden, gradients, group.passes)
+        routed[key] = routed_of(peer.weave, partial(peer.model, hidden))
     rounds = 1 if benchmark.disabled else rounds_for(cases, group.budget_s)
     gc.collect()
     seconds: Mapping[str, list[float]] = interleaved(benchmark, cases, rounds)

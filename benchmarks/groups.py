@@ -8,11 +8,12 @@ from itertools import product
 from typing import Literal
 
 from benchmarks.peers import KERNELS
-from benchmarks.points import Point
+from benchmarks.points import Granularity, Point
 from benchmarks.schema import Kind, Pass
 
 SetName = Literal["smoke", "default", "full"]
 PASSES: tuple[Pass, ...] = ("forward", "training")
+GRANULARITIES: tuple[Granularity, ...] = ("token", "sample")
 PLAIN = "two nn.Linear"
 LORA = "PEFT LoRA"
 ROUTED_PEERS = ("PEFT X-LoRA layer", "PEFT Arrow", "MixLoRA-style loop", "transformers grouped_mm")
@@ -59,6 +60,8 @@ class Extent:
     compiles: bool = True
 
 
+DENSE_UP_TO = 1024
+"""Largest rank times experts at which the dense kernel is measured by name."""
 RANKS, POOLS = (16, 64, 128), (1, 2, 5, 8, 64)
 EXTENTS: dict[SetName, Extent] = {
     "smoke": Extent(
@@ -114,7 +117,7 @@ def grid_groups(extent: Extent, passes: Pass) -> Iterator[Group]:
     for tokens, width, ranks, pools in extent.grid:
         cases = [(PLAIN, Point(tokens, width, ranks[0]))]
         cases += [(LORA, Point(tokens, width, rank)) for rank in ranks]
-        for rank, experts, granularity in product(ranks, pools, ("token", "sample")):
+        for rank, experts, granularity in product(ranks, pools, GRANULARITIES):
             cases.append(("prw", Point(tokens, width, rank, experts, granularity)))
         yield Group("grid", f"grid-{size(tokens, width)}-{passes}", passes, tuple(cases), extent.budget_s)
 
@@ -137,7 +140,9 @@ def kernel_groups(extent: Extent, passes: Pass) -> Iterator[Group]:
         cases = [(PLAIN, Point(tokens, width, ranks[0]))]
         for rank, experts in product(ranks, pools):
             point = Point(tokens, width, rank, experts)
-            cases += [(f"prw {kernel}", point) for kernel in KERNELS if kernel != "triton"]  # GPUs only
+            # Dense computes every expert: far past the threshold it would only take time. Triton needs a GPU.
+            left_out = {"triton"} if rank * experts <= DENSE_UP_TO else {"triton", "dense"}
+            cases += [(f"prw {kernel}", point) for kernel in KERNELS if kernel not in left_out]
             cases.append(("prw", point))
         yield Group(
             "kernels", f"kernels-{size(tokens, width)}-{passes}", passes, tuple(cases), extent.budget_s

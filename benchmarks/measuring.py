@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import random
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import cycle
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+import prw
 from benchmarks.floors import forward_floor, training_floor
 from benchmarks.peers import Peer
 from benchmarks.points import Point
@@ -42,7 +43,12 @@ class Spread(NamedTuple):
 
 def spread(values: Sequence[float]) -> Spread:
     low, median, high = statistics.quantiles(values, n=4, method="inclusive")
-    return Spread(median, high - low)
+    return Spread(tidy(median), tidy(high - low))
+
+
+def tidy(value: float) -> float:
+    """Keep six digits: more would be noise in a committed file."""
+    return float(f"{value:.6g}")
 
 
 def paired(values: Sequence[float], base: Sequence[float]) -> Spread:
@@ -104,36 +110,46 @@ def interleaved(benchmark: Any, cases: Mapping[str, Case], rounds: int) -> dict[
 
     Args:
         benchmark: pytest-benchmark's fixture.
-        cases: By name; they run in this order in every round.
+        cases: By name. Every round takes each once, in an order of its own, so that none always follows the
+            one that leaves the caches worst.
         rounds: How often each runs; once, unmeasured, where benchmarks are disabled.
 
     Returns:
         Seconds of every round, by name; empty where benchmarks are disabled.
     """
-    turns = cycle(cases.values())
+    if benchmark.disabled:
+        benchmark.pedantic(lambda: [(case.clear(), case.run()) for case in cases.values()])
+        return {}
+    turns = orders(list(cases), rounds)
+    coming = iter(turns)
 
     def next_case() -> tuple[tuple[Case], dict[str, Any]]:
-        case = next(turns)
+        case = cases[next(coming)]
         case.clear()
         return (case,), {}
 
-    if benchmark.disabled:
-        benchmark.pedantic(lambda: [case.run() for case in cases.values()])
-        return {}
-    benchmark.pedantic(lambda case: case.run(), setup=next_case, rounds=rounds * len(cases))
-    seconds = benchmark.stats.stats.data
-    return {name: seconds[place :: len(cases)] for place, name in enumerate(cases)}
+    benchmark.pedantic(lambda case: case.run(), setup=next_case, rounds=len(turns))
+    seconds: dict[str, list[float]] = {name: [] for name in cases}
+    for name, taken in zip(turns, benchmark.stats.stats.data, strict=True):
+        seconds[name].append(taken)
+    return seconds
 
 
-def routed_of(peer: Peer, hidden: Tensor, passes: Pass) -> Routed | None:
-    """Record where a pool sends the input: shares are counted, not assumed."""
-    if peer.weave is None:
+def orders(names: list[str], rounds: int) -> list[str]:
+    """Draw the order of every round, always the same ones; laid end to end."""
+    drawn = random.Random(0)
+    return [name for _ in range(rounds) for name in drawn.sample(names, len(names))]
+
+
+def routed_of(weave: prw.Weave | None, forward: Callable[[], object]) -> Routed | None:
+    """Record where a pool sends its input, over all sites: shares are counted, not assumed."""
+    if weave is None:
         return None
-    peer.model.train(passes == "training")
-    with peer.weave.record() as routing, torch.no_grad():
-        peer.model(hidden)
-    usage = routing.usage()[0]
-    return Routed(newest=routing.share(), least=float(usage.min()), most=float(usage.max()))
+    with weave.record() as routing, torch.no_grad():
+        forward()
+    usage = routing.usage().mean(0)
+    least, most = tidy(float(usage.min())), tidy(float(usage.max()))
+    return Routed(newest=tidy(routing.share()), least=least, most=most)
 
 
 def where(point: Point, plain: bool = False) -> Where:
@@ -175,8 +191,8 @@ def timed(
             Timed(
                 case=peer.name,
                 where=where(peer.point, plain=peer.name == "two nn.Linear"),
-                median_ms=1e3 * of_time.median,
-                iqr_ms=1e3 * of_time.iqr,
+                median_ms=tidy(1e3 * of_time.median),
+                iqr_ms=tidy(1e3 * of_time.iqr),
                 ratio=of_ratio.median,
                 ratio_iqr=of_ratio.iqr,
                 floor=floor_of(peer, passes, routed[key]),

@@ -138,5 +138,5 @@ def write(result: Result, folder: Path) -> Path:
     """Write a result into a folder, under its name."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{result.name}.json"
-    path.write_text(result.model_dump_json(indent=1, exclude_defaults=False) + "\n", encoding="utf-8")
+    path.write_text(result.model_dump_json(indent=1, exclude_none=True) + "\n", encoding="utf-8")
     return path

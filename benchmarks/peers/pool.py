@@ -43,5 +43,9 @@ def fill(model: nn.Module, weights: Weights) -> None:
 
 
 def compiled_reference(point: Point, weights: Weights) -> nn.Module:
-    """torch.compile of a pool whose kernel is the plain loop over experts."""
+    """torch.compile of a pool whose kernel is the plain loop over experts.
+
+    What was compiled for earlier points is forgotten first: torch gives up on code that it compiled often.
+    """
+    torch.compiler.reset()
     return torch.compile(routed(point, weights, "reference")[0])

@@ -23,6 +23,8 @@ class Ratio:
 
     value: float
     at: str
+    reach: float | None = None
+    """What the ratio would be were prw at its floor; None where that is not asked."""
 
 
 @dataclass(frozen=True)
@@ -45,16 +47,23 @@ class Found:
         """Give prw's cases of the grid."""
         return [row for row in self.rows("grid", passes) if row.case == "prw"]
 
-    def ratio(
+    def row(
         self, kind: Kind, passes: Pass, case: str, key: Key, experts: int, granularity: str = "token"
-    ) -> float | None:
-        """Give a case's ratio to the plain projections; None if it was not measured."""
+    ) -> Timed | None:
+        """Find a case under even routing; None if it was not measured."""
         for row in self.rows(kind, passes):
             at = row.where
             point = (at.tokens, at.width, at.rank), at.experts, at.granularity
             if row.case == case and point == (key, experts, granularity) and at.skew == "uniform":
-                return row.ratio
+                return row
         return None
+
+    def ratio(
+        self, kind: Kind, passes: Pass, case: str, key: Key, experts: int, granularity: str = "token"
+    ) -> float | None:
+        """Give the ratio of such a case to the plain projections."""
+        row = self.row(kind, passes, case, key, experts, granularity)
+        return None if row is None else row.ratio
 
     def keys(self, kind: Kind, passes: Pass) -> list[Key]:
         """List tokens, width and rank of what was measured."""
@@ -131,9 +140,9 @@ def faster_than(found: Found, passes: Pass, peer: str) -> list[Ratio]:
     for row in found.rows("peers", passes):
         at = row.where
         if row.case == peer and at.tokens >= BIG:
-            ours = found.ratio("peers", passes, "prw", (at.tokens, at.width, at.rank), at.experts)
-            if ours is not None:
-                ratios.append(Ratio(row.ratio / ours, place(row)))
+            ours = found.row("peers", passes, "prw", (at.tokens, at.width, at.rank), at.experts)
+            if ours is not None and ours.floor is not None:
+                ratios.append(Ratio(row.ratio / ours.ratio, place(row), row.ratio / ours.floor))
     return ratios
 
 

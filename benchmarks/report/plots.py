@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,23 @@ DPI = 110
 
 def figure(columns: int, height: float = 3.6) -> tuple[Any, list[Any]]:
     """Start a row of plots."""
+    pyplot.rcdefaults()
+    pyplot.rcParams.update({"axes.titlesize": 10, "axes.labelsize": 9})
     drawn, axes = pyplot.subplots(1, columns, figsize=(5.2 * columns, height), squeeze=False)
     return drawn, list(axes[0])
+
+
+def by_experts(axis: Any, pools: Sequence[int]) -> None:
+    """Make an axis of pool sizes: logarithmic, with the sizes themselves as marks."""
+    axis.set_xscale("log")
+    axis.set_xticks(pools, [str(pool) for pool in pools])
+    axis.minorticks_off()
+
+
+def legend(axis: Any) -> None:
+    """Name what was drawn, if anything was."""
+    if axis.get_legend_handles_labels()[0]:
+        axis.legend(fontsize=7)
 
 
 def save(drawn: Any, path: Path) -> None:
@@ -49,14 +64,15 @@ def against_experts(found: Found, path: Path) -> None:
                 if (row.where.tokens, row.where.width, row.where.rank) == (tokens, width, 16)
                 and row.where.granularity == "token"
             )
-            axis.plot(*zip(*points, strict=True), marker="o", label=f"T={tokens} d={width}")
+            if points:
+                axis.plot(*zip(*points, strict=True), marker="o", label=f"T={tokens} d={width}")
         axis.set(
             title=f"{words}, r = 16, by token",
             xlabel="experts, N",
             ylabel="ratio to two nn.Linear",
-            xscale="log",
         )
-        axis.legend(fontsize=7)
+        by_experts(axis, sorted({row.where.experts for row in found.pools(passes)}))
+        legend(axis)
     save(drawn, path)
 
 
@@ -76,13 +92,15 @@ def against_rank(found: Found, path: Path) -> None:
                 if row.case == "prw" and row.where.experts == 8 and row.where.granularity == "token"
             )
             lora = sorted((row.where.rank, row.ratio) for row in rows if row.case == LORA)
+            if not ours or not lora:
+                continue
             ranks, ratios, floors = zip(*ours, strict=True)
             axis.plot(ranks, ratios, marker="o", color=f"C{place}", label=f"prw N=8, T={tokens} d={width}")
             axis.plot(ranks, floors, linestyle=":", color=f"C{place}")
             axis.plot(*zip(*lora, strict=True), marker="x", linestyle="--", color=f"C{place}", alpha=0.6)
         title = f"{words}: dashed PEFT LoRA, dotted the floor"
         axis.set(title=title, xlabel="rank, r", ylabel="ratio to two nn.Linear")
-        axis.legend(fontsize=7)
+        legend(axis)
     save(drawn, path)
 
 
@@ -101,7 +119,9 @@ def beside_peers(found: Found, path: Path) -> None:
     """Ratio of every peer, at the first of the points."""
     drawn, axes = figure(2)
     for axis, (passes, words) in zip(axes, PASSES, strict=True):
-        key = found.keys("peers", passes)[0]
+        key = next(iter(found.keys("peers", passes)), None)
+        if key is None:
+            continue
         cases = [(LORA, 1), ("prw", 1), ("prw", 8), *((name, 8) for name in (*ROUTED_PEERS, COMPILED))]
         bars = [(f"{name}, N={n}", found.ratio("peers", passes, name, key, n)) for name, n in reversed(cases)]
         bars = [(name, ratio) for name, ratio in bars if ratio is not None]
@@ -117,6 +137,9 @@ def memory(found: Found, path: Path) -> None:
     """Activation memory of every case, at the first of the points."""
     drawn, axes = figure(2)
     rows = [row for row in found.kept() if row.where.rank]
+    if not rows:
+        save(drawn, path)
+        return
     first = rows[0].where
     rows = [
         row
@@ -148,9 +171,9 @@ def flux(found: Found, path: Path) -> None:
             if step.what == what and step.experts
         ]
         colours = ["C1" if step.case.startswith("prw") else "C0" for _, step in bars]
-        axis.barh([name for name, _ in bars], [step.ratio for _, step in bars], color=colours)
-        axis.axvline(1, color="black", linewidth=0.8)
-        axis.set(title=what, xlabel="ratio to plain FLUX", xlim=(0.9, None))
+        axis.barh([name for name, _ in bars], [100 * (step.ratio - 1) for _, step in bars], color=colours)
+        axis.axvline(0, color="black", linewidth=0.8)
+        axis.set(title=what, xlabel="% over the plain model's step")
         axis.invert_yaxis()
         axis.tick_params(labelsize=7)
     save(drawn, path)
@@ -173,21 +196,21 @@ def gpu_model(path: Path) -> None:
         roof.plot(mark.intensity, mark.flops / mark.seconds(ceilings) / 1e12, "o", color=colour, label=label)
     title = "MODEL of an H100, not a measurement"
     roof.set(xscale="log", yscale="log", xlabel="operations per byte", ylabel="TFLOP/s", title=title)
-    roof.legend(fontsize=7)
+    legend(roof)
     pools = (1, 2, 4, 8, 16, 32, 64)
     for place, rank in enumerate((16, 64, 128)):
         dense = [dense_ratio(tokens, width, rank, n, ceilings) for n in pools]
         routed = [routed_ratio(tokens, width, rank, n, ceilings) for n in pools]
         ratios.plot(pools, dense, linestyle="--", color=f"C{place}")
         ratios.plot(pools, routed, color=f"C{place}", label=f"r = {rank}, routed")
+    by_experts(ratios, pools)
     ratios.set(
-        xscale="log",
         ylim=(1, 2),
         xlabel="experts, N (dashed: dense)",
         ylabel="ratio to two nn.Linear",
         title=title,
     )
-    ratios.legend(fontsize=7)
+    legend(ratios)
     save(drawn, path)
 
 

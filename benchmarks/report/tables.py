@@ -172,7 +172,7 @@ def flux_table(found: Found) -> str:
             step.what,
             step.case,
             f"{step.median_ms:.0f} ± {step.iqr_ms:.0f}",
-            f"{step.ratio:.3f}",
+            f"{step.ratio:.3f} ± {step.ratio_iqr:.3f}",
             f"{step.ratio_to_lora:.3f}" if step.ratio_to_lora <= 1 else f"**{step.ratio_to_lora:.3f}**",
             f"{step.trainable:,}",
         )

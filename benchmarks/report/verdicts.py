@@ -56,7 +56,8 @@ def judged(target: str, ratios: list[Ratio], worst: Ratio | None, held: list[boo
     if worst is None:
         return Verdict(target, "no such point", None)
     mean = f"mean {geometric_mean(ratios):.2f}"
-    said = f"worst {worst.value:.2f} ({worst.at}); {mean}; holds at {sum(held)} of {len(held)} points"
+    reach = "" if worst.reach is None else f", {worst.reach:.2f} were prw at its floor"
+    said = f"worst {worst.value:.2f} ({worst.at}{reach}); {mean}; holds at {sum(held)} of {len(held)} points"
     return Verdict(target, said, all(held))
 
 

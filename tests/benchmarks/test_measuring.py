@@ -37,9 +37,14 @@ def test_cases_run_in_turn_and_keep_their_seconds() -> None:
         name: Case(lambda name=name: seen.append(name), lambda name=name: seen.append(f"clear {name}"))
         for name in ("a", "b", "c")
     }
-    seconds = interleaved(Clockwork(), cases, rounds=2)
-    assert seen == ["clear a", "a", "clear b", "b", "clear c", "c"] * 2
-    assert seconds == {"a": [1, 4], "b": [2, 5], "c": [3, 6]}
+    seconds = interleaved(Clockwork(), cases, rounds=20)
+    assert seen[::2] == [f"clear {name}" for name in seen[1::2]]
+    ran = seen[1::2]
+    rounds = [ran[first : first + 3] for first in range(0, 60, 3)]
+    assert all(sorted(one) == ["a", "b", "c"] for one in rounds)
+    assert {one[0] for one in rounds} == {"a", "b", "c"}, "no case always comes first"
+    for name, taken in seconds.items():
+        assert taken == [second for second, which in enumerate(ran, start=1) if which == name]
 
 
 def test_paired_ratios_do_not_see_a_machine_that_slows_down() -> None:
@@ -79,6 +84,14 @@ def test_a_group_begins_with_the_plain_projections_and_names_are_unique() -> Non
         found = [group for kind in KINDS for group in groups(kind, chosen)]
         assert all(group.cases[0][0] == PLAIN for group in found)
         assert len({group.name for group in found}) == len(found)
+
+
+def test_a_full_run_replaces_every_file_of_a_smaller_one() -> None:
+    names = {
+        chosen: {group.name for kind in KINDS for group in groups(kind, chosen)}
+        for chosen in ("default", "full")
+    }
+    assert names["default"] < names["full"]
 
 
 def test_the_full_grid_is_the_one_that_was_asked_for() -> None:

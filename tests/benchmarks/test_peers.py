@@ -85,6 +85,14 @@ def test_what_trains_is_what_the_contract_says() -> None:
         assert sum(parameter.numel() for parameter in trainable) == count, name
 
 
+@pytest.mark.parametrize("name", [name for name in BASELINES if "compile" not in name])
+def test_what_trains_gets_a_gradient_and_nothing_else_does(name: str) -> None:
+    peer, hidden = build(name, POINT), hidden_of(POINT)
+    torch.autograd.backward(tuple(peer.model(hidden)), gradients_like(hidden))
+    for key, parameter in peer.model.named_parameters():
+        assert (parameter.grad is not None) == parameter.requires_grad, key
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")
 def test_the_compiled_reference_computes_what_prw_computes() -> None:
@@ -93,12 +101,11 @@ def test_the_compiled_reference_computes_what_prw_computes() -> None:
 
 
 def test_a_base_is_shared_and_never_copied() -> None:
-    storages = set()
-    for name in ("two nn.Linear", "PEFT LoRA", "MixLoRA-style loop", "prw"):
-        for parameter in build(name, POINT).model.parameters():
-            if tuple(parameter.shape) == (POINT.width, POINT.width):
-                storages.add(parameter.untyped_storage().data_ptr())
-    assert len(storages) == 2
+    built = [build(name, POINT) for name in ("two nn.Linear", "PEFT LoRA", "MixLoRA-style loop", "prw")]
+    parameters = [parameter for peer in built for parameter in peer.model.parameters()]
+    bases = [parameter for parameter in parameters if tuple(parameter.shape) == (POINT.width, POINT.width)]
+    assert len(bases) == 2 * len(built)
+    assert len({parameter.untyped_storage().data_ptr() for parameter in bases}) == 2
 
 
 @pytest.mark.parametrize("granularity", ["token", "sample"])
