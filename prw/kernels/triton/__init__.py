@@ -1,0 +1,21 @@
+"""The routed projection's products as Triton kernels, for CUDA; import this room only when it was chosen.
+
+`plan` sorts the choices by expert on the device; `shrink`, `expand` and `weight_gradient` are the products of
+which the projection's forward and backward are made. Nothing here waits for the device or reads from it, and
+every shape follows from the inputs' shapes, so all of it can be captured into a CUDA graph.
+"""
+
+from prw.errors import ConfigError
+
+try:
+    import triton as _triton  # noqa: F401
+except ImportError as error:
+    raise ConfigError(
+        f"kernel='triton' needs the package triton, which cannot be imported here ({error}). Install it (on "
+        "Linux: pip install 'prw[triton]'; CUDA builds of torch bring it), or choose kernel='auto'."
+    ) from error
+
+from prw.kernels.triton.planning import Plan, plan
+from prw.kernels.triton.products import expand, shrink, weight_gradient
+
+__all__ = ["Plan", "expand", "plan", "shrink", "weight_gradient"]
