@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -103,11 +104,13 @@ def timed_once(device: Device, candidate: Candidate, way: Way) -> tuple[Mark, Ma
 def one_repeat(
     device: Device, candidates: Mapping[str, Candidate], ways: Sequence[Way], rounds: int
 ) -> dict[tuple[str, Way], list[float]]:
-    """Time every candidate in every way once per round."""
+    """Time every candidate in every way once per round, in an order that every round draws anew."""
+    drawn = random.Random(0)
     marks: dict[tuple[str, Way], list[tuple[Mark, Mark]]] = {}
     for _ in range(rounds):
         for way in ways:
-            for name, candidate in candidates.items():
+            for name in drawn.sample(list(candidates), len(candidates)):
+                candidate = candidates[name]
                 if candidate.how(way[0]) is not None:
                     marks.setdefault((name, way), []).append(timed_once(device, candidate, way))
         # Once a round, so that the queue of launches never fills up and stops the host between two marks.
@@ -139,5 +142,6 @@ def measured(
 ) -> Iterator[Times]:
     """Time candidates side by side, twice."""
     one, two = (one_repeat(device, candidates, ways, rounds) for _ in range(2))
-    for (name, way), values in one.items():
-        yield Times(name, way, (values, two[name, way]))
+    for name, way in product(candidates, ways):
+        if (name, way) in one:
+            yield Times(name, way, (one[name, way], two[name, way]))

@@ -1,4 +1,4 @@
-"""H5: where a sorted kernel overtakes the dense one, and the limit for the table of thresholds that follows."""
+"""H5: where a sorted kernel overtakes the dense one, and the limit for `auto` that follows."""
 
 from __future__ import annotations
 

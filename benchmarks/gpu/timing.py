@@ -18,7 +18,7 @@ from benchmarks.gpu.device import Device
 from benchmarks.gpu.floors import floors
 from benchmarks.gpu.problem import Problem, case_of_run, problem
 from benchmarks.gpu.schema import At, Ceiling, Failure, Row
-from benchmarks.measuring import Case, case_of, gradients_like, paired, spread
+from benchmarks.measuring import Case, case_of, gradients_like, paired, spread, tidy
 from benchmarks.points import Point, hidden_of
 from benchmarks.schema import Pass
 
@@ -81,15 +81,15 @@ def rows(times: Sequence[Times], placed: Mapping[str, Placed], passes: Pass) -> 
             passes=passes,
             launch=one.way[0],
             cache=one.way[1],
-            median_us=1e6 * of_time.median,
-            iqr_us=1e6 * of_time.iqr,
-            repeats_us=tuple(1e6 * statistics.median(repeat) for repeat in one.repeats),
+            median_us=tidy(1e6 * of_time.median),
+            iqr_us=tidy(1e6 * of_time.iqr),
+            repeats_us=tuple(tidy(1e6 * statistics.median(repeat)) for repeat in one.repeats),
             ratio=of_ratio.median,
             ratio_iqr=of_ratio.iqr,
-            floor_us=None if floor is None else 1e6 * floor[0],
-            unfused_us=None if floor is None else 1e6 * floor[1],
-            floor_over_time=None if floor is None else floor[0] / of_time.median,
-            marginal=marginal,
+            floor_us=None if floor is None else tidy(1e6 * floor[0]),
+            unfused_us=None if floor is None else tidy(1e6 * floor[1]),
+            floor_over_time=None if floor is None else tidy(floor[0] / of_time.median),
+            marginal=None if marginal is None else tidy(marginal),
         )
 
 

@@ -20,7 +20,7 @@ def rehearsed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, GpuResult
     assert command.main(["--rehearse", "--output", str(path), "--budget", "0.001"]) == command.NO_NUMBERS
     cut = read(path)
     assert not cut.finished
-    assert cut.left == [task.name for task in tasks("rehearsal")]
+    assert list(cut.left) == [task.name for task in tasks("rehearsal")]
     assert command.main(["--rehearse", "--output", str(path)]) == 0
     return path, read(path)
 
