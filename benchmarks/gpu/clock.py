@@ -9,7 +9,7 @@ from itertools import product
 
 import torch
 
-from benchmarks.gpu.device import Device, Mark, Run
+from benchmarks.gpu.device import Device, Mark, Run, without_collecting
 from benchmarks.gpu.schema import Cache, Launch
 from benchmarks.measuring import Case
 
@@ -141,7 +141,8 @@ def measured(
     ways: Sequence[Way] = tuple(product(LAUNCHES, CACHES)),
 ) -> Iterator[Times]:
     """Time candidates side by side, twice."""
-    one, two = (one_repeat(device, candidates, ways, rounds) for _ in range(2))
+    with without_collecting():
+        one, two = (one_repeat(device, candidates, ways, rounds) for _ in range(2))
     for name, way in product(candidates, ways):
         if (name, way) in one:
             yield Times(name, way, (one[name, way], two[name, way]))

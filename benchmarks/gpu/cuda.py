@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 import torch
 
-from benchmarks.gpu.device import Device, Mark, Run
+from benchmarks.gpu.device import Device, Mark, Run, without_collecting
 
 FLUSH_TIMES = 4
 """How many times the L2 cache is read through; once need not be enough, as its policy is not plain LRU."""
@@ -67,7 +67,7 @@ class Cuda(Device):
     def captured(self, run: Run) -> Run:
         self.synchronize()
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, stream=self._stream):
+        with without_collecting(), torch.cuda.graph(graph, stream=self._stream):
             run()
         return graph.replay
 

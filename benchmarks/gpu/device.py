@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -21,6 +22,18 @@ REHEARSAL = "cpu rehearsal"
 
 class DeviceLostError(Exception):
     """The device answers no more in this process, as after a kernel that wrote where it must not."""
+
+
+@contextmanager
+def without_collecting() -> Iterator[None]:
+    """Collect no garbage inside: it takes time, and may free a recording within another one."""
+    before = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if before:
+            gc.enable()
 
 
 class Device(ABC):

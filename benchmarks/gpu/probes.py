@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -32,7 +33,7 @@ def drawing(device: Device) -> Draw:
     return draw
 
 
-def ratios(device: Device, cases: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, float]:
+def ratios(device: Device, cases: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
     """Time cases side by side, recorded and cold, and give each one's ratio to the first."""
     candidates = {name: prepared(device, Case(run)) for name, run in cases.items()}
     times = {one.name: one.all for one in measured(device, candidates, rounds, [COLD])}

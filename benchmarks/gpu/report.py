@@ -33,6 +33,7 @@ def report(result: GpuResult) -> Iterator[str]:
         "Times (recorded where possible, cold cache; ratios to two plain projections launched alike)",
         times(result),
     )
+    yield from section("Peers: their time over prw's, models with their routers", beside_ours(result))
     yield from section("FLUX steps", steps(result))
     yield from section("Activation memory of a forward and backward, MiB", peaks(result))
     yield from section("Targets", targets(result))
@@ -68,6 +69,22 @@ def times(result: GpuResult) -> Iterator[str]:
     rows = [row for row in cold if row.launch == "graph" or (row.case, row.at, row.passes) not in recorded]
     head = ("point", "pass", "case", "launch", "us", "+-", "ratio", "floor/time", "unfused/time", "marginal")
     return table(head, map(time_line, rows))
+
+
+def beside_ours(result: GpuResult) -> Iterator[str]:
+    """Each peer over prw as it comes: both recorded, or both eager where the peer cannot be."""
+    body = []
+    for group in result.groups:
+        cold = {(row.case, row.launch): row for row in group.rows if row.cache == "cold"}
+        for case in dict.fromkeys(row.case for row in group.rows):
+            launch = "graph" if (case, "graph") in cold else "eager"
+            ours, theirs = cold.get(("prw", launch)), cold.get((case, launch))
+            if ours is not None and theirs is not None and not case.startswith("prw"):
+                times = theirs.median_us / ours.median_us
+                body.append(
+                    (ours.at.said(), ours.passes, f"{case} N={theirs.at.experts}", launch, f"{times:.2f}")
+                )
+    return table(("point of prw", "pass", "case", "launch", "times"), body)
 
 
 def time_line(row: Row) -> tuple[str, ...]:

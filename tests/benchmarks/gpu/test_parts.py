@@ -14,7 +14,6 @@ from benchmarks.gpu.cases import ROUTINGS, SIZES, large_check, small_check, task
 from benchmarks.gpu.checks import CHECKS, Bench, checked, may_be_timed
 from benchmarks.gpu.clock import measured, prepared
 from benchmarks.gpu.crossings import crossing, threshold
-from benchmarks.gpu.cuda import Cuda
 from benchmarks.gpu.device import DeviceLostError, Rehearsal
 from benchmarks.gpu.floors import floors
 from benchmarks.gpu.problem import drawn_ids, problem
@@ -277,17 +276,3 @@ def test_a_full_run_starts_with_checks_and_has_no_name_twice() -> None:
         assert len(set(names)) == len(names)
         assert names[:4] == ["checks-dense", "checks-grouped", "checks-triton", "ceilings"]
     assert {task.name for task in tasks("quick")} < {task.name for task in tasks("full")}
-
-
-def test_cuda_waits_are_errors_only_inside_and_the_old_mode_comes_back(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    modes: list[object] = []
-    monkeypatch.setattr(torch.cuda, "get_sync_debug_mode", lambda: 0)
-    monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", modes.append)
-    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: modes.append("waited"))
-    device = Cuda.__new__(Cuda)
-    device.torch_device = torch.device("cuda", 0)
-    with pytest.raises(RuntimeError, match="waits"), device.unsynchronized():
-        raise RuntimeError("waits")
-    assert modes == ["waited", "error", 0]

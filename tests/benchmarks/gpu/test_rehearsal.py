@@ -81,6 +81,7 @@ def test_a_second_run_measures_nothing_and_reports_the_same(
         "Correctness",
         "Ceilings",
         "Times",
+        "Peers",
         "FLUX steps",
         "Activation memory",
         "Targets",
