@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from benchmarks.groups import PLAIN
-from benchmarks.report import tables
+from benchmarks.report import gpu, tables
 from benchmarks.report.found import Found
 from benchmarks.report.verdicts import PASSES, verdicts
 
@@ -89,19 +89,6 @@ Ratios to PEFT LoRA above 1 are bold: there prw is slower.
 
 """
 
-GPU = """
-## GPU: a model and targets, not measurements
-
-Nothing below was measured. The model takes each kernel's operations and bytes at T = 4096, d = 3072 in
-bfloat16 and the larger of the two times that 798 TFLOP/s and 3.0 TB/s allow; a routed shrink or expand is
-taken at 70 % of that (`benchmarks/gpu_model.py`). It knows no launch gaps, waves or caches.
-
-![Model of an H100](assets/benchmarks-gpu-model.png)
-
-Targets for one H100: bfloat16, cold cache, replayed graphs, T = 4096, even routing.
-
-"""
-
 
 def summary(found: Found) -> str:
     """Say in a sentence how many targets were met, and which were not."""
@@ -148,7 +135,7 @@ def page(found: Found) -> str:
         (SKEW, tables.skew_table(found)),
         (MEMORY, tables.memory_table(found) + plain_share(found)),
         (FLUX, tables.flux_table(found)),
-        (GPU, tables.gpu_table()),
+        (gpu.HEAD, gpu.body(gpu.committed())),
     ):
         parts += [head, body, "\n"]
     return "".join(parts)

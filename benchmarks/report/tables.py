@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from benchmarks.gpu_model import GPU_TARGETS
 from benchmarks.groups import COMPILED, LORA, PLAIN, ROUTED_PEERS
 from benchmarks.report.found import Found, Key
 from benchmarks.report.verdicts import PASSES, verdicts
@@ -180,11 +179,3 @@ def flux_table(found: Found) -> str:
     ]
     head = ("d", "r", "step", "case", "ms", "ratio to plain", "ratio to PEFT LoRA", "trained numbers")
     return table(head, rows)
-
-
-def gpu_table() -> str:
-    """The targets for a GPU."""
-    return table(
-        ("against", "must", "good", "physical floor", "measured"),
-        ((*target, "not yet measured on a GPU") for target in GPU_TARGETS),
-    )
