@@ -1,4 +1,4 @@
-"""The base's output is added to in place only where nothing else has it; everybody else's tensors keep their bits."""
+"""The base's output is added to in place only where nothing else has it; other tensors keep their bits."""
 
 import bitsandbytes as bnb
 import pytest
@@ -204,7 +204,7 @@ def test_a_plain_base_is_added_to_in_place(dims):
 
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_two_pools_at_once_add_up(wake, kernel):
-    model, first = woven(kernel, wake)
+    model, _ = woven(kernel, wake)
     hidden = torch.randn(2, 5, 8)
     key = model.blocks[0].to_k
     second = prw.inject(model, rank=2, experts=["x"], adapter="other", kernel=kernel)
