@@ -18,6 +18,7 @@ from prw.layers.turn import Reading, Turn, graphed, per_token, traced
 
 KNOWN = ("bitsandbytes.", "transformers.pytorch_utils")
 """Where projections come from that are no plain Linear and give a tensor that nothing else holds."""
+
 WRAPPERS = ("peft.", "prw.")
 """Where wrappers come from that give what their base gave, or a new tensor."""
 
@@ -164,12 +165,25 @@ def writable(output: Tensor, base: nn.Module, hidden: Tensor) -> Tensor:
     Returns:
         All of the output's numbers in their order, contiguous.
     """
-    whole = output._base if output._is_view() and output._base is not None else output
+    whole = output._base if shown_otherwise(output) and output._base is not None else output
     same = whole.numel() == output.numel() and whole.is_contiguous() and output.is_contiguous()
     held = (whole.requires_grad and whole.is_leaf) or whole.data_ptr() == hidden.data_ptr()
-    if same and not held and makes_new(base):
+    if same and not held and not whole._is_view() and makes_new(base):
         return whole
     return output.clone(memory_format=torch.contiguous_format)
+
+
+def shown_otherwise(output: Tensor) -> bool:
+    """Tell whether an output is a view, and its gradient goes through what it is a view of.
+
+    That of a quantised projection does not: its autograd function made the view, without a graph.
+    """
+    if not output._is_view():
+        return False
+    graph, whole = output.grad_fn, output._base
+    if graph is None or whole is None:
+        return graph is None
+    return type(graph).__name__ == "ViewBackward0" and graph.next_functions[0][0] is whole.grad_fn
 
 
 def makes_new(base: nn.Module) -> bool:

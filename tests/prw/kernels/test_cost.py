@@ -53,7 +53,7 @@ def test_sorted_experts_cost_the_same_whatever_their_number(tokens_per_item):
 
 
 def test_the_flops_are_the_ones_of_the_formula():
-    """Four narrow products: in and out, and back; and two for the expert that trains and has half the rows."""
+    """Four narrow products: in and out, and back; and two for what trains, which has half the rows."""
     flops, _ = work_of(64, "grouped", trains=1)
     narrow = 2 * 64 * 8 * 32
     assert flops == 4 * narrow + 2 * narrow // 2
@@ -87,7 +87,7 @@ def test_an_expert_that_trains_and_nobody_chose_gets_zeros_not_nothing(way):
 
 @pytest.mark.parametrize("kernel", ["dense", "grouped"])
 def test_veterans_are_not_copied_again(make_plain, wake, kernel):
-    """After the first forward nothing is made that has the size of all experts side by side, or of a veteran."""
+    """After the first forward nothing is made of the size of all experts side by side, or of a veteran."""
     model = make_plain(width=24, blocks=1)
     weave = prw.inject(model, rank=3, experts=["a", "b", "c", "d"], kernel=kernel)
     wake(weave)

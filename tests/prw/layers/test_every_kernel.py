@@ -1,4 +1,4 @@
-"""Pools in models, with every kernel: the base's bits at injection, equal outputs and gradients, every host."""
+"""Pools in models, with every kernel: the base's bits at injection, and the reference's numbers later."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""The base's output is added to in place only where nothing else has it; everybody else's tensors keep their bits."""
+"""The base's output is added to in place only where nothing else has it; other tensors keep their bits."""
 
 import bitsandbytes as bnb
 import pytest
@@ -9,6 +9,7 @@ from torch import nn
 
 import prw
 from prw.layers.projection import writable
+from prw.tuner import PrwModel
 from tests.prw.conftest import Plain
 
 KERNELS = ("dense", "grouped")
@@ -33,7 +34,7 @@ def outputs_and_gradients(model, weave, hidden):
 
 
 def near(got, wanted):
-    return all(torch.allclose(x, y, atol=1e-5) for x, y in zip(got, wanted, strict=True))
+    return all(torch.allclose(x, y, atol=1e-5, rtol=1e-4) for x, y in zip(got, wanted, strict=True))
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
@@ -132,28 +133,28 @@ def test_a_base_may_give_its_input_or_what_it_keeps(wake, kernel, kind, grad):
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
-@pytest.mark.parametrize("state", ["on", "off", "merged", "no lora at all"])
-def test_beside_a_lora_inner_tensors_keep_their_bits(wake, kernel, state):
-    model = Plain(blocks=1)
-    get_peft_model(model, LoraConfig(target_modules=["to_k", "to_v"], r=2, init_lora_weights=False))
-    model, weave = woven(kernel, wake, model=model, adapter="pool")
-    lora = model.blocks[0].to_k.base_layer
-    linear, kept = lora.base_layer, []
-    if state == "off":
-        lora.enable_adapters(False)
-    elif state == "merged":
-        lora.merge()
-    elif state == "no lora at all":
-        lora.delete_adapter("default")
+@pytest.mark.parametrize("state", ["on", "off", "merged"])
+def test_around_a_lora_inner_tensors_keep_their_bits(wake, kernel, state):
+    """A LoRA that is off or merged gives what its base gave, which a hook of the base may have kept."""
+    lora = get_peft_model(Plain(blocks=1), LoraConfig(target_modules=["to_k", "to_v"], r=2))
+    config = prw.PrwConfig(target_modules=["to_k", "to_v"], experts=["a", "b"], rank=2, kernel=kernel)
+    model = lora.base_model.model.eval()
+    with pytest.warns(UserWarning):  # of PEFT and of prw: the LoRA is switched off
+        PrwModel(model, config, "pool")
+    outer = model.blocks[0].to_k
+    inner, linear, kept = outer.base_layer, outer.get_base_layer(), []
+    wake(prw.Weave(model, adapter="pool"))
+    assert type(inner).__module__.startswith("peft.")
+    inner.enable_adapters(state != "off")
+    if state == "merged":
+        inner.merge()
     linear.register_forward_hook(lambda module, inputs, output: kept.append(output))
     hidden = torch.randn(2, 5, 8)
-    output = model.blocks[0].to_k(hidden)
+    output = outer(hidden)
     assert torch.equal(kept[0], F.linear(hidden, linear.weight, linear.bias))
-    with weave.disabled():
-        base = model.blocks[0].to_k(hidden)
-    assert not torch.equal(output, base)
-    model.blocks[0].to_k.sites["pool"].pool.kernel = "reference"
-    assert torch.allclose(model.blocks[0].to_k(hidden), output, atol=1e-5)
+    outer.sites["pool"].pool.kernel = "reference"
+    assert torch.allclose(outer(hidden), output, atol=1e-5)
+    assert not torch.allclose(outer(hidden, routed=False), output, atol=1e-3)
 
 
 def quantised(kind):
@@ -203,7 +204,7 @@ def test_a_plain_base_is_added_to_in_place(dims):
 
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_two_pools_at_once_add_up(wake, kernel):
-    model, first = woven(kernel, wake)
+    model, _ = woven(kernel, wake)
     hidden = torch.randn(2, 5, 8)
     key = model.blocks[0].to_k
     second = prw.inject(model, rank=2, experts=["x"], adapter="other", kernel=kernel)

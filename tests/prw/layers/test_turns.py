@@ -117,7 +117,7 @@ def test_second_derivatives_are_refused_in_a_sentence_and_the_reference_has_them
             slope.square().sum().backward()
             assert hidden.grad.any()
         else:
-            with pytest.raises(RuntimeError, match="twice.*once_differentiable"):
+            with pytest.raises(RuntimeError, match=r"twice.*once_differentiable"):
                 slope.square().sum().backward()
 
 
@@ -238,7 +238,7 @@ def test_threads_do_not_meet(wake, kernel):
 
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_a_copy_of_the_model_has_its_own_weights(wake, kernel):
-    model, weave = woven(kernel, wake)
+    model, _ = woven(kernel, wake)
     hidden = torch.randn(2, 5, 8)
     before = model(hidden).detach()
     other = copy.deepcopy(model)
