@@ -9,12 +9,19 @@ CUDA graph.
 from prw.errors import ConfigError
 
 try:
-    import triton as _triton  # noqa: F401
+    import triton as _triton
 except ImportError as error:
     raise ConfigError(
         f"kernel='triton' needs the package triton, which cannot be imported here ({error}). Install it (on "
         "Linux: pip install 'prw[triton]'; CUDA builds of torch bring it), or choose kernel='auto'."
     ) from error
+
+if [int(part) for part in _triton.__version__.split(".")[:2]] < [3, 3]:
+    raise ConfigError(
+        f"kernel='triton' needs triton 3.3 or newer, which takes tuples as arguments, but this is "
+        f"{_triton.__version__}. Update it together with torch (on Linux: pip install 'prw[triton]'), or choose "
+        "kernel='auto'."
+    )
 
 from prw.kernels.triton.planning import Plan, plan
 from prw.kernels.triton.products import add_to, expand, shrink, weight_gradient
