@@ -1,8 +1,9 @@
 """The routed projection's products as Triton kernels, for CUDA; import this room only when it was chosen.
 
-`plan` sorts the choices by expert on the device; `shrink`, `expand` and `weight_gradient` are the products of
-which the projection's forward and backward are made. Nothing here waits for the device or reads from it, and
-every shape follows from the inputs' shapes, so all of it can be captured into a CUDA graph.
+`plan` sorts the choices by expert on the device; `shrink`, `expand`, `add_to` and `weight_gradient` are the
+products of which the projection's forward and backward are made. Nothing here waits for the device or reads
+from it, and every shape follows from the inputs' shapes, so all of it can be captured into a
+CUDA graph.
 """
 
 from prw.errors import ConfigError
@@ -16,6 +17,6 @@ except ImportError as error:
     ) from error
 
 from prw.kernels.triton.planning import Plan, plan
-from prw.kernels.triton.products import expand, shrink, weight_gradient
+from prw.kernels.triton.products import add_to, expand, shrink, weight_gradient
 
-__all__ = ["Plan", "expand", "plan", "shrink", "weight_gradient"]
+__all__ = ["Plan", "add_to", "expand", "plan", "shrink", "weight_gradient"]

@@ -12,6 +12,7 @@ from functools import lru_cache
 import torch
 
 SMALL_ITEM = 32  # items of fewer tokens are sorted like tokens: each would leave its own tile mostly empty
+LEAST_RANK = 16  # of tensor cores, and of Triton's dot
 MOST_SPLITS = 4  # more would write and read back more than they save
 LEAST_OF_SPLIT = 4  # blocks of the long axis that a part of a split has at least
 
@@ -77,9 +78,10 @@ def blocks_of(table: dict[tuple[int, int, int], Blocks], capability: int, itemsi
         rank: Largest rank of the call.
     """
     family = capability if capability in (0, 9) else 8  # the smallest shared memory for devices not listed
-    ranks = sorted(block for known, size, block in table if (known, size) == (family, itemsize))
-    fitting = [block for block in ranks if block <= power_of_two(rank)]
-    return table[family, itemsize, max(fitting, default=ranks[0])]
+    block = max(LEAST_RANK, power_of_two(rank))
+    while (family, itemsize, block) not in table and block > LEAST_RANK:
+        block //= 2
+    return table[family, itemsize, block]
 
 
 @lru_cache

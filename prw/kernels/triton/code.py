@@ -14,7 +14,8 @@ import triton.language as tl
 
 from prw.kernels.triton.sorting import COUNTS, find_tile
 
-PLACE = [*COUNTS, "item_rows", "item_tiles", "slot", "tiles", "blocks"]
+# Numbers for which a kernel is not compiled anew; whether addresses are aligned is told by ALIGNED.
+PLAIN = [*COUNTS, "item_rows", "item_tiles", "slot", "tiles", "blocks", "addresses0", "addresses1"]
 
 
 @triton.jit
@@ -51,14 +52,15 @@ def piece(
     FULL_RANK: tl.constexpr,
     FULL_WIDE: tl.constexpr,
     WIDE_FIRST: tl.constexpr,
+    dtype: tl.constexpr,
 ):
     """Load rows (of rank) and columns (of wide) of an expert: [rank, wide], or [wide, rank] if WIDE_FIRST."""
     row = row[None, :] if WIDE_FIRST else row[:, None]
     column = column[:, None] if WIDE_FIRST else column[None, :]
     at = address + row * lead + column if WIDE_UNIT else address + row + column * lead
     if FULL_RANK and FULL_WIDE:
-        return tl.load(at)
-    return tl.load(at, mask=(row < rank) & (column < wide), other=0.0)
+        return tl.load(at).to(dtype)
+    return tl.load(at, mask=(row < rank) & (column < wide), other=0.0).to(dtype)
 
 
 @triton.jit
@@ -82,7 +84,7 @@ def dot(left, right, total, WIDEN: tl.constexpr):
     return tl.dot(left, right, total, input_precision="ieee")
 
 
-@triton.jit(do_not_specialize=PLACE)
+@triton.jit(do_not_specialize=PLAIN)
 def shrink_kernel(
     x,
     low0,
@@ -119,6 +121,7 @@ def shrink_kernel(
     WIDE_UNIT: tl.constexpr,
     FULL_RANK: tl.constexpr,
     FULL_WIDE: tl.constexpr,
+    MATRIX: tl.constexpr,
     WIDEN: tl.constexpr,
 ):
     """Compute low[c] = x[token of c] . M_e(c)^T for a tile of choices and a block of rank.
@@ -138,18 +141,18 @@ def shrink_kernel(
     row = tl.program_id(1) * RANK + tl.arange(0, RANK)
     first = tl.program_id(2) * blocks * WIDE
     last = tl.where(group < experts, tl.minimum(first + blocks * WIDE, wide), first)
-    m0 = address_of(addresses0, group, dtype, EXPERTS, ALIGNED)
+    m0 = address_of(addresses0, group, MATRIX, EXPERTS, ALIGNED)
     sum0 = tl.zeros((ROWS, RANK), tl.float32)
     if PAIR:
-        m1 = address_of(addresses1, group, dtype, EXPERTS, ALIGNED)
+        m1 = address_of(addresses1, group, MATRIX, EXPERTS, ALIGNED)
         sum1 = tl.zeros((ROWS, RANK), tl.float32)
     for k in range(first, last, WIDE):
         column = k + tl.arange(0, WIDE)
         here = rows_of(x, token, x_row, column, x_column, wide, FULL_WIDE)
-        matrix = piece(m0, own, lead, wide, row, column, WIDE_UNIT, FULL_RANK, FULL_WIDE, True)
+        matrix = piece(m0, own, lead, wide, row, column, WIDE_UNIT, FULL_RANK, FULL_WIDE, True, dtype)
         sum0 = dot(here, matrix, sum0, WIDEN)
         if PAIR:
-            matrix = piece(m1, own, lead, wide, row, column, WIDE_UNIT, FULL_RANK, FULL_WIDE, True)
+            matrix = piece(m1, own, lead, wide, row, column, WIDE_UNIT, FULL_RANK, FULL_WIDE, True, dtype)
             sum1 = dot(here, matrix, sum1, WIDEN)
     at = tl.program_id(2).to(tl.int64) * part + (token * slots + slot)[:, None] * rank + row[None, :]
     mask = real[:, None] & (row < rank)[None, :]
@@ -169,7 +172,7 @@ def sum_kernel(parts, total, elements, splits, BLOCK: tl.constexpr):
     tl.store(total + at, added.to(total.dtype.element_ty), mask=at < elements)
 
 
-@triton.jit(do_not_specialize=PLACE)
+@triton.jit(do_not_specialize=PLAIN)
 def expand_kernel(
     out,
     low0,
@@ -189,6 +192,7 @@ def expand_kernel(
     item_tiles,
     slot,
     wide,
+    out_row,
     low_row0,
     low_row1,
     ROWS: tl.constexpr,
@@ -204,6 +208,7 @@ def expand_kernel(
     WIDE_UNIT: tl.constexpr,
     FULL_RANK: tl.constexpr,
     FULL_WIDE: tl.constexpr,
+    MATRIX: tl.constexpr,
     WIDEN: tl.constexpr,
     BIAS: tl.constexpr,
     ADD: tl.constexpr,
@@ -211,35 +216,35 @@ def expand_kernel(
     """Compute out[token of c] = bias + low[c] . M_e(c), both lows of a pair added: a tile, a block of wide.
 
     It writes: rows of nobody's group get the bias, or zeros. With ADD it adds to what is there and leaves
-    those rows alone; that is how a second slot or a third low comes on top.
+    those rows alone; that is how a second slot or a third low comes on top. It computes in low's dtype.
     """
     group, token, real = find_tile(
         tl.program_id(0), slot, ids, order, sizes, tokens, slots, experts, item_rows, item_tiles,
         ROWS, GROUPS, SORTED,
     )  # fmt: skip
-    dtype: tl.constexpr = out.dtype.element_ty
+    dtype: tl.constexpr = low0.dtype.element_ty
     own = pick(ranks, group, RANKS).to(tl.int32)
     lead = pick(leads, group, LEADS)
     column = tl.program_id(1) * WIDE + tl.arange(0, WIDE)
     choice = token * slots + slot
-    m0 = address_of(addresses0, group, dtype, EXPERTS, ALIGNED)
+    m0 = address_of(addresses0, group, MATRIX, EXPERTS, ALIGNED)
     if PAIR:
-        m1 = address_of(addresses1, group, dtype, EXPERTS, ALIGNED)
+        m1 = address_of(addresses1, group, MATRIX, EXPERTS, ALIGNED)
     total = tl.zeros((ROWS, WIDE), tl.float32)
     for r in range(0, tl.where(group < experts, own, 0), RANK):
         row = r + tl.arange(0, RANK)
-        low = rows_of(low0, choice, low_row0, row, 1, own, FULL_RANK).to(dtype)
-        matrix = piece(m0, own, lead, wide, row, column, WIDE_UNIT, FULL_RANK, FULL_WIDE, False)
+        low = rows_of(low0, choice, low_row0, row, 1, own, FULL_RANK)
+        matrix = piece(m0, own, lead, wide, row, column, WIDE_UNIT, FULL_RANK, FULL_WIDE, False, dtype)
         total = dot(low, matrix, total, WIDEN)
         if PAIR:
-            low = rows_of(low1, choice, low_row1, row, 1, own, FULL_RANK).to(dtype)
-            matrix = piece(m1, own, lead, wide, row, column, WIDE_UNIT, FULL_RANK, FULL_WIDE, False)
+            low = rows_of(low1, choice, low_row1, row, 1, own, FULL_RANK)
+            matrix = piece(m1, own, lead, wide, row, column, WIDE_UNIT, FULL_RANK, FULL_WIDE, False, dtype)
             total = dot(low, matrix, total, WIDEN)
-    at = out + token[:, None] * wide + column[None, :]
+    at = out + token[:, None] * out_row + column[None, :]
     if BIAS:
         total += tl.load(bias + column, mask=column < wide, other=0.0).to(tl.float32)[None, :]
     end = tl.where(group < experts, wide, 0) if ADD else wide  # nobody's rows stay as they are
     mask = real[:, None] & (column < end)[None, :]
     if ADD:
         total += tl.load(at, mask=mask, other=0.0).to(tl.float32)
-    tl.store(at, total.to(dtype), mask=mask)
+    tl.store(at, total.to(out.dtype.element_ty), mask=mask)

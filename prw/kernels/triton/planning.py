@@ -77,13 +77,14 @@ class Plan:
         return per_token(self.ids, self.tokens_per_item)
 
 
-def plan(expert_ids_NK: Tensor, experts: int, tokens_per_item: int) -> Plan:
+def plan(expert_ids_NK: Tensor, experts: int, tokens_per_item: int, fixed: bool = True) -> Plan:
     """Sort the choices by expert, unless items are so long that each fills tiles of its own.
 
     Args:
         expert_ids_NK: Chosen experts of every item, int64 of shape [items, slots]; -1 for none.
         experts: How many there are to choose from.
         tokens_per_item: Consecutive tokens per item.
+        fixed: Whether copies of weights can be kept; there are none here.
 
     Raises:
         ConfigError: if the ids are on a device that Triton cannot run on.

@@ -9,15 +9,16 @@ from typing import Any
 
 import torch
 import triton
+import triton.language as tl
 from torch import Tensor
 
 from prw.errors import ConfigError
 from prw.kernels.triton import blocks
 from prw.kernels.triton.code import expand_kernel, shrink_kernel, sum_kernel
-from prw.kernels.triton.experts import Stack, stack_of
+from prw.kernels.triton.experts import DTYPES, Stack, stack_of
 from prw.kernels.triton.planning import INTERPRETED, Plan, check_device
 
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+IN_TRITON = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 SUM_BLOCK = 1024
 
 
@@ -42,33 +43,34 @@ def shrink(plan: Plan, wide_TI: Tensor, stacks: Sequence[Sequence[Tensor]]) -> l
     """
     check(plan, wide_TI, wide_TI.shape[0])
     made = [stack_of(matrices, wide_TI, wide_TI.shape[1]) for matrices in stacks]
-    lows = [wide_TI.new_empty((plan.choices, stack.rank)) for stack in made]
-    if plan.choices:
-        with torch.cuda.device_of(wide_TI):
-            for pair in in_pairs(made):
-                shrink_pair(plan, wide_TI, [made[i] for i in pair], [lows[i] for i in pair])
-    return lows
+    with torch.cuda.device_of(wide_TI):
+        pairs = [shrink_pair(plan, wide_TI, [made[i] for i in pair]) for pair in in_pairs(made)]
+    return [low for lows in pairs for low in lows]
 
 
-def shrink_pair(plan: Plan, wide_TI: Tensor, made: Sequence[Stack], lows: Sequence[Tensor]) -> None:
-    """Fill one or two lows in one launch, and a second one if the wide axis was split."""
+def shrink_pair(plan: Plan, wide_TI: Tensor, made: Sequence[Stack]) -> tuple[Tensor, ...]:
+    """Make one or two lows in one launch, and a second one if the wide axis was split."""
     rank, wide = made[0].rank, wide_TI.shape[1]
+    lows = wide_TI.new_empty((len(made), plan.choices, rank))
+    if plan.choices == 0:
+        return lows.unbind()
     capability, processors = blocks.device_of(index_of(wide_TI))
     block = blocks.blocks_of(blocks.SHRINK, capability, wide_TI.element_size(), rank)
     tiles, place = where(plan, block.rows)
     over_rank, over_wide = triton.cdiv(rank, block.rank), triton.cdiv(wide, block.wide)
     programs = triton.cdiv(plan.choices, block.rows) * over_rank
     splits = blocks.splits_of(programs, processors, over_wide)
-    into = lows if splits == 1 else [low.new_empty((splits, *low.shape), dtype=torch.float32) for low in lows]
+    parts = lows if splits == 1 else lows.new_empty((splits, *lows.shape), dtype=torch.float32)
+    into = parts.view(-1, plan.choices, rank)
     shrink_kernel[tiles * plan.slots, over_rank, splits](
-        wide_TI, into[0], into[-1], *told(made), *place, tiles,
-        wide, rank, wide_TI.stride(0), wide_TI.stride(1), triton.cdiv(over_wide, splits), lows[0].numel(),
+        wide_TI, into[0], into[len(made) - 1], *told(made), *place, tiles,
+        wide, rank, wide_TI.stride(0), wide_TI.stride(1), triton.cdiv(over_wide, splits), lows.numel(),
         **constants(plan, made, block, wide),
     )  # fmt: skip
     if splits > 1:
-        for parts, low in zip(into, lows, strict=True):
-            grid = (triton.cdiv(low.numel(), SUM_BLOCK),)
-            sum_kernel[grid](parts, low, low.numel(), splits, BLOCK=SUM_BLOCK, enable_fp_fusion=True)
+        grid = (triton.cdiv(lows.numel(), SUM_BLOCK),)
+        sum_kernel[grid](parts, lows, lows.numel(), splits, BLOCK=SUM_BLOCK, enable_fp_fusion=True)
+    return lows.unbind()
 
 
 def expand(
@@ -98,18 +100,50 @@ def expand(
     Raises:
         ConfigError: if tokens or experts are not what the kernels can read.
     """
-    wide = stacks[0][0].shape[1]
-    check(plan, like, plan.tokens)
-    made = [stack_of(matrices, like, wide) for matrices in stacks]
-    lows = [readable(plan, low, stack) for low, stack in zip(lows, made, strict=True)]
-    out_TI = like.new_empty((plan.tokens, wide))
-    if plan.choices:
-        with torch.cuda.device_of(like):
-            launches = [(slot, pair) for slot in range(plan.slots) for pair in in_pairs(made)]
-            for number, (slot, pair) in enumerate(launches):
-                taken = [made[i] for i in pair], [lows[i] for i in pair]
-                expand_pair(plan, out_TI, *taken, slot, None if number else bias, add=number > 0)
+    out_TI = like.new_empty((plan.tokens, stacks[0][0].shape[1]))
+    onto(plan, lows, stacks, bias, out_TI, add=False)
     return out_TI
+
+
+def add_to(plan: Plan, low_CR: Tensor, matrices: Sequence[Tensor], target: Tensor) -> None:
+    """Take every choice through its expert's matrix, from rank to wide, onto an output, in place.
+
+    Args:
+        plan: Where every choice goes.
+        low_CR: Rows in rank space.
+        matrices: Every expert's matrix [rank, I].
+        target: Of shape [T, ...] with I numbers per token. One launch adds to what has two axes and stride 1
+            along the second; anything else is added to by torch.
+
+    Raises:
+        ConfigError: if tokens or experts are not what the kernels can read.
+    """
+    if target.dim() == 2 and target.stride(1) == 1 and target.dtype in DTYPES:
+        onto(plan, [low_CR], [matrices], None, target, add=True)
+    else:
+        target += expand(plan, [low_CR], [matrices], None, low_CR).view(target.shape)
+
+
+def onto(
+    plan: Plan,
+    lows: Sequence[Tensor],
+    stacks: Sequence[Sequence[Tensor]],
+    bias: Tensor | None,
+    out_TI: Tensor,
+    add: bool,
+) -> None:
+    """Write to an output, or add to it, slot by slot and pair of lows by pair of lows."""
+    check(plan, lows[0], plan.tokens)
+    check(plan, out_TI, out_TI.shape[0])
+    made = [stack_of(matrices, lows[0], out_TI.shape[1]) for matrices in stacks]
+    lows = [readable(plan, low, stack, lows[0].dtype) for low, stack in zip(lows, made, strict=True)]
+    if plan.choices == 0:
+        return
+    launches = [(slot, pair) for slot in range(plan.slots) for pair in in_pairs(made)]
+    with torch.cuda.device_of(out_TI):
+        for number, (slot, pair) in enumerate(launches):
+            taken = [made[i] for i in pair], [lows[i] for i in pair]
+            expand_pair(plan, out_TI, *taken, slot, None if number else bias, add=add or number > 0)
 
 
 def expand_pair(
@@ -124,12 +158,13 @@ def expand_pair(
     """Write, or add, one slot's part of one or two lows in one launch."""
     wide = out_TI.shape[1]
     capability, _ = blocks.device_of(index_of(out_TI))
-    block = blocks.blocks_of(blocks.EXPAND, capability, out_TI.element_size(), made[0].rank)
+    block = blocks.blocks_of(blocks.EXPAND, capability, lows[0].element_size(), made[0].rank)
     tiles, place = where(plan, block.rows)
     kept = out_TI if bias is None else bias.contiguous()
     expand_kernel[tiles, triton.cdiv(wide, block.wide)](
-        out_TI, lows[0], lows[-1], *told(made), kept, *place, slot, wide, lows[0].stride(0),
-        lows[-1].stride(0), **constants(plan, made, block, wide), BIAS=bias is not None, ADD=add,
+        out_TI, lows[0], lows[-1], *told(made), kept, *place, slot,
+        wide, out_TI.stride(0), lows[0].stride(0), lows[-1].stride(0),
+        **constants(plan, made, block, wide), BIAS=bias is not None, ADD=add,
     )  # fmt: skip
 
 
@@ -190,6 +225,7 @@ def constants(plan: Plan, made: Sequence[Stack], block: blocks.Blocks, wide: int
         "WIDE_UNIT": first.wide_unit,
         "FULL_RANK": len(first.ranks) == 1 and first.rank % block.rank == 0,
         "FULL_WIDE": wide % block.wide == 0,
+        "MATRIX": IN_TRITON[first.dtype],
         "WIDEN": INTERPRETED,
         "num_warps": block.warps,
         "num_stages": block.stages,
@@ -197,8 +233,8 @@ def constants(plan: Plan, made: Sequence[Stack], block: blocks.Blocks, wide: int
     }
 
 
-def readable(plan: Plan, low_CR: Tensor, stack: Stack) -> Tensor:
-    """Give a low whose rows can be read by address, as far as the experts' largest rank.
+def readable(plan: Plan, low_CR: Tensor, stack: Stack, dtype: torch.dtype) -> Tensor:
+    """Give a low whose rows can be read by address, in the dtype of the first.
 
     Raises:
         ConfigError: if it has another shape than the plan and the experts say, or lies on another device.
@@ -209,6 +245,7 @@ def readable(plan: Plan, low_CR: Tensor, stack: Stack) -> Tensor:
             f"`shrink` gives for this decision and these experts, but came "
             f"{tuple(low_CR.shape)} on {low_CR.device}."
         )
+    low_CR = low_CR.to(dtype)
     return low_CR if low_CR.stride(1) == 1 else low_CR.contiguous()
 
 

@@ -88,17 +88,20 @@ class Sizes:
     experts: int = 4
     slots: int = 1
     tokens_per_item: int = 1
+    dtype: torch.dtype = torch.bfloat16
+    dtype_of_experts: torch.dtype | None = None
 
 
-def launches_of_a_step(capability: int, dtype: torch.dtype, sizes: Sizes) -> dict[str, Launch]:
+def launches_of_a_step(capability: int, sizes: Sizes) -> dict[str, Launch]:
     """Record forward and backward of K and V: one launch of each kind, by its use."""
+    of_experts = sizes.dtype_of_experts or sizes.dtype
 
-    def zeros(*shape: int) -> torch.Tensor:
+    def zeros(*shape: int, dtype: torch.dtype = sizes.dtype) -> torch.Tensor:
         return torch.zeros(*shape, dtype=dtype)
 
     ids = torch.zeros(sizes.tokens // sizes.tokens_per_item, sizes.slots, dtype=torch.int64)
-    downs = [[zeros(sizes.rank, sizes.wide) for _ in range(sizes.experts)] for _ in "kv"]
-    ups = [zeros(sizes.wide, sizes.rank).mT for _ in range(sizes.experts)]
+    downs = [[zeros(sizes.rank, sizes.wide, dtype=of_experts) for _ in range(sizes.experts)] for _ in "kv"]
+    ups = [zeros(sizes.wide, sizes.rank, dtype=of_experts).mT for _ in range(sizes.experts)]
     hidden, bias = zeros(sizes.tokens, sizes.wide), zeros(sizes.wide)
     named: dict[str, Launch] = {}
 

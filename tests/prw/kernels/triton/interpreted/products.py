@@ -189,6 +189,38 @@ def test_16_bit_numbers_are_rounded_once(dtype):
     assert close(out, expanded(problem, [low], [problem.transposed_ups], None), 2 * bound)  # one per slot
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, None])
+def test_experts_of_another_dtype_are_cast_as_they_are_read(dtype):
+    problem = draw(items=20, ranks=(4, 7), wide=12)
+    plan = decided(problem)
+    given = [
+        down.to(dtype or kind)
+        for down, kind in zip(problem.downs, (torch.float16, torch.float32), strict=True)
+    ]
+    (low,) = backend.shrink(plan, problem.hidden, [given])
+    (wanted,) = backend.shrink(plan, problem.hidden, [[down.float() for down in given]])
+    assert torch.equal(low, wanted)
+    out = backend.expand(plan, [low.bfloat16()], [given], None, problem.hidden)
+    assert out.dtype == torch.float32
+    assert close(out, expanded(problem, [low.bfloat16()], [[down.bfloat16() for down in given]], None))
+
+
+@pytest.mark.parametrize("slots", [1, 2])
+def test_add_to_adds_in_place_to_any_view(slots):
+    problem = draw(items=20, slots=slots, ranks=(4, 7, 2), wide=12, routing="half unrouted")
+    plan, low = decided(problem), torch.randn(20 * slots, 7)
+    added = expanded(problem, [low], [problem.downs], None)
+    base = torch.randn(20, 40)
+    for view in (lambda t: t[:, 5:17], lambda t: t[:, ::2][:, :12], lambda t: t.view(20, 2, 20)[..., 3:9]):
+        whole = base.clone()
+        backend.add_to(plan, low, problem.downs, view(whole))
+        wanted = base.double()
+        view(wanted).add_(added.view(view(wanted).shape))
+        assert close(whole, wanted)
+        nowhere = (problem.per_token < 0).all(1)
+        assert torch.equal(whole[nowhere], base[nowhere])
+
+
 def test_items_of_many_tokens_equal_their_tokens_sorted():
     problem = draw(items=4, slots=2, ranks=(3, 6, 1), tokens_per_item=40, routing="half unrouted")
     long = decided(problem)
@@ -254,8 +286,8 @@ def test_what_cannot_be_read_by_address_is_refused():
     plan = decided(problem)
     with pytest.raises(ConfigError, match=r"1 to 64 experts.*there are 65"):
         backend.shrink(plan, problem.hidden, [problem.downs[:1] * 65])
-    with pytest.raises(ConfigError, match=r"must be torch.float32 on cpu and 12 wide.*torch.bfloat16"):
-        backend.shrink(plan, problem.hidden, [[*problem.downs[:2], problem.downs[2].bfloat16()]])
+    with pytest.raises(ConfigError, match=r"must be on cpu and 12 wide.*'cpu', 11"):
+        backend.shrink(plan, problem.hidden, [[*problem.downs[:2], problem.downs[2][:, :11]]])
     with pytest.raises(ConfigError, match=r"float32, bfloat16 or float16, but came torch.float64"):
         backend.shrink(plan, problem.hidden.double(), [problem.downs])
     with pytest.raises(ConfigError, match="decision is for 9 tokens on cpu, but came 8 tokens"):
