@@ -19,6 +19,7 @@ from benchmarks.gpu.report import report
 from benchmarks.gpu.runner import Runner
 from benchmarks.gpu.schema import GpuResult, Mode
 from benchmarks.gpu.store import RefusedError, place, resumed, started, write
+from prw.kernels import VARIABLE
 
 BUDGET_S: dict[Mode, float] = {"full": 480, "quick": 60, "rehearsal": 120}
 STARTED, RESTARTS = "PRW_GPU_BENCHMARK_STARTED", "PRW_GPU_BENCHMARK_RESTARTS"
@@ -57,8 +58,13 @@ def mode_of(asked: argparse.Namespace) -> Mode:
     """Give what the flags ask for.
 
     Raises:
-        RefusedError: if they contradict each other.
+        RefusedError: if they contradict each other, or a kernel is forced behind their back.
     """
+    if os.environ.get(VARIABLE, "").strip():
+        raise RefusedError(
+            f"{VARIABLE} is set, so every pool would be measured with one kernel, under the names of others. "
+            "Unset it."
+        )
     if asked.quick and asked.rehearse:
         raise RefusedError("--quick measures on a GPU and --rehearse does not; give one of them.")
     return "rehearsal" if asked.rehearse else "quick" if asked.quick else "full"

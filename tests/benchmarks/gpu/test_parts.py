@@ -227,8 +227,8 @@ def test_every_target_is_measured_and_judged() -> None:
     empty = started(Rehearsal(), "rehearsal")
     assert {verdict.met for verdict in verdicts(empty)} == {None}
 
-    def row(case: str, experts: int, us: float, ratio: float) -> Row:
-        at = AT.model_copy(update={"experts": experts})
+    def row(case: str, experts: int, us: float, ratio: float, rank: int = 128) -> Row:
+        at = AT.model_copy(update={"experts": experts, "rank": rank})
         return Row(
             case=case, at=at, passes="forward", launch="graph", cache="cold", median_us=us, iqr_us=0,
             repeats_us=(us, us), ratio=ratio, ratio_iqr=0,
@@ -239,6 +239,8 @@ def test_every_target_is_measured_and_judged() -> None:
         row("auto", 8, 300, 1.5),
         row("prw", 8, 200, 1.2),
         row("PEFT Arrow", 8, 700, 4),
+        row("auto", 1, 230, 1.1, rank=16),
+        row("auto", 8, 260, 1.3, rank=16),
     )
     judged = {
         verdict.target.against: verdict
@@ -246,6 +248,8 @@ def test_every_target_is_measured_and_judged() -> None:
     }
     assert judged["two nn.Linear, forward, r = 128, N = 1"].met is True
     assert judged["two nn.Linear, forward, r = 128, N = 8"].met is False
+    worst = judged["two nn.Linear, forward, r = 16, N ≤ 8"]
+    assert (worst.measured, worst.met) == ("1.300 (N=8)", False)
     assert judged["PEFT Arrow, N = 8"].met is True
     assert judged["PEFT Arrow, N = 8"].measured.startswith("3.500")
 

@@ -162,6 +162,14 @@ def test_what_cannot_be_is_refused(
     assert words in capsys.readouterr().err
 
 
+def test_a_kernel_forced_from_outside_is_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PRW_KERNEL", "dense")
+    assert command.main(["--rehearse"]) == 2
+    assert "PRW_KERNEL" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("budget", ["0", "-1", "soon", "nan"])
 def test_a_budget_is_a_positive_number(budget: str) -> None:
     with pytest.raises(SystemExit) as stopped:
