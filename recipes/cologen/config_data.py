@@ -65,8 +65,8 @@ class DataSettings(BaseModel):
     """Seed of the world, of the order of pictures, of views, noise, dropout and the experts' start."""
     held_out: str | None = None
     """Where validation's and report's pictures come from: `world`, `folder:PATH` of another folder, or
-    `sets`: those of `data.held_out_sets`. None: the world, for a run on the world; a run on other pictures then
-    holds nothing out, and is neither validated nor scored."""
+    `sets`: those of `data.held_out_sets`. None: the world, for a run on the world; a run on other pictures
+    then holds nothing out, and is neither validated nor scored."""
     held_out_seed: int = Field(default=1_000_003, ge=0)
     """Seed of validation's and report's world, views and noise; another one than `seed`."""
     size: tuple[Side, Side] | None = None

@@ -85,7 +85,7 @@ def test_an_unknown_stage_is_refused_in_file_and_override():
         ("pool.rank", r"expects KEY=VALUE"),
         ("pool.rank=[1", r"not YAML"),
         ("pool={rank: 1, rank: 2}", r"'rank' is given twice"),
-        ("data.size=[32, 48]", r"data\.size is for a folder of pictures"),
+        ("data.size=[32, 48]", r"data\.size is for pictures from elsewhere"),
         ("base=3", r"base: "),
     ],
 )

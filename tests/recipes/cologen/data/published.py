@@ -101,20 +101,22 @@ def ade20k(folder: Path) -> SetSettings:
     }
     sofa = {"x": [4, 13, 13, 4], "y": [6, 6, 17, 17], "click_date": []}
     row = {
-
-            "image": picture(3),
-            "segmentations": [picture(4)],
-            "instances": [],
-            "filename": "ADE_train_00000001.jpg"
-        ,
-        "folder": "training", "source": {"folder": "", "filename": "", "origin": ""}, "scene": ["room"],
+        "image": picture(3),
+        "segmentations": [picture(4)],
+        "instances": [],
+        "filename": "ADE_train_00000001.jpg",
+        "folder": "training",
+        "source": {"folder": "", "filename": "", "origin": ""},
+        "scene": ["room"],
         "objects": [
             {"id": 1, "name": "sofa, couch, lounge", "raw_name": "sofa", "polygon": sofa, "parts": parts},
             {**hidden, "parts": {**parts, "part_level": 1}},
         ],
     }
     item = {
-        "id": datasets.Value("uint16"), "name": TEXT, "raw_name": TEXT,
+        "id": datasets.Value("uint16"),
+        "name": TEXT,
+        "raw_name": TEXT,
         "parts": {
             "is_part_of": datasets.Value("uint16"),
             "part_level": datasets.Value("uint8"),
@@ -127,9 +129,14 @@ def ade20k(folder: Path) -> SetSettings:
         },
     }
     features = {
-        "image": PICTURE, "segmentations": datasets.List(PICTURE), "instances": datasets.List(PICTURE),
-        "filename": TEXT, "folder": TEXT, "source": {"folder": TEXT, "filename": TEXT, "origin": TEXT},
-        "scene": datasets.List(TEXT), "objects": datasets.List(item),
+        "image": PICTURE,
+        "segmentations": datasets.List(PICTURE),
+        "instances": datasets.List(PICTURE),
+        "filename": TEXT,
+        "folder": TEXT,
+        "source": {"folder": TEXT, "filename": TEXT, "origin": TEXT},
+        "scene": datasets.List(TEXT),
+        "objects": datasets.List(item),
     }
     captions = write_lines(
         folder / "captions.jsonl", {"file_name": row["filename"], "text": "a sofa in a room"}
@@ -168,14 +175,26 @@ def lvis(folder: Path) -> SetSettings:
     (folder / "train2017").mkdir()
     picture(6).save(folder / "train2017/000000000009.jpg")
     image = {
-        "id": 9, "width": WIDTH, "height": HEIGHT, "license": 1, "date_captured": "", "flickr_url": "",
+        "id": 9,
+        "width": WIDTH,
+        "height": HEIGHT,
+        "license": 1,
+        "date_captured": "",
+        "flickr_url": "",
         "coco_url": "http://images.cocodataset.org/train2017/000000000009.jpg",
-        "neg_category_ids": [], "not_exhaustive_category_ids": [],
+        "neg_category_ids": [],
+        "not_exhaustive_category_ids": [],
     }
     annotation = {"id": 1, "image_id": 9, "category_id": 3, "bbox": [4.5, 6, 9.5, 12], "area": 100.0}
     category = {
-        "id": 3, "name": "tennis_racket", "synset": "racket.n.04", "synonyms": [], "def": "",
-        "frequency": "f", "image_count": 1, "instance_count": 1,
+        "id": 3,
+        "name": "tennis_racket",
+        "synset": "racket.n.04",
+        "synonyms": [],
+        "def": "",
+        "frequency": "f",
+        "image_count": 1,
+        "instance_count": 1,
     }
     content = {"info": {}, "licenses": [], "images": [image], "categories": [category]}
     annotations = [{**annotation, "segmentation": [outline(4, 6, 14, 18)]}]

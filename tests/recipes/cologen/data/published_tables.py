@@ -41,28 +41,41 @@ def refcoco(folder: Path) -> SetSettings:
         for number, raw in enumerate(("The lady in blue", "woman at left"))
     ]
     row = {
-
-            "sent_ids": [0, 1],
-            "file_name": "COCO_train2014_000000581857_16.jpg",
-            "ann_id": 1719310,
-            "ref_id": 0
-        ,
-        "image_id": 581857, "split": "train", "sentences": sentences, "category_id": 1,
-        "raw_anns": json.dumps(annotation), "raw_image_info": "{}", "raw_sentences": "[]",
-        "image_path": f"coco/train2014/{name}", "bbox": [4.0, 6.0, 14.0, 18.0], "captions": ["two women"],
-        "global_image_id": "coco.581857", "anns_id": "coco.1719310",
+        "sent_ids": [0, 1],
+        "file_name": "COCO_train2014_000000581857_16.jpg",
+        "ann_id": 1719310,
+        "ref_id": 0,
+        "image_id": 581857,
+        "split": "train",
+        "sentences": sentences,
+        "category_id": 1,
+        "raw_anns": json.dumps(annotation),
+        "raw_image_info": "{}",
+        "raw_sentences": "[]",
+        "image_path": f"coco/train2014/{name}",
+        "bbox": [4.0, 6.0, 14.0, 18.0],
+        "captions": ["two women"],
+        "global_image_id": "coco.581857",
+        "anns_id": "coco.1719310",
     }
     sentence = {"raw": TEXT, "sent": TEXT, "sent_id": INTEGER, "tokens": datasets.List(TEXT)}
     features = {
-        "sent_ids": datasets.List(INTEGER), "file_name": TEXT, "ann_id": INTEGER, "ref_id": INTEGER,
-        "image_id": INTEGER, "split": TEXT, "sentences": datasets.List(sentence), "category_id": INTEGER,
-        "raw_anns": TEXT, "raw_image_info": TEXT, "raw_sentences": TEXT, "image_path": TEXT,
-
-            "bbox": datasets.List(NUMBER),
-            "captions": datasets.List(TEXT),
-            "global_image_id": TEXT,
-            "anns_id": TEXT
-        ,
+        "sent_ids": datasets.List(INTEGER),
+        "file_name": TEXT,
+        "ann_id": INTEGER,
+        "ref_id": INTEGER,
+        "image_id": INTEGER,
+        "split": TEXT,
+        "sentences": datasets.List(sentence),
+        "category_id": INTEGER,
+        "raw_anns": TEXT,
+        "raw_image_info": TEXT,
+        "raw_sentences": TEXT,
+        "image_path": TEXT,
+        "bbox": datasets.List(NUMBER),
+        "captions": datasets.List(TEXT),
+        "global_image_id": TEXT,
+        "anns_id": TEXT,
     }
     path = parquet(folder, [row, {**row, "split": "testA"}], features)
     return SetSettings(layout="refcoco", path=path, images=f"{folder}/coco")
@@ -90,8 +103,10 @@ def classes() -> np.ndarray:
 def captioned_ade20k(folder: Path) -> SetSettings:
     rows = [
         {
-            "image": picture(9), "control_seg": picture(10),
-            "seg_map": Image.fromarray(classes()), "prompt": "a room with a sofa",
+            "image": picture(9),
+            "control_seg": picture(10),
+            "seg_map": Image.fromarray(classes()),
+            "prompt": "a room with a sofa",
         }
     ]
     features = {"image": PICTURE, "control_seg": PICTURE, "seg_map": PICTURE, "prompt": TEXT}
@@ -102,13 +117,21 @@ def captioned_cocostuff(folder: Path) -> SetSettings:
     lists = datasets.List(datasets.List(datasets.Value("uint8")))
     rows = [
         {
-            "image": picture(9), "control_seg": picture(10), "prompt": "a cat", "image_path": "a.jpg",
-            "semantic_seg_map": classes().tolist(), "panoptic_seg_map": classes().tolist(),
+            "image": picture(9),
+            "control_seg": picture(10),
+            "prompt": "a cat",
+            "image_path": "a.jpg",
+            "semantic_seg_map": classes().tolist(),
+            "panoptic_seg_map": classes().tolist(),
         }
     ]
     features = {
-        "image": PICTURE, "control_seg": PICTURE, "prompt": TEXT, "semantic_seg_map": lists,
-        "panoptic_seg_map": lists, "image_path": TEXT,
+        "image": PICTURE,
+        "control_seg": PICTURE,
+        "prompt": TEXT,
+        "semantic_seg_map": lists,
+        "panoptic_seg_map": lists,
+        "image_path": TEXT,
     }
     return SetSettings(layout="captioned_cocostuff", path=parquet(folder, rows, features))
 
@@ -124,8 +147,11 @@ def side_by_side() -> Image.Image:
 def subjects200k(folder: Path) -> SetSettings:
     scores = dict.fromkeys(("compositeStructure", "objectConsistency", "imageQuality"), 5)
     description = {
-        "item": "a mug", "description_0": "A mug on a desk.", "description_1": "A mug in the snow.",
-        "category": "kitchen", "description_valid": True,
+        "item": "a mug",
+        "description_0": "A mug on a desk.",
+        "description_1": "A mug in the snow.",
+        "category": "kitchen",
+        "description_valid": True,
     }
     row = {"image": side_by_side(), "collection": "collection_2", "quality_assessment": scores}
     row["description"] = description
@@ -133,9 +159,14 @@ def subjects200k(folder: Path) -> SetSettings:
     wrong = {**row, "description": {**description, "description_valid": False}}
     unscored = {**row, "quality_assessment": dict.fromkeys(scores)}
     features = {
-        "image": PICTURE, "collection": TEXT, "quality_assessment": dict.fromkeys(scores, INTEGER),
+        "image": PICTURE,
+        "collection": TEXT,
+        "quality_assessment": dict.fromkeys(scores, INTEGER),
         "description": {
-            "item": TEXT, "description_0": TEXT, "description_1": TEXT, "category": TEXT,
+            "item": TEXT,
+            "description_0": TEXT,
+            "description_1": TEXT,
+            "category": TEXT,
             "description_valid": datasets.Value("bool"),
         },
     }
@@ -163,34 +194,54 @@ def uno_1m(folder: Path) -> SetSettings:
 
 def omniedit(folder: Path) -> SetSettings:
     row = {
-        "omni_edit_id": "t_1", "task": "addition", "src_img": picture(13), "edited_img": picture(14),
-        "edited_prompt_list": ["add a hat", "Place a hat on his head."], "width": 40, "height": 24,
-
-            "sc_score_1": 9,
-            "sc_score_2": 10,
-            "sc_reasoning": "",
-            "pq_score": 9,
-            "pq_reasoning": "",
-            "o_score": 9.5
-        ,
+        "omni_edit_id": "t_1",
+        "task": "addition",
+        "src_img": picture(13),
+        "edited_img": picture(14),
+        "edited_prompt_list": ["add a hat", "Place a hat on his head."],
+        "width": 40,
+        "height": 24,
+        "sc_score_1": 9,
+        "sc_score_2": 10,
+        "sc_reasoning": "",
+        "pq_score": 9,
+        "pq_reasoning": "",
+        "o_score": 9.5,
     }
     features = {
-        "omni_edit_id": TEXT, "task": TEXT, "src_img": PICTURE, "edited_img": PICTURE,
-        "edited_prompt_list": datasets.List(TEXT), "width": INTEGER, "height": INTEGER,
-        "sc_score_1": INTEGER, "sc_score_2": INTEGER, "sc_reasoning": TEXT, "pq_score": INTEGER,
-        "pq_reasoning": TEXT, "o_score": NUMBER,
+        "omni_edit_id": TEXT,
+        "task": TEXT,
+        "src_img": PICTURE,
+        "edited_img": PICTURE,
+        "edited_prompt_list": datasets.List(TEXT),
+        "width": INTEGER,
+        "height": INTEGER,
+        "sc_score_1": INTEGER,
+        "sc_score_2": INTEGER,
+        "sc_reasoning": TEXT,
+        "pq_score": INTEGER,
+        "pq_reasoning": TEXT,
+        "o_score": NUMBER,
     }
     return SetSettings(layout="omniedit", path=parquet(folder, [row, {**row, "o_score": 7.0}], features))
 
 
 def magicbrush(folder: Path) -> SetSettings:
     row = {
-        "img_id": "242679", "turn_index": 1, "source_img": picture(13), "mask_img": picture(15),
-        "instruction": "let the asparagus be replaced", "target_img": picture(14),
+        "img_id": "242679",
+        "turn_index": 1,
+        "source_img": picture(13),
+        "mask_img": picture(15),
+        "instruction": "let the asparagus be replaced",
+        "target_img": picture(14),
     }
     features = {
-        "img_id": TEXT, "turn_index": datasets.Value("int32"), "source_img": PICTURE,
-        "mask_img": PICTURE, "instruction": TEXT, "target_img": PICTURE,
+        "img_id": TEXT,
+        "turn_index": datasets.Value("int32"),
+        "source_img": PICTURE,
+        "mask_img": PICTURE,
+        "instruction": TEXT,
+        "target_img": PICTURE,
     }
     return SetSettings(layout="magicbrush", path=parquet(folder, [row, {**row, "turn_index": 2}], features))
 
@@ -199,35 +250,43 @@ def ultraedit(folder: Path) -> SetSettings:
     scores = ("clip_sim_source", "clip_sim_target", "clip_sim_dir", "clip_sim_image", "dinov2_sim", "ssim")
     row = {
         **dict.fromkeys(scores, 0.5),
-
-            "source_caption": "a dog",
-            "target_caption": "a dog in a hat",
-            "idx": 1,
-            "edit_prompt": "add a hat"
-        ,
-
-            "edit_object": "dog",
-            "source_image": picture(13),
-            "edited_image": picture(14),
-            "mask_image": picture(15)
-        ,
+        "source_caption": "a dog",
+        "target_caption": "a dog in a hat",
+        "idx": 1,
+        "edit_prompt": "add a hat",
+        "edit_object": "dog",
+        "source_image": picture(13),
+        "edited_image": picture(14),
+        "mask_image": picture(15),
     }
     features = {
         **dict.fromkeys(scores, NUMBER),
-        "source_caption": TEXT, "target_caption": TEXT, "idx": INTEGER, "edit_prompt": TEXT,
-        "edit_object": TEXT, "source_image": PICTURE, "edited_image": PICTURE, "mask_image": PICTURE,
+        "source_caption": TEXT,
+        "target_caption": TEXT,
+        "idx": INTEGER,
+        "edit_prompt": TEXT,
+        "edit_object": TEXT,
+        "source_image": PICTURE,
+        "edited_image": PICTURE,
+        "mask_image": PICTURE,
     }
     return SetSettings(layout="ultraedit", path=parquet(folder, [row, {**row, "ssim": 0.2}], features))
 
 
 def instructpix2pix(folder: Path) -> SetSettings:
     row = {
-        "original_prompt": "a dog", "original_image": picture(13), "edit_prompt": "add a hat",
-        "edited_prompt": "a dog in a hat", "edited_image": picture(14),
+        "original_prompt": "a dog",
+        "original_image": picture(13),
+        "edit_prompt": "add a hat",
+        "edited_prompt": "a dog in a hat",
+        "edited_image": picture(14),
     }
     features = {
-        "original_prompt": TEXT, "original_image": PICTURE, "edit_prompt": TEXT,
-        "edited_prompt": TEXT, "edited_image": PICTURE,
+        "original_prompt": TEXT,
+        "original_image": PICTURE,
+        "edit_prompt": TEXT,
+        "edited_prompt": TEXT,
+        "edited_image": PICTURE,
     }
     return SetSettings(layout="instructpix2pix", path=parquet(folder, [row], features))
 
