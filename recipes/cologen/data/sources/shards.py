@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import tarfile
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -76,13 +76,12 @@ class ShardRows:
             yield self._read(index, _TEXTS) if columns else {}
 
     def _index(self, place: int, file: Path, numbers: dict[str, int], origin: str) -> None:
-        from webdataset.tariterators import base_plus_ext
-
+        split_name = _name_splitter(origin)
         before = None
         try:
             with tarfile.open(file, "r:") as shard:
                 while (member := shard.next()) is not None:
-                    key, extension = base_plus_ext(member.name)
+                    key, extension = split_name(member.name)
                     if not member.isfile() or key is None:
                         continue
                     if key != before:
@@ -124,3 +123,14 @@ class ShardRows:
                 f"{name}: its text is not UTF-8, or its json no JSON ({error})"
             ) from error
         return {**row, **members, **(values if isinstance(values, dict) else {})}
+
+
+def _name_splitter(origin: str) -> Callable[[str], tuple[str | None, str]]:
+    """Webdataset's own rule of where a member's name ends and its extension begins."""
+    try:
+        from webdataset.tariterators import base_plus_ext
+    except ImportError as error:
+        raise DataSetError(
+            f"{origin}: tar shards are read with `webdataset`: pip install 'prw[cologen]'"
+        ) from error
+    return base_plus_ext  # type: ignore[no-any-return]

@@ -3,6 +3,7 @@
 import gzip
 import io
 import json
+import sys
 import tarfile
 
 import datasets
@@ -13,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recipes.cologen.config_data import DataSettings, SetSettings
+from recipes.cologen.data.layouts.regions import decoded_segmentation
 from recipes.cologen.data.sets import DataSet
 from recipes.cologen.data.sources.json_files import JsonRows
 from recipes.cologen.data.sources.paired_folder import PairedFolder
@@ -20,7 +22,16 @@ from recipes.cologen.data.sources.rows import open_picture
 from recipes.cologen.data.sources.shards import ShardRows
 from recipes.cologen.data.sources.tables import open_parquet
 from recipes.cologen.errors import BrokenPictureError, DataSetError
-from tests.recipes.cologen.data.published import PICTURE, TEXT, parquet, picture, pixels, png, write_lines
+from tests.recipes.cologen.data.published import (
+    PICTURE,
+    TEXT,
+    parquet,
+    picture,
+    pixels,
+    png,
+    run_lengths,
+    write_lines,
+)
 
 
 def write_shards(folder, samples, per_shard=2):
@@ -171,3 +182,38 @@ def test_a_paired_folder_matches_names_and_reads_prompts(tmp_path):
 def test_what_is_no_picture_is_named_and_nothing_takes_its_place(value, message):
     with pytest.raises(BrokenPictureError, match=rf"row 7: .*{message}"):
         open_picture(value, {}, None, "row 7")
+
+
+@pytest.mark.parametrize(
+    ("package", "path"), [("datasets", "parquet:{}"), ("webdataset", "tar:{}"), ("pycocotools", "coco")]
+)
+def test_a_package_that_is_not_installed_is_named_with_the_extra(package, path, tmp_path, monkeypatch):
+    (tmp_path / "a").write_bytes(b"")
+    monkeypatch.setitem(sys.modules, package, None)
+    monkeypatch.setitem(sys.modules, f"{package}.tariterators", None)
+    with pytest.raises(DataSetError, match=rf"{package}.*pip install 'prw\[cologen\]'"):
+        if path == "coco":
+            decoded_segmentation([[0, 0, 1, 0, 1, 1]], 4, 4)
+        DataSet("x", SetSettings(layout="own", path=path.format(tmp_path / "a")), DataSettings())
+
+
+@given(
+    size=st.tuples(st.integers(4, 30), st.integers(4, 30)).filter(lambda size: size[0] != size[1]),
+    seed=st.integers(0, 2**31),
+)
+@settings(max_examples=40)
+def test_run_lengths_become_the_mask_that_they_were_made_of(size, seed):
+    mask = np.random.default_rng(seed).random(size) > 0.5
+    assert np.array_equal(decoded_segmentation(run_lengths(mask), *size), mask)
+    runs = np.diff(np.flatnonzero(np.diff(np.r_[-1, mask.T.ravel(), -1])), prepend=0).tolist()
+    counts = runs[1:] if not mask[0, 0] else [0, *runs[1:]]
+    listed = {"size": list(size), "counts": counts}
+    assert np.array_equal(decoded_segmentation(listed, *size), mask)
+    with pytest.raises(BrokenPictureError, match="pixels, its picture"):
+        decoded_segmentation(run_lengths(mask), size[1], size[0])
+
+
+@pytest.mark.parametrize("segmentation", [{"size": [4, 4]}, [[1, 2]], "x", [3]])
+def test_what_is_no_segmentation_is_broken(segmentation):
+    with pytest.raises(BrokenPictureError, match="segmentation"):
+        decoded_segmentation(segmentation, 4, 6)

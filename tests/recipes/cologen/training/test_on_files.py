@@ -6,13 +6,20 @@ import json
 import datasets
 import numpy as np
 import pytest
+import torch
 import webdataset
+import yaml
 from PIL import Image
 from rich.console import Console
 
+from recipes.cologen.config import DropoutSettings
+from recipes.cologen.data.sampler import BatchSampler
 from recipes.cologen.errors import DataSetError, FolderDataError
 from recipes.cologen.training import loop
+from recipes.cologen.training.batches import batches
+from recipes.cologen.training.config_changes import DifferentConfigError
 from recipes.cologen.training.run import train
+from recipes.cologen.training.sources import training_records
 from tests.recipes.cologen.training.conftest import make_config
 
 WIDTH, HEIGHT = 24, 16
@@ -173,3 +180,32 @@ def test_sets_are_part_of_what_a_run_is(base_path, tmp_path):
     first, second = (config(base_path, path) for path in ("folder:a", "folder:b"))
     assert first.fingerprint() != second.fingerprint()
     assert first.fingerprint() == config(base_path, "folder:a", "data.max_broken=0.5").fingerprint()
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+def test_workers_read_what_one_process_reads(kind, base_path, tmp_path, monkeypatch):
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: range(4))  # else torch warns on few cores
+    source = training_records(config(base_path, WRITERS[kind](tmp_path)).data).stage("editing")
+    drawn = []
+    for workers in (0, 2):
+        sampler = BatchSampler(source.num_records, batch_size=2, seed=3)
+        stream = batches(source.records, "editing", sampler, DropoutSettings(text=0, source=0), workers)
+        drawn.append([next(stream) for _ in range(4)])
+    for one, other in zip(*drawn, strict=True):
+        assert torch.equal(one.target, other.target) and torch.equal(one.source, other.source)
+        assert (one.prompts, one.seeds) == (other.prompts, other.seeds)
+
+
+def test_a_run_that_is_older_than_a_setting_goes_on(base_path, tmp_path, run):
+    (tmp_path / "data").mkdir()
+    settings = config(base_path, write_folder(tmp_path / "data"))
+    run(settings, tmp_path / "run", "inpainting")
+    file = tmp_path / "run/config.yaml"
+    stored = yaml.safe_load(file.read_text())
+    for younger in ("empty_captions", "licence", "max_broken"):
+        del stored["data"][younger]
+    file.write_text(yaml.safe_dump(stored))
+    assert run(settings, tmp_path / "run", "control").trained == ("control",)
+    changed = config(base_path, settings.data.sets["mine"].path, "data.empty_captions=allow")
+    with pytest.raises(DifferentConfigError, match=r"data\.empty_captions: 'refuse' there, 'allow' now"):
+        run(changed, tmp_path / "run", "editing")
