@@ -77,7 +77,7 @@ def train(
         base = base_fingerprint(config.base_path)
         # Opened here if there is work to do, so that a fault in the data is found before anything is written.
         idle = restart is None and all(stage_file(output, name).is_file() for name in names)
-        sources = None if idle else _open_sources(config)
+        sources = None if idle else _open_sources(config, names)
         folder = open_run(output, config, base, restart if accelerator.is_main_process else None)
     folder.check_order(names, config.stage_names)
     todo = tuple(name for name in names if not folder.is_finished(name))
@@ -87,7 +87,7 @@ def train(
     trained: tuple[str, ...] = ()
     stopped = None
     if todo:
-        sources = sources or _open_sources(config)
+        sources = sources or _open_sources(config, todo)
         trained, stopped = _train_stages(config, folder, todo, sources, accelerator, console)
     return Outcome(trained, stopped, all(folder.is_finished(name) for name in config.stage_names))
 
@@ -152,9 +152,15 @@ def _train_stages(
     return tuple(trained), None
 
 
-def _open_sources(config: RunConfig) -> Sources:
+def _open_sources(config: RunConfig, names: tuple[str, ...]) -> Sources:
+    """Open what these stages read; a stage that nothing serves is found here, not when its turn comes."""
     held_out = held_out_records(config.data) if config.validation.samples else None
-    return Sources(training_records(config.data), held_out)
+    sources = Sources(training_records(config.data), held_out)
+    for name in names:
+        sources.data.stage(name)
+        if held_out is not None:
+            held_out.stage(name)
+    return sources
 
 
 def _view(config: RunConfig, todo: tuple[str, ...], state: StageState, console: Console) -> ProgressView:

@@ -174,6 +174,7 @@ def test_a_stage_without_a_set_is_refused_before_the_first_step(base_path, tmp_p
     settings = config(base_path, write_folder(tmp_path / "data"), "data.sets.mine.tasks=[control]")
     with pytest.raises(DataSetError, match="no data set serves stage 'inpainting'"):
         train(settings, tmp_path / "run", "all", Console(file=io.StringIO()))
+    assert not (tmp_path / "run").exists()
 
 
 def test_sets_are_part_of_what_a_run_is(base_path, tmp_path):
