@@ -25,7 +25,7 @@ _TEXTS = ("json", "txt")
 class ShardRows:
     """The samples of some tar shards.
 
-    Only where members lie is kept, in flat arrays: about 50 bytes a member. The shards' headers are read when
+    Only where members lie is kept, in flat arrays: 24 bytes a member, 16 a sample. The shards' headers are read when
     they are opened, pixels when a row is asked for.
 
     Args:

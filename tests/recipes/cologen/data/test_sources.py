@@ -30,7 +30,6 @@ from tests.recipes.cologen.data.published import (
     pixels,
     png,
     run_lengths,
-    write_lines,
 )
 
 
@@ -143,7 +142,7 @@ def test_what_datasets_cannot_open_is_said_in_a_sentence(tmp_path):
 
 
 def test_lines_and_lists_are_read_together_by_index(tmp_path):
-    write_lines(tmp_path / "a.jsonl", {"n": 0}, {"n": 1, "s": "ü"})
+    (tmp_path / "a.jsonl").write_text('{"n": 0, "s": "ü"}\n\n{"n": 1}\n', encoding="utf-8")
     (tmp_path / "b.json").write_text(json.dumps([{"n": 2}]))
     rows = JsonRows(f"{tmp_path}/a.jsonl,{tmp_path}/b.json", "x")
     assert [rows.row(index)["n"] for index in (2, 0, 1)] == [2, 0, 1]
