@@ -25,8 +25,8 @@ _TEXTS = ("json", "txt")
 class ShardRows:
     """The samples of some tar shards.
 
-    Only where members lie is kept, in flat arrays: 24 bytes a member, 16 a sample. The shards' headers are read when
-    they are opened, pixels when a row is asked for.
+    Only where members lie is kept, in flat arrays: 24 bytes a member, 16 a sample. Headers are read when the
+    shards are opened, pixels when a row is asked for.
 
     Args:
         path: Comma-separated paths and glob patterns.
