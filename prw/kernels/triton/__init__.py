@@ -19,8 +19,8 @@ except ImportError as error:
 if [int(part) for part in _triton.__version__.split(".")[:2]] < [3, 3]:
     raise ConfigError(
         f"kernel='triton' needs triton 3.3 or newer, which takes tuples as arguments, but this is "
-        f"{_triton.__version__}. Update it with torch (on Linux: pip install 'prw[triton]'), or choose "
-        "kernel='auto'."
+        f"{_triton.__version__}. Update it together with torch (Linux: pip install 'prw[triton]'), or "
+        "choose kernel='auto'."
     )
 
 from prw.kernels.triton.planning import Plan, plan
