@@ -63,7 +63,8 @@ class Scores(torch.autograd.Function):
         scores, rows_FD = [], features_BID.flatten(0, 1)
         for first in range(0, len(vectors), experts):
             scores += in_blocks(rows_FD, vectors[first : first + experts])
-        return torch.cat(scores, dim=-1).unflatten(0, features_BID.shape[:2])
+        items = features_BID.shape[:2]
+        return torch.cat(scores, dim=-1).view(*items, len(vectors))
 
     @staticmethod
     def backward(ctx: Any, grad_BIE: Tensor) -> tuple[Tensor | None, ...]:
