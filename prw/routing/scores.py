@@ -1,6 +1,6 @@
 """The router's products: features with one vector per expert, and their gradient as one product for all."""
 
-# Shape suffixes: B batch, I items, D width, E experts.
+# Shape suffixes: B batch, I items, F both in one, D width, E experts.
 
 from __future__ import annotations
 
@@ -59,10 +59,12 @@ class Scores(torch.autograd.Function):
     def forward(ctx: Any, features_BID: Tensor, experts: int, *vectors: Tensor) -> Tensor:
         """Give the scores of all lists, one list after the other."""
         ctx.save_for_backward(features_BID, *vectors)
-        scores = []
+        # As rows: of a strided input, torch would choose a product by whether the vector trains.
+        scores, rows_FD = [], features_BID.flatten(0, 1)
         for first in range(0, len(vectors), experts):
-            scores += in_blocks(features_BID, vectors[first : first + experts])
-        return torch.cat(scores, dim=-1)
+            scores += in_blocks(rows_FD, vectors[first : first + experts])
+        items = features_BID.shape[:2]
+        return torch.cat(scores, dim=-1).view(*items, len(vectors))
 
     @staticmethod
     def backward(ctx: Any, grad_BIE: Tensor) -> tuple[Tensor | None, ...]:
@@ -81,11 +83,11 @@ class Scores(torch.autograd.Function):
         return of_features_BID, None, *found
 
 
-def in_blocks(features_BID: Tensor, vectors: Sequence[Tensor]) -> list[Tensor]:
+def in_blocks(rows_FD: Tensor, vectors: Sequence[Tensor]) -> list[Tensor]:
     """Score the first vectors one by one and later ones in blocks of fixed size."""
-    scores = [F.linear(features_BID, vector) for vector in vectors[:ALONE]]
+    scores = [F.linear(rows_FD, vector) for vector in vectors[:ALONE]]
     for start in range(ALONE, len(vectors), BLOCK):
         block = torch.cat(list(vectors[start : start + BLOCK]))
         padded = F.pad(block, (0, 0, 0, BLOCK - block.shape[0]))
-        scores.append(F.linear(features_BID, padded)[..., : block.shape[0]])
+        scores.append(F.linear(rows_FD, padded)[..., : block.shape[0]])
     return scores
