@@ -3,7 +3,7 @@
 With h = A_e x in rank space, gate g, scale s and G the gradient of the output, u = B_e^T G gives the gate's
 gradient s <u, h>, the input's A_e^T (s g u), and for an expert that trains dA = (s g u) x^T and
 dB = G (s g h)^T.
-No expert's full-width output is built or saved, and frozen experts cost no weight gradients.
+No expert's full-width output is saved, and frozen experts cost no weight gradients.
 """
 
 # Shape suffixes: T tokens, N items, K choices per item, C choices in all, I features in, O out, R rank.

@@ -1,7 +1,8 @@
 """The routed products without data-dependent shapes: all experts at once, and a choice in rank space.
 
 Nothing synchronises with the host and nothing is sorted, so this is the way of accelerators while experts x
-rank is small; cost grows with it. A weight B that is not finite reaches every row that is multiplied with it.
+rank is small; cost grows with it. A weight that is not finite spoils what is multiplied with it: B every
+output, A every input's gradient.
 """
 
 # Shape suffixes: T tokens, N items, K choices per item, C choices in all, W wide, R rank, S sum of ranks.

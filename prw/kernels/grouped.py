@@ -53,7 +53,7 @@ class Sorted:
         return self.choices.ids if self.order is None else self.choices.ids.index_select(0, self.order)
 
 
-def missing(device: torch.device, dtype: torch.dtype, rank: int) -> str:
+def missing(device: torch.device, dtype: torch.dtype, rank: int, wide: int = 8) -> str:
     """Say what grouped_mm lacks for a case; empty if nothing."""
     if not hasattr(F, "grouped_mm"):
         return "torch 2.10 or newer"
@@ -61,6 +61,8 @@ def missing(device: torch.device, dtype: torch.dtype, rank: int) -> str:
         return f"16-bit arithmetic (this is {dtype}; use autocast)"
     if device.type != "cuda" or torch.cuda.get_device_capability(device) < (9, 0):
         return "a CUDA device of compute capability 9.0 or more"
+    if wide % 8:
+        return f"an input width that is a multiple of 8 (this is {wide})"
     return "" if rank % 8 == 0 else f"a rank that is a multiple of 8 (this is {rank})"
 
 

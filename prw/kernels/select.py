@@ -44,6 +44,7 @@ class Case(NamedTuple):
         rank: The largest rank among them.
         top_k: Choices of each item.
         tokens_per_item: Rows of each item.
+        wide: Width of the input.
     """
 
     device: torch.device
@@ -52,6 +53,7 @@ class Case(NamedTuple):
     rank: int
     top_k: int = 1
     tokens_per_item: int = 1
+    wide: int = 8
 
 
 def choose(case: Case, wanted: str = "auto") -> Choice:
@@ -62,10 +64,15 @@ def choose(case: Case, wanted: str = "auto") -> Choice:
         wanted: Name of a kernel, or `auto`.
 
     Raises:
-        ConfigError: if there is no such kernel.
+        ConfigError: if there is no such kernel, or `grouped` would have to wait for the device.
     """
     if wanted not in NAMES:
         raise ConfigError(f"there is no kernel {wanted!r}; kernels are {', '.join(NAMES)}.")
+    if wanted == "grouped" and case.device.type == "cuda" and lacking(case):
+        raise ConfigError(
+            f"kernel='grouped' on CUDA needs {lacking(case)}; else torch would loop over the experts and "
+            "wait for the device. Take kernel='auto' or 'dense'."
+        )
     if wanted != "auto":
         return Choice(wanted, "asked for")
     if case.device.type == "cpu":
@@ -76,10 +83,16 @@ def choose(case: Case, wanted: str = "auto") -> Choice:
     total, limit = case.experts * case.rank, limit * case.top_k
     if total <= limit:
         return Choice("dense", f"experts x rank is {total}, at most {limit}")
-    missing = grouped.missing(case.device, case.dtype, case.rank)
-    if missing:
-        return Choice("dense", f"experts x rank is {total}, above {limit}, but grouped needs {missing}")
+    if lacking(case):
+        return Choice("dense", f"experts x rank is {total}, above {limit}, but grouped needs {lacking(case)}")
     return Choice("grouped", f"experts x rank is {total}, above {limit}")
+
+
+def lacking(case: Case) -> str:
+    """Say what `grouped` on CUDA lacks for a case; whole samples need no grouped_mm."""
+    if case.tokens_per_item > 1:
+        return ""
+    return grouped.missing(case.device, case.dtype, case.rank, case.wide)
 
 
 def backend_of(name: str, device: torch.device) -> Backend:

@@ -88,10 +88,10 @@ def renewed(stack: Stack, matrices: Sequence[Tensor], height: int) -> Tensor:
         if last or place >= len(stack.marks) or stack.marks[place] != mark:
             stack.rows[start : start + matrix.shape[0]].copy_(matrix)
             stack.rows[start + matrix.shape[0] : stop].zero_()
-            # Whatever lay behind may have been cut by this one's rows.
-            del stack.marks[place:], stack.owners[place:]
-            stack.marks.append(mark)
-            stack.owners.append(StorageWeakRef(matrix.untyped_storage()))
+            same_size = place < len(stack.marks) and stack.marks[place][3] == mark[3]
+            cut = place + 1 if same_size else None  # else whatever lay behind was cut by this one's rows
+            stack.marks[place:cut] = [mark]
+            stack.owners[place:cut] = [StorageWeakRef(matrix.untyped_storage())]
         start = stop
     return stack.rows[:start]
 
@@ -117,7 +117,9 @@ def stacked(matrices: Sequence[Tensor], dtype: torch.dtype, fixed: bool, height:
     """
     if len(matrices) == 1:
         return matrices[0].to(dtype)
-    if fixed and not any(matrix.is_meta or matrix.is_inference() for matrix in matrices):
+    # A CUDA graph must own what it reads: a kept stack may be gone, or old, when it is replayed.
+    recorded = matrices[0].is_cuda and torch.cuda.is_current_stream_capturing()
+    if fixed and not recorded and not any(matrix.is_meta or matrix.is_inference() for matrix in matrices):
         return STACKS.of(matrices, dtype, height)
     cast = [matrix.to(dtype) for matrix in matrices]
     return torch.cat([F.pad(matrix, (0, 0, 0, height - len(matrix))) for matrix in cast] if height else cast)

@@ -201,6 +201,8 @@ def aligned(weight: Tensor) -> bool:
 
 def is_split(layer: nn.Module, adapter: str) -> bool:
     """Tell whether a projection's experts were ever split over processes; all or none are."""
-    first = next(name for name in layer._modules if name.startswith(DOWN))
-    split: bool = getattr(layer, first)[adapter].split
+    containers = (module for name, module in layer._modules.items() if name.startswith(DOWN))
+    # Of a projection that is keys and values, another pool may have the first container to itself.
+    mine: Any = next(held for held in containers if held is not None and adapter in held._modules)
+    split: bool = mine[adapter].split
     return split

@@ -117,7 +117,9 @@ class RoutedProjection(nn.Module):
         choice = chosen(turn, pool.kernel, stacks[0], rows.shape[0])
         if traced() or choice.name == "reference":
             return Reading(None, ())
-        others = [layer for layer in self.sites[adapter].projections.values() if layer is not self]
+        members = list(self.sites[adapter].projections.values())
+        # A replica of nn.DataParallel is none of the members, and reads for itself.
+        others = [layer for layer in members if layer is not self] if self in members else []
         if pool.settings.dropout and self.training:
             rows, others = F.dropout(rows, pool.settings.dropout), []  # each projection drops others
         return read(turn, rows, self, stacks, others, adapter)

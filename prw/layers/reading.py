@@ -39,11 +39,12 @@ def case_of(turn: Turn, downs: Stack, rows: int) -> Case:
     first, tokens = downs[0], turn.tokens_per_item(rows)
     # On a host the ranks do not count; looking at all of them would cost more than choosing.
     rank = first.shape[0] if first.is_cpu else max(down.shape[0] for down in downs)
-    return Case(first.device, computed_in(first), len(downs), rank, turn.decision.choices.shape[-1], tokens)
+    top_k, wide = turn.decision.choices.shape[-1], first.shape[1]
+    return Case(first.device, computed_in(first), len(downs), rank, top_k, tokens, wide)
 
 
 def explained(site: Site) -> str:
-    """Say which kernel computes a site's experts as things are, and why."""
+    """Say which kernel computes a site's experts as things are (autocast may change it), and why."""
     pool, layer = site.pool, site.router
     if not pool.experts:
         return f"{pool.kernel}, once there is an expert"
@@ -51,7 +52,8 @@ def explained(site: Site) -> str:
     downs = downs_of(layer, part, site.adapter, len(pool.experts))
     rank, tokens = max(down.shape[0] for down in downs), 1 if pool.settings.granularity == "token" else 2
     top_k = min(pool.settings.top_k, len(downs))
-    case = Case(downs[0].device, computed_in(downs[0]), len(downs), rank, top_k, tokens)
+    wide = downs[0].shape[1]
+    case = Case(downs[0].device, computed_in(downs[0]), len(downs), rank, top_k, tokens, wide)
     choice = choose(case, pool.kernel)
     why = choice.why if pool.kernel == "auto" else f"{choice.why} by {pool.kernel_from}"
     return f"{choice.name} ({why})"

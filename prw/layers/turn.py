@@ -6,10 +6,10 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import forward_ad
 
 from prw.kernels import Choice, Work
 from prw.routing import RoutingDecision
+from prw.routing.scores import transformed
 
 
 class Reading(NamedTuple):
@@ -55,18 +55,7 @@ def traced() -> bool:
     Nothing may then depend on the numbers: under torch.jit.trace, make_fx, fake tensors, torch.func, and
     forward-mode gradients, which the kernels do not have.
     """
-    if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
-        return True
-    transformed = torch._C._functorch.maybe_current_level() is not None
-    return transformed or forward_ad._current_level >= 0 or without_numbers()
-
-
-def without_numbers() -> bool:
-    """Tell whether tensors are fake or recorded, so that their numbers cannot be read."""
-    if not torch._C._len_torch_dispatch_stack():
-        return False
-    kinds = (torch._C._TorchDispatchModeKey.FAKE, torch._C._TorchDispatchModeKey.PROXY)
-    return any(torch._C._get_dispatch_mode(kind) is not None for kind in kinds)
+    return torch.compiler.is_compiling() or transformed()
 
 
 def graphed() -> bool:

@@ -48,8 +48,18 @@ def several_logits(features_BID: Tensor, lists: Sequence[Sequence[Tensor]]) -> t
 
 
 def transformed() -> bool:
-    """Tell whether a function transform of torch or forward-mode gradients see the operations."""
-    return torch._C._functorch.maybe_current_level() is not None or forward_ad._current_level >= 0
+    """Tell whether a transform of torch or forward-mode gradients are at work, or there are no numbers."""
+    if torch._C._functorch.maybe_current_level() is not None or forward_ad._current_level >= 0:
+        return True
+    return torch._C._get_tracing_state() is not None or without_numbers()
+
+
+def without_numbers() -> bool:
+    """Tell whether tensors are fake or recorded, so that their numbers cannot be read."""
+    if not torch._C._len_torch_dispatch_stack():
+        return False
+    kinds = (torch._C._TorchDispatchModeKey.FAKE, torch._C._TorchDispatchModeKey.PROXY)
+    return any(torch._C._get_dispatch_mode(kind) is not None for kind in kinds)
 
 
 class Scores(torch.autograd.Function):
