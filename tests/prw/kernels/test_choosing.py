@@ -66,7 +66,17 @@ def test_an_older_card_and_an_older_torch_stay_dense(monkeypatch):
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "auto"])
 def test_a_name_is_taken_and_the_reason_is_that_it_was_asked_for(name):
-    assert choose(Case(CUDA, torch.float32, 64, 16), name) == (name, "asked for")
+    assert choose(Case(torch.device("cpu"), torch.float32, 64, 16), name) == (name, "asked for")
+    if name != "grouped":
+        assert choose(Case(CUDA, torch.float32, 64, 16), name) == (name, "asked for")
+
+
+def test_grouped_is_refused_on_cuda_where_torch_would_wait_for_the_device():
+    with pytest.raises(prw.ConfigError, match=r"needs 16-bit arithmetic.*Take kernel='auto'"):
+        choose(Case(CUDA, torch.float32, 64, 16), "grouped")
+    samples = Case(CUDA, torch.float32, 64, 16, tokens_per_item=9)
+    assert choose(samples, "grouped").name == "grouped"
+    assert choose(samples).name == "grouped"
 
 
 def test_unknown_names_are_refused_wherever_they_come_from(make_plain, monkeypatch):
