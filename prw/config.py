@@ -13,7 +13,7 @@ from prw.errors import ConfigError
 Granularity = Literal["token", "sample"]
 Gate = Literal["prob", "unit"]
 Share = Literal["straight-through", "soft"]
-KernelName = Literal["auto", "dense", "reference"]
+KernelName = Literal["auto", "dense", "grouped", "triton", "reference"]
 Value = TypeVar("Value")
 
 
@@ -61,7 +61,9 @@ class PoolSettings(BaseModel):
     """How many experts an item goes to (the method: one). The output sums over them, each weighed by its
     probability among *all* experts, not rescaled (equation 4). More than the pool has means all of them."""
     kernel: KernelName = "auto"
-    """Which routed projection runs: `reference` is the specification, `dense` the fast one, `auto` picks."""
+    """How the routed projection is computed: `reference` is its specification, `dense` takes all experts at
+    once, `grouped` sorts, `triton` sorts in kernels of its own; `auto` picks. The environment variable
+    PRW_KERNEL goes before this."""
 
     @field_validator("rank_pattern", "alpha_pattern")
     @classmethod

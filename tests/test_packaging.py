@@ -25,7 +25,7 @@ LIGHT = """
 import sys
 import prw
 print(prw.__file__)
-print([name for name in ("diffusers", "matplotlib", "datasets") if name in sys.modules])
+print([name for name in ("diffusers", "matplotlib", "datasets", "prw.kernels.triton") if name in sys.modules])
 """
 
 

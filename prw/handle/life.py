@@ -5,6 +5,7 @@ from __future__ import annotations
 from prw.errors import PoolError
 from prw.handle.hold import EMPTY, Hold
 from prw.handle.summary import describe
+from prw.layers import explained
 from prw.storage import pool_parameters
 from prw.tuner import freeze_newest, grow, merge, remove, rename
 
@@ -78,6 +79,8 @@ class Life(Hold):
         merge(self.model, self._layers(), self.adapter, size, self._trained_before)
 
     def summary(self) -> str:
-        """Describe the pool: sites, experts, settings, parameters that train and that are frozen, bytes."""
+        """Describe the pool: sites, experts, settings, kernel and why, parameters, bytes."""
         parameters = pool_parameters(self._layers(), self.adapter).values()
-        return describe(type(self.model).__name__, self.config, self.sites, list(parameters))
+        layers = self._layers()
+        kernel = explained(next(iter(layers.values())).sites[self.adapter])
+        return describe(type(self.model).__name__, self.config, self.sites, list(parameters), kernel)

@@ -12,7 +12,11 @@ from prw.tuner import PrwConfig
 
 
 def describe(
-    model: str, config: PrwConfig, sites: Sequence[SiteRecord], parameters: Sequence[nn.Parameter]
+    model: str,
+    config: PrwConfig,
+    sites: Sequence[SiteRecord],
+    parameters: Sequence[nn.Parameter],
+    kernel: str,
 ) -> str:
     """Describe a pool.
 
@@ -21,6 +25,7 @@ def describe(
         config: The pool's configuration.
         sites: Its sites.
         parameters: Its parameters.
+        kernel: How its experts are computed, and why so.
     """
     settings = config.settings()
     training = [parameter for parameter in parameters if parameter.requires_grad]
@@ -33,6 +38,7 @@ def describe(
         f"experts: {', '.join(experts(config)) or 'none yet'}{''.join(f' ({note})' for note in notes)}",
         f"rank {settings.rank}, scale {settings.scale:g}, {settings.gate} gate{chosen}, "
         f"{settings.granularity}s",
+        f"kernel: {kernel}",
         f"parameters: {count(parameters):,} in the pool, {count(training):,} train, {count(frozen):,} frozen",
         f"bytes: {size(parameters)}; training {size(training)}; frozen {size(frozen)}",
     ]

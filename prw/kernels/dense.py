@@ -1,58 +1,150 @@
-"""The routed projection without data-dependent shapes: all A at once, a mask in rank space, all B at once.
+"""The routed products without data-dependent shapes: all experts at once, and a choice in rank space.
 
-No expert's full-width output is ever built, every expert stays in the graph (so DDP needs no search for
-unused parameters and torch.compile no break), and nothing synchronises with the host. Cost grows with experts
-* rank; frozen experts cost no weight gradients.
+Nothing synchronises with the host and nothing is sorted, so this is the way of accelerators while experts x
+rank is small; cost grows with it. A weight that is not finite spoils what is multiplied with it: B every
+output, A every input's gradient.
 """
 
-# Shape suffixes: T tokens, K choices, I in features, O out features, R rank, E experts.
+# Shape suffixes: T tokens, N items, K choices per item, C choices in all, W wide, R rank, S sum of ranks.
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from prw.kernels.stacked import stacked_linear
+from prw.kernels.stacking import stacked
 
 
-def dense(
-    hidden_TI: Tensor,
-    downs_RI: Sequence[Tensor],
-    ups_OR: Sequence[Tensor],
-    expert_ids_TK: Tensor,
-    weights_TK: Tensor,
-    scale: float,
-) -> Tensor:
-    """Compute what `reference` computes; see there for the arguments."""
-    ranks = [down_RI.shape[0] for down_RI in downs_RI]
-    low_TR = stacked_linear(hidden_TI.to(downs_RI[0].dtype), downs_RI, dim=0)
-    chosen_TE, factor_TE = by_expert(expert_ids_TK, weights_TK * scale, len(ranks), low_TR.dtype)
-    if len(set(ranks)) == 1:
-        low_TER = low_TR.unflatten(-1, (len(ranks), ranks[0]))
-        masked_TR = masked(low_TER, chosen_TE.unsqueeze(-1), factor_TE.unsqueeze(-1)).flatten(-2)
-    else:
-        parts = zip(low_TR.split(ranks, -1), chosen_TE.split(1, -1), factor_TE.split(1, -1), strict=True)
-        masked_TR = torch.cat([masked(*part) for part in parts], dim=-1)
-    return stacked_linear(masked_TR, ups_OR, dim=1)
+@dataclass(frozen=True, eq=False)
+class Choices:
+    """The choices in the order of tokens and slots.
 
-
-def by_expert(ids: Tensor, weights: Tensor, experts: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Say for each token which experts were chosen, and with which weight: two of shape [tokens, experts]."""
-    if ids.dim() == 1:
-        chosen = ids.unsqueeze(-1) == torch.arange(experts, device=ids.device)
-        return chosen, weights.to(dtype).unsqueeze(-1).expand(-1, experts)
-    hits = ids.unsqueeze(-1) == torch.arange(experts, device=ids.device)
-    spread = torch.where(
-        hits, weights.to(dtype).unsqueeze(-1), torch.zeros((), dtype=dtype, device=ids.device)
-    )
-    return hits.any(1), spread.sum(1)
-
-
-def masked(low: Tensor, chosen: Tensor, factor: Tensor) -> Tensor:
-    """Weigh what was chosen and put zeros elsewhere.
-
-    The others are masked, not multiplied by zero: 0 * inf would leak a broken expert into everybody's output.
+    Attributes:
+        ids: Expert of each choice, int64 of shape [choices]; -1 is none.
+        shape: Items, choices per item, and tokens per item.
+        fixed: Whether stacked copies of weights can be kept.
     """
-    return torch.where(chosen, low * factor, torch.zeros_like(low))
+
+    ids: Tensor
+    shape: tuple[int, int, int]
+    fixed: bool = True
+
+    @property
+    def per_token(self) -> int:
+        """Choices of each token."""
+        return self.shape[1]
+
+    def per_choice(self, values_NK: Tensor) -> Tensor:
+        """Give each choice its item's value, to [choices]."""
+        return values_NK.unsqueeze(1).expand(-1, self.shape[2], -1).reshape(-1)
+
+    def per_item(self, values_C: Tensor) -> Tensor:
+        """Add up the choices' values over the tokens of their item, to [items, choices per item]."""
+        items, choices, tokens = self.shape
+        return values_C.view(items, tokens, choices).sum(1)
+
+
+def plan(expert_ids_NK: Tensor, experts: int, tokens_per_item: int, fixed: bool = True) -> Choices:
+    """Line the choices up as they come; see `prw.kernels.runs.plan` for the arguments."""
+    items, choices = expert_ids_NK.shape
+    ids_C = expert_ids_NK.unsqueeze(1).expand(-1, tokens_per_item, -1).reshape(-1)
+    return Choices(ids_C, (items, choices, tokens_per_item), fixed)
+
+
+def places(plan: Choices, matrices: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Find each choice's rows among the stacked ones: where they are, and which of them exist."""
+    ranks = [matrix.shape[0] for matrix in matrices]
+    largest = max(ranks)
+    steps_R = torch.arange(largest, device=plan.ids.device)
+    safe_C1 = plan.ids.clamp(min=0).unsqueeze(-1)
+    exists_CR = (plan.ids >= 0).unsqueeze(-1)
+    if len(set(ranks)) == 1:
+        return safe_C1 * largest + steps_R, exists_CR.expand(-1, largest)
+    starts, total = [], 0
+    for rank in ranks:
+        # Filled on the device: a list would be copied from the host, and waited for.
+        starts.append(torch.full((1, 2), total, device=plan.ids.device, dtype=torch.int64))
+        starts[-1][:, 1] = rank
+        total += rank
+    here_C2 = torch.cat(starts).index_select(0, safe_C1.flatten())
+    exists_CR = exists_CR & (steps_R < here_C2[:, 1:])
+    return torch.where(exists_CR, here_C2[:, :1] + steps_R, 0), exists_CR
+
+
+def shrink(plan: Choices, wide_TW: Tensor, stacks: Sequence[Sequence[Tensor]]) -> list[Tensor]:
+    """Multiply every row with every matrix, and keep those of its experts.
+
+    See `prw.kernels.segments.shrink` for the arguments.
+    """
+    lows = []
+    for matrices in stacks:
+        all_TS = wide_TW @ stacked(matrices, wide_TW.dtype, plan.fixed).mT
+        where_CR, exists_CR = places(plan, matrices)
+        slots = plan.per_token
+        spread_CS = all_TS if slots == 1 else all_TS.repeat_interleave(slots, 0)
+        # Chosen, not multiplied by one: 0 * inf would leak a broken expert into everybody's rows.
+        lows.append(torch.where(exists_CR, spread_CS.gather(1, where_CR), all_TS.new_zeros(())))
+    return lows
+
+
+def spread(plan: Choices, low_CR: Tensor, matrices: Sequence[Tensor]) -> Tensor:
+    """Put each choice's row at the place of its expert, zeros elsewhere, to [tokens, sum of ranks]."""
+    where_CR, exists_CR = places(plan, matrices)
+    tokens = plan.shape[0] * plan.shape[2]
+    total = sum(matrix.shape[0] for matrix in matrices)
+    low_CR = torch.where(exists_CR, low_CR[:, : where_CR.shape[1]], low_CR.new_zeros(()))
+    spread_TS = low_CR.new_zeros(tokens, total)
+    for slot in range(plan.per_token):  # one after another: two slots of a token may not write at once
+        mine = slice(slot, None, plan.per_token)
+        # What does not exist adds zero to the first place.
+        spread_TS = spread_TS.scatter_add(1, where_CR[mine], low_CR[mine])
+    return spread_TS
+
+
+def expand(
+    plan: Choices,
+    lows: Sequence[Tensor],
+    stacks: Sequence[Sequence[Tensor]],
+    bias: Tensor | None,
+    like: Tensor,
+) -> Tensor:
+    """Write what the experts make of their rows, added up over lists and slots.
+
+    See `prw.kernels.segments.expand` for the arguments.
+    """
+    out_TW: Tensor | None = None
+    for low_CR, matrices in zip(lows, stacks, strict=True):
+        spread_TS, rows_SW = spread(plan, low_CR, matrices), stacked(matrices, low_CR.dtype, plan.fixed)
+        if out_TW is not None:
+            out_TW.addmm_(spread_TS, rows_SW)
+        else:
+            out_TW = spread_TS @ rows_SW if bias is None else torch.addmm(bias, spread_TS, rows_SW)
+    assert out_TW is not None
+    return out_TW
+
+
+def add_to(plan: Choices, low_CR: Tensor, matrices: Sequence[Tensor], target: Tensor) -> None:
+    """Add what the experts make of rows in rank space to an output, in place.
+
+    See `prw.kernels.segments.add_to` for the arguments.
+    """
+    spread_TS, rows_SW = spread(plan, low_CR, matrices), stacked(matrices, low_CR.dtype, plan.fixed)
+    if target.dim() == 2 and target.dtype == spread_TS.dtype:
+        target.addmm_(spread_TS, rows_SW)
+    else:
+        target.add_((spread_TS @ rows_SW).view_as(target))  # in the wider dtype, and rounded once
+
+
+def weight_gradient(plan: Choices, low_CR: Tensor, wide_TW: Tensor, expert: int, rank: int) -> Tensor:
+    """Add up one expert's outer products, as one product over all rows with zeros for the others.
+
+    See `prw.kernels.segments.weight_gradient` for the arguments.
+    """
+    mine_C1 = (plan.ids == expert).unsqueeze(-1)
+    low_CR = torch.where(mine_C1, low_CR[:, :rank], low_CR.new_zeros(()))
+    if plan.per_token > 1:
+        low_CR = low_CR.view(-1, plan.per_token, rank).sum(1)
+    return low_CR.mT @ wide_TW

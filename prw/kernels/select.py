@@ -1,30 +1,129 @@
-"""The one place that turns a kernel's name into a kernel."""
+"""The one place that chooses how the routed projection is computed, and says why."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import os
+from collections.abc import Mapping
+from importlib import import_module
+from typing import NamedTuple, cast
 
-from torch import Tensor
+import torch
 
 from prw.errors import ConfigError
-from prw.kernels.dense import dense
-from prw.kernels.reference import reference
+from prw.kernels import dense, grouped, segments
+from prw.kernels.work import Backend
 
-Kernel = Callable[[Tensor, Sequence[Tensor], Sequence[Tensor], Tensor, Tensor, float], Tensor]
+NAMES = ("auto", "dense", "grouped", "triton", "reference")
+"""Every kernel by name; `auto` takes one of the others."""
 
-KERNELS: Mapping[str, Kernel] = {"auto": dense, "dense": dense, "reference": reference}
-"""Every kernel by name; `auto` is what is taken unless one is forced by name.
+VARIABLE = "PRW_KERNEL"
+"""Environment variable that forces a kernel, read when a pool is made or loaded."""
 
-A plain dict, since torch.compile cannot trace a MappingProxyType once any dict has changed.
+DENSE_UP_TO: Mapping[str, int] = {"cuda": 320}
+"""By kind of device: experts x rank up to which `dense` is taken, for each choice of an item.
+
+Where a kind is missing it is a host (`cpu`: sorting never loses, benchmarks/results), or one on which nothing
+but `dense` is known to run. The number for cuda comes from a model of the H100, not yet from a measurement.
 """
 
 
-def select(name: str) -> Kernel:
-    """Give the kernel of that name.
+class Choice(NamedTuple):
+    """A kernel and the reason for it."""
+
+    name: str
+    why: str
+
+
+class Case(NamedTuple):
+    """What the choice of a kernel depends on.
+
+    Attributes:
+        device: Where the inputs are.
+        dtype: Of the experts' arithmetic.
+        experts: How many can be chosen.
+        rank: The largest rank among them.
+        top_k: Choices of each item.
+        tokens_per_item: Rows of each item.
+        wide: Width of the input.
+    """
+
+    device: torch.device
+    dtype: torch.dtype
+    experts: int
+    rank: int
+    top_k: int = 1
+    tokens_per_item: int = 1
+    wide: int = 8
+
+
+def choose(case: Case, wanted: str = "auto") -> Choice:
+    """Choose a kernel.
+
+    Args:
+        case: What it is for.
+        wanted: Name of a kernel, or `auto`.
 
     Raises:
-        ConfigError: if there is none.
+        ConfigError: if there is no such kernel, or `grouped` would have to wait for the device.
     """
-    if name not in KERNELS:
-        raise ConfigError(f"there is no kernel {name!r}; kernels are {', '.join(KERNELS)}.")
-    return KERNELS[name]
+    if wanted not in NAMES:
+        raise ConfigError(f"there is no kernel {wanted!r}; kernels are {', '.join(NAMES)}.")
+    if wanted == "grouped" and case.device.type == "cuda" and lacking(case):
+        raise ConfigError(
+            f"kernel='grouped' on CUDA needs {lacking(case)}; else torch would loop over the experts and "
+            "wait for the device. Take kernel='auto' or 'dense'."
+        )
+    if wanted != "auto":
+        return Choice(wanted, "asked for")
+    if case.device.type == "cpu":
+        return Choice("grouped", "on a CPU, cost does not grow with the experts")
+    limit = DENSE_UP_TO.get(case.device.type)
+    if limit is None:
+        return Choice("dense", f"the one that runs on any device, and {case.device.type} was not measured")
+    total, limit = case.experts * case.rank, limit * case.top_k
+    if total <= limit:
+        return Choice("dense", f"experts x rank is {total}, at most {limit}")
+    if lacking(case):
+        return Choice("dense", f"experts x rank is {total}, above {limit}, but grouped needs {lacking(case)}")
+    return Choice("grouped", f"experts x rank is {total}, above {limit}")
+
+
+def lacking(case: Case) -> str:
+    """Say what `grouped` on CUDA lacks for a case; whole samples need no grouped_mm."""
+    if case.tokens_per_item > 1:
+        return ""
+    return grouped.missing(case.device, case.dtype, case.rank, case.wide)
+
+
+def backend_of(name: str, device: torch.device) -> Backend:
+    """Give the module that computes for a kernel's name.
+
+    Triton's is imported here, when it is chosen: it is no dependency.
+
+    Raises:
+        ConfigError: if the kernel has no backend, as `reference`.
+    """
+    if name == "dense":
+        return cast(Backend, dense)
+    if name == "grouped":
+        return cast(Backend, segments if device.type == "cpu" else grouped)
+    if name == "triton":
+        return cast(Backend, import_module("prw.kernels.triton"))
+    raise ConfigError(f"the kernel {name!r} has no backend; backends are dense, grouped and triton.")
+
+
+def forced(setting: str) -> tuple[str, str]:
+    """Give the kernel that a pool is to use and who says so: the environment before the setting.
+
+    Raises:
+        ConfigError: if the environment names a kernel that there is not.
+    """
+    named = os.environ.get(VARIABLE, "").strip()
+    if not named:
+        return setting, "the setting `kernel`"
+    if named not in NAMES:
+        raise ConfigError(
+            f"the environment variable {VARIABLE} is {named!r}, and there is no such kernel; kernels are "
+            f"{', '.join(NAMES)}. Unset it, or name one of these."
+        )
+    return named, f"the environment variable {VARIABLE}"

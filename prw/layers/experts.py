@@ -15,9 +15,12 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from prw.layers.rows import WHOLE, Part
 
+ALIGNMENT = 64
+"""Bytes; torch's own memory on a host starts at multiples of it."""
 DOWN, UP, GATE, NOISE = "prw_A", "prw_B", "prw_gate", "prw_noise"
 
 
@@ -39,9 +42,11 @@ class ExpertWeight(nn.Module):
     Attributes:
         weight: Of shape [out_features, in_features].
         frozen: Whether this part never trains as things are.
+        split: Whether it was ever split over processes; FSDP2 then fills it without torch counting changes.
     """
 
     frozen = False
+    split = False
 
     def __init__(
         self, in_features: int, out_features: int, device: torch.device | None, dtype: torch.dtype
@@ -54,6 +59,10 @@ class ExpertWeight(nn.Module):
         """Let a new weight train only if the old one could."""
         if isinstance(value, nn.Parameter) and self.frozen:
             value.requires_grad_(False)
+        if isinstance(value, DTensor):
+            self.__dict__["split"] = True
+        elif isinstance(value, nn.Parameter) and not aligned(value):
+            value.data = value.data.clone()
         super().__setattr__(name, value)
 
     def forward(self) -> Tensor:
@@ -155,7 +164,45 @@ def new_weight(in_features: int, out_features: int, like: Tensor | None, dtype: 
     return ExpertWeight(in_features, out_features, None if like is None else like.device, dtype)
 
 
+def weights_of(layer: nn.Module, part: str, adapter: str, experts: int) -> list[Tensor]:
+    """Read one weight of each of the oldest experts.
+
+    Args:
+        layer: The projection.
+        part: Which weight: DOWN or UP with a part's letter, GATE or NOISE.
+        adapter: Adapter name.
+        experts: How many experts.
+    """
+    containers = layer._modules
+    holders: list[Any] = [containers[f"{part}{index}"]._modules[adapter] for index in range(experts)]  # type: ignore[union-attr]
+    return [holder.weight if unhooked(holder) else holder() for holder in holders]
+
+
+def unhooked(holder: nn.Module) -> bool:
+    """Tell whether calling a holder gives its weight and does nothing more; a call costs more."""
+    return not holder._forward_pre_hooks and not holder._forward_hooks and "forward" not in holder.__dict__
+
+
 def weight_of(layer: nn.Module, name: str, adapter: str) -> Tensor:
     """Read an adapter's weight from a container; looked up anew each time, as casts replace it."""
     weight: Tensor = getattr(layer, name)[adapter]()
     return weight
+
+
+def aligned(weight: Tensor) -> bool:
+    """Tell whether a weight lies where torch itself would put it.
+
+    Of a file that a loader has mapped into memory it may not, and a host's matrix products round by where
+    their operands lie: the same pool would give other bits than before it was saved.
+    """
+    here = weight.device.type == "cpu" and type(weight.data) is Tensor
+    return not here or weight.data_ptr() % ALIGNMENT == 0
+
+
+def is_split(layer: nn.Module, adapter: str) -> bool:
+    """Tell whether a projection's experts were ever split over processes; all or none are."""
+    containers = (module for name, module in layer._modules.items() if name.startswith(DOWN))
+    # Of a projection that is keys and values, another pool may have the first container to itself.
+    mine: Any = next(held for held in containers if held is not None and adapter in held._modules)
+    split: bool = mine[adapter].split
+    return split

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from prw.config import PoolSettings, matching
 from prw.errors import PoolError
+from prw.kernels import forced
 from prw.layers.noise import NoiseStream
 from prw.routing import Routing
 
@@ -53,6 +54,8 @@ class Pool:
 
     Attributes:
         settings: The pool's settings.
+        kernel: The kernel that was asked for.
+        kernel_from: Who asked for it: the settings, or the environment.
         experts: Names of the experts, oldest first.
         expert_ranks: Expert to rank pattern, for experts whose ranks are not the settings'.
         noise: Where the seeds of the router's noise come from; None means torch's generator.
@@ -70,6 +73,7 @@ class Pool:
     ) -> None:
         """Start with the given experts, all in use and nothing recorded."""
         self.settings = settings
+        self.kernel, self.kernel_from = forced(settings.kernel)
         self.experts = experts
         self.expert_ranks = {} if expert_ranks is None else expert_ranks
         self.noise = noise

@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules import module as torch_module
 
-from prw.kernels import select
-from prw.layers.experts import expert_names, weight_of
-from prw.layers.rows import WHOLE, Part, add_rows
+from prw.kernels import all_at_once, onto, opaquely, reference
+from prw.layers.experts import is_split
+from prw.layers.reading import chosen, downs_of, read, stacks_of, ups_of
+from prw.layers.rows import WHOLE, Part, Rows, add_rows
 from prw.layers.site import Site
-from prw.routing import RoutingDecision
+from prw.layers.turn import Reading, Turn, graphed, per_token, traced
+
+KNOWN = ("bitsandbytes.", "transformers.pytorch_utils")
+"""Where projections come from that are no plain Linear and give a tensor that nothing else holds."""
+
+WRAPPERS = ("peft.", "prw.")
+"""Where wrappers come from that give what their base gave, or a new tensor."""
 
 
 class RoutedProjection(nn.Module):
@@ -47,59 +58,153 @@ class RoutedProjection(nn.Module):
             self.out_features if part.rows is None else part.rows.size for part in self.parts_of(adapter)
         )
 
-    def expert_output(
-        self, hidden: Tensor, adapter: str, decision: RoutingDecision, part: Part = WHOLE[0]
-    ) -> Tensor:
-        """Compute weight * scale * B_e A_e h for every token.
+    def with_experts(self, output: Tensor, hidden: Tensor, adapter: str, strength: float = 1.0) -> Tensor:
+        """Add an adapter's experts to what the base gave; the columns that are no part keep their bits.
 
         Args:
+            output: The base's output, of shape [..., d_out]. It is added to in place where nothing else can
+                have kept it.
             hidden: Input, of shape [batch, tokens, d_in] or [tokens, d_in].
             adapter: Adapter name.
-            decision: The site's decision for that input.
+            strength: Factor on the experts' output.
+        """
+        turn = self.sites[adapter].turn(hidden, self)
+        if turn is None:
+            return output
+        parts, reading = self.parts_of(adapter), self._reading(turn, hidden, adapter)
+        if reading.work is None:
+            plain = [self._plainly(turn, hidden, adapter, part) for part in parts]
+            plain = plain if strength == 1.0 else [delta * strength for delta in plain]
+            return added(output, [(part.rows, delta) for part, delta in zip(parts, plain, strict=True)])
+        total = writable(output, self.base_layer, hidden)
+        weights, scale = turn.items_first(turn.decision.weights), self.scales[adapter] * strength
+        for part, low in zip(parts, reading.lows, strict=True):
+            ups = ups_of(self, part, adapter, turn.decision.num_experts)
+            total = onto(total, low, weights, ups, scale, reading.work, part.rows)
+        return total.view(output.shape)
+
+    def delta(self, turn: Turn, hidden: Tensor, adapter: str, part: Part) -> Tensor:
+        """Compute weight * scale * B_e A_e h for every token, alone.
+
+        Args:
+            turn: The site's decision for the input, in its turn.
+            hidden: Input, of shape [batch, tokens, d_in] or [tokens, d_in].
+            adapter: Adapter name.
             part: Which of the adapter's parts.
 
         Returns:
             Of shape [..., rows of the part] in the experts' dtype.
         """
-        size, settings = decision.num_experts, self.sites[adapter].pool.settings
-        names = [expert_names(index, part.letter) for index in range(size)]
-        rows = hidden.reshape(-1, hidden.shape[-1])
+        reading = self._reading(turn, hidden, adapter)
+        if reading.work is None:
+            return self._plainly(turn, hidden, adapter, part)
+        turn.waiting[self] = reading  # for the next part
+        low = reading.lows[self.parts_of(adapter).index(part)]
+        ups = ups_of(self, part, adapter, turn.decision.num_experts)
+        output = low.new_zeros(*hidden.shape[:-1], ups[0].shape[0])
+        weights = turn.items_first(turn.decision.weights)
+        return onto(output, low, weights, ups, self.scales[adapter], reading.work)
+
+    def _reading(self, turn: Turn, hidden: Tensor, adapter: str) -> Reading:
+        """Read the input into rank space, for the site's other projections too if they get the same rows."""
+        pool = self.sites[adapter].pool
+        if self in turn.waiting:
+            return turn.waiting.pop(self)
+        rows, stacks = (
+            hidden.reshape(-1, hidden.shape[-1]),
+            stacks_of(self, adapter, turn.decision.num_experts),
+        )
+        choice = chosen(turn, pool.kernel, stacks[0], rows.shape[0])
+        if traced() or choice.name == "reference":
+            return Reading(None, ())
+        members = list(self.sites[adapter].projections.values())
+        # A replica of nn.DataParallel is none of the members, and reads for itself.
+        others = [layer for layer in members if layer is not self] if self in members else []
+        if pool.settings.dropout and self.training:
+            rows, others = F.dropout(rows, pool.settings.dropout), []  # each projection drops others
+        return read(turn, rows, self, stacks, others, adapter)
+
+    def _plainly(self, turn: Turn, hidden: Tensor, adapter: str, part: Part) -> Tensor:
+        """Compute a part's delta by plain operations, of shape [..., rows of the part]."""
+        decision, settings = turn.decision, self.sites[adapter].pool.settings
+        rows, size = hidden.reshape(-1, hidden.shape[-1]), decision.num_experts
         if settings.dropout and self.training:
             rows = F.dropout(rows, settings.dropout)  # by torch's generator, which checkpointing replays
-        delta = select(settings.kernel)(
-            rows,
-            [weight_of(self, name.down, adapter) for name in names],
-            [weight_of(self, name.up, adapter) for name in names],
-            per_token(decision.expert_ids, rows.shape[0]),
-            per_token(decision.weights, rows.shape[0]),
-            self.scales[adapter],
-        )
+        downs, ups = downs_of(self, part, adapter, size), ups_of(self, part, adapter, size)
+        name, scale = "reference" if turn.choice is None else turn.choice.name, self.scales[adapter]
+        if name != "reference" and graphed():
+            ids, weights = turn.items_first(decision.expert_ids), turn.items_first(decision.weights)
+            tokens, fixed = turn.tokens_per_item(rows.shape[0]), not is_split(self, adapter)
+            delta = opaquely(rows, downs, ups, ids, weights, scale, name, tokens, fixed)
+        else:
+            ids, weights = (
+                per_token(of_items, rows.shape[0]) for of_items in (decision.expert_ids, decision.weights)
+            )
+            delta = (reference if name == "reference" else all_at_once)(rows, downs, ups, ids, weights, scale)
         return delta.reshape(*hidden.shape[:-1], delta.shape[-1])
 
-    def with_experts(self, output: Tensor, hidden: Tensor, adapter: str, strength: float = 1.0) -> Tensor:
-        """Add an adapter's experts to what the base gave; the rows that are no part keep their bits.
 
-        Args:
-            output: The base's output, of shape [..., d_out].
-            hidden: Input, of shape [batch, tokens, d_in] or [tokens, d_in].
-            adapter: Adapter name.
-            strength: Factor on the experts' output.
-        """
-        decision = self.sites[adapter].decide(hidden, self)
-        if decision is None:
-            return output
-        added = []
-        for part in self.parts_of(adapter):
-            delta = self.expert_output(hidden, adapter, decision, part)
-            delta = delta if strength == 1.0 else delta * strength
-            if part.rows is None:
-                return output + delta.to(output.dtype)
-            added.append((part.rows, delta))
-        return add_rows(output, added)
+def added(output: Tensor, deltas: Sequence[tuple[Rows | None, Tensor]]) -> Tensor:
+    """Add deltas to an output or to some of its columns, into a new one."""
+    rows, delta = deltas[0]
+    if rows is None:
+        return (output + delta).to(output.dtype)
+    return add_rows(output, [(rows, delta) for rows, delta in deltas if rows is not None])
 
 
-def per_token(of_items: Tensor, num_tokens: int) -> Tensor:
-    """Repeat decisions so that there is one per token: [batch, items] to [tokens], with k to [tokens, k]."""
-    batch, items, *several = of_items.shape
-    repeats = num_tokens // max(batch * items, 1)
-    return of_items.unsqueeze(2).expand(batch, items, repeats, *several).reshape(num_tokens, *several)
+def writable(output: Tensor, base: nn.Module, hidden: Tensor) -> Tensor:
+    """Give what a projection made, or a copy, to be added to in place.
+
+    A plain projection, also a quantised one or one with a LoRA of PEFT, makes a new tensor that nothing else
+    has and that its own gradient does not need. Torch may show it as a view of one with other axes; then that
+    one is given, for a view would be copied in backward.
+
+    Args:
+        output: What the projection made.
+        base: The projection.
+        hidden: What it was made of.
+
+    Returns:
+        All of the output's numbers in their order, contiguous.
+    """
+    whole = output._base if shown_otherwise(output) and output._base is not None else output
+    same = whole.numel() == output.numel() and whole.is_contiguous() and output.is_contiguous()
+    held = (whole.requires_grad and whole.is_leaf) or whole.data_ptr() == hidden.data_ptr()
+    if same and not held and not whole._is_view() and makes_new(base):
+        return whole
+    return output.clone(memory_format=torch.contiguous_format)
+
+
+def shown_otherwise(output: Tensor) -> bool:
+    """Tell whether an output is a view, and its gradient goes through what it is a view of.
+
+    That of a quantised projection does not: its autograd function made the view, without a graph.
+    """
+    if not output._is_view():
+        return False
+    graph, whole = output.grad_fn, output._base
+    if graph is None or whole is None:
+        return graph is None
+    return type(graph).__name__ == "ViewBackward0" and graph.next_functions[0][0] is whole.grad_fn
+
+
+def makes_new(base: nn.Module) -> bool:
+    """Tell whether a projection is known to give new tensors, and has no hooks that may have kept one."""
+    while True:
+        if watched(base) or "forward" in base.__dict__:
+            return False
+        inner = base._modules.get("base_layer")
+        if inner is None:
+            own: bool = type(base).forward is nn.Linear.forward or type(base).__module__.startswith(KNOWN)
+            return own
+        if not type(base).__module__.startswith(WRAPPERS):
+            return False
+        base = inner
+
+
+def watched(base: nn.Module) -> bool:
+    """Tell whether hooks see a module's output, or its gradient: that one through a view of the output."""
+    mine = base._forward_hooks or base._backward_hooks or base._backward_pre_hooks
+    forward = torch_module._global_forward_hooks
+    backward = torch_module._global_backward_hooks or torch_module._global_backward_pre_hooks
+    return bool(mine or forward or backward)

@@ -64,7 +64,7 @@ def add_rows(output: Tensor, parts: Sequence[tuple[Rows, Tensor]]) -> Tensor:
     grouped = output.unflatten(-1, (groups, width))
     pieces, done = [], 0
     for rows, delta in sorted(parts, key=lambda part: part[0].start):
-        added = grouped[..., rows.start : rows.stop] + delta.to(output.dtype).unflatten(-1, (groups, -1))
-        pieces += [grouped[..., done : rows.start], added]
+        added = grouped[..., rows.start : rows.stop] + delta.unflatten(-1, (groups, -1))
+        pieces += [grouped[..., done : rows.start], added.to(output.dtype)]
         done = rows.stop
     return torch.cat([*pieces, grouped[..., done:]], dim=-1).flatten(-2)

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from prw.errors import RoutingError
-from prw.layers.experts import GATE, NOISE, weight_of
+from prw.layers.experts import GATE, NOISE, weights_of
 from prw.layers.noise import Drawn
 from prw.layers.pool import Pool, Scope
 from prw.layers.recompute import Checkpointed, under_checkpointing
+from prw.layers.turn import Turn
 from prw.routing import RoutingDecision, decide
 from prw.routing.features import as_batch
 
@@ -25,7 +26,7 @@ class Pending(NamedTuple):
     asker: nn.Module
     scope: Scope
     with_grad: bool
-    decision: RoutingDecision
+    turn: Turn
 
 
 class SiteRecord(NamedTuple):
@@ -88,38 +89,43 @@ class Site:
         return SiteRecord(self.name, tuple(self.projections), cast(int, self.router.in_features), widths)
 
     def decide(self, hidden: Tensor, asker: nn.Module) -> RoutingDecision | None:
-        """Give the decision for an input, made now or left by the other projection.
+        """Give the decision for an input; see `turn`."""
+        turn = self.turn(hidden, asker)
+        return None if turn is None else turn.decision
+
+    def turn(self, hidden: Tensor, asker: nn.Module) -> Turn | None:
+        """Give the decision for an input, made now or left by the other projection with what it has read.
 
         Args:
             hidden: Input of the projection, of shape [batch, tokens, d] or [tokens, d].
             asker: The projection that asks.
 
         Returns:
-            The decision, or None where no expert is in use.
+            The decision in its turn, or None where no expert is in use.
         """
         scope, compiling = self.pool.scope, torch.compiler.is_compiling()
         recomputing = not compiling and torch._C._current_graph_task_id() != -1
         if recomputing:
             self._checkpointed.check(scope, self.name)
-        decision = self._decision(hidden, asker, recomputing) if self.pool.size > 0 else None
+        turn = self._turn(hidden, asker, recomputing) if self.pool.size > 0 else None
         if not recomputing and not compiling:
-            made = () if decision is None else (decision.weights,)
+            made = () if turn is None else (turn.decision.weights,)
             self._checkpointed.add(scope, *made, hidden)
-        return decision
+        return turn
 
-    def _decision(self, hidden: Tensor, asker: nn.Module, recomputing: bool) -> RoutingDecision:
+    def _turn(self, hidden: Tensor, asker: nn.Module, recomputing: bool) -> Turn:
         """Take the decision that is waiting, or make one and leave it for the other projection."""
         slot = 0 if torch.compiler.is_compiling() else threading.get_ident()
         waiting = self._pending.pop(slot, None)
         if waiting is not None and self._fits(waiting, hidden, asker):
-            return waiting.decision
-        decision = self._fresh(as_batch(hidden), asker.training, recomputing)
+            return waiting.turn
+        turn = Turn(self._fresh(as_batch(hidden), asker.training, recomputing))
         if len(self.projections) > 1:
             grad, version = torch.is_grad_enabled(), version_of(hidden)
-            self._pending[slot] = Pending(hidden, version, asker, self.pool.scope, grad, decision)
+            self._pending[slot] = Pending(hidden, version, asker, self.pool.scope, grad, turn)
         if self.pool.recorder is not None and not recomputing:
-            self.pool.recorder.add(self.name, decision)
-        return decision
+            self.pool.recorder.add(self.name, turn.decision)
+        return turn
 
     def _fits(self, waiting: Pending, hidden: Tensor, asker: nn.Module) -> bool:
         same_input = waiting.hidden is hidden and waiting.version == version_of(hidden)
@@ -129,10 +135,8 @@ class Site:
 
     def _fresh(self, hidden: Tensor, training: bool, recomputing: bool) -> RoutingDecision:
         size, settings = self.pool.size, self.pool.settings
-        gates = [weight_of(self.router, f"{GATE}{index}", self.adapter) for index in range(size)]
-        noises: list[Tensor] = []
-        if settings.noise:
-            noises = [weight_of(self.router, f"{NOISE}{index}", self.adapter) for index in range(size)]
+        gates = weights_of(self.router, GATE, self.adapter, size)
+        noises = weights_of(self.router, NOISE, self.adapter, size) if settings.noise else []
         seed = self._seed(hidden, recomputing) if noises and training else None
         return decide(hidden, gates, noises, settings, self._routed(hidden), training, seed)
 

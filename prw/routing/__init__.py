@@ -2,8 +2,9 @@
 
 from prw.routing.decision import RoutingDecision
 from prw.routing.features import router_features
-from prw.routing.policies import decide, noisy_logits, router_logits, top_1, top_k
+from prw.routing.policies import decide, noisy_logits, top_1, top_k
 from prw.routing.record import Routing
+from prw.routing.scores import router_logits
 from prw.routing.shares import newest_indicator
 from prw.routing.statistics import Collapse, RoutingStatistics, statistics_of
 from prw.routing.tally import Tally

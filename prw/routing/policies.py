@@ -12,23 +12,7 @@ from torch import Tensor
 from prw.config import Gate, PoolSettings
 from prw.routing.decision import RoutingDecision
 from prw.routing.features import router_features
-
-
-def router_logits(features: Tensor, vectors: Sequence[Tensor]) -> Tensor:
-    """Score features against one router vector per expert.
-
-    Every expert is scored by its own product: one product for all would round an old expert's logit
-    differently once the pool has grown.
-
-    Args:
-        features: Of shape [batch, items, d].
-        vectors: One per expert, each of shape [1, d]; on any device, as a replica of nn.DataParallel has only
-            its features on a device of its own.
-
-    Returns:
-        Logits of shape [batch, items, experts].
-    """
-    return torch.cat([F.linear(features, vector.to(features)) for vector in vectors], dim=-1)
+from prw.routing.scores import router_logits, several_logits
 
 
 def noisy_logits(logits: Tensor, noise_logits: Tensor, seed: int | None = None) -> Tensor:
@@ -126,9 +110,11 @@ def decide(
         if noises and not noisy:
             gates, noises = kept_in_graph(gates, noises), []
         features = router_features(hidden, settings.granularity, routed, settings.router_norm)
-        logits = router_logits(features, gates)
         if noises:
-            logits = noisy_logits(logits, router_logits(features, noises), seed)
+            logits, deviations = several_logits(features, [gates, noises])
+            logits = noisy_logits(logits, deviations, seed)
+        else:
+            logits = router_logits(features, gates)
         if routed is not None and settings.granularity == "sample":
             routed = routed.any(dim=1, keepdim=True)
         return top_k(logits, settings.gate, routed, settings.top_k)

@@ -202,14 +202,14 @@ class PrwAttention(PrwLinear):
         """Compute what the experts add to keys ("k") and values ("v"), shaped as the inputs are."""
         deltas: dict[str, list[Tensor]] = {"k": [], "v": []}
         for adapter in adapters:
-            site, decision = self.sites[adapter], None
+            site, turn = self.sites[adapter], None
             for part in self.parts_of(adapter):
                 source = key if part.letter == "k" else value
                 hidden = self._tokens(source)
-                if decision is None or key is not value:
-                    decision = site.decide(hidden, self)
-                if decision is not None:
-                    delta = self.expert_output(hidden, adapter, decision, part) * self.strengths[adapter]
+                if turn is None or key is not value:
+                    turn = site.turn(hidden, self)
+                if turn is not None:
+                    delta = self.delta(turn, hidden, adapter, part) * self.strengths[adapter]
                     deltas[part.letter].append(self._tokens(delta) if source.dim() == 3 else delta)
         return deltas
 

@@ -11,12 +11,13 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from prw.config import PoolSettings
+from recipes.cologen.config_data import DataSettings
 from recipes.cologen.config_errors import ConfigError, explain
 from recipes.cologen.config_overrides import apply_override
 from recipes.cologen.config_yaml import read_yaml
@@ -26,9 +27,9 @@ CONFIGS = Path(__file__).parent / "configs"
 REPOSITORY = Path(__file__).resolve().parents[2]
 FREE_TO_CHANGE = ("machine", "logging", "validation", "sampling", "report")
 """Groups that a run may be continued with in another form: none of them changes what is learnt."""
-FREE_SETTINGS = {"base": {"path"}, "data": {"held_out", "held_out_seed"}}
+FREE_SETTINGS = {"base": {"path"}, "data": {"held_out", "held_out_seed", "held_out_sets", "max_broken"}}
 """Settings of other groups of which that is true too: where the base lies (a run knows its base by its
-weights), and what is measured on."""
+weights), what is measured on, and how much may be broken."""
 
 
 class Settings(BaseModel):
@@ -44,27 +45,6 @@ class BaseSettings(Settings):
     """A FLUX folder in the layout of diffusers; relative paths are looked up here, then in the repository."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Number format of the frozen weights; experts and routers are always trained in float32."""
-
-
-Side = Annotated[int, Field(gt=0)]
-"""Pixels along one side of a picture."""
-
-
-class DataSettings(Settings):
-    """Where pictures come from."""
-
-    source: str = "world"
-    """`world` (the embedded one) or `folder:PATH`."""
-    seed: int = Field(default=0, ge=0)
-    """Seed of the world, of the order of pictures, of views, noise, dropout and the experts' start."""
-    held_out: str | None = None
-    """Where validation's and report's pictures come from: `world`, or `folder:PATH` of another folder. None:
-    the world, for a run on the world; a run on a folder then holds nothing out, and is neither validated nor
-    scored."""
-    held_out_seed: int = Field(default=1_000_003, ge=0)
-    """Seed of validation's and report's world, views and noise; another one than `seed`."""
-    size: tuple[Side, Side] | None = None
-    """Height and width that a folder's pictures get; None keeps their own, which then must all be alike."""
 
 
 class VeteranSettings(Settings):
@@ -178,14 +158,16 @@ class RunConfig(Settings):
     @model_validator(mode="after")
     def _check_together(self) -> RunConfig:
         for key, place in (("source", self.data.source), ("held_out", self.data.held_out)):
-            if place not in (None, "world") and not str(place).startswith("folder:"):
-                raise ValueError(f"data.{key} is {place!r}; expected 'world' or 'folder:PATH'")
-        if self.data.source == self.data.held_out and self.data.source != "world":
+            if place not in (None, "world", "sets") and not str(place).startswith("folder:"):
+                raise ValueError(f"data.{key} is {place!r}; expected 'world' or 'folder:PATH' or 'sets'")
+        if self.data.source == "sets" and self.data.sets == self.data.held_out_sets:
+            raise ValueError("data.held_out_sets are the sets that are trained on; give others")
+        if self.data.source == self.data.held_out and self.data.source not in ("world", "sets"):
             raise ValueError("data.held_out is the folder that is trained on; give another one")
         if self.data.size is not None and {self.data.source, self.data.held_out} <= {"world", None}:
             raise ValueError(
-                "data.size is for a folder of pictures; those of the world have one size. Leave it out, or "
-                "give --data folder:PATH"
+                "data.size is for pictures from elsewhere; those of the world have one size. Leave it out, "
+                "or give --data folder:PATH"
             )
         if self.data.source == "world" and self.data.seed == self.data.held_out_seed:
             raise ValueError("data.held_out_seed equals data.seed: validation would show what is trained on")

@@ -16,14 +16,23 @@ class ConfigError(CologenError, ValueError):
     """A config cannot be read: a file, a key or a value is wrong."""
 
 
+ANY_NAME = "*"
+"""Stands for the names of groups that the user chooses, such as data sets."""
+
+
 def known_keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
     """Dotted names of every setting of a settings class."""
     for name, field in model.model_fields.items():
         key = f"{prefix}{name}"
         inner: Any = field.annotation
         if get_origin(inner) is dict:
-            for stage in COLOGEN_STAGES:
-                yield from known_keys(get_args(inner)[1], f"{key}.{stage}.")
+            values = get_args(inner)[1]
+            if not (isinstance(values, type) and issubclass(values, BaseModel)):
+                yield key
+                continue
+            # Stages have their names; other groups are named by the user.
+            for entry in COLOGEN_STAGES if name == "stages" else (ANY_NAME,):
+                yield from known_keys(values, f"{key}.{entry}.")
         elif isinstance(inner, type) and issubclass(inner, BaseModel):
             yield key
             yield from known_keys(inner, f"{key}.")
@@ -33,7 +42,7 @@ def known_keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
 
 def nearest_key(key: str, model: type[BaseModel]) -> str | None:
     """The known setting most like `key`: a like name in its group, else the same name in another."""
-    known = list(known_keys(model))
+    known = [_named_like(name, key) for name in known_keys(model)]
     parent, _, leaf = key.rpartition(".")
     siblings = {name.rpartition(".")[2]: name for name in known if name.rpartition(".")[0] == parent}
     alike = difflib.get_close_matches(leaf, siblings, n=1, cutoff=0.6)
@@ -42,9 +51,17 @@ def nearest_key(key: str, model: type[BaseModel]) -> str | None:
     return next((name for name in known if name.rpartition(".")[2] == leaf), None)
 
 
+def _named_like(known: str, key: str) -> str:
+    """A known key with the user's own name of a group, where it has one, as `key` has it."""
+    before, star, after = known.partition(f".{ANY_NAME}.")
+    given = key.removeprefix(f"{before}.").partition(".")[0] if key.startswith(f"{before}.") else ANY_NAME
+    return f"{before}.{given}.{after}" if star else known
+
+
 def _neighbours(key: str, model: type[BaseModel]) -> str:
     parent = key.rpartition(".")[0]
-    names = [name.rpartition(".")[2] for name in known_keys(model) if name.rpartition(".")[0] == parent]
+    known = [_named_like(name, key) for name in known_keys(model)]
+    names = [name.rpartition(".")[2] for name in known if name.rpartition(".")[0] == parent]
     return f" {parent or 'The config'} knows {', '.join(names)}." if names else ""
 
 

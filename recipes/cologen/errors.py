@@ -2,7 +2,11 @@
 
 CologenError
 ├── RunFolderError (ValueError)        a run folder is missing, unfinished, or of another run
-├── FolderDataError (ValueError)       a folder of pictures (--data folder:PATH) has a fault
+├── DataError (ValueError)             what is to be trained on has a fault
+│   ├── FolderDataError                a folder of pictures (--data folder:PATH)
+│   ├── DataSetError                   a data set of `data.sets`: its files, columns, captions, settings
+│   └── BrokenPictureError             one row that cannot be read; training skips, counts and lists it
+├── TooManyBrokenError (RuntimeError)  more rows were skipped than `data.max_broken` allows
 ├── PromptError (ValueError)           a prompt the base cannot read
 ├── PictureError (ValueError)          a picture that cannot be used as asked
 ├── BaseModelError (ValueError)        a folder or model that is no FLUX base this recipe can use
@@ -23,8 +27,24 @@ class RunFolderError(CologenError, ValueError):
     """A run folder is missing something, is unfinished, or belongs to another run."""
 
 
-class FolderDataError(CologenError, ValueError):
+class DataError(CologenError, ValueError):
+    """What is to be trained on has a fault."""
+
+
+class FolderDataError(DataError):
     """A folder of pictures has a fault; the message names the file and, where there is one, the line."""
+
+
+class DataSetError(DataError):
+    """A data set of `data.sets` has a fault: files, columns, captions, or the settings that name it."""
+
+
+class BrokenPictureError(DataError):
+    """One row cannot be read: a picture or mask is broken. Training skips, counts and lists such rows."""
+
+
+class TooManyBrokenError(CologenError, RuntimeError):
+    """More rows had to be skipped than `data.max_broken` allows."""
 
 
 class PromptError(CologenError, ValueError):

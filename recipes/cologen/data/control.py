@@ -131,7 +131,12 @@ MAPS: dict[str, Callable[[Record], Image]] = {
 def available_kinds(record: Record) -> list[str]:
     """The maps that this record allows: edges always, depth and classes where the record has them."""
     missing = {"depth": record.depth is None, "segmentation": record.segmentation is None}
-    return [kind for kind in MAPS if not missing.get(kind, False)]
+    return [kind for kind in MAPS if kind in record.maps or not missing.get(kind, False)]
+
+
+def control_map(record: Record, kind: str) -> Image:
+    """The map that the record's data set stores, or else the one made from the record."""
+    return record.maps[kind] if kind in record.maps else MAPS[kind](record)
 
 
 def control(record: Record, seed: int) -> Example:
@@ -142,6 +147,6 @@ def control(record: Record, seed: int) -> Example:
     rng = view_rng("control", record.id, seed)
     kind = pick(rng, available_kinds(record))
     prompt = f"{PROMPTS[kind]} {record.caption}"
-    return Example(
-        record.id, "control", kind, MAPS[kind](record), record.image, prompt, {"scene": record.scene}
-    )
+    meta = {"scene": record.scene}
+    source = control_map(record, kind)
+    return Example(record.id, "control", kind, source, record.image, prompt, meta, record.origin)

@@ -27,6 +27,13 @@ def given_pair(record: Record, task: str, rng: np.random.Generator) -> Pair:
     return pairs[int(rng.integers(len(pairs)))]
 
 
+def paired_example(record: Record, pair: Pair) -> Example:
+    """The record's picture as source, the pair's as target."""
+    return Example(
+        record.id, pair.task, pair.kind, record.image, pair.image, pair.prompt, origin=record.origin
+    )
+
+
 def _companion(rng: np.random.Generator, subject: SceneObject, free: list[str]) -> SceneObject:
     """Another object that is not named like the subject."""
     other = random_object(rng, pick(rng, free))
@@ -44,7 +51,7 @@ def customization(record: Record, seed: int) -> Example:
     rng = view_rng("customization", record.id, seed)
     if record.scene is None:
         pair = given_pair(record, "customization", rng)
-        return Example(record.id, "customization", pair.kind, record.image, pair.image, pair.prompt)
+        return paired_example(record, pair)
     subject = record.scene.objects[int(rng.integers(len(record.scene.objects)))]
     source = Scene(record.scene.background, (subject,))
     place = pick(rng, [other for other in PLACES if other != subject.place])

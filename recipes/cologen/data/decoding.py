@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image as PilImage
@@ -12,7 +13,7 @@ _USUAL_TOP = {"I": 65535.0, "F": 1.0}
 """White in a gray picture of more than 8 bits, by the first letter of PIL's mode: `I`, `I;16`, `F` ..."""
 
 
-def open_upright(path: Path) -> PilImage.Image:
+def open_upright(path: Path | BinaryIO) -> PilImage.Image:
     """A picture as its file holds it, decoded and turned the way its EXIF data says.
 
     Raises:

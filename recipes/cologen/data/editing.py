@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from recipes.cologen.data.customization import given_pair
+from recipes.cologen.data.customization import given_pair, paired_example
 from recipes.cologen.data.record import Example, Record
 from recipes.cologen.data.scene import BACKGROUNDS, SHAPES, SIZES, Scene, SceneObject, draw
 from recipes.cologen.data.seeding import view_rng
@@ -97,7 +97,7 @@ def editing(record: Record, seed: int) -> Example:
     rng = view_rng("editing", record.id, seed)
     if record.scene is None:
         pair = given_pair(record, "editing", rng)
-        return Example(record.id, "editing", pair.kind, record.image, pair.image, pair.prompt)
+        return paired_example(record, pair)
     kinds = [kind for kind in EDITS if kind != "remove" or len(record.scene.objects) > 1]
     kind = pick(rng, kinds)
     edit = EDITS[kind](record.scene, rng)

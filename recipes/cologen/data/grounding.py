@@ -14,7 +14,7 @@ from recipes.cologen.data.world import pick
 
 GROUNDING_KINDS = {"box": 0.4, "mask": 0.4, "instance": 0.2}
 MARK_COLOURS = ("red", "green", "blue", "yellow")
-"""Colours of boxes and masks."""
+"""Colours of boxes and masks in the world, where a scene's own objects have the others."""
 
 
 def draw_box(image: Image, box: tuple[int, int, int, int], colour: tuple[int, int, int]) -> Image:
@@ -66,11 +66,12 @@ def _referable(record: Record) -> list[RecordObject]:
 
 def _free_colours(record: Record, taken: set[str]) -> list[str]:
     """Mark colours that no label names, so that a mark is never mistaken for what it marks."""
-    free = [name for name in MARK_COLOURS if name not in taken]
+    colours = MARK_COLOURS if record.scene is not None else tuple(COLOURS)
+    free = [name for name in colours if name not in taken]
     if not free:
         raise MissingMetadataError(
             f"grounding: the labels of record {record.id!r} name every colour that marks are drawn in "
-            f"({', '.join(MARK_COLOURS)}); shorten the labels in its metadata"
+            f"({', '.join(colours)}); shorten the labels in its metadata"
         )
     return free
 
@@ -82,6 +83,9 @@ def grounding(record: Record, seed: int) -> Example:
         MissingMetadataError: no object, none with a name of its own, or no mask where one is needed.
     """
     candidates = _referable(record)
+    only_instances = not candidates and record.scene is None
+    if only_instances:
+        candidates = list(record.objects)
     if not candidates:
         raise MissingMetadataError(
             f"grounding needs an object whose label no other has, but record {record.id!r} has "
@@ -90,6 +94,11 @@ def grounding(record: Record, seed: int) -> Example:
         )
     rng = view_rng("grounding", record.id, seed)
     kind = str(rng.choice(list(GROUNDING_KINDS), p=list(GROUNDING_KINDS.values())))
+    if only_instances:
+        kind = "instance"
+    masked = [item for item in candidates if item.mask is not None]
+    if kind == "mask" and masked:
+        candidates = masked
     item = candidates[int(rng.integers(len(candidates)))]
     peers = [other for other in candidates if other.category == item.category]
     taken = {word for peer in peers for word in peer.label.split()}
@@ -107,4 +116,4 @@ def grounding(record: Record, seed: int) -> Example:
     if kind == "instance":
         others = (_marked_scene(record, peer.label, kind, colour) for peer in peers if peer is not item)
         meta["alternatives"] = tuple(scene for scene in others if scene is not None)
-    return Example(record.id, "grounding", kind, record.image, target, prompt, meta)
+    return Example(record.id, "grounding", kind, record.image, target, prompt, meta, record.origin)

@@ -7,6 +7,7 @@ business.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,6 +25,22 @@ Mask = NDArray[np.bool_]
 
 class MissingMetadataError(CologenError, ValueError):
     """A record lacks what a view needs (a mask, a box, a depth map, a pair ...)."""
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a picture comes from.
+
+    `width` and `height` are those of the picture as stored; `scores` are what the data set says of its
+    quality, by the data set's own names.
+    """
+
+    dataset: str
+    revision: str | None
+    licence: str
+    width: int
+    height: int
+    scores: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -57,7 +74,8 @@ class Record:
     """One picture and what is known about it.
 
     `depth` is float [height, width], 1 nearest; `segmentation` is int [height, width] of class numbers;
-    `scene` is the picture's own description when it was drawn by the world.
+    `maps` are control maps that a data set stores ready-made, by the names of control.py; `scene` is the
+    picture's own description when it was drawn by the world.
     """
 
     id: str
@@ -68,6 +86,8 @@ class Record:
     segmentation: NDArray[np.int64] | None = None
     scene: Scene | None = None
     pairs: tuple[Pair, ...] = ()
+    maps: Mapping[str, Image] = field(default_factory=dict)
+    origin: Origin | None = None
 
 
 @dataclass(frozen=True)
@@ -85,3 +105,4 @@ class Example:
     target: Image
     prompt: str
     meta: dict[str, Any] = field(default_factory=dict)
+    origin: Origin | None = None

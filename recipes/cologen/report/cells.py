@@ -25,7 +25,7 @@ from recipes.cologen.data.record import Example
 from recipes.cologen.flux.model import FluxModel
 from recipes.cologen.report.run_reader import RunReader
 from recipes.cologen.training.checkpoint import write_text
-from recipes.cologen.training.sources import RecordSource
+from recipes.cologen.training.sources import DataSource
 from recipes.cologen.training.validation import (
     TaskScore,
     evaluate_task,
@@ -97,7 +97,7 @@ class Scorer:
     model: FluxModel
     """The base with its source stream, without a pool: each checkpoint's is loaded and taken out again."""
     run: RunReader
-    source: RecordSource
+    source: DataSource
     n: int
     announce: Callable[[str], None] = field(default=lambda line: None)
     """Told about every cell that is measured anew."""
@@ -111,7 +111,9 @@ class Scorer:
 
     def examples(self, task: str) -> list[Example]:
         """The held-out examples of a task; the same ones for every cell."""
-        return held_out_examples(self.source, task, self.n, seed=self.run.settings.data.held_out_seed)
+        return held_out_examples(
+            self.source.stage(task).records, task, self.n, seed=self.run.settings.data.held_out_seed
+        )
 
     def asked(self, cell: Cell) -> Asked:
         """What a measurement of this cell depends on now."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -12,11 +13,15 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from recipes.cologen.config import DropoutSettings
-from recipes.cologen.data.record import Example
+from recipes.cologen.data.record import Example, MissingMetadataError
 from recipes.cologen.data.sampler import BatchSampler, Draw, derive_seed
 from recipes.cologen.data.views import VIEWS
-from recipes.cologen.errors import PictureError
+from recipes.cologen.errors import BrokenPictureError, PictureError, TooManyBrokenError
 from recipes.cologen.training.sources import RecordSource
+
+_MOST_TRIES = 50
+_STREAM_END = 2**40
+"""Past the end of every source, whose index counts on from its start."""
 
 
 class Batch(NamedTuple):
@@ -26,19 +31,49 @@ class Batch(NamedTuple):
     target: Tensor
     prompts: tuple[str, ...]
     seeds: tuple[int, ...]
+    skipped: tuple[str, ...] = ()
+    """What was wrong with rows that could not be read, in whose place others are in the batch."""
 
 
-class Examples(Dataset[tuple[Example, int]]):
-    """Examples of one task, addressed by draws; conditions are withheld by the draw's own seed."""
+class Prepared(NamedTuple):
+    """An example, the seed of its noise, and what was wrong with rows that were drawn before it."""
+
+    example: Example
+    seed: int
+    skipped: tuple[str, ...] = ()
+
+
+class Examples(Dataset[Prepared]):
+    """Examples of one task, addressed by draws; conditions are withheld by the draw's own seed.
+
+    A row that cannot be read, or lacks what the task needs, is skipped: another row, which follows from the
+    draw's seed, takes its place, and the example says so. Nothing is made up.
+    """
 
     def __init__(self, records: RecordSource, task: str, dropout: DropoutSettings) -> None:
         """Choose the task's view."""
         self._records, self._view, self._dropout = records, VIEWS[task], dropout
 
-    def __getitem__(self, draw: Draw) -> tuple[Example, int]:
-        """The example of a draw, and the seed of its noise."""
-        example = self._view(self._records.record(draw.record_index), derive_seed(draw.seed, "view"))
-        return withhold(example, draw.seed, self._dropout), draw.seed
+    def __getitem__(self, draw: Draw) -> Prepared:
+        """The example of a draw.
+
+        Raises:
+            TooManyBrokenError: No row can be read among many.
+        """
+        skipped: list[str] = []
+        while len(skipped) < _MOST_TRIES:
+            index = draw.record_index
+            if skipped:
+                index = derive_seed(draw.seed, "instead", len(skipped)) % _STREAM_END
+            try:
+                example = self._view(self._records.record(index), derive_seed(draw.seed, "view"))
+            except (BrokenPictureError, MissingMetadataError) as error:
+                skipped.append(str(error))
+            else:
+                return Prepared(withhold(example, draw.seed, self._dropout), draw.seed, tuple(skipped))
+        raise TooManyBrokenError(
+            f"{len(skipped)} rows in a row could not be read; the first: {skipped[0]}. Mend the data."
+        )
 
 
 def withhold(example: Example, seed: int, dropout: DropoutSettings) -> Example:
@@ -47,29 +82,26 @@ def withhold(example: Example, seed: int, dropout: DropoutSettings) -> Example:
     no_text, no_source = rng.random(2) < (dropout.text, dropout.source)
     if not (no_text or no_source):
         return example
-    return Example(
-        id=example.id,
-        task=example.task,
-        kind=example.kind,
+    return replace(
+        example,
         source=np.zeros_like(example.source) if no_source else example.source,
-        target=example.target,
         prompt="" if no_text else example.prompt,
-        meta=example.meta,
     )
 
 
-def collate(examples: Sequence[tuple[Example, int]]) -> Batch:
+def collate(prepared: Sequence[Prepared]) -> Batch:
     """Stack examples into a batch.
 
     Raises:
         PictureError: Pictures of one batch differ in size; the message names two of them.
     """
-    found, seeds = zip(*examples, strict=True)
+    found = [one.example for one in prepared]
     return Batch(
         source=_stack([(example.id, example.source) for example in found]),
         target=_stack([(example.id, example.target) for example in found]),
         prompts=tuple(example.prompt for example in found),
-        seeds=tuple(seeds),
+        seeds=tuple(one.seed for one in prepared),
+        skipped=tuple(problem for one in prepared for problem in one.skipped),
     )
 
 

@@ -21,7 +21,8 @@ from recipes.cologen.training.interruption import StopSignals
 from recipes.cologen.training.metrics import MetricsLog
 from recipes.cologen.training.progress import ProgressView
 from recipes.cologen.training.run_folder import RunFolder, StageRecord, now
-from recipes.cologen.training.sources import RecordSource
+from recipes.cologen.training.skips import SkipTally
+from recipes.cologen.training.sources import DataSource
 from recipes.cologen.training.state import StageState, capture_rng, restore_rng
 from recipes.cologen.training.step import Trainee
 
@@ -31,13 +32,13 @@ class Bench:
     """Everything that training one stage after another works with."""
 
     trainee: Trainee
-    records: RecordSource
-    num_records: int | None
-    held_out: RecordSource | None
+    data: DataSource
+    held_out: DataSource | None
     folder: RunFolder
     metrics: MetricsLog
     progress: ProgressView
     stop: StopSignals
+    skips: SkipTally
 
     def steps_before(self, stage: str) -> int:
         """Steps of all stages before this one."""

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import ValidationError
 
 from recipes.cologen.config import FREE_SETTINGS, FREE_TO_CHANGE, RunConfig
 from recipes.cologen.config_yaml import parse_yaml
@@ -60,7 +61,7 @@ def _differing_fields(
     there: dict[str, Any], config: RunConfig, started: set[str]
 ) -> list[tuple[str, Any, Any]]:
     """Settings that differ and matter: not those free to change, nor those of stages that have not begun."""
-    old, new = _flatten(there), _flatten(config.model_dump(mode="json"))
+    old, new = _flatten(_with_defaults(there)), _flatten(config.model_dump(mode="json"))
     keys = sorted(key for key in {*old, *new} if old.get(key) != new.get(key))
     return [
         (key, old.get(key, "(absent)"), new.get(key, "(absent)"))
@@ -71,7 +72,15 @@ def _differing_fields(
 
 def _is_free(key: str) -> bool:
     group, _, setting = key.partition(".")
-    return group in FREE_TO_CHANGE or setting in FREE_SETTINGS.get(group, ())
+    return group in FREE_TO_CHANGE or setting.partition(".")[0] in FREE_SETTINGS.get(group, ())
+
+
+def _with_defaults(there: dict[str, Any]) -> dict[str, Any]:
+    """What a run was trained with: a setting that is younger than the run had its default's effect."""
+    try:
+        return RunConfig.model_validate(there).model_dump(mode="json")
+    except ValidationError:
+        return there
 
 
 def _flatten(values: Any, prefix: str = "") -> dict[str, Any]:

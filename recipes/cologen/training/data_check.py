@@ -1,20 +1,25 @@
-"""Looks before the first step whether a folder of pictures has what every stage to be trained needs.
+"""Looks before the first step whether the pictures have what every stage to be trained needs.
 
 Otherwise the last stage of a long run would be the first to find that, say, no picture has a pair.
 """
 
 from __future__ import annotations
 
+import math
 import string
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+from rich.console import Console
+
+from recipes.cologen.config import RunConfig
+from recipes.cologen.data.record import MissingMetadataError
 from recipes.cologen.data.sampler import derive_seed
 from recipes.cologen.data.views import VIEWS
-from recipes.cologen.errors import CologenError, FolderDataError, PromptError
+from recipes.cologen.errors import BrokenPictureError, CologenError, FolderDataError, PromptError
 from recipes.cologen.flux.model import FluxModel
 from recipes.cologen.flux.vocabulary import unknown_words
-from recipes.cologen.training.sources import RecordSource
+from recipes.cologen.training.sources import DataSource, RecordSource
 
 MAX_RECORDS = 100
 """Records that are looked at, spread evenly over the folder."""
@@ -31,16 +36,52 @@ class Fault(NamedTuple):
     stage: str
     record: str
     message: str
+    broken: bool = False
+    """Whether training would skip the record, instead of stopping."""
+    incomplete: bool = False
+    """Whether it lacks what a view needs."""
 
 
-def check_data(records: RecordSource, num_records: int, stages: Sequence[str], model: FluxModel) -> None:
+def check_sources(
+    data: DataSource, config: RunConfig, stages: Sequence[str], model: FluxModel, console: Console
+) -> None:
+    """Look at what each stage reads; the world needs no looking at.
+
+    Raises:
+        DataSetError: No data set serves a stage.
+        FolderDataError: As `check_data`.
+    """
+    if data.place is not None and data.place.num_records is None:
+        return
+    console.print("looking whether the pictures have what the stages need", highlight=False)
+    most = config.data.max_broken
+    if data.place is not None:
+        check_data(data.place.records, data.place.num_records or 0, stages, model, most)
+        return
+    sources = {stage: data.stage(stage) for stage in stages}
+    for stage, source in sources.items():
+        check_data(source.records, source.num_records or 0, (stage,), model, most, skip_incomplete=True)
+
+
+def check_data(
+    records: RecordSource,
+    num_records: int,
+    stages: Sequence[str],
+    model: FluxModel,
+    max_broken: float = 0.0,
+    *,
+    skip_incomplete: bool = False,
+) -> None:
     """Make examples of every stage, and read their prompts as the base will.
 
     Args:
-        records: A folder of pictures.
+        records: A folder of pictures, or data sets.
         num_records: How many it holds.
         stages: Those that are to be trained.
         model: The base, for its tokenizers.
+        max_broken: Largest fraction of records that training may skip; two standard errors above it pass.
+        skip_incomplete: Whether records that lack what a view needs count as broken, as those of large sets
+            do, whose objects may lie outside of the part that is cut out; else they are faults.
 
     Raises:
         FolderDataError: Names the first faults, and how many there are.
@@ -48,8 +89,16 @@ def check_data(records: RecordSource, num_records: int, stages: Sequence[str], m
     count = min(num_records, MAX_RECORDS)
     seeds = range(max(2, -(-EXAMPLES_PER_STAGE // count)))
     faults: dict[Fault, None] = {}
+    broken = 0
     for place in range(count):
-        faults.update(dict.fromkeys(_faults(records, place * num_records // count, stages, seeds, model)))
+        found = list(_faults(records, place * num_records // count, stages, seeds, model))
+        if skip_incomplete:
+            found = [fault._replace(broken=fault.broken or fault.incomplete) for fault in found]
+        broken += any(fault.broken for fault in found)
+        faults.update(dict.fromkeys(found))
+    expected = max_broken * count
+    if broken <= expected + 2 * math.sqrt(expected):
+        faults = {fault: None for fault in faults if not fault.broken}
     if faults:
         shown = _mixed(list(faults), stages)
         lines = [f"  {fault.stage}, {fault.record}: {fault.message}" for fault in shown]
@@ -67,7 +116,7 @@ def _faults(
     try:
         record = records.record(index)
     except CologenError as error:
-        yield Fault(ANY_STAGE, f"record {index + 1}", str(error))
+        yield Fault(ANY_STAGE, f"record {index + 1}", str(error), isinstance(error, BrokenPictureError))
         return
     for stage in stages:
         for seed in seeds:
@@ -75,7 +124,10 @@ def _faults(
                 prompt = VIEWS[stage](record, derive_seed(seed, "check")).prompt
                 _check_prompt(prompt, model)
             except CologenError as error:
-                yield Fault(stage, record.id, str(error))
+                broken, incomplete = (
+                    isinstance(error, kind) for kind in (BrokenPictureError, MissingMetadataError)
+                )
+                yield Fault(stage, record.id, str(error), broken, incomplete)
 
 
 def _check_prompt(prompt: str, model: FluxModel) -> None:

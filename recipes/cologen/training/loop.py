@@ -15,7 +15,7 @@ from recipes.cologen.data.sampler import BatchSampler, derive_seed
 from recipes.cologen.errors import CologenError
 from recipes.cologen.training.batches import Batch, batches
 from recipes.cologen.training.bench import Bench, note_progress, restore_latest, save_latest
-from recipes.cologen.training.sources import RecordSource
+from recipes.cologen.training.sources import DataSource
 from recipes.cologen.training.state import StageState
 from recipes.cologen.training.step import StepLosses, learning_rate, make_optimizer, train_step
 from recipes.cologen.training.validation import evaluate_task, held_out_examples
@@ -43,6 +43,8 @@ def train_stage(bench: Bench, state: StageState, resumed: bool) -> StageState:
     while state.step < settings.steps:
         step = state.step + 1
         micro = [next(stream) for _ in range(micro_batches)]
+        for batch in micro:
+            bench.skips.add(state.stage, batch)
         measured = train_step(trainee, settings, step, optimizer, micro)
         _check_finite(measured, state.stage, step, settings.lr)
         state = state.model_copy(
@@ -92,7 +94,7 @@ def _log(bench: Bench, state: StageState) -> None:
     note_progress(bench, state, "started", share=mean.share)
 
 
-def _validate(bench: Bench, state: StageState, held_out: RecordSource) -> None:
+def _validate(bench: Bench, state: StageState, held_out: DataSource) -> None:
     """Score the stage's own task on held-out examples; rank 0 does it, the others wait."""
     trainee, config = bench.trainee, bench.trainee.config
     if trainee.accelerator.is_main_process:
@@ -101,7 +103,10 @@ def _validate(bench: Bench, state: StageState, held_out: RecordSource) -> None:
             trainee.model,
             trainee.weave,
             held_out_examples(
-                held_out, state.stage, config.validation.samples, seed=config.data.held_out_seed
+                held_out.stage(state.stage).records,
+                state.stage,
+                config.validation.samples,
+                seed=config.data.held_out_seed,
             ),
             steps=config.sampling.steps,
             seed=config.data.held_out_seed,
@@ -138,8 +143,9 @@ def _check_finite(measured: StepLosses, stage: str, step: int, lr: float) -> Non
 def _stream(bench: Bench, state: StageState) -> tuple[Iterator[Batch], int]:
     """This rank's batches from the state's position on, and how many make a step."""
     config, accelerator = bench.trainee.config, bench.trainee.accelerator
+    source = bench.data.stage(state.stage)
     sampler = BatchSampler(
-        bench.num_records,
+        source.num_records,
         batch_size=config.stages[state.stage].batch_size,
         micro_batch=config.machine.micro_batch,
         seed=derive_seed(config.data.seed, "stream", state.stage),
@@ -147,5 +153,5 @@ def _stream(bench: Bench, state: StageState) -> tuple[Iterator[Batch], int]:
         world_size=accelerator.num_processes,
     )
     sampler.load_state_dict({"position": state.position})
-    stream = batches(bench.records, state.stage, sampler, config.dropout, config.machine.workers)
+    stream = batches(source.records, state.stage, sampler, config.dropout, config.machine.workers)
     return stream, sampler.micro_batches

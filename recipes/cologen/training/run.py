@@ -13,14 +13,16 @@ from recipes.cologen.config import RunConfig
 from recipes.cologen.errors import CologenError
 from recipes.cologen.stages import select_stages, stage_index
 from recipes.cologen.training.bench import Bench, finish_stage, steps_before
-from recipes.cologen.training.data_check import check_data
+from recipes.cologen.training.data_card import write_card
+from recipes.cologen.training.data_check import check_sources
 from recipes.cologen.training.growth import begin_state, curriculum, grow, load_base, open_pool
 from recipes.cologen.training.interruption import StopSignals
 from recipes.cologen.training.loop import train_stage
 from recipes.cologen.training.metrics import MetricsLog
 from recipes.cologen.training.progress import ProgressView, progress_view
 from recipes.cologen.training.run_folder import RunFolder, base_fingerprint, open_run, stage_file
-from recipes.cologen.training.sources import RecordSource, held_out_records, training_records
+from recipes.cologen.training.skips import SkipTally
+from recipes.cologen.training.sources import DataSource, held_out_records, training_records
 from recipes.cologen.training.state import StageState
 from recipes.cologen.training.step import Trainee
 
@@ -32,10 +34,8 @@ class LaunchError(CologenError, RuntimeError):
 class Sources(NamedTuple):
     """The opened places that pictures come from."""
 
-    records: RecordSource
-    num_records: int | None
-    """None: endless."""
-    held_out: RecordSource | None
+    data: DataSource
+    held_out: DataSource | None
 
 
 class Outcome(NamedTuple):
@@ -77,7 +77,7 @@ def train(
         base = base_fingerprint(config.base_path)
         # Opened here if there is work to do, so that a fault in the data is found before anything is written.
         idle = restart is None and all(stage_file(output, name).is_file() for name in names)
-        sources = None if idle else _open_sources(config)
+        sources = None if idle else _open_sources(config, names)
         folder = open_run(output, config, base, restart if accelerator.is_main_process else None)
     folder.check_order(names, config.stage_names)
     todo = tuple(name for name in names if not folder.is_finished(name))
@@ -87,7 +87,7 @@ def train(
     trained: tuple[str, ...] = ()
     stopped = None
     if todo:
-        sources = sources or _open_sources(config)
+        sources = sources or _open_sources(config, todo)
         trained, stopped = _train_stages(config, folder, todo, sources, accelerator, console)
     return Outcome(trained, stopped, all(folder.is_finished(name) for name in config.stage_names))
 
@@ -117,9 +117,9 @@ def _train_stages(
     console: Console,
 ) -> tuple[tuple[str, ...], StageState | None]:
     model = load_base(config, accelerator.device)
-    if sources.num_records is not None:
-        console.print("looking whether the pictures have what the stages need", highlight=False)
-        check_data(sources.records, sources.num_records, todo, model)
+    check_sources(sources.data, config, todo, model, console)
+    if accelerator.is_main_process:
+        write_card(folder.path, config, sources.data, sources.held_out)
     weave, state, resumed = open_pool(config, folder, model, todo[0])
     walk = curriculum(config).stages(weave)
     trained: list[str] = []
@@ -130,13 +130,13 @@ def _train_stages(
     ):
         bench = Bench(
             trainee=Trainee(model, weave, accelerator, config),
-            records=sources.records,
-            num_records=sources.num_records,
+            data=sources.data,
             held_out=sources.held_out,
             folder=folder,
             metrics=metrics,
             progress=view,
             stop=stop,
+            skips=SkipTally(folder.path, config.data.max_broken, accelerator.process_index),
         )
         for name in todo:
             if trained:
@@ -152,9 +152,15 @@ def _train_stages(
     return tuple(trained), None
 
 
-def _open_sources(config: RunConfig) -> Sources:
-    records, num_records = training_records(config.data)
-    return Sources(records, num_records, held_out_records(config.data) if config.validation.samples else None)
+def _open_sources(config: RunConfig, names: tuple[str, ...]) -> Sources:
+    """Open what these stages read; a stage that nothing serves is found here, not when its turn comes."""
+    held_out = held_out_records(config.data) if config.validation.samples else None
+    sources = Sources(training_records(config.data), held_out)
+    for name in names:
+        sources.data.stage(name)
+        if held_out is not None:
+            held_out.stage(name)
+    return sources
 
 
 def _view(config: RunConfig, todo: tuple[str, ...], state: StageState, console: Console) -> ProgressView:

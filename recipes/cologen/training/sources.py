@@ -1,14 +1,20 @@
-"""Opens the places that a config's data settings name: the embedded world, or a folder of pictures."""
+"""Opens what a config's data settings name: the embedded world, a folder of pictures, data sets."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
-from recipes.cologen.config import DataSettings
+from recipes.cologen.config_data import DataSettings, SetSettings
 from recipes.cologen.data.folder import PictureFolder
+from recipes.cologen.data.layouts import LAYOUTS
+from recipes.cologen.data.licences import is_allowed
 from recipes.cologen.data.record import Record
+from recipes.cologen.data.sets import DataSet, Mixture, set_licence
 from recipes.cologen.data.world import World
+from recipes.cologen.errors import DataSetError
 
 
 class RecordSource(Protocol):
@@ -18,29 +24,83 @@ class RecordSource(Protocol):
         """The record at an index, from 0 up."""
 
 
-def training_records(data: DataSettings) -> tuple[RecordSource, int | None]:
-    """The source that is trained on, and how many records it has (None: endless).
+class StageSource(NamedTuple):
+    """What one stage reads."""
+
+    records: RecordSource
+    num_records: int | None
+    """None: endless."""
+
+
+@dataclass(frozen=True)
+class DataSource:
+    """The opened data of a run: one place that serves every stage, or data sets of which each serves some."""
+
+    place: StageSource | None
+    sets: tuple[DataSet, ...] = ()
+    refused: Mapping[str, str] = field(default_factory=dict)
+    """Data sets that `data.licence` leaves out, with their licences."""
+
+    def stage(self, task: str) -> StageSource:
+        """What a stage reads.
+
+        Raises:
+            DataSetError: No data set serves it.
+        """
+        if self.place is not None:
+            return self.place
+        serving = [part for part in self.sets if task in part.tasks]
+        if not serving:
+            raise DataSetError(_nothing_for(task, self.sets, self.refused))
+        mixture = Mixture(serving)
+        return StageSource(mixture, len(mixture))
+
+
+def training_records(data: DataSettings) -> DataSource:
+    """Open what is trained on.
 
     Raises:
-        FolderDataError: A folder, or a line of its metadata, has a fault.
+        FolderDataError, DataSetError: A folder or a data set has a fault.
     """
     if data.source == "world":
-        return World(data.seed), None
-    folder = _folder(data.source, data)
-    return folder, len(folder)
+        return DataSource(StageSource(World(data.seed), None))
+    if data.source == "sets":
+        return _opened_sets(data.sets, data)
+    return _folder(data.source, data)
 
 
-def held_out_records(data: DataSettings) -> RecordSource | None:
-    """The source that validation and report read; None where nothing is held out.
+def held_out_records(data: DataSettings) -> DataSource | None:
+    """Open what validation and report read; None where nothing is held out.
 
     Raises:
-        FolderDataError: A folder, or a line of its metadata, has a fault.
+        FolderDataError, DataSetError: A folder or a data set has a fault.
     """
     place = data.held_out or ("world" if data.source == "world" else None)
     if place is None:
         return None
-    return World(data.held_out_seed, held_out=True) if place == "world" else _folder(place, data)
+    if place == "world":
+        return DataSource(StageSource(World(data.held_out_seed, held_out=True), None))
+    return _opened_sets(data.held_out_sets, data) if place == "sets" else _folder(place, data)
 
 
-def _folder(place: str, data: DataSettings) -> PictureFolder:
-    return PictureFolder(Path(place.removeprefix("folder:")).expanduser(), data.size)
+def _folder(place: str, data: DataSettings) -> DataSource:
+    folder = PictureFolder(Path(place.removeprefix("folder:")).expanduser(), data.size)
+    return DataSource(StageSource(folder, len(folder)))
+
+
+def _opened_sets(sets: Mapping[str, SetSettings], data: DataSettings) -> DataSource:
+    """Open those sets whose licence is allowed; what is left out is neither opened nor read."""
+    licences = {name: set_licence(settings, name) for name, settings in sets.items()}
+    refused = {name: licence for name, licence in licences.items() if not is_allowed(licence, data.licence)}
+    opened = (DataSet(name, settings, data) for name, settings in sets.items() if name not in refused)
+    return DataSource(None, tuple(opened), refused)
+
+
+def _nothing_for(task: str, sets: tuple[DataSet, ...], refused: Mapping[str, str]) -> str:
+    able = ", ".join(name for name, layout in LAYOUTS.items() if task in layout.tasks)
+    left_out = ", ".join(f"{name} ({licence})" for name, licence in refused.items())
+    return (
+        f"no data set serves stage {task!r}: data.sets has {', '.join(part.name for part in sets) or 'none'}"
+        + (f", and data.licence leaves out {left_out}" if left_out else "")
+        + f". Layouts that can: {able}; or train other stages (--stage)"
+    )

@@ -6,6 +6,7 @@ random state or leaves the model in another mode: a run that validates and one t
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence, Sized
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,10 +21,13 @@ from recipes.cologen.data.record import Example, Image
 from recipes.cologen.data.sampler import derive_seed
 from recipes.cologen.data.scene import Scene
 from recipes.cologen.data.views import VIEWS
+from recipes.cologen.errors import BrokenPictureError
 from recipes.cologen.flux.model import FluxModel, SourceTimestep
 from recipes.cologen.flux.sampling import generate
 from recipes.cologen.training.batches import to_unit_range
 from recipes.cologen.training.sources import RecordSource
+
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -75,10 +79,23 @@ def held_out_examples(source: RecordSource, task: str, count: int, *, seed: int)
     """
     if count < 1:
         raise ValueError(f"scoring {task} needs at least one example, got count={count}")
-    length = len(source) if isinstance(source, Sized) else count
-    rounds = [index // length for index in range(count)]
-    seeds = [seed if turn == 0 else derive_seed(seed, "round", turn) for turn in rounds]
-    return [VIEWS[task](source.record(index), view_seed) for index, view_seed in enumerate(seeds)]
+    length = len(source) if isinstance(source, Sized) else None
+    examples: list[Example] = []
+    index = 0
+    while len(examples) < count:
+        turn = 0 if length is None else index // length
+        try:
+            record = source.record(index)
+        except BrokenPictureError as error:
+            # As in training it is left out; a source without one whole record would never end.
+            if turn > 0 and not examples:
+                raise
+            _logger.warning("held out for %s: %s; the next one is taken", task, error)
+        else:
+            view_seed = seed if turn == 0 else derive_seed(seed, "round", turn)
+            examples.append(VIEWS[task](record, view_seed))
+        index += 1
+    return examples
 
 
 def evaluate_task(

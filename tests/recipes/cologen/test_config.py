@@ -85,7 +85,7 @@ def test_an_unknown_stage_is_refused_in_file_and_override():
         ("pool.rank", r"expects KEY=VALUE"),
         ("pool.rank=[1", r"not YAML"),
         ("pool={rank: 1, rank: 2}", r"'rank' is given twice"),
-        ("data.size=[32, 48]", r"data\.size is for a folder of pictures"),
+        ("data.size=[32, 48]", r"data\.size is for pictures from elsewhere"),
         ("base=3", r"base: "),
     ],
 )
@@ -186,3 +186,29 @@ def test_a_relative_base_is_found_from_any_folder(tmp_path, monkeypatch):
     assert config.base_path == REPOSITORY / "recipes/cologen"
     (tmp_path / "recipes/cologen").mkdir(parents=True)
     assert config.base_path.resolve() == (tmp_path / "recipes/cologen").resolve()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            ["data.sets.mine.layot=own"],
+            r"data\.sets\.mine\.layot: unknown setting\. Did you mean data\.sets\.mine\.layout",
+        ),
+        (["data.sets.mine.path=photos"], r"data\.sets\.mine: .*expected one of parquet:\.\.\., arrow"),
+        (["data.sets.mine.tasks=[edit]"], r"data\.sets\.mine: .*tasks names edit; expected inpainting"),
+        (["data.source=world"], r"data\.sets is given, but data\.source is 'world'"),
+        (["data.held_out=sets"], r"data\.held_out is 'sets', but data\.held_out_sets names none"),
+    ],
+)
+def test_wrong_data_sets_are_refused_with_their_key(overrides, message):
+    sets = ["data.source=sets", "data.sets.mine.layout=own", "data.sets.mine.path=tar:a.tar"]
+    assert parse_config(MINIMAL, sets).data.sets["mine"].repeat == 1
+    with pytest.raises(ConfigError, match=message):
+        parse_config(MINIMAL, [*sets, *overrides])
+
+
+def test_held_out_sets_are_not_those_that_are_trained_on():
+    data = "{source: sets, held_out: sets, sets: &a {x: {layout: own, path: 'tar:a'}}, held_out_sets: *a}"
+    with pytest.raises(ConfigError, match="held_out_sets are the sets that are trained on"):
+        parse_config(MINIMAL, [f"data={data}"])

@@ -14,7 +14,7 @@ from PIL import Image
 from recipes.cologen.data.folder import PictureFolder
 from recipes.cologen.data.record import MissingMetadataError
 from recipes.cologen.data.views import VIEWS
-from recipes.cologen.errors import FolderDataError
+from recipes.cologen.errors import BrokenPictureError, FolderDataError
 
 WIDTH, HEIGHT = 24, 16
 
@@ -248,7 +248,7 @@ def test_pixels_that_break_off_are_named_when_they_are_read(folder: Path) -> Non
     write_lines(folder, GOOD, {"file_name": "torn.png", "text": "torn"})
     pictures = PictureFolder(folder)
     pictures.record(0)
-    with pytest.raises(FolderDataError, match=r"line 2: torn\.png is broken"):
+    with pytest.raises(BrokenPictureError, match=r"line 2: torn\.png is broken"):
         pictures.record(1)
 
 

@@ -1,6 +1,7 @@
 """The five views on photographs: those that scikit-image carries in its package, made small, not square."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,7 +11,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
-from recipes.cologen.data.record import Example, MissingMetadataError, Pair, Record, RecordObject
+from recipes.cologen.data.masks import MAX_OBJECT_IOU, intersection_over_union
+from recipes.cologen.data.record import Example, MissingMetadataError, Origin, Pair, Record, RecordObject
+from recipes.cologen.data.scene import COLOURS
 from recipes.cologen.data.views import VIEWS
 
 # Name, what it shows, a box around that, as fractions of width and height.
@@ -100,12 +103,68 @@ def test_a_hole_is_black_in_the_source_and_nothing_else_changes(
         assert hole[y0:y1, x0:x1].any()
 
 
-def test_hole_kinds_come_at_20_40_40() -> None:
+@given(name=names, size=sizes, seed=seeds)
+@settings(max_examples=20)
+def test_any_five_seeds_in_a_row_give_hole_kinds_at_exactly_20_40_40(
+    name: str, size: tuple[int, int], seed: int
+) -> None:
+    record = photograph(name, size)
+    kinds = [VIEWS["inpainting"](record, seed + turn).kind for turn in range(5)]
+    assert sorted(kinds) == ["bezier", "bezier", "object", "object", "random"]
+
+
+def test_records_begin_their_turns_at_different_places() -> None:
     record = photograph("coffee", SIZES[0])
-    kinds = [VIEWS["inpainting"](record, seed).kind for seed in range(1500)]
+    kinds = [VIEWS["inpainting"](replace(record, id=f"{number}"), 0).kind for number in range(1500)]
     shares = {kind: kinds.count(kind) / len(kinds) for kind in set(kinds)}
     # Four standard errors of a share of 0.4 among 1500 draws are 0.05.
     assert shares == pytest.approx({"random": 0.2, "object": 0.4, "bezier": 0.4}, abs=0.05)
+
+
+@given(name=names, size=sizes, seed=seeds)
+@settings(max_examples=30)
+def test_a_random_hole_overlaps_no_object_by_more_than_the_papers_limit(
+    name: str, size: tuple[int, int], seed: int
+) -> None:
+    record = photograph(name, size)
+    made = [VIEWS["inpainting"](record, seed + turn) for turn in range(5)]
+    hole = next(example.meta["hole"] for example in made if example.kind == "random")
+    assert record.objects[0].mask is not None
+    assert intersection_over_union(hole, record.objects[0].mask) <= MAX_OBJECT_IOU
+
+
+def test_an_object_without_a_mask_is_passed_over_where_another_has_one() -> None:
+    record = photograph("chelsea", SIZES[0])
+    boxed = replace(record.objects[0], label="box", category="box", mask=None)
+    both = replace(record, objects=(boxed, *record.objects))
+    for seed in range(40):
+        hole, mark = VIEWS["inpainting"](both, seed), VIEWS["grounding"](both, seed)
+        assert hole.kind != "object" or np.array_equal(hole.meta["hole"], record.objects[0].mask)
+        assert mark.kind != "mask" or "cat" in mark.prompt
+
+
+def test_of_objects_that_share_their_name_any_instance_is_asked_for() -> None:
+    record = photograph("chelsea", SIZES[0])
+    twins = replace(record, objects=record.objects * 2)
+    made = [VIEWS["grounding"](twins, seed) for seed in range(20)]
+    assert {example.kind for example in made} == {"instance"}
+    assert all("any cat" in example.prompt for example in made)
+    colours = {example.prompt.split()[2] for example in (VIEWS["grounding"](twins, s) for s in range(200))}
+    assert colours == set(COLOURS)
+
+
+def test_a_stored_map_is_used_as_it_is() -> None:
+    record = photograph("rocket", SIZES[1])
+    bare = replace(record, depth=None, segmentation=None, maps={"segmentation": record.image[::-1].copy()})
+    made = {example.kind: example for example in (VIEWS["control"](bare, seed) for seed in range(60))}
+    assert set(made) == {"canny", "soft_edge", "lineart", "segmentation"}
+    assert np.array_equal(made["segmentation"].source, record.image[::-1])
+
+
+@pytest.mark.parametrize("task", VIEWS)
+def test_an_example_says_where_its_picture_comes_from(task: str) -> None:
+    origin = Origin("album", "v1", "mit", 640, 480, {"score": 3.0})
+    assert VIEWS[task](replace(photograph("coffee", SIZES[0]), origin=origin), 0).origin == origin
 
 
 @given(name=names, size=sizes, seed=seeds)

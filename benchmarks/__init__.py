@@ -1,0 +1,1 @@
+"""Benchmarks: what routed experts cost beside every peer; the contract is in README.md."""

@@ -1,0 +1,125 @@
+"""All experts' matrices one above the other, copied once and not at every forward.
+
+The copies of frozen weights are kept for as long as their storages live, and made anew when torch counts a
+change in place. What comes last may train, and under a sharded optimiser torch does not count its changes, so
+it alone is copied each time: one expert's weights, whatever their number.
+"""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
+
+Mark = tuple[int, int, int, tuple[int, ...], tuple[int, ...]]
+
+
+@dataclass(eq=False)
+class Stack:
+    """Rows of several matrices in one tensor, and what each was copied from."""
+
+    rows: Tensor
+    marks: list[Mark] = field(default_factory=list)
+    owners: list[StorageWeakRef] = field(default_factory=list)
+
+    @property
+    def alive(self) -> bool:
+        """Whether all that was copied is still somewhere: else an address may mean something new."""
+        return not any(owner.expired() for owner in self.owners)
+
+
+class Stacks:
+    """The stacks of the living models; reading and renewing is for one thread at a time."""
+
+    def __init__(self) -> None:
+        """Start with none."""
+        self._stacks: dict[tuple[object, ...], Stack] = {}
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        """Count the stacks."""
+        return len(self._stacks)
+
+    def of(self, matrices: Sequence[Tensor], dtype: torch.dtype, height: int = 0) -> Tensor:
+        """Stack matrices; those that were stacked before and have not changed are not copied.
+
+        Args:
+            matrices: Each of shape [rank, wide]; ranks may differ, dtype and device may not.
+            dtype: Of the stack.
+            height: Rows that each takes, zeros behind its own; 0 is as many as it has.
+
+        Returns:
+            Of shape [sum of ranks, wide], or [matrices x height, wide].
+        """
+        first = matrices[0]
+        storage, _, *layout = mark_of(first)
+        key = (storage, *layout, dtype, height)
+        with self._lock:
+            stack = self._stacks.get(key)
+            size = sum(height or matrix.shape[0] for matrix in matrices)
+            if stack is None or not stack.alive or stack.rows.shape[0] < size:
+                for name, kept in self._stacks.copy().items():  # of which some may go meanwhile
+                    if not kept.alive:
+                        self._stacks.pop(name, None)
+                with torch.inference_mode(False):  # a stack made for inference could not be renewed later
+                    stack = self._stacks[key] = Stack(first.new_empty(size, first.shape[1], dtype=dtype))
+                owner = first if first._base is None else first._base
+                weakref.finalize(owner, self._drop, key, weakref.ref(stack)).atexit = False
+            return renewed(stack, matrices, height)
+
+    def _drop(self, key: tuple[object, ...], stack: weakref.ref[Stack]) -> None:
+        """Forget a stack; without the lock, as this may run in whatever a thread that holds it is doing."""
+        if self._stacks.get(key) is stack():
+            self._stacks.pop(key, None)
+
+
+def renewed(stack: Stack, matrices: Sequence[Tensor], height: int) -> Tensor:
+    """Copy into a stack what is not there, and the last matrix in any case."""
+    start = 0
+    for place, matrix in enumerate(matrices):
+        stop, mark = start + (height or matrix.shape[0]), mark_of(matrix)
+        last = place == len(matrices) - 1
+        if last or place >= len(stack.marks) or stack.marks[place] != mark:
+            stack.rows[start : start + matrix.shape[0]].copy_(matrix)
+            stack.rows[start + matrix.shape[0] : stop].zero_()
+            same_size = place < len(stack.marks) and stack.marks[place][3] == mark[3]
+            cut = place + 1 if same_size else None  # else whatever lay behind was cut by this one's rows
+            stack.marks[place:cut] = [mark]
+            stack.owners[place:cut] = [StorageWeakRef(matrix.untyped_storage())]
+        start = stop
+    return stack.rows[:start]
+
+
+def mark_of(matrix: Tensor) -> Mark:
+    """Say which numbers a matrix holds, and in which state torch has counted them."""
+    storage: int = matrix.untyped_storage()._cdata
+    version = 0 if matrix.is_inference() else matrix._version
+    return storage, version, int(matrix.storage_offset()), tuple(matrix.shape), matrix.stride()
+
+
+STACKS = Stacks()
+
+
+def stacked(matrices: Sequence[Tensor], dtype: torch.dtype, fixed: bool, height: int = 0) -> Tensor:
+    """Put matrices one above the other, of shape [sum of ranks, wide].
+
+    Args:
+        matrices: Each of shape [rank, wide].
+        dtype: Of the result.
+        fixed: Whether a change of a weight is counted by torch, so that copies can be kept.
+        height: Rows that each takes, zeros behind its own; 0 is as many as it has.
+    """
+    if len(matrices) == 1:
+        return matrices[0].to(dtype)
+    # A CUDA graph must own what it reads: a kept stack may be gone, or old, when it is replayed.
+    recorded = matrices[0].is_cuda and torch.cuda.is_current_stream_capturing()
+    if fixed and not recorded and not any(matrix.is_meta or matrix.is_inference() for matrix in matrices):
+        return STACKS.of(matrices, dtype, height)
+    cast = [matrix.to(dtype) for matrix in matrices]
+    return torch.cat([F.pad(matrix, (0, 0, 0, height - len(matrix))) for matrix in cast] if height else cast)

@@ -1,0 +1,118 @@
+"""Into rank space: one projection reads an input for all projections of its site."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
+
+from prw.kernels import Case, Choice, choose, computed_in, into_rank_space, line_up
+from prw.layers.experts import DOWN, UP, is_split, weights_of
+from prw.layers.rows import Part
+from prw.layers.site import Site
+from prw.layers.turn import Reading, Turn
+
+Stack = Sequence[Tensor]
+
+
+def downs_of(layer: nn.Module, part: Part, adapter: str, experts: int) -> list[Tensor]:
+    """Read A of the oldest experts, as many as are in use."""
+    return weights_of(layer, DOWN + part.letter, adapter, experts)
+
+
+def ups_of(layer: nn.Module, part: Part, adapter: str, experts: int) -> list[Tensor]:
+    """Read B of the oldest experts, as many as are in use."""
+    return weights_of(layer, UP + part.letter, adapter, experts)
+
+
+def chosen(turn: Turn, wanted: str, downs: Stack, rows: int) -> Choice:
+    """Choose the kernel for a turn, once for all its projections."""
+    if turn.choice is None:
+        turn.choice = choose(case_of(turn, downs, rows), wanted)
+    return turn.choice
+
+
+def case_of(turn: Turn, downs: Stack, rows: int) -> Case:
+    """Describe what a kernel is chosen for."""
+    first, tokens = downs[0], turn.tokens_per_item(rows)
+    # On a host the ranks do not count; looking at all of them would cost more than choosing.
+    rank = first.shape[0] if first.is_cpu else max(down.shape[0] for down in downs)
+    top_k, wide = turn.decision.choices.shape[-1], first.shape[1]
+    return Case(first.device, computed_in(first), len(downs), rank, top_k, tokens, wide)
+
+
+def explained(site: Site) -> str:
+    """Say which kernel computes a site's experts as things are (autocast may change it), and why."""
+    pool, layer = site.pool, site.router
+    if not pool.experts:
+        return f"{pool.kernel}, once there is an expert"
+    part: Part = layer.parts_of(site.adapter)[0]  # type: ignore[operator]
+    downs = downs_of(layer, part, site.adapter, len(pool.experts))
+    rank, tokens = max(down.shape[0] for down in downs), 1 if pool.settings.granularity == "token" else 2
+    top_k = min(pool.settings.top_k, len(downs))
+    wide = downs[0].shape[1]
+    case = Case(downs[0].device, computed_in(downs[0]), len(downs), rank, top_k, tokens, wide)
+    choice = choose(case, pool.kernel)
+    why = choice.why if pool.kernel == "auto" else f"{choice.why} by {pool.kernel_from}"
+    return f"{choice.name} ({why})"
+
+
+def read(
+    turn: Turn,
+    hidden: Tensor,
+    asker: nn.Module,
+    mine: Sequence[Stack],
+    others: Sequence[nn.Module],
+    adapter: str,
+) -> Reading:
+    """Read an input for a projection, and for others that are to get the same one.
+
+    Args:
+        turn: The turn that the input is in; its kernel has a backend, and is chosen.
+        hidden: The input, of shape [rows, d_in].
+        asker: The projection that asks.
+        mine: A of its experts, one list for each of its parts.
+        others: The site's other projections, if they are to be read for.
+        adapter: Adapter name.
+
+    Returns:
+        The asker's reading; the others' wait in the turn.
+    """
+    experts = turn.decision.num_experts
+    stacks = {asker: mine}
+    for other in others:
+        theirs = stacks_of(other, adapter, experts) if ready(other, adapter) else []
+        if theirs and all(alike(down, mine[0][0]) for stack in theirs for down in (stack[0], stack[-1])):
+            stacks[other] = theirs
+    fixed = not any(is_split(member, adapter) for member in stacks)
+    ids, tokens = turn.items_first(turn.decision.expert_ids), turn.tokens_per_item(hidden.shape[0])
+    assert turn.choice is not None
+    work = line_up(turn.choice.name, ids, experts, tokens, fixed)
+    lows = into_rank_space(hidden, [stack for found in stacks.values() for stack in found], work)
+    start = 0
+    for member, found in stacks.items():
+        turn.waiting[member] = Reading(work, lows[start : start + len(found)])
+        start += len(found)
+    return turn.waiting.pop(asker)
+
+
+def stacks_of(layer: nn.Module, adapter: str, experts: int) -> Sequence[Stack]:
+    """Read A of a projection's experts, one list for each of its parts."""
+    parts: Sequence[Part] = layer.parts_of(adapter)  # type: ignore[operator]
+    return [downs_of(layer, part, adapter, experts) for part in parts]
+
+
+def ready(layer: nn.Module, adapter: str) -> bool:
+    """Tell whether a projection's weights can be read before it is called.
+
+    A module that FSDP2 or a hook fetches for its own forward has its weights only then.
+    """
+    return adapter in layer.sites and not isinstance(layer, FSDPModule) and not layer._forward_pre_hooks  # type: ignore[operator]
+
+
+def alike(down: Tensor, mine: Tensor) -> bool:
+    """Tell whether another projection's experts can be multiplied with an input beside mine."""
+    same_kind = down.device == mine.device and down.dtype == mine.dtype
+    return same_kind and down.shape[1] == mine.shape[1] and not isinstance(down, DTensor)

@@ -1,0 +1,96 @@
+"""Settings of the data that a run is trained on: places, data sets, sizes, licences, what may be broken."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from recipes.cologen.stages import COLOGEN_STAGES
+
+Side = Annotated[int, Field(gt=0)]
+"""Pixels along one side of a picture."""
+KINDS = ("parquet", "arrow", "hub", "tar", "json", "folder")
+"""Kinds of source that `path` may begin with."""
+
+
+class SetSettings(BaseModel):
+    """One data set of `data.sets`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    layout: str
+    """How its rows are read: a published set's name, or `own` or `paired`; see `data/layouts`."""
+    path: str
+    """`parquet:FILES`, `arrow:FOLDER`, `hub:NAME`, `tar:FILES`, `json:FILES` or `folder:PATH`. FILES are
+    paths and glob patterns with commas between them."""
+    images: str | None = None
+    """The folder that file names in the rows start from; None: that of the rows' own file."""
+    additions: str | None = None
+    """A `.jsonl` that brings what the rows lack, such as captions or objects, matched by file name."""
+    split: str = "train"
+    """Of a hub's data set, or of an arrow folder that has several."""
+    subset: str | None = None
+    """Configuration of a hub's data set."""
+    revision: str | None = None
+    """Commit of a hub's data set; for others, what the record and the data card call the version."""
+    licence: str | None = None
+    """Overrides the layout's; needed for your own data if `data.licence` is to let it pass."""
+    tasks: tuple[str, ...] | None = None
+    """Stages that it serves; None: all that its layout can."""
+    repeat: int = Field(default=1, gt=0)
+    """How often it is in one epoch of its stages: a small set among large ones may come more often."""
+    options: dict[str, float] = {}
+    """The layout's own settings, such as `min_score`."""
+
+    @model_validator(mode="after")
+    def _check(self) -> SetSettings:
+        if self.path.partition(":")[0] not in KINDS or not self.path.partition(":")[2]:
+            kinds = ", ".join(f"{kind}:..." for kind in KINDS)
+            raise ValueError(f"path is {self.path!r}; expected one of {kinds}")
+        unknown = sorted(set(self.tasks or ()) - set(COLOGEN_STAGES))
+        if unknown:
+            raise ValueError(f"tasks names {', '.join(unknown)}; expected {', '.join(COLOGEN_STAGES)}")
+        return self
+
+
+class DataSettings(BaseModel):
+    """Where pictures come from."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    source: str = "world"
+    """`world` (the embedded one), `folder:PATH`, or `sets`: those of `data.sets`."""
+    seed: int = Field(default=0, ge=0)
+    """Seed of the world, of the order of pictures, of views, noise, dropout and the experts' start."""
+    held_out: str | None = None
+    """Where validation's and report's pictures come from: `world`, `folder:PATH` of another folder, or
+    `sets`: those of `data.held_out_sets`. None: the world, for a run on the world; a run on other pictures
+    then holds nothing out, and is neither validated nor scored."""
+    held_out_seed: int = Field(default=1_000_003, ge=0)
+    """Seed of validation's and report's world, views and noise; another one than `seed`."""
+    size: tuple[Side, Side] | None = None
+    """Height and width that pictures get; None keeps their own, which then must all be alike."""
+    sets: dict[str, SetSettings] = {}
+    """Data sets by names of your own."""
+    held_out_sets: dict[str, SetSettings] = {}
+    """Data sets that are only measured on."""
+    licence: Literal["any", "permissive"] | tuple[str, ...] = "any"
+    """Which licences of data sets are trained on; others are left out, as the data card says."""
+    empty_captions: Literal["refuse", "allow"] = "refuse"
+    """Whether rows of data sets without a caption or prompt are an error."""
+    max_broken: float = Field(default=0.01, ge=0, le=1)
+    """Largest fraction of rows that may be skipped because they cannot be read."""
+
+    @model_validator(mode="after")
+    def _check_sets(self) -> DataSettings:
+        for key, place, sets in (
+            ("source", self.source, self.sets),
+            ("held_out", self.held_out, self.held_out_sets),
+        ):
+            name = "sets" if key == "source" else "held_out_sets"
+            if place == "sets" and not sets:
+                raise ValueError(f"data.{key} is 'sets', but data.{name} names none")
+            if sets and place != "sets":
+                raise ValueError(f"data.{name} is given, but data.{key} is {place!r}; set it to 'sets'")
+        return self

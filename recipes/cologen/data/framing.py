@@ -1,0 +1,129 @@
+"""Brings a picture and all that belongs to it to one size: the middle is cut out, boxes and masks follow."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image as PilImage
+
+from recipes.cologen.data.decoding import as_rgb, is_deep
+from recipes.cologen.data.raw import Box, RawObject, RawRecord
+from recipes.cologen.data.record import Image, Mask, Pair, Record, RecordObject
+from recipes.cologen.errors import BrokenPictureError
+
+
+class Frame(NamedTuple):
+    """The part of a picture that is kept (left, top, right, bottom in its pixels) and the size it gets."""
+
+    crop: tuple[float, float, float, float]
+    width: int
+    height: int
+
+
+def framed(raw: RawRecord, size: tuple[int, int] | None) -> Record:
+    """A record whose pictures all have one size.
+
+    Args:
+        raw: As stored.
+        size: (height, width) to give; None keeps the picture's own, which its pairs then get too.
+
+    Raises:
+        BrokenPictureError: A mask or a map has another size than its picture.
+    """
+    frame = frame_of(raw.picture.size, size)
+    objects = (_object(raw, item, frame) for item in raw.objects)
+    # Pairs that differ in their prompt alone share their picture, which is then resized once.
+    seconds = {id(pair.picture): pair.picture for pair in raw.pairs}
+    pixels = {
+        key: resized_pixels(picture, frame_of(picture.size, size or raw.picture.size[::-1]))
+        for key, picture in seconds.items()
+    }
+    return Record(
+        id=raw.id,
+        image=resized_pixels(raw.picture, frame),
+        caption=raw.caption,
+        objects=tuple(item for item in objects if item is not None),
+        depth=None if raw.depth is None else _depth(_alike(raw, raw.depth, "depth map"), frame),
+        segmentation=None if raw.segmentation is None else _classes(raw, raw.segmentation, frame),
+        pairs=tuple(Pair(pair.task, pixels[id(pair.picture)], pair.prompt, pair.kind) for pair in raw.pairs),
+        maps={
+            kind: resized_pixels(_alike(raw, picture, f"{kind} map"), frame)
+            for kind, picture in raw.maps.items()
+        },
+        origin=raw.origin,
+    )
+
+
+def frame_of(picture: tuple[int, int], size: tuple[int, ...] | None) -> Frame:
+    """The middle of a picture (width, height) with the shape of `size` (height, width)."""
+    width, height = picture
+    if size is None:
+        return Frame((0.0, 0.0, float(width), float(height)), width, height)
+    scale = min(width / size[1], height / size[0])
+    left, top = (width - scale * size[1]) / 2, (height - scale * size[0]) / 2
+    return Frame((left, top, width - left, height - top), size[1], size[0])
+
+
+def resized_pixels(picture: PilImage.Image, frame: Frame) -> Image:
+    """The frame's part of a picture as pixels, uint8 [height, width, 3]."""
+    return np.asarray(_resize(as_rgb(picture), frame, PilImage.Resampling.LANCZOS)).copy()
+
+
+def box_around(mask: Mask | None) -> tuple[int, int, int, int] | None:
+    """The box around a mask's true pixels; None where there are none."""
+    if mask is None or not mask.any():
+        return None
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
+
+
+def _resize(picture: PilImage.Image, frame: Frame, resample: PilImage.Resampling) -> PilImage.Image:
+    return picture.resize((frame.width, frame.height), resample, box=frame.crop)
+
+
+def _alike(raw: RawRecord, picture: PilImage.Image, what: str) -> PilImage.Image:
+    if picture.size != raw.picture.size:
+        raise BrokenPictureError(
+            f"{raw.id}: the {what} is {picture.size[0]}x{picture.size[1]} pixels, its picture "
+            f"{raw.picture.size[0]}x{raw.picture.size[1]}; both should have one size"
+        )
+    return picture
+
+
+def _object(raw: RawRecord, item: RawObject, frame: Frame) -> RecordObject | None:
+    """The object as far as the frame shows it; None when the cut leaves nothing of it."""
+    mask: Mask | None = None
+    if item.mask is not None:
+        stored = _alike(raw, PilImage.fromarray(item.mask.astype(np.uint8)), f"mask of {item.label!r}")
+        mask = np.asarray(_resize(stored, frame, PilImage.Resampling.NEAREST)) > 0
+        if not mask.any():
+            return None
+    box = _framed_box(item.box, frame) if item.box is not None else box_around(mask)
+    return None if box is None else RecordObject(item.label, item.category, mask, box)
+
+
+def _depth(picture: PilImage.Image, frame: Frame) -> NDArray[np.float32]:
+    """Depth in [0, 1], 1 nearest, stretched over the values that occur."""
+    values = np.asarray(picture if is_deep(picture) else picture.convert("L"), dtype=np.float32)
+    low, high = float(values.min()), float(values.max())
+    scaled = (values - low) / (high - low) if high > low else np.zeros_like(values)
+    resized = _resize(PilImage.fromarray(scaled), frame, PilImage.Resampling.BILINEAR)
+    return np.asarray(resized, dtype=np.float32).clip(0.0, 1.0)
+
+
+def _classes(raw: RawRecord, numbers: NDArray[np.int32], frame: Frame) -> NDArray[np.int64]:
+    stored = _alike(raw, PilImage.fromarray(numbers.astype(np.int32)), "segmentation")
+    return np.asarray(_resize(stored, frame, PilImage.Resampling.NEAREST), dtype=np.int64)
+
+
+def _framed_box(box: Box, frame: Frame) -> tuple[int, int, int, int] | None:
+    """A box in the frame's pixels, clipped to it; None when it lies outside."""
+    left, top, right, bottom = frame.crop
+    across, down = frame.width / (right - left), frame.height / (bottom - top)
+    x0, x1 = max(0.0, (box[0] - left) * across), min(float(frame.width), (box[2] - left) * across)
+    y0, y1 = max(0.0, (box[1] - top) * down), min(float(frame.height), (box[3] - top) * down)
+    if x0 >= x1 or y0 >= y1:
+        return None
+    return int(np.floor(x0)), int(np.floor(y0)), int(np.ceil(x1)), int(np.ceil(y1))

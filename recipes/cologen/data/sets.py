@@ -1,0 +1,259 @@
+"""A data set of the config, opened: its rows by index as records, those left out counted with the reason."""
+
+from __future__ import annotations
+
+from array import array
+from bisect import bisect_right
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+from recipes.cologen.config_data import DataSettings, SetSettings
+from recipes.cologen.data.additions import read_additions
+from recipes.cologen.data.framing import framed
+from recipes.cologen.data.layouts import LAYOUTS, Layout, Reading
+from recipes.cologen.data.layouts.layout import is_text
+from recipes.cologen.data.record import Record
+from recipes.cologen.data.sources.json_files import JsonRows
+from recipes.cologen.data.sources.paired_folder import PairedFolder
+from recipes.cologen.data.sources.rows import Row, Rows
+from recipes.cologen.data.sources.shards import ShardRows
+from recipes.cologen.data.sources.tables import open_arrow, open_hub, open_parquet
+from recipes.cologen.errors import BrokenPictureError, DataSetError
+
+_SHOWN = 3
+
+
+class DataSet:
+    """One set of `data.sets`.
+
+    All rows are looked through once when it is opened, without their pictures: for captions that are
+    missing, and for what the layout leaves out. An index counts the kept rows, each as often as the layout
+    has variants.
+
+    Args:
+        name: What the config calls it.
+        settings: Of the set.
+        data: Size, and whether captions may be empty.
+
+    Raises:
+        DataSetError: The layout, its options, files, columns or captions are not as they should be.
+    """
+
+    def __init__(self, name: str, settings: SetSettings, data: DataSettings) -> None:
+        """Open the files and look through the rows; see the class."""
+        self.name, self.settings = name, settings
+        self.origin = f"data.sets.{name}"
+        self.layout = _layout(settings, self.origin)
+        self.tasks = _tasks(settings, self.layout, self.origin)
+        self.licence = set_licence(settings, name)
+        self.options = _options(settings, self.layout, self.origin)
+        self.rows = open_rows(settings, self.layout, self.origin)
+        self.left_out: Counter[str] = Counter()
+        """How many rows were left out, by reason."""
+        self._size, self._root = data.size, _root(settings)
+        self._additions = _read_additions(settings, self.layout, self.origin)
+        self._check_columns()
+        self._kept = self._look_through(data.empty_captions == "allow")
+
+    def __len__(self) -> int:
+        """How many records there are."""
+        return len(self._kept) * self.layout.variants
+
+    def record(self, index: int) -> Record:
+        """The record at an index, from 0 up; past the end it is the first again.
+
+        Raises:
+            BrokenPictureError: The row cannot be read.
+            ValueError: The index is negative.
+        """
+        if index < 0:
+            raise ValueError(f"a data set's index starts at 0, got {index}")
+        place, variant = divmod(index % len(self), self.layout.variants)
+        reading = self._reading(self._kept[place], variant)
+        try:
+            return framed(self.layout.record(reading), self._size)
+        except BrokenPictureError as error:
+            raise self._named(reading, str(error)) from error
+        # A row of a large public set may hold anything; what it is is said, and the row is skipped.
+        except (LookupError, TypeError, ValueError, AttributeError) as error:
+            raise self._named(
+                reading, f"not as the layout expects ({type(error).__name__}: {error})"
+            ) from error
+
+    def _named(self, reading: Reading, problem: str) -> BrokenPictureError:
+        return BrokenPictureError(problem if problem.startswith(reading.id) else f"{reading.id}: {problem}")
+
+    def _reading(self, index: int, variant: int) -> Reading:
+        row = self.rows.row(index)
+        return Reading(
+            id=f"{self.name}/{self.rows.name(index)}",
+            row=row,
+            variant=variant,
+            tasks=self.tasks,
+            options=self.options,
+            dataset=self.settings.path if self.layout.home == "your own" else self.layout.home,
+            revision=self.settings.revision,
+            licence=self.licence,
+            root=self._root,
+            addition=self._addition(row),
+        )
+
+    def _addition(self, row: Row) -> Mapping[str, Any]:
+        return self._additions.get(str(row.get(self.layout.key)), {}) if self.layout.key else {}
+
+    def _check_columns(self) -> None:
+        columns = self.rows.columns
+        missing = [name for name in self.layout.columns if name not in columns] if columns else []
+        if missing:
+            raise DataSetError(
+                f"{self.origin}: {self.settings.path} has no column {', '.join(missing)}, which the layout "
+                f"{self.layout.name!r} reads; it has {', '.join(columns)}. Choose another layout"
+            )
+
+    def _look_through(self, may_be_empty: bool) -> array[int]:
+        """Indices of the rows that are kept.
+
+        Raises:
+            DataSetError: Captions are missing, or nothing is left.
+        """
+        kept, empty = array("q"), []
+        light = [name for name in self.layout.light if not self.rows.columns or name in self.rows.columns]
+        for index, row in enumerate(self.rows.scan(light)):
+            try:
+                reason = self._reason(row)
+                lacks_text = not all(map(is_text, self._texts(row)))
+            except (LookupError, TypeError, ValueError, AttributeError):
+                # Kept, so that it is counted among the broken ones when it is asked for.
+                reason, lacks_text = None, False
+            if reason is not None:
+                self.left_out[reason] += 1
+                continue
+            if lacks_text:
+                empty.append(self.rows.name(index))
+            kept.append(index)
+        if empty and not may_be_empty:
+            raise DataSetError(
+                f"{self.origin}: {len(empty)} of {len(self.rows)} rows have no caption or prompt (for "
+                f"example {', '.join(empty[:_SHOWN])}). Mend them, or allow it: "
+                "--set data.empty_captions=allow"
+            )
+        if not kept:
+            reasons = ", ".join(f"{count} {reason}" for reason, count in self.left_out.items())
+            raise DataSetError(f"{self.origin}: no row is left of {len(self.rows)} ({reasons or 'no rows'})")
+        return kept
+
+    def _reason(self, row: Row) -> str | None:
+        if self.layout.needs == "objects" and not self._addition(row).get("objects"):
+            return "no objects in additions"
+        return self.layout.reject(row, self.options)
+
+    def _texts(self, row: Row) -> Sequence[Any]:
+        if self.layout.needs == "text":
+            return [self._addition(row).get("text")]
+        return self.layout.texts(row)
+
+
+class Mixture:
+    """Several data sets one after the other, each as often as its `repeat` says; a sampler shuffles them."""
+
+    def __init__(self, sets: Sequence[DataSet]) -> None:
+        """Take sets that serve one stage."""
+        self._parts = [part for part in sets for _ in range(part.settings.repeat)]
+        self._ends = list(accumulate(len(part) for part in self._parts))
+
+    def __len__(self) -> int:
+        """How many records an epoch has."""
+        return self._ends[-1]
+
+    def record(self, index: int) -> Record:
+        """The record at an index, from 0 up; past the end it is the first again."""
+        place = index % len(self)
+        part = bisect_right(self._ends, place)
+        return self._parts[part].record(place - (self._ends[part] - len(self._parts[part])))
+
+
+def set_licence(settings: SetSettings, name: str) -> str:
+    """The licence of a set: the layout's, unless its settings give another.
+
+    Raises:
+        DataSetError: There is no such layout.
+    """
+    return (settings.licence or _layout(settings, f"data.sets.{name}").licence).lower()
+
+
+def open_rows(settings: SetSettings, layout: Layout, origin: str) -> Rows:
+    """The rows of a set, by the kind of source that its path names.
+
+    Raises:
+        DataSetError: They cannot be opened, or the layout cannot be read from such a source.
+    """
+    if layout.open_rows is not None:
+        return layout.open_rows(settings, origin)
+    kind, _, path = settings.path.partition(":")
+    if kind == "parquet":
+        return open_parquet(path, origin)
+    if kind == "arrow":
+        return open_arrow(path, origin, settings.split)
+    if kind == "hub":
+        return open_hub(path, origin, settings.split, settings.subset, settings.revision)
+    if kind == "tar":
+        return ShardRows(path, origin)
+    if kind == "json":
+        return JsonRows(path, origin)
+    if layout.name == "paired":
+        return PairedFolder(path, origin)
+    if layout.name == "own":
+        return JsonRows(str(Path(path).expanduser() / "metadata.jsonl"), origin)
+    raise DataSetError(
+        f"{origin}: the layout {layout.name!r} is not read from a folder; 'own' and 'paired' are"
+    )
+
+
+def _layout(settings: SetSettings, origin: str) -> Layout:
+    if settings.layout not in LAYOUTS:
+        raise DataSetError(f"{origin}.layout is {settings.layout!r}; expected one of {', '.join(LAYOUTS)}")
+    return LAYOUTS[settings.layout]
+
+
+def _tasks(settings: SetSettings, layout: Layout, origin: str) -> tuple[str, ...]:
+    tasks = settings.tasks if settings.tasks is not None else layout.tasks
+    unable = [task for task in tasks if task not in layout.tasks]
+    if unable or not tasks:
+        raise DataSetError(
+            f"{origin}.tasks asks for {', '.join(unable) or 'nothing'}; the layout {layout.name!r} serves "
+            f"{', '.join(layout.tasks)}"
+        )
+    return tasks
+
+
+def _options(settings: SetSettings, layout: Layout, origin: str) -> Mapping[str, float]:
+    unknown = sorted(set(settings.options) - set(layout.options))
+    if unknown:
+        raise DataSetError(
+            f"{origin}.options: the layout {layout.name!r} has no {', '.join(unknown)}; it has "
+            f"{', '.join(layout.options) or 'none'}"
+        )
+    return {**layout.options, **settings.options}
+
+
+def _root(settings: SetSettings) -> Path | None:
+    """Where file names start: `images`, else the rows' own folder, where they lie in one."""
+    if settings.images is not None:
+        return Path(settings.images).expanduser()
+    kind, _, path = settings.path.partition(":")
+    if kind == "folder":
+        return Path(path).expanduser()
+    return Path(path.split(",")[0]).expanduser().parent if kind == "json" else None
+
+
+def _read_additions(settings: SetSettings, layout: Layout, origin: str) -> Mapping[str, Mapping[str, Any]]:
+    if settings.additions is None:
+        return {}
+    if layout.key is None:
+        raise DataSetError(
+            f"{origin}.additions: the layout {layout.name!r} takes none; its rows are complete"
+        )
+    return read_additions(settings.additions, origin)

@@ -1,0 +1,39 @@
+"""The page about data says what the layouts are, and its config is one that is read."""
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from recipes.cologen.config import parse_config
+from recipes.cologen.data.layouts import LAYOUTS
+from recipes.cologen.stages import COLOGEN_STAGES
+
+PAGE = (Path(__file__).parents[4] / "docs/recipes/data.md").read_text(encoding="utf-8")
+PUBLISHED = [layout for layout in LAYOUTS.values() if layout.home != "your own"]
+
+
+def cells(name):
+    row = re.search(rf"^\| `{name}` \|.*$", PAGE, re.MULTILINE)
+    return [cell.strip() for cell in row[0].strip("|").split("|")]
+
+
+@pytest.mark.parametrize("layout", PUBLISHED, ids=lambda layout: layout.name)
+def test_the_table_has_every_layout_as_it_is(layout):
+    _, stages, home, licence, columns, options, size = cells(layout.name)
+    assert stages == ", ".join(layout.tasks) and f"({layout.home})" in home
+    assert (licence, size) == (layout.licence, layout.size)
+    assert columns == ", ".join(f"`{name}`" for name in layout.columns)
+    assert options == (", ".join(f"`{name}` {value:g}" for name, value in layout.options.items()) or "none")
+
+
+def test_every_stage_has_a_published_set():
+    assert {task for layout in PUBLISHED for task in layout.tasks} == set(COLOGEN_STAGES)
+
+
+def test_the_config_of_the_page_is_read():
+    (block,) = re.findall(r"^```yaml\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
+    config = parse_config({"name": "page", "base": {"path": "x"}, **yaml.safe_load(block)})
+    assert set(config.data.sets) == {"album", "subjects", "edits", "brush"}
+    assert all(part.layout in LAYOUTS for part in config.data.sets.values())
