@@ -100,7 +100,7 @@ def spread(plan: Choices, low_CR: Tensor, matrices: Sequence[Tensor]) -> Tensor:
     for slot in range(plan.per_token):  # one after another: two slots of a token may not write at once
         mine = slice(slot, None, plan.per_token)
         # What does not exist adds zero to the first place.
-        spread_TS = spread_TS.scatter_add(1, where_CR[mine], low_CR[mine])
+        spread_TS.scatter_add_(1, where_CR[mine], low_CR[mine])
     return spread_TS
 
 
@@ -115,14 +115,14 @@ def expand(
 
     See `prw.kernels.segments.expand` for the arguments.
     """
-    out_TW: Tensor | None = None
-    for low_CR, matrices in zip(lows, stacks, strict=True):
-        spread_TS, rows_SW = spread(plan, low_CR, matrices), stacked(matrices, low_CR.dtype, plan.fixed)
-        if out_TW is not None:
-            out_TW.addmm_(spread_TS, rows_SW)
-        else:
-            out_TW = spread_TS @ rows_SW if bias is None else torch.addmm(bias, spread_TS, rows_SW)
-    assert out_TW is not None
+    factors = [
+        (spread(plan, low_CR, matrices), stacked(matrices, low_CR.dtype, plan.fixed))
+        for low_CR, matrices in zip(lows, stacks, strict=True)
+    ]
+    (spread_TS, rows_SW), *further = factors
+    out_TW = spread_TS @ rows_SW if bias is None else torch.addmm(bias, spread_TS, rows_SW)
+    for spread_TS, rows_SW in further:
+        out_TW.addmm_(spread_TS, rows_SW)
     return out_TW
 
 

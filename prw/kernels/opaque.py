@@ -15,14 +15,8 @@ import torch
 from torch import Tensor
 
 from prw.kernels.autograd import computed_in, exact, gates_of
-from prw.kernels.select import backend_of
-from prw.kernels.work import Work, turned
-
-
-def work_of(kernel: str, ids_NK: Tensor, experts: int, tokens_per_item: int, fixed: bool) -> Work:
-    """Line up a decision."""
-    backend = backend_of(kernel, ids_NK.device)
-    return Work(backend, backend.plan(ids_NK, experts, tokens_per_item, fixed))
+from prw.kernels.projection import line_up
+from prw.kernels.work import turned
 
 
 @torch.library.custom_op("prw::routed", mutates_args=())
@@ -51,7 +45,7 @@ def routed(
         fixed: Whether stacked copies of weights can be kept.
     """
     with exact(hidden_TI.device):
-        work = work_of(kernel, ids_NK, len(downs_RI), tokens_per_item, fixed)
+        work = line_up(kernel, ids_NK, len(downs_RI), tokens_per_item, fixed)
         (low_CR,) = work.shrink(hidden_TI, [downs_RI])
         scaled_CR = low_CR * gates_of(work, weights_NK, scale, low_CR)
         return work.expand([scaled_CR], [turned(ups_OR)], None, hidden_TI), low_CR
@@ -88,7 +82,7 @@ def routed_backward(
 ) -> list[Tensor]:
     """Compute the gradients of input, weights, A and B, in this order: those that are needed."""
     with exact(hidden_TI.device):
-        work = work_of(kernel, ids_NK, len(downs_RI), tokens_per_item, fixed)
+        work = line_up(kernel, ids_NK, len(downs_RI), tokens_per_item, fixed)
         gates_C1 = gates_of(work, weights_NK, scale, low_CR)
         (back_CR,) = work.shrink(grad_TO, [turned(ups_OR)])
         of_low_CR = back_CR * gates_C1

@@ -122,7 +122,7 @@ class RoutedProjection(nn.Module):
         others = [layer for layer in members if layer is not self] if self in members else []
         if pool.settings.dropout and self.training:
             rows, others = F.dropout(rows, pool.settings.dropout), []  # each projection drops others
-        return read(turn, rows, self, stacks, others, adapter)
+        return read(turn, rows, self, stacks, others, adapter, choice.name)
 
     def _plainly(self, turn: Turn, hidden: Tensor, adapter: str, part: Part) -> Tensor:
         """Compute a part's delta by plain operations, of shape [..., rows of the part]."""

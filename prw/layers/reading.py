@@ -30,17 +30,19 @@ def ups_of(layer: nn.Module, part: Part, adapter: str, experts: int) -> list[Ten
 def chosen(turn: Turn, wanted: str, downs: Stack, rows: int) -> Choice:
     """Choose the kernel for a turn, once for all its projections."""
     if turn.choice is None:
-        turn.choice = choose(case_of(turn, downs, rows), wanted)
+        case = case_of(downs, turn.decision.choices.shape[-1], turn.tokens_per_item(rows))
+        turn.choice = choose(case, wanted)
     return turn.choice
 
 
-def case_of(turn: Turn, downs: Stack, rows: int) -> Case:
+def case_of(downs: Stack, top_k: int, tokens_per_item: int) -> Case:
     """Describe what a kernel is chosen for."""
-    first, tokens = downs[0], turn.tokens_per_item(rows)
+    first = downs[0]
     # On a host the ranks do not count; looking at all of them would cost more than choosing.
     rank = first.shape[0] if first.is_cpu else max(down.shape[0] for down in downs)
-    top_k, wide = turn.decision.choices.shape[-1], first.shape[1]
-    return Case(first.device, computed_in(first), len(downs), rank, top_k, tokens, wide)
+    return Case(
+        first.device, computed_in(first), len(downs), rank, top_k, tokens_per_item, wide=first.shape[1]
+    )
 
 
 def explained(site: Site) -> str:
@@ -50,11 +52,10 @@ def explained(site: Site) -> str:
         return f"{pool.kernel}, once there is an expert"
     part: Part = layer.parts_of(site.adapter)[0]  # type: ignore[operator]
     downs = downs_of(layer, part, site.adapter, len(pool.experts))
-    rank, tokens = max(down.shape[0] for down in downs), 1 if pool.settings.granularity == "token" else 2
-    top_k = min(pool.settings.top_k, len(downs))
-    wide = downs[0].shape[1]
-    case = Case(downs[0].device, computed_in(downs[0]), len(downs), rank, top_k, tokens, wide)
-    choice = choose(case, pool.kernel)
+    several = (
+        1 if pool.settings.granularity == "token" else 2
+    )  # all that counts is whether it is more than one
+    choice = choose(case_of(downs, min(pool.settings.top_k, len(downs)), several), pool.kernel)
     why = choice.why if pool.kernel == "auto" else f"{choice.why} by {pool.kernel_from}"
     return f"{choice.name} ({why})"
 
@@ -66,16 +67,18 @@ def read(
     mine: Sequence[Stack],
     others: Sequence[nn.Module],
     adapter: str,
+    kernel: str,
 ) -> Reading:
     """Read an input for a projection, and for others that are to get the same one.
 
     Args:
-        turn: The turn that the input is in; its kernel has a backend, and is chosen.
+        turn: The turn that the input is in.
         hidden: The input, of shape [rows, d_in].
         asker: The projection that asks.
         mine: A of its experts, one list for each of its parts.
         others: The site's other projections, if they are to be read for.
         adapter: Adapter name.
+        kernel: Name of a kernel that has a backend.
 
     Returns:
         The asker's reading; the others' wait in the turn.
@@ -88,8 +91,7 @@ def read(
             stacks[other] = theirs
     fixed = not any(is_split(member, adapter) for member in stacks)
     ids, tokens = turn.items_first(turn.decision.expert_ids), turn.tokens_per_item(hidden.shape[0])
-    assert turn.choice is not None
-    work = line_up(turn.choice.name, ids, experts, tokens, fixed)
+    work = line_up(kernel, ids, experts, tokens, fixed)
     lows = into_rank_space(hidden, [stack for found in stacks.values() for stack in found], work)
     start = 0
     for member, found in stacks.items():
