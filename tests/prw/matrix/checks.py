@@ -47,11 +47,6 @@ def identity(family: Family, _: Path) -> None:
     model, inputs = family.made(), family.drawn()
     before = run(family, model, inputs)
     weave = inject(model, family)
-    if not torch.equal(run(family, model, inputs), before):
-        # Torch itself may round otherwise once weights are frozen; then a frozen base gives those very bits.
-        frozen = run(family, family.made().requires_grad_(False), inputs)
-        assert not torch.equal(frozen, before) and torch.allclose(frozen, before, atol=1e-6)
-        before = frozen
     assert torch.equal(run(family, model, inputs), before)
     weave.add_expert("a")
     assert torch.equal(run(family, model, inputs), before)

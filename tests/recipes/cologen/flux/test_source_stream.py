@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from diffusers.models.attention_dispatch import attention_backend
 from diffusers.models.embeddings import apply_rotary_emb
 from diffusers.models.transformers.transformer_flux import FluxAttention, FluxAttnProcessor
 from torch import Tensor, nn
@@ -200,7 +201,8 @@ def test_removing_gives_back_the_very_processors(build: Build) -> None:
 def test_a_backend_chosen_before_is_kept(build: Build) -> None:
     transformer = build().transformer
     remove_source_stream(transformer)
-    transformer.set_attention_backend("_native_math")
+    with attention_backend("native"):  # diffusers sets it for every model of the process; this puts it back
+        transformer.set_attention_backend("_native_math")
     install_source_stream(transformer)
     backends = {str(attn.processor._attention_backend) for attn in flux_attentions(transformer).values()}
     assert len(backends) == 1 and "math" in backends.pop().lower()
