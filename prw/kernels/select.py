@@ -22,8 +22,9 @@ VARIABLE = "PRW_KERNEL"
 DENSE_UP_TO: Mapping[str, int] = {"cuda": 320}
 """By kind of device: experts x rank up to which `dense` is taken, for each choice of an item.
 
-Where a kind is missing it is a host (`cpu`: sorting never loses, benchmarks/results), or one on which nothing
-but `dense` is known to run. The number for cuda comes from a model of the H100, not yet from a measurement.
+Where a kind is missing it is a host (`cpu`: sorting was the fastest wherever kernels were measured by name,
+docs/benchmarks.md), or one on which nothing but `dense` is known to run. The number for cuda comes from a
+model of the H100, not yet from a measurement.
 """
 
 

@@ -107,13 +107,10 @@ class RoutedProjection(nn.Module):
 
     def _reading(self, turn: Turn, hidden: Tensor, adapter: str) -> Reading:
         """Read the input into rank space, for the site's other projections too if they get the same rows."""
-        pool = self.sites[adapter].pool
         if self in turn.waiting:
             return turn.waiting.pop(self)
-        rows, stacks = (
-            hidden.reshape(-1, hidden.shape[-1]),
-            stacks_of(self, adapter, turn.decision.num_experts),
-        )
+        pool, rows = self.sites[adapter].pool, hidden.reshape(-1, hidden.shape[-1])
+        stacks = stacks_of(self, adapter, turn.decision.num_experts)
         choice = chosen(turn, pool.kernel, stacks[0], rows.shape[0])
         if traced() or choice.name == "reference":
             return Reading(None, ())
