@@ -11,15 +11,30 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from prw.config import PoolSettings
 from recipes.cologen.config_data import DataSettings
 from recipes.cologen.config_errors import ConfigError, explain
+from recipes.cologen.config_model import (
+    BaseSettings,
+    FlowSettings,
+    MachineSettings,
+    OptimizerSettings,
+    Settings,
+)
 from recipes.cologen.config_overrides import apply_override
+from recipes.cologen.config_training import (
+    DropoutSettings,
+    LoggingSettings,
+    ReportSettings,
+    SamplingSettings,
+    ValidationSettings,
+    VeteranSettings,
+)
 from recipes.cologen.config_yaml import read_yaml
 from recipes.cologen.stages import COLOGEN_STAGES, StageSettings, stage_index
 
@@ -30,110 +45,6 @@ FREE_TO_CHANGE = ("machine", "logging", "validation", "sampling", "report")
 FREE_SETTINGS = {"base": {"path"}, "data": {"held_out", "held_out_seed", "held_out_sets", "max_broken"}}
 """Settings of other groups of which that is true too: where the base lies (a run knows its base by its
 weights), what is measured on, and how much may be broken."""
-
-
-class Settings(BaseModel):
-    """Base of every group: frozen, and a key that it does not know is an error."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class BaseSettings(Settings):
-    """The frozen FLUX model that the experts are added to."""
-
-    path: str
-    """A FLUX folder in the layout of diffusers; relative paths are looked up here, then in the repository."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """Number format of the frozen weights; experts and routers are always trained in float32."""
-
-
-class VeteranSettings(Settings):
-    """How the newest expert's share of the routing is held near a stage's rho (equation 9)."""
-
-    per: Literal["batch", "sample"] = "batch"
-    """Whether |U - rho| is taken of the whole batch's share or of each sample's; the paper does not say."""
-
-
-class FlowSettings(Settings):
-    """Flow matching: x_t = (1 - t) x0 + t noise, target noise - x0, t = sigmoid(normal)."""
-
-    source_timestep: Literal["same", "zero"] = "same"
-    """Timestep of the source stream: the picture's (paper), or 0, so that sampling computes it only once."""
-    guidance: float = 1.0
-    """Guidance that a guidance-distilled base is trained with; not read by others."""
-    timestep_mean: float = 0.0
-    """Mean of the normal whose sigmoid is t; above 0 favours noisy pictures."""
-    timestep_std: float = Field(default=1.0, gt=0)
-    """Its standard deviation."""
-
-
-class OptimizerSettings(Settings):
-    """AdamW on the newest expert and its gates; each stage has its own learning rate."""
-
-    betas: tuple[float, float] = (0.9, 0.999)
-    eps: float = Field(default=1e-8, gt=0)
-    weight_decay: float = Field(default=0.01, ge=0)
-    clip_norm: float = Field(default=1.0, gt=0)
-    """Largest norm of all gradients together."""
-    warmup_steps: int = Field(default=0, ge=0)
-    """Steps over which the learning rate of a stage rises from 0."""
-    decay_fraction: float = Field(default=0.0, ge=0, le=1)
-    """Last part of a stage over which the learning rate falls linearly to 0; 0 keeps it constant."""
-
-
-class DropoutSettings(Settings):
-    """Chance, per example, that a condition is withheld."""
-
-    text: float = Field(default=0.1, ge=0, le=1)
-    """The prompt becomes empty."""
-    source: float = Field(default=0.1, ge=0, le=1)
-    """The source picture becomes black. It is never left out: only source tokens reach experts."""
-
-
-class MachineSettings(Settings):
-    """How a run fits the machine."""
-
-    micro_batch: int | None = Field(default=None, gt=0)
-    """Examples a device takes at once; the rest of the batch is accumulated. None: the whole share."""
-    workers: int = Field(default=0, ge=0)
-    """Processes that prepare examples; 0 prepares them in the training process."""
-    gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass: less memory, about a third more time."""
-
-
-class LoggingSettings(Settings):
-    """How often a run writes down where it is."""
-
-    every: int = Field(default=10, gt=0)
-    """Steps that one row of metrics.jsonl averages."""
-    checkpoint_every: int = Field(default=100, gt=0)
-    """Steps between two resumable checkpoints."""
-    plain_seconds: float = Field(default=15.0, gt=0)
-    """Seconds between two lines of progress where there is no terminal."""
-
-
-class ValidationSettings(Settings):
-    """Scores during training, on the stage's own task."""
-
-    every: int = Field(default=200, gt=0)
-    """Steps between two validations; there is always one at the end of a stage."""
-    samples: int = Field(default=32, ge=0)
-    """Held-out examples; 0 leaves validation out."""
-
-
-class SamplingSettings(Settings):
-    """How pictures are generated for validation and the report."""
-
-    steps: int = Field(default=28, gt=0)
-    guidance: float = 3.5
-    """Guidance of a guidance-distilled base; not read by others."""
-
-
-class ReportSettings(Settings):
-    """The report at the end of a run."""
-
-    samples: int = Field(default=200, gt=0)
-    """Held-out examples per task and score."""
 
 
 class RunConfig(Settings):

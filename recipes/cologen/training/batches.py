@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from recipes.cologen.config import DropoutSettings
+from recipes.cologen.config_training import DropoutSettings
 from recipes.cologen.data.record import Example, MissingMetadataError
 from recipes.cologen.data.sampler import BatchSampler, Draw, derive_seed
 from recipes.cologen.data.views import VIEWS

@@ -13,7 +13,8 @@ from torch.nn import functional as F
 
 import prw
 from prw import Weave
-from recipes.cologen.config import OptimizerSettings, RunConfig
+from recipes.cologen.config import RunConfig
+from recipes.cologen.config_model import OptimizerSettings
 from recipes.cologen.flux.model import FluxModel
 from recipes.cologen.flux.tokens import ImageTokens, TextTokens
 from recipes.cologen.stages import StageSettings

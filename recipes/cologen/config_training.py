@@ -1,0 +1,60 @@
+"""Settings of what is trained for besides the task, and of what a run writes, validates and reports."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from recipes.cologen.config_model import Settings
+
+
+class VeteranSettings(Settings):
+    """How the newest expert's share of the routing is held near a stage's rho (equation 9)."""
+
+    per: Literal["batch", "sample"] = "batch"
+    """Whether |U - rho| is taken of the whole batch's share or of each sample's; the paper does not say."""
+
+
+class DropoutSettings(Settings):
+    """Chance, per example, that a condition is withheld."""
+
+    text: float = Field(default=0.1, ge=0, le=1)
+    """The prompt becomes empty."""
+    source: float = Field(default=0.1, ge=0, le=1)
+    """The source picture becomes black. It is never left out: only source tokens reach experts."""
+
+
+class LoggingSettings(Settings):
+    """How often a run writes down where it is."""
+
+    every: int = Field(default=10, gt=0)
+    """Steps that one row of metrics.jsonl averages."""
+    checkpoint_every: int = Field(default=100, gt=0)
+    """Steps between two resumable checkpoints."""
+    plain_seconds: float = Field(default=15.0, gt=0)
+    """Seconds between two lines of progress where there is no terminal."""
+
+
+class ValidationSettings(Settings):
+    """Scores during training, on the stage's own task."""
+
+    every: int = Field(default=200, gt=0)
+    """Steps between two validations; there is always one at the end of a stage."""
+    samples: int = Field(default=32, ge=0)
+    """Held-out examples; 0 leaves validation out."""
+
+
+class SamplingSettings(Settings):
+    """How pictures are generated for validation and the report."""
+
+    steps: int = Field(default=28, gt=0)
+    guidance: float = 3.5
+    """Guidance of a guidance-distilled base; not read by others."""
+
+
+class ReportSettings(Settings):
+    """The report at the end of a run."""
+
+    samples: int = Field(default=200, gt=0)
+    """Held-out examples per task and score."""
