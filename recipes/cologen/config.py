@@ -19,6 +19,7 @@ from pydantic import Field, ValidationError, model_validator
 from prw.config import PoolSettings
 from recipes.cologen.config_data import DataSettings
 from recipes.cologen.config_errors import ConfigError, explain
+from recipes.cologen.config_extends import extended
 from recipes.cologen.config_model import (
     BaseSettings,
     FlowSettings,
@@ -121,11 +122,8 @@ def load_config(name_or_path: str | Path, overrides: Sequence[str] = ()) -> RunC
         a value is wrong.
         UnknownStageError: A stage is not one of CoLoGen's.
     """
-    path = _find_config(name_or_path)
-    values = read_yaml(path)
-    if not isinstance(values, dict):
-        raise ConfigError(f"{path} should hold settings by name, but holds {type(values).__name__}.")
-    return parse_config(values, overrides, origin=str(path))
+    path, values = _read(name_or_path)
+    return parse_config(extended(values, path, _read), overrides, origin=str(path))
 
 
 def parse_config(
@@ -144,6 +142,14 @@ def parse_config(
         return RunConfig.model_validate(resolved)
     except ValidationError as error:
         raise ConfigError(explain(error, RunConfig, origin)) from error
+
+
+def _read(name_or_path: str | Path) -> tuple[Path, dict[str, Any]]:
+    path = _find_config(name_or_path)
+    values = read_yaml(path)
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path} should hold settings by name, but holds {type(values).__name__}.")
+    return path, values
 
 
 def _find_config(name_or_path: str | Path) -> Path:

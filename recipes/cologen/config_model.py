@@ -20,6 +20,8 @@ class BaseSettings(Settings):
     """A FLUX folder in the layout of diffusers; relative paths are looked up here, then in the repository."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Number format of the frozen weights; experts and routers are always trained in float32."""
+    max_text_tokens: int | None = Field(default=None, gt=0)
+    """T5 tokens that a prompt is padded to; None: what the base's tokenizer says (FLUX.1-dev: 512)."""
 
 
 class FlowSettings(Settings):

@@ -50,19 +50,22 @@ class FluxModel:
     """Length to which T5 prompts are padded; longer ones are refused."""
 
     @classmethod
-    def load(cls, path: str | Path, dtype: torch.dtype = torch.float32) -> FluxModel:
+    def load(
+        cls, path: str | Path, dtype: torch.dtype = torch.float32, max_text_tokens: int | None = None
+    ) -> FluxModel:
         """Load a FLUX.1 base from a diffusers folder, frozen, in eval mode, with the source stream installed.
 
         Args:
             path: folder with `model_index.json`, as `FluxPipeline.save_pretrained` writes it.
             dtype: of all weights.
+            max_text_tokens: T5 tokens that prompts are padded to; None for those of the base's tokenizer.
 
         Raises:
             BaseModelError: if the folder is missing, holds something else, or ships a VAE class that is not
                 ours.
         """
         parts = load_components(Path(path), dtype)
-        model = cls(**parts, max_text_tokens=parts["tokenizer_2"].model_max_length)
+        model = cls(**parts, max_text_tokens=max_text_tokens or parts["tokenizer_2"].model_max_length)
         for module in model.modules():
             module.requires_grad_(False).eval()
         install_source_stream(model.transformer)

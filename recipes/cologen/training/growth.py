@@ -33,7 +33,11 @@ def load_base(config: RunConfig, device: torch.device) -> FluxModel:
     Raises:
         BaseModelError: It is missing, or is no FLUX.
     """
-    model = FluxModel.load(config.base_path, dtype=getattr(torch, config.base.dtype))
+    model = FluxModel.load(
+        config.base_path,
+        dtype=getattr(torch, config.base.dtype),
+        max_text_tokens=config.base.max_text_tokens,
+    )
     for module in model.modules():
         module.to(device)
     if config.machine.gradient_checkpointing:
