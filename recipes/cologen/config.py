@@ -11,7 +11,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 from pydantic import Field, ValidationError, model_validator
@@ -43,7 +43,10 @@ CONFIGS = Path(__file__).parent / "configs"
 REPOSITORY = Path(__file__).resolve().parents[2]
 FREE_TO_CHANGE = ("machine", "logging", "validation", "sampling", "report")
 """Groups that a run may be continued with in another form: none of them changes what is learnt."""
-FREE_SETTINGS = {"base": {"path"}, "data": {"held_out", "held_out_seed", "held_out_sets", "max_broken"}}
+FREE_SETTINGS = {
+    "base": {"path", "revision"},
+    "data": {"held_out", "held_out_seed", "held_out_sets", "max_broken"},
+}
 """Settings of other groups of which that is true too: where the base lies (a run knows its base by its
 weights), what is measured on, and how much may be broken."""
 
@@ -102,6 +105,11 @@ class RunConfig(Settings):
         """Where the base is: relative paths are looked up here, then in the repository."""
         path = Path(self.base.path).expanduser()
         return path if path.is_absolute() or path.exists() else REPOSITORY / path
+
+    @property
+    def long_prompts(self) -> Literal["truncate", "refuse"]:
+        """What becomes of prompts that are too long for the base."""
+        return self.base.long_prompts or ("truncate" if self.data.source == "sets" else "refuse")
 
     def fingerprint(self) -> str:
         """Short hash of the settings that decide what is learnt."""

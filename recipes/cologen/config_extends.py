@@ -20,7 +20,7 @@ WHOLE = ("sets", "held_out_sets")
 def extended(
     values: Mapping[str, Any], path: Path, find: Callable[[str], tuple[Path, Mapping[str, Any]]]
 ) -> dict[str, Any]:
-    """Settings on top of those of the config that they extend, if any, and of the one that extends, and so on.
+    """Settings on top of those of the config that they extend, and of the one that that extends, and so on.
 
     Args:
         values: What the file `path` holds.

@@ -1,5 +1,6 @@
-"""Writes small pictures with all that the five tasks need as parquet, as tar shards and as a folder: inputs to
-try a run or a layout with. They show scenes of the embedded world, wider than high.
+"""Writes small pictures with all that the five tasks need, as parquet, as tar shards and as a folder.
+
+They are inputs to try a run with, and show scenes of the embedded world, wider than high.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Tokenizers of the real CLIP and T5 classes that spell any text letter by letter, without a learnt vocabulary."""
+"""Tokenizers of the real CLIP and T5 classes that spell any text, letter by letter."""
 
 from __future__ import annotations
 

@@ -1,5 +1,6 @@
-"""Writes a FLUX.1 base with random weights in the layout of FLUX.1-dev: every class, shape rule and file of
-the real one, a few hundred thousand parameters. It draws noise; it is there to try out everything else.
+"""Writes a FLUX.1 base of random weights with every class, file and rule of FLUX.1-dev, but small.
+
+It draws noise; it is there to try out everything else.
 """
 
 from __future__ import annotations
