@@ -23,9 +23,8 @@ from recipes.cologen.data.record import Image
 from recipes.cologen.data.scene import SIDE
 from recipes.cologen.data.views import VIEWS
 from recipes.cologen.errors import CologenError, PictureError, PromptError, RunFolderError
-from recipes.cologen.flux.model import FluxModel
+from recipes.cologen.flux.base import FluxBase
 from recipes.cologen.flux.sampling import generate
-from recipes.cologen.flux.vocabulary import unknown_words
 from recipes.cologen.pictures import (
     check_output,
     cut_hole,
@@ -108,7 +107,7 @@ def _draw(asked: argparse.Namespace, console: Console) -> Image:
         width=source.shape[1],
         steps=asked.steps or settings.sampling.steps,
         source_timestep=settings.flow.source_timestep,
-        guidance=settings.sampling.guidance if model.transformer.config.guidance_embeds else None,
+        guidance=settings.sampling.guidance if model.reads_guidance else None,
         shift=settings.sampling.shift,
     )
     return to_pictures(pixels)[0]
@@ -157,7 +156,7 @@ def _source(
     return source
 
 
-def _size(run: RunReader, model: FluxModel, picture: Image) -> tuple[int, int]:
+def _size(run: RunReader, model: FluxBase, picture: Image) -> tuple[int, int]:
     """Height and width to draw at: those of training, else the picture's own in whole tokens."""
     data = run.settings.data
     if data.source == "world":
@@ -169,22 +168,21 @@ def _size(run: RunReader, model: FluxModel, picture: Image) -> tuple[int, int]:
     return height, width
 
 
-def check_words(model: FluxModel, prompt: str) -> None:
+def check_words(model: FluxBase, prompt: str) -> None:
     """Refuse a prompt with words that the base cannot read.
 
     Raises:
         PromptError: Names each of them with the nearest words that it knows.
     """
-    unknown = unknown_words(model.tokenizer_2, prompt)
+    unknown = model.unknown_words(prompt)
     if not unknown:
         return
-    known = sorted({piece.removeprefix("▁") for piece in model.tokenizer_2.get_vocab()} - {""})
-    known = [word for word in known if word.isalpha()]
+    known = sorted(word for word in model.closed_vocabulary or () if word.isalpha())
     hints = []
     for word in dict.fromkeys(unknown):
         near = difflib.get_close_matches(word.lower(), known, n=3, cutoff=0.5)
         hints.append(f"{word!r}" + (f" (near: {', '.join(near)})" if near else ""))
-    words = f" It knows: {', '.join(known)}." if len(known) < 200 else ""
+    words = f" It knows: {', '.join(known)}." if 0 < len(known) < 200 else ""
     raise PromptError(f"the base cannot read {'; '.join(hints)}.{words}")
 
 

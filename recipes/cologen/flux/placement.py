@@ -9,10 +9,10 @@ from torch import nn
 
 from recipes.cologen.config_model import MachineSettings
 from recipes.cologen.errors import MachineError
-from recipes.cologen.flux.model import FluxModel
+from recipes.cologen.flux.base import FluxBase
 
 
-def place(model: FluxModel, machine: MachineSettings, device: torch.device) -> None:
+def place(model: FluxBase, machine: MachineSettings, device: torch.device) -> None:
     """Move the parts to the device, and prepare the transformer.
 
     Raises:

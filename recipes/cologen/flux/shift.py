@@ -47,18 +47,17 @@ def dynamic_mu(config: Mapping[str, Any], num_tokens: int) -> float:
     )
 
 
-def shift_factor(config: Mapping[str, Any], shift: Shift, num_tokens: int) -> float:
-    """The factor s for pictures of that many tokens.
+def shift_factor(config: Mapping[str, Any], shift: Shift, mu: float) -> float:
+    """The factor s for pictures of one size.
 
     Args:
         config: of the base's own scheduler.
         shift: the law.
-        num_tokens: image tokens of the noise, height / 16 * width / 16 for FLUX.1.
+        mu: the base's own for that size (`FluxBase.schedule_shift`); read where the law is dynamic.
     """
     own = scheduler_for(config, shift).config
     if not own.use_dynamic_shifting:
         return float(own.shift)
-    mu = dynamic_mu(own, num_tokens)
     return math.exp(mu) if own.get("time_shift_type", "exponential") == "exponential" else mu
 
 

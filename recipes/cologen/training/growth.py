@@ -12,8 +12,9 @@ import torch
 import prw
 from recipes.cologen.config import RunConfig
 from recipes.cologen.data.sampler import derive_seed
+from recipes.cologen.flux.base import FluxBase
+from recipes.cologen.flux.families import load_base_model
 from recipes.cologen.flux.locate import locate_base
-from recipes.cologen.flux.model import FluxModel
 from recipes.cologen.flux.placement import place
 from recipes.cologen.training.checkpoint import ForeignCheckpointError, read_state
 from recipes.cologen.training.run_folder import RunFolder
@@ -29,14 +30,14 @@ class OpenedPool(NamedTuple):
     """Whether optimiser and random state are still to be read from checkpoints/latest."""
 
 
-def load_base(config: RunConfig, device: torch.device) -> FluxModel:
+def load_base(config: RunConfig, device: torch.device) -> FluxBase:
     """Load the frozen base onto the device, as the machine's settings say.
 
     Raises:
         BaseModelError: It is missing, or is no FLUX.
         MachineError: A setting asks for what this machine lacks.
     """
-    model = FluxModel.load(
+    model = load_base_model(
         base_folder(config),
         dtype=getattr(torch, config.base.dtype),
         max_text_tokens=config.base.max_text_tokens,
@@ -56,7 +57,7 @@ def base_folder(config: RunConfig) -> Path:
     return locate_base(config.base.path, config.base.revision, config.base_path)
 
 
-def open_pool(config: RunConfig, folder: RunFolder, model: FluxModel, name: str) -> OpenedPool:
+def open_pool(config: RunConfig, folder: RunFolder, model: FluxBase, name: str) -> OpenedPool:
     """Weave the pool into the base as it was when the folder was last written, for training stage `name`.
 
     Raises:
@@ -95,7 +96,7 @@ def curriculum(config: RunConfig) -> prw.Curriculum:
     )
 
 
-def grow(config: RunConfig, model: FluxModel, walk: Iterator[prw.Stage], name: str, rank: int) -> None:
+def grow(config: RunConfig, model: FluxBase, walk: Iterator[prw.Stage], name: str, rank: int) -> None:
     """Go on to a stage: the pool gets its expert, unless it is in the middle of that stage.
 
     Random numbers are seeded anew, by the stage's name, so it makes no difference whether the stages before
@@ -122,7 +123,7 @@ def begin_state(config: RunConfig, folder: RunFolder, name: str) -> StageState:
     return StageState(stage=name, metrics_length=length)
 
 
-def _finished_pool(config: RunConfig, folder: RunFolder, model: FluxModel, name: str) -> prw.Weave:
+def _finished_pool(config: RunConfig, folder: RunFolder, model: FluxBase, name: str) -> prw.Weave:
     place = config.stage_names.index(name)
     if place == 0:
         return prw.inject(model.transformer, target="kv", **config.pool.model_dump())
@@ -136,7 +137,7 @@ def _finished_pool(config: RunConfig, folder: RunFolder, model: FluxModel, name:
     return load_stage(model, folder.pool(previous), previous)
 
 
-def load_stage(model: FluxModel, pool: Path, stage: str) -> prw.Weave:
+def load_stage(model: FluxBase, pool: Path, stage: str) -> prw.Weave:
     """Weave the pool that a stage ended with into the base.
 
     Raises:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from recipes.cologen.flux.model import FluxModel
+from recipes.cologen.flux.base import FluxBase
 from recipes.cologen.training.batches import Batch
 
 
@@ -16,7 +16,7 @@ class LongPrompts:
         say: Shows a line.
     """
 
-    def __init__(self, model: FluxModel, say: Callable[[str], None]) -> None:
+    def __init__(self, model: FluxBase, say: Callable[[str], None]) -> None:
         """Start at none; see the class."""
         self._model, self._say = model, say
         self.cut, self.seen = 0, 0

@@ -15,7 +15,7 @@ import prw
 from prw import Weave
 from recipes.cologen.config import RunConfig
 from recipes.cologen.config_model import OptimizerSettings
-from recipes.cologen.flux.model import FluxModel
+from recipes.cologen.flux.base import FluxBase
 from recipes.cologen.flux.shift import shift_factor, shift_times
 from recipes.cologen.flux.tokens import ImageTokens, TextTokens
 from recipes.cologen.stages import StageSettings
@@ -27,7 +27,7 @@ from recipes.cologen.training.flow import FlowSample, draw_noise, draw_timesteps
 class Trainee:
     """What is trained and how: the base, the pool grown on it, the devices, the settings."""
 
-    model: FluxModel
+    model: FluxBase
     weave: Weave
     accelerator: Accelerator
     config: RunConfig
@@ -35,7 +35,7 @@ class Trainee:
     @property
     def guidance(self) -> float | None:
         """The guidance to train with, for a base that reads one."""
-        return self.config.flow.guidance if self.model.transformer.config.guidance_embeds else None
+        return self.config.flow.guidance if self.model.reads_guidance else None
 
 
 class Encoded(NamedTuple):
@@ -73,7 +73,8 @@ def encode(trainee: Trainee, batch: Batch) -> Encoded:
     model, device, flow = trainee.model, trainee.accelerator.device, trainee.config.flow
     clean = model.encode_images(to_unit_range(batch.target, device))
     times = draw_timesteps(batch.seeds, flow.timestep_mean, flow.timestep_std)
-    factor = shift_factor(model.scheduler.config, flow.shift, clean.tokens.shape[1])
+    mu = model.schedule_shift(clean.tokens.shape[1], trainee.config.sampling.steps)
+    factor = shift_factor(model.scheduler.config, flow.shift, mu)
     sample = flow_sample(
         clean.tokens, draw_noise(batch.seeds, clean.tokens.shape[1:]), shift_times(times, factor)
     )
