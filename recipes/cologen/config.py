@@ -42,9 +42,13 @@ CONFIGS = Path(__file__).parent / "configs"
 REPOSITORY = Path(__file__).resolve().parents[2]
 FREE_TO_CHANGE = ("machine", "logging", "validation", "sampling", "report")
 """Groups that a run may be continued with in another form: none of them changes what is learnt."""
-FREE_SETTINGS = {"base": {"path"}, "data": {"held_out", "held_out_seed", "held_out_sets", "max_broken"}}
+FREE_SETTINGS = {
+    "base": {"path"},
+    "data": {"held_out", "held_out_seed", "held_out_sets", "max_broken"},
+    "optimizer": {"max_skipped_in_a_row", "max_skipped"},
+}
 """Settings of other groups of which that is true too: where the base lies (a run knows its base by its
-weights), what is measured on, and how much may be broken."""
+weights), what is measured on, how much may be broken, and when a run gives up."""
 
 
 class RunConfig(Settings):
@@ -87,6 +91,12 @@ class RunConfig(Settings):
             if stage.init not in ("zero", "previous", *earlier):
                 raise ValueError(
                     f"stages.{name}.init is {stage.init!r}; expected 'zero', 'previous' or an earlier stage "
+                    f"({', '.join(earlier) or 'there is none'})"
+                )
+            late = [task for task in stage.replay if task not in earlier]
+            if late:
+                raise ValueError(
+                    f"stages.{name}.replay names {', '.join(late)}; expected earlier stages "
                     f"({', '.join(earlier) or 'there is none'})"
                 )
         return self

@@ -47,6 +47,11 @@ class OptimizerSettings(Settings):
     """Steps over which the learning rate of a stage rises from 0."""
     decay_fraction: float = Field(default=0.0, ge=0, le=1)
     """Last part of a stage over which the learning rate falls linearly to 0; 0 keeps it constant."""
+    max_skipped_in_a_row: int = Field(default=3, ge=0)
+    """Steps in a row that may be skipped because their loss or gradient is not finite. A bad example spoils
+    one step; several steps one after another have no example to blame. 0 ends the run at the first."""
+    max_skipped: int = Field(default=20, ge=0)
+    """Such steps in one stage."""
 
 
 class MachineSettings(Settings):

@@ -14,6 +14,7 @@ from recipes.cologen.config import RunConfig
 from recipes.cologen.data.sampler import derive_seed
 from recipes.cologen.flux.model import FluxModel
 from recipes.cologen.training.checkpoint import ForeignCheckpointError, read_state
+from recipes.cologen.training.parallel import wants_split
 from recipes.cologen.training.run_folder import RunFolder
 from recipes.cologen.training.state import StageState, seed_all
 
@@ -28,14 +29,15 @@ class OpenedPool(NamedTuple):
 
 
 def load_base(config: RunConfig, device: torch.device) -> FluxModel:
-    """Load the frozen base onto the device.
+    """Load the frozen base onto the device; what FSDP2 is going to split stays in memory until then.
 
     Raises:
         BaseModelError: It is missing, or is no FLUX.
     """
     model = FluxModel.load(config.base_path, dtype=getattr(torch, config.base.dtype))
     for module in model.modules():
-        module.to(device)
+        if module is not model.transformer or not wants_split():
+            module.to(device)
     if config.machine.gradient_checkpointing:
         model.transformer.enable_gradient_checkpointing()
     return model
