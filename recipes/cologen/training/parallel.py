@@ -8,6 +8,7 @@ stage under FSDP2 begins with the base as it is on disk.
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -116,6 +117,8 @@ def _split(model: FluxModel, accelerator: Accelerator) -> None:
     state = accelerator.state
     if getattr(state, "fsdp_plugin", None) is None:  # on CPUs accelerate reads the plugin and drops it
         state.fsdp_plugin = sharding_plugin()
+    # FLUX's blocks return slices, and nothing is done to them in place.
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
     fsdp2_prepare_model(accelerator, model.transformer)
 
 

@@ -103,8 +103,7 @@ def join_processes(config: RunConfig) -> Accelerator:
     accelerator = Accelerator(
         mixed_precision="bf16" if config.base.dtype == "bfloat16" else "no",
         fsdp_plugin=sharding_plugin(),
-        # The base has no buffers that change, and its weights are frozen: only gradients travel.
-        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)],
+        kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],  # no second copy
     )
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     if launched != accelerator.num_processes:
