@@ -46,9 +46,10 @@ FREE_TO_CHANGE = ("machine", "logging", "validation", "sampling", "report")
 FREE_SETTINGS = {
     "base": {"path", "revision"},
     "data": {"held_out", "held_out_seed", "held_out_sets", "max_broken"},
+    "optimizer": {"max_skipped_in_a_row", "max_skipped"},
 }
 """Settings of other groups of which that is true too: where the base lies (a run knows its base by its
-weights), what is measured on, and how much may be broken."""
+weights), what is measured on, how much may be broken, and when a run gives up."""
 
 
 class RunConfig(Settings):
@@ -91,6 +92,12 @@ class RunConfig(Settings):
             if stage.init not in ("zero", "previous", *earlier):
                 raise ValueError(
                     f"stages.{name}.init is {stage.init!r}; expected 'zero', 'previous' or an earlier stage "
+                    f"({', '.join(earlier) or 'there is none'})"
+                )
+            late = [task for task in stage.replay if task not in earlier]
+            if late:
+                raise ValueError(
+                    f"stages.{name}.replay names {', '.join(late)}; expected earlier stages "
                     f"({', '.join(earlier) or 'there is none'})"
                 )
         return self

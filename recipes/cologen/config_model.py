@@ -70,6 +70,11 @@ class OptimizerSettings(Settings):
     ema_decay: float | None = Field(default=None, gt=0, lt=1)
     """Decay of a running average of the newest expert and its gates, which is then what is validated and
     what a finished stage keeps; None keeps the last step's weights."""
+    max_skipped_in_a_row: int = Field(default=3, ge=0)
+    """Steps in a row that may be skipped because their loss or gradient is not finite. A bad example spoils
+    one step; several steps one after another have no example to blame. 0 ends the run at the first."""
+    max_skipped: int = Field(default=20, ge=0)
+    """Such steps in one stage."""
 
 
 class MachineSettings(Settings):

@@ -12,14 +12,23 @@ from recipes.cologen.errors import MachineError
 from recipes.cologen.flux.base import FluxBase
 
 
-def place(model: FluxBase, machine: MachineSettings, device: torch.device) -> None:
+def place(
+    model: FluxBase, machine: MachineSettings, device: torch.device, *, keep_transformer: bool = False
+) -> None:
     """Move the parts to the device, and prepare the transformer.
+
+    Args:
+        model: the base.
+        machine: how it is to fit.
+        device: where to.
+        keep_transformer: whether the transformer stays where it is, to be split over devices later.
 
     Raises:
         MachineError: attention or compiling is asked for in a way that this machine cannot do.
     """
     transformer, *encoders = model.modules()
-    transformer.to(device)
+    if not keep_transformer:
+        transformer.to(device)
     for encoder in encoders:
         if machine.encoders == "offload":
             offload(encoder, device)

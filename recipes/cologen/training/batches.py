@@ -20,7 +20,7 @@ from recipes.cologen.errors import BrokenPictureError, PictureError, TooManyBrok
 from recipes.cologen.training.sources import RecordSource
 
 _MOST_TRIES = 50
-_STREAM_END = 2**40
+STREAM_END = 2**40
 """Past the end of every source, whose index counts on from its start."""
 
 
@@ -33,6 +33,10 @@ class Batch(NamedTuple):
     seeds: tuple[int, ...]
     skipped: tuple[str, ...] = ()
     """What was wrong with rows that could not be read, in whose place others are in the batch."""
+    ids: tuple[str, ...] = ()
+    """Of the records."""
+    replayed: tuple[bool, ...] = ()
+    """Which examples are of an earlier stage's task; see `replay.py`."""
 
 
 class Prepared(NamedTuple):
@@ -41,6 +45,7 @@ class Prepared(NamedTuple):
     example: Example
     seed: int
     skipped: tuple[str, ...] = ()
+    replayed: bool = False
 
 
 class Examples(Dataset[Prepared]):
@@ -64,7 +69,7 @@ class Examples(Dataset[Prepared]):
         while len(skipped) < _MOST_TRIES:
             index = draw.record_index
             if skipped:
-                index = derive_seed(draw.seed, "instead", len(skipped)) % _STREAM_END
+                index = derive_seed(draw.seed, "instead", len(skipped)) % STREAM_END
             try:
                 example = self._view(self._records.record(index), derive_seed(draw.seed, "view"))
             except (BrokenPictureError, MissingMetadataError) as error:
@@ -102,6 +107,8 @@ def collate(prepared: Sequence[Prepared]) -> Batch:
         prompts=tuple(example.prompt for example in found),
         seeds=tuple(one.seed for one in prepared),
         skipped=tuple(problem for one in prepared for problem in one.skipped),
+        ids=tuple(example.id for example in found),
+        replayed=tuple(one.replayed for one in prepared),
     )
 
 
@@ -109,8 +116,13 @@ def batches(
     records: RecordSource, task: str, sampler: BatchSampler, dropout: DropoutSettings, workers: int = 0
 ) -> Iterator[Batch]:
     """This rank's micro-batches from the sampler's position on, without end."""
+    return loaded(Examples(records, task, dropout), sampler, workers)
+
+
+def loaded(examples: Dataset[Prepared], sampler: BatchSampler, workers: int = 0) -> Iterator[Batch]:
+    """This rank's micro-batches of examples that are addressed by draws."""
     loader = DataLoader(
-        Examples(records, task, dropout),
+        examples,
         batch_sampler=sampler,
         collate_fn=collate,
         num_workers=workers,

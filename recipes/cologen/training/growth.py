@@ -17,6 +17,7 @@ from recipes.cologen.flux.families import load_base_model
 from recipes.cologen.flux.locate import locate_base
 from recipes.cologen.flux.placement import place
 from recipes.cologen.training.checkpoint import ForeignCheckpointError, read_state
+from recipes.cologen.training.parallel import wants_split
 from recipes.cologen.training.run_folder import RunFolder
 from recipes.cologen.training.state import StageState, seed_all
 
@@ -31,7 +32,7 @@ class OpenedPool(NamedTuple):
 
 
 def load_base(config: RunConfig, device: torch.device) -> FluxBase:
-    """Load the frozen base onto the device, as the machine's settings say.
+    """Load the frozen base onto the device, as the machine's settings say; what FSDP2 is going to split stays here.
 
     Raises:
         BaseModelError: It is missing, or is no FLUX.
@@ -44,7 +45,7 @@ def load_base(config: RunConfig, device: torch.device) -> FluxBase:
         quantisation=config.base.quantisation,
     )
     model.long_prompts = config.long_prompts
-    place(model, config.machine, device)
+    place(model, config.machine, device, keep_transformer=wants_split())
     return model
 
 

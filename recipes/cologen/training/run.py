@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs
 from rich.console import Console
 
 from recipes.cologen.config import RunConfig
-from recipes.cologen.errors import CologenError
 from recipes.cologen.stages import select_stages, stage_index
 from recipes.cologen.training.bench import Bench, finish_stage, steps_before
 from recipes.cologen.training.data_card import write_card
@@ -19,16 +20,15 @@ from recipes.cologen.training.growth import base_folder, begin_state, curriculum
 from recipes.cologen.training.interruption import StopSignals
 from recipes.cologen.training.loop import train_stage
 from recipes.cologen.training.metrics import MetricsLog
+from recipes.cologen.training.parallel import LaunchError, Parallel, sharding_plugin, splits
 from recipes.cologen.training.progress import ProgressView, progress_view
 from recipes.cologen.training.run_folder import RunFolder, base_fingerprint, open_run, stage_file
 from recipes.cologen.training.skips import SkipTally
 from recipes.cologen.training.sources import DataSource, held_out_records, training_records
 from recipes.cologen.training.state import StageState
 from recipes.cologen.training.step import Trainee
-
-
-class LaunchError(CologenError, RuntimeError):
-    """Several processes were started in a way that does not let them work together."""
+from recipes.cologen.training.trackers import check_trackers
+from recipes.cologen.training.validating import validated_tasks
 
 
 class Sources(NamedTuple):
@@ -67,8 +67,10 @@ def train(
         FolderDataError: A folder of pictures has a fault, or a stage cannot be made from it.
         RunFolderError: The folder belongs to another run, or a checkpoint in it is foreign.
         LaunchError: Processes that were launched together do not know of each other.
+        TrackerError: A tracker of `logging.trackers` is unknown or not installed.
     """
     names = select_stages(wanted, config.stage_names)
+    check_trackers(config.logging.trackers)
     if restart is not None:
         stage_index(restart, config.stage_names)
     accelerator = join_processes(config)
@@ -98,7 +100,11 @@ def join_processes(config: RunConfig) -> Accelerator:
     Raises:
         LaunchError: accelerate counts fewer processes than the launcher, so all would write one folder.
     """
-    accelerator = Accelerator(mixed_precision="bf16" if config.base.dtype == "bfloat16" else "no")
+    accelerator = Accelerator(
+        mixed_precision="bf16" if config.base.dtype == "bfloat16" else "no",
+        fsdp_plugin=sharding_plugin(),
+        kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],  # no second copy
+    )
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     if launched != accelerator.num_processes:
         raise LaunchError(
@@ -139,9 +145,16 @@ def _train_stages(
             skips=SkipTally(folder.path, config.data.max_broken, accelerator.process_index),
         )
         for name in todo:
-            if trained:
+            if trained and splits(accelerator):  # a pool that is split cannot grow
+                model = load_base(config, accelerator.device)
+                weave, state, resumed = open_pool(config, folder, model, name)
+                walk = curriculum(config).stages(weave)
+            elif trained:
                 state, resumed = begin_state(config, folder, name), False
             grow(config, model, walk, name, accelerator.process_index)
+            bench = replace(
+                bench, trainee=Trainee(model, weave, accelerator, config, Parallel(model, accelerator))
+            )
             state = train_stage(bench, state, resumed)
             if state.step < config.stages[name].steps:
                 return tuple(trained), state
@@ -157,9 +170,11 @@ def _open_sources(config: RunConfig, names: tuple[str, ...]) -> Sources:
     held_out = held_out_records(config.data) if config.validation.samples else None
     sources = Sources(training_records(config.data), held_out)
     for name in names:
-        sources.data.stage(name)
-        if held_out is not None:
-            held_out.stage(name)
+        for task in (name, *config.stages[name].replay):
+            sources.data.stage(task)
+        for task in validated_tasks(config, name):
+            if held_out is not None:
+                held_out.stage(task)
     return sources
 
 
@@ -176,4 +191,6 @@ def _metrics(config: RunConfig, folder: RunFolder, state: StageState, accelerato
         accelerator.is_main_process,
         length=state.metrics_length,
         step=steps_before(config, state.stage) + state.step,
+        trackers=config.logging.trackers,
+        project=config.logging.project,
     )

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -15,12 +18,15 @@ import prw
 from prw import Weave
 from recipes.cologen.config import RunConfig
 from recipes.cologen.config_model import OptimizerSettings
+from recipes.cologen.errors import CologenError
 from recipes.cologen.flux.base import FluxBase
 from recipes.cologen.flux.shift import shift_factor, shift_times
 from recipes.cologen.flux.tokens import ImageTokens, TextTokens
 from recipes.cologen.stages import StageSettings
 from recipes.cologen.training.batches import Batch, to_unit_range
 from recipes.cologen.training.flow import FlowSample, draw_noise, draw_timesteps, flow_sample
+from recipes.cologen.training.parallel import Parallel, whole
+from recipes.cologen.training.replay import own_tokens
 
 
 @dataclass(frozen=True)
@@ -31,6 +37,8 @@ class Trainee:
     weave: Weave
     accelerator: Accelerator
     config: RunConfig
+    parallel: Parallel | None = None
+    """How the base is spread over processes; None: there is one."""
 
     @property
     def guidance(self) -> float | None:
@@ -47,6 +55,20 @@ class Encoded(NamedTuple):
     flow: FlowSample
 
 
+class NonFiniteError(CologenError, ArithmeticError):
+    """A step's loss or gradient is not finite; raised on all ranks alike, and nothing was changed.
+
+    Attributes:
+        losses: What the step measured on each rank, as means over its examples.
+        records: Ids of the examples that it came from, as far as that can be told.
+    """
+
+    def __init__(self, losses: Sequence[float], records: Sequence[str]) -> None:
+        """Keep what is known."""
+        super().__init__(f"the loss is {', '.join(map(str, losses))}, on {', '.join(records)}")
+        self.losses, self.records = tuple(losses), tuple(records)
+
+
 class StepLosses(NamedTuple):
     """What a step measured, as means over its examples."""
 
@@ -54,6 +76,7 @@ class StepLosses(NamedTuple):
     veteran_loss: float
     """Already multiplied by alpha."""
     share: float
+    """Of the stage's own examples; nan where all were replayed."""
     gate: float
 
     @property
@@ -63,8 +86,13 @@ class StepLosses(NamedTuple):
 
     @staticmethod
     def mean(several: Sequence[StepLosses]) -> StepLosses:
-        """The mean of each number."""
-        return StepLosses(*(sum(values) / len(values) for values in zip(*several, strict=True)))
+        """The mean of each number, over those that have it."""
+        return StepLosses(*(_mean(values) for values in zip(*several, strict=True)))
+
+
+def _mean(values: Sequence[float]) -> float:
+    known = [value for value in values if not math.isnan(value)]
+    return sum(known) / len(known) if known else math.nan
 
 
 @torch.no_grad()
@@ -93,18 +121,21 @@ def batch_loss(trainee: Trainee, stage: StageSettings, batch: Batch) -> tuple[Te
     float32.
     """
     encoded, config = encode(trainee, batch), trainee.config
+    velocity_of = trainee.model.velocity if trainee.parallel is None else trainee.parallel.velocity
     with trainee.accelerator.autocast(), trainee.weave.record() as routing:
-        velocity = trainee.model.velocity(
+        velocity = velocity_of(
             encoded.noise,
             encoded.flow.timestep,
             encoded.text,
-            encoded.source,
+            source=encoded.source,
             source_timestep=config.flow.source_timestep,
             guidance=trainee.guidance,
         )
     task = F.mse_loss(velocity.float(), encoded.flow.velocity)
-    veteran = prw.veteran_loss(routing, rho=stage.rho, alpha=stage.alpha, per=config.veteran.per)
-    measured = StepLosses(task.item(), veteran.item(), routing.share(), routing.gate())
+    own = own_tokens(batch, encoded.source.tokens.shape[1], trainee.accelerator.device)
+    veteran = prw.veteran_loss(routing, rho=stage.rho, alpha=stage.alpha, per=config.veteran.per, mask=own)
+    share = math.nan if all(batch.replayed) and batch.replayed else routing.share(own)
+    measured = StepLosses(task.item(), veteran.item(), share, routing.gate())
     return task + veteran, measured
 
 
@@ -123,35 +154,51 @@ def train_step(
     optimizer: torch.optim.Optimizer,
     micro: Sequence[Batch],
 ) -> StepLosses:
-    """Make one update from this rank's micro-batches, and say what it measured here."""
+    """Make one update from this rank's micro-batches, and say what it measured here.
+
+    Raises:
+        NonFiniteError: A loss or gradient of any rank is not finite; neither weights nor optimiser have moved.
+    """
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     optimizer.zero_grad(set_to_none=True)
     measured = []
-    for batch in micro:
-        loss, losses = batch_loss(trainee, stage, batch)
-        (loss / len(micro)).backward()
+    for place, batch in enumerate(micro):
+        with _gathering(trainee, last=place == len(micro) - 1):
+            loss, losses = batch_loss(trainee, stage, batch)
+            (loss / len(micro)).backward()
         measured.append(losses)
-    average_gradients(parameters, trainee.accelerator)
-    nn.utils.clip_grad_norm_(parameters, trainee.config.optimizer.clip_norm)
+    norm = nn.utils.clip_grad_norm_(parameters, trainee.config.optimizer.clip_norm)
+    _check_finite(trainee.accelerator, float(whole(norm)), measured, micro)
     for group in optimizer.param_groups:
         group["lr"] = learning_rate(step, stage, trainee.config.optimizer)
     optimizer.step()
     return StepLosses.mean(measured)
 
 
-def average_gradients(parameters: Sequence[nn.Parameter], accelerator: Accelerator) -> None:
-    """Average gradients over all ranks, in place; an expert that nobody on a rank picked counts as 0 there.
+def _gathering(trainee: Trainee, last: bool) -> AbstractContextManager[Any]:
+    """Where gradients of a micro-batch are averaged over ranks: only with those of the step's last one."""
+    return nullcontext() if trainee.parallel is None or last else trainee.parallel.gather_later()
 
-    One reduction of a flat tensor instead of a DistributedDataParallel wrapper: only the pool is trained,
-    and a wrapper waits for ever for an expert that no example of a rank went to.
+
+def _check_finite(
+    accelerator: Accelerator, norm: float, measured: Sequence[StepLosses], micro: Sequence[Batch]
+) -> None:
+    """Refuse a step of which any rank's loss or gradient is not finite; all ranks decide alike.
+
+    Raises:
+        NonFiniteError: Names the examples of the batches whose loss is not finite; where all losses are, and
+            only the gradient is not, every example of the step.
     """
-    if accelerator.num_processes == 1:
+    bad = [not math.isfinite(losses.loss) for losses in measured]
+    finite = math.isfinite(norm) and not any(bad)
+    if accelerator.num_processes > 1:
+        faults = torch.tensor([int(not finite)], device=accelerator.device)
+        finite = not accelerator.reduce(faults, "sum").item()
+    if finite:
         return
-    for parameter in parameters:
-        if parameter.grad is None:
-            parameter.grad = torch.zeros_like(parameter)
-    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    flat = accelerator.reduce(torch.cat([gradient.flatten() for gradient in gradients]), "mean")
-    parts = flat.split([gradient.numel() for gradient in gradients])
-    for gradient, part in zip(gradients, parts, strict=True):
-        gradient.copy_(part.view_as(gradient))
+    batches = [(is_bad, batch.ids) for is_bad, batch in zip(bad, micro, strict=True)]
+    here = [(sum(losses.loss for losses in measured) / len(measured), batches)]
+    ranks = gather_object(here) if accelerator.num_processes > 1 else here
+    all_batches = [batch for _, of_rank in ranks for batch in of_rank]
+    named = [ids for is_bad, ids in all_batches if is_bad] or [ids for _, ids in all_batches]
+    raise NonFiniteError([loss for loss, _ in ranks], [record for ids in named for record in ids])

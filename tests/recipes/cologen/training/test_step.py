@@ -18,7 +18,6 @@ from recipes.cologen.training.optimizers import make_optimizer
 from recipes.cologen.training.step import (
     StepLosses,
     Trainee,
-    average_gradients,
     batch_loss,
     learning_rate,
     train_step,
@@ -173,12 +172,6 @@ def test_the_learning_rate_rises_stays_and_falls(warmup, decay, expected):
     config = make_config("x", f"optimizer.warmup_steps={warmup}", f"optimizer.decay_fraction={decay}")
     settings = config.stages["grounding"].model_copy(update={"steps": 4, "lr": 1.0})
     assert [learning_rate(step, settings, config.optimizer) for step in (1, 2, 3, 4)] == expected
-
-
-def test_alone_gradients_are_left_as_they_are():
-    parameter = torch.nn.Parameter(torch.zeros(2))
-    average_gradients([parameter], Accelerator())
-    assert parameter.grad is None
 
 
 def test_the_mean_of_measurements_is_taken_number_by_number():
