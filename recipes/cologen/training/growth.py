@@ -32,7 +32,9 @@ class OpenedPool(NamedTuple):
 
 
 def load_base(config: RunConfig, device: torch.device) -> FluxBase:
-    """Load the frozen base onto the device, as the machine's settings say; what FSDP2 is going to split stays here.
+    """Load the frozen base onto the device, as the machine's settings say.
+
+    What FSDP2 is going to split stays where it is.
 
     Raises:
         BaseModelError: It is missing, or is no FLUX.
