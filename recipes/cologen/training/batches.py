@@ -33,6 +33,8 @@ class Batch(NamedTuple):
     seeds: tuple[int, ...]
     skipped: tuple[str, ...] = ()
     """What was wrong with rows that could not be read, in whose place others are in the batch."""
+    annotators: tuple[str | None, ...] = ()
+    """The map that a source still waits for (`Example.annotator`); empty, where no batch can wait."""
 
 
 class Prepared(NamedTuple):
@@ -85,6 +87,7 @@ def withhold(example: Example, seed: int, dropout: DropoutSettings) -> Example:
     return replace(
         example,
         source=np.zeros_like(example.source) if no_source else example.source,
+        annotator=None if no_source else example.annotator,
         prompt="" if no_text else example.prompt,
     )
 
@@ -102,6 +105,7 @@ def collate(prepared: Sequence[Prepared]) -> Batch:
         prompts=tuple(example.prompt for example in found),
         seeds=tuple(one.seed for one in prepared),
         skipped=tuple(problem for one in prepared for problem in one.skipped),
+        annotators=tuple(example.annotator for example in found),
     )
 
 

@@ -102,11 +102,14 @@ def _validate(bench: Bench, state: StageState, held_out: DataSource) -> None:
         result = evaluate_task(
             trainee.model,
             trainee.weave,
-            held_out_examples(
-                held_out.stage(state.stage).records,
-                state.stage,
-                config.validation.samples,
-                seed=config.data.held_out_seed,
+            trainee.annotators.complete(
+                held_out_examples(
+                    held_out.stage(state.stage).records,
+                    state.stage,
+                    config.validation.samples,
+                    seed=config.data.held_out_seed,
+                ),
+                trainee.accelerator.device,
             ),
             steps=config.sampling.steps,
             seed=config.data.held_out_seed,

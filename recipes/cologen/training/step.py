@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
@@ -15,6 +15,7 @@ import prw
 from prw import Weave
 from recipes.cologen.config import RunConfig
 from recipes.cologen.config_model import OptimizerSettings
+from recipes.cologen.data.annotators.drawing import Annotators
 from recipes.cologen.flux.model import FluxModel
 from recipes.cologen.flux.tokens import ImageTokens, TextTokens
 from recipes.cologen.stages import StageSettings
@@ -30,6 +31,8 @@ class Trainee:
     weave: Weave
     accelerator: Accelerator
     config: RunConfig
+    annotators: Annotators = field(default_factory=Annotators)
+    """What draws control maps that are not stored."""
 
     @property
     def guidance(self) -> float | None:
@@ -68,8 +71,9 @@ class StepLosses(NamedTuple):
 
 @torch.no_grad()
 def encode(trainee: Trainee, batch: Batch) -> Encoded:
-    """Run the frozen text encoders and VAE, and draw the noise and times that belong to the batch's seeds."""
+    """Draw maps that sources wait for, run the frozen text encoders and VAE; noise and times as seeded."""
     model, device, flow = trainee.model, trainee.accelerator.device, trainee.config.flow
+    pictures = trainee.annotators.sources(batch.source.to(device), batch.annotators)
     clean = model.encode_images(to_unit_range(batch.target, device))
     sample = flow_sample(
         clean.tokens,
@@ -78,7 +82,7 @@ def encode(trainee: Trainee, batch: Batch) -> Encoded:
     )
     return Encoded(
         text=model.encode_prompts(list(batch.prompts)),
-        source=model.encode_images(to_unit_range(batch.source, device)),
+        source=model.encode_images(to_unit_range(pictures, device)),
         noise=clean.with_tokens(sample.noisy),
         flow=sample,
     )
