@@ -129,7 +129,7 @@ def test_workers_leave_networks_to_the_step_and_a_withheld_source_stays_black(co
 
 
 def test_a_source_that_still_waits_is_not_scored(config_of):
-    config = config_of()
+    config = config_of("dropout.source=0")
     trainee = trainee_of(config)
     records = training_records(config.data).stage("control").records
     examples = held_out_examples(records, "control", 12, seed=0)
