@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from recipes.cologen.config_annotators import AnnotatorTable
 from recipes.cologen.stages import COLOGEN_STAGES
 
 Side = Annotated[int, Field(gt=0)]
@@ -81,6 +82,9 @@ class DataSettings(BaseModel):
     """Whether rows of data sets without a caption or prompt are an error."""
     max_broken: float = Field(default=0.01, ge=0, le=1)
     """Largest fraction of rows that may be skipped because they cannot be read."""
+    annotators: AnnotatorTable = {}
+    """What draws the control maps that are not stored, by map; without one there are edges and lines by
+    OpenCV, and neither depth nor classes."""
 
     @model_validator(mode="after")
     def _check_sets(self) -> DataSettings:
@@ -93,4 +97,6 @@ class DataSettings(BaseModel):
                 raise ValueError(f"data.{key} is 'sets', but data.{name} names none")
             if sets and place != "sets":
                 raise ValueError(f"data.{name} is given, but data.{key} is {place!r}; set it to 'sets'")
+        if self.annotators and self.source == "world":
+            raise ValueError("data.annotators are for pictures from elsewhere; the world draws its own maps")
         return self

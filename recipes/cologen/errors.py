@@ -6,6 +6,7 @@ CologenError
 │   ├── FolderDataError                a folder of pictures (--data folder:PATH)
 │   ├── DataSetError                   a data set of `data.sets`: its files, columns, captions, settings
 │   └── BrokenPictureError             one row that cannot be read; training skips, counts and lists it
+├── AnnotatorError (ValueError)        what should draw a control map is missing, or draws something else
 ├── TooManyBrokenError (RuntimeError)  more rows were skipped than `data.max_broken` allows
 ├── PromptError (ValueError)           a prompt the base cannot read
 ├── PictureError (ValueError)          a picture that cannot be used as asked
@@ -42,6 +43,10 @@ class DataSetError(DataError):
 
 class BrokenPictureError(DataError):
     """One row cannot be read: a picture or mask is broken. Training skips, counts and lists such rows."""
+
+
+class AnnotatorError(CologenError, ValueError):
+    """What should draw control maps cannot be loaded, or what it draws is no map."""
 
 
 class TooManyBrokenError(CologenError, RuntimeError):

@@ -18,6 +18,8 @@ import torch
 from rich.console import Console
 
 from prw.errors import PrwError
+from recipes.cologen.config_annotators import MAP_KINDS
+from recipes.cologen.data.annotators.drawing import draw_map
 from recipes.cologen.data.control import PROMPTS
 from recipes.cologen.data.record import Image
 from recipes.cologen.data.scene import SIDE
@@ -95,6 +97,8 @@ def _draw(asked: argparse.Namespace, console: Console) -> Image:
     model.long_prompts = "refuse"  # whoever typed it should know
     check_words(model, asked.prompt)
     source = _source(asked, picture, mask, _size(run, model, picture), console)
+    if asked.draw_map is not None:
+        source = draw_map(source, asked.draw_map, settings.data.annotators, model.device)
     if stage is not None:  # the pool saved at a stage's end is the later pool as of that stage, bit for bit
         name = run.finished_stages()[-1] if stage == FULL_POOL else stage
         load_stage(model, run.pool(name), name)
@@ -137,6 +141,8 @@ def _source(
     """What the model gets to see, at its size; says on the console what had to be changed for that."""
     fitted = fit_picture(picture, *size, name=str(asked.image))
     notices = [fitted.notice]
+    if asked.draw_map is not None and asked.task != "control":
+        raise PictureError(f"--draw-map is for --task control; {asked.task} reads the picture itself.")
     if asked.task == "inpainting":
         if mask is not None:
             hole = fit_picture(mask, *size, name=str(asked.mask))
@@ -204,6 +210,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--output", type=Path, help="file to write, in a folder that is there", required=True)
     parser.add_argument(
         "--mask", type=Path, help="inpainting: white where to paint (else: black holes in --image)"
+    )
+    parser.add_argument(
+        "--draw-map",
+        choices=MAP_KINDS,
+        help="control: --image is a photograph; draw this map of it first, as the run's data.annotators do",
     )
     parser.add_argument("--seed", type=int, default=0, help="of the starting noise (default: 0)")
     parser.add_argument("--steps", type=positive, help="sampling steps (default: those of the run)")

@@ -96,6 +96,8 @@ def grounding(record: Record, seed: int) -> Example:
     kind = str(rng.choice(list(GROUNDING_KINDS), p=list(GROUNDING_KINDS.values())))
     if only_instances:
         kind = "instance"
+    if kind == "instance" and record.scene is None:
+        candidates = list(record.objects)
     masked = [item for item in candidates if item.mask is not None]
     if kind == "mask" and masked:
         candidates = masked

@@ -7,7 +7,7 @@ business.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -74,8 +74,9 @@ class Record:
     """One picture and what is known about it.
 
     `depth` is float [height, width], 1 nearest; `segmentation` is int [height, width] of class numbers;
-    `maps` are control maps that a data set stores ready-made, by the names of control.py; `scene` is the
-    picture's own description when it was drawn by the world.
+    `maps` are control maps that a data set stores ready-made, by the names of control.py; `annotators` draw
+    maps that are not stored, None where the training device has to; `scene` is the picture's own description
+    when it was drawn by the world.
     """
 
     id: str
@@ -88,6 +89,7 @@ class Record:
     pairs: tuple[Pair, ...] = ()
     maps: Mapping[str, Image] = field(default_factory=dict)
     origin: Origin | None = None
+    annotators: Mapping[str, Callable[[Image], Image] | None] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,9 @@ class Example:
     """What one training step or one score reads: a source, a prompt and the picture that should come out.
 
     `kind` names the variant of the task (`box`, `canny`, `recolour` ...). `meta["scene"]` is the scene the
-    target shows and `meta["hole"]` the masked region, where the task has them; the oracle reads both.
+    target shows and `meta["hole"]` the masked region, where the task has them; the oracle reads both. Where
+    `annotator` names a map, that is drawn on the training device, from the picture that `source` holds until
+    then.
     """
 
     id: str
@@ -106,3 +110,4 @@ class Example:
     prompt: str
     meta: dict[str, Any] = field(default_factory=dict)
     origin: Origin | None = None
+    annotator: str | None = None

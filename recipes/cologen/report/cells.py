@@ -22,6 +22,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 import prw
 from recipes.cologen.config_model import Shift
+from recipes.cologen.data.annotators.drawing import Annotators
 from recipes.cologen.data.record import Example
 from recipes.cologen.flux.base import FluxBase
 from recipes.cologen.report.run_reader import RunReader
@@ -104,6 +105,8 @@ class Scorer:
     n: int
     announce: Callable[[str], None] = field(default=lambda line: None)
     """Told about every cell that is measured anew."""
+    annotators: Annotators = field(default_factory=Annotators)
+    """What draws control maps that are not stored."""
     _hashes: dict[str, str] = field(default_factory=dict, init=False, repr=False, compare=False)
     """Hash of each task's examples, once taken: making them anew for every cell would take long."""
 
@@ -113,10 +116,11 @@ class Scorer:
         return self.run.settings.machine.micro_batch or BATCH_SIZE
 
     def examples(self, task: str) -> list[Example]:
-        """The held-out examples of a task; the same ones for every cell."""
-        return held_out_examples(
+        """The held-out examples of a task, their sources drawn; the same ones for every cell."""
+        examples = held_out_examples(
             self.source.stage(task).records, task, self.n, seed=self.run.settings.data.held_out_seed
         )
+        return self.annotators.complete(examples, self.model.device)
 
     def asked(self, cell: Cell) -> Asked:
         """What a measurement of this cell depends on now."""

@@ -37,6 +37,8 @@ class Batch(NamedTuple):
     """Of the records."""
     replayed: tuple[bool, ...] = ()
     """Which examples are of an earlier stage's task; see `replay.py`."""
+    annotators: tuple[str | None, ...] = ()
+    """The map that a source still waits for (`Example.annotator`); empty, where no batch can wait."""
 
 
 class Prepared(NamedTuple):
@@ -90,6 +92,7 @@ def withhold(example: Example, seed: int, dropout: DropoutSettings) -> Example:
     return replace(
         example,
         source=np.zeros_like(example.source) if no_source else example.source,
+        annotator=None if no_source else example.annotator,
         prompt="" if no_text else example.prompt,
     )
 
@@ -109,6 +112,7 @@ def collate(prepared: Sequence[Prepared]) -> Batch:
         skipped=tuple(problem for one in prepared for problem in one.skipped),
         ids=tuple(example.id for example in found),
         replayed=tuple(one.replayed for one in prepared),
+        annotators=tuple(example.annotator for example in found),
     )
 
 

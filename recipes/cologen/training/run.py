@@ -7,11 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs
 from rich.console import Console
 
 from recipes.cologen.config import RunConfig
+from recipes.cologen.data.annotators.drawing import Annotators
 from recipes.cologen.stages import select_stages, stage_index
 from recipes.cologen.training.bench import Bench, finish_stage, steps_before
 from recipes.cologen.training.data_card import write_card
@@ -36,6 +38,7 @@ class Sources(NamedTuple):
 
     data: DataSource
     held_out: DataSource | None
+    annotators: Annotators
 
 
 class Outcome(NamedTuple):
@@ -65,6 +68,7 @@ def train(
         UnknownStageError, StageOrderError: The stages cannot be trained as asked.
         BaseModelError: The base is missing or is no FLUX.
         FolderDataError: A folder of pictures has a fault, or a stage cannot be made from it.
+        AnnotatorError: What should draw control maps cannot be loaded.
         RunFolderError: The folder belongs to another run, or a checkpoint in it is foreign.
         LaunchError: Processes that were launched together do not know of each other.
         TrackerError: A tracker of `logging.trackers` is unknown or not installed.
@@ -79,7 +83,7 @@ def train(
         base = base_fingerprint(base_folder(config))
         # Opened here if there is work to do, so that a fault in the data is found before anything is written.
         idle = restart is None and all(stage_file(output, name).is_file() for name in names)
-        sources = None if idle else _open_sources(config, names)
+        sources = None if idle else _open_sources(config, names, accelerator.device)
         folder = open_run(output, config, base, restart if accelerator.is_main_process else None)
     folder.check_order(names, config.stage_names)
     todo = tuple(name for name in names if not folder.is_finished(name))
@@ -89,7 +93,7 @@ def train(
     trained: tuple[str, ...] = ()
     stopped = None
     if todo:
-        sources = sources or _open_sources(config, todo)
+        sources = sources or _open_sources(config, todo, accelerator.device)
         trained, stopped = _train_stages(config, folder, todo, sources, accelerator, console)
     return Outcome(trained, stopped, all(folder.is_finished(name) for name in config.stage_names))
 
@@ -125,7 +129,7 @@ def _train_stages(
     model = load_base(config, accelerator.device)
     check_sources(sources.data, config, todo, model, console)
     if accelerator.is_main_process:
-        write_card(folder.path, config, sources.data, sources.held_out)
+        write_card(folder.path, config, sources.data, sources.held_out, sources.annotators)
     weave, state, resumed = open_pool(config, folder, model, todo[0])
     walk = curriculum(config).stages(weave)
     trained: list[str] = []
@@ -135,7 +139,7 @@ def _train_stages(
         _metrics(config, folder, state, accelerator) as metrics,
     ):
         bench = Bench(
-            trainee=Trainee(model, weave, accelerator, config),
+            trainee=Trainee(model, weave, accelerator, config, sources.annotators),
             data=sources.data,
             held_out=sources.held_out,
             folder=folder,
@@ -165,16 +169,19 @@ def _train_stages(
     return tuple(trained), None
 
 
-def _open_sources(config: RunConfig, names: tuple[str, ...]) -> Sources:
+def _open_sources(config: RunConfig, names: tuple[str, ...], device: torch.device) -> Sources:
     """Open what these stages read; a stage that nothing serves is found here, not when its turn comes."""
     held_out = held_out_records(config.data) if config.validation.samples else None
-    sources = Sources(training_records(config.data), held_out)
-    for name in names:
-        for task in (name, *config.stages[name].replay):
-            sources.data.stage(task)
-        for task in validated_tasks(config, name):
-            if held_out is not None:
-                held_out.stage(task)
+    trained = {task for name in names for task in (name, *config.stages[name].replay)}
+    validated = {task for name in names for task in validated_tasks(config, name)}
+    read = trained if held_out is None else trained | validated
+    wanted = config.data.annotators if "control" in read else {}
+    sources = Sources(training_records(config.data), held_out, Annotators.load(wanted, device))
+    for task in sorted(trained):
+        sources.data.stage(task)
+    if held_out is not None:
+        for task in sorted(validated):
+            held_out.stage(task)
     return sources
 
 

@@ -7,7 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
+from recipes.cologen.config_annotators import AnnotatorSettings
 from recipes.cologen.config_data import DataSettings, SetSettings
+from recipes.cologen.data.annotated import AnnotatedRecords
+from recipes.cologen.data.annotators.drawing import worker_annotators
 from recipes.cologen.data.folder import PictureFolder
 from recipes.cologen.data.layouts import LAYOUTS
 from recipes.cologen.data.licences import is_allowed
@@ -40,6 +43,8 @@ class DataSource:
     sets: tuple[DataSet, ...] = ()
     refused: Mapping[str, str] = field(default_factory=dict)
     """Data sets that `data.licence` leaves out, with their licences."""
+    annotators: Mapping[str, AnnotatorSettings] = field(default_factory=dict)
+    """What draws maps that the sets do not store."""
 
     def stage(self, task: str) -> StageSource:
         """What a stage reads.
@@ -53,7 +58,7 @@ class DataSource:
         if not serving:
             raise DataSetError(_nothing_for(task, self.sets, self.refused))
         mixture = Mixture(serving)
-        return StageSource(mixture, len(mixture))
+        return StageSource(_annotated(mixture, self.annotators), len(mixture))
 
 
 def training_records(data: DataSettings) -> DataSource:
@@ -85,7 +90,12 @@ def held_out_records(data: DataSettings) -> DataSource | None:
 
 def _folder(place: str, data: DataSettings) -> DataSource:
     folder = PictureFolder(Path(place.removeprefix("folder:")).expanduser(), data.size)
-    return DataSource(StageSource(folder, len(folder)))
+    return DataSource(StageSource(_annotated(folder, data.annotators), len(folder)))
+
+
+def _annotated(records: Mixture | PictureFolder, annotators: Mapping[str, AnnotatorSettings]) -> RecordSource:
+    """Records that know what draws the maps that they lack, where there is something."""
+    return AnnotatedRecords(records, worker_annotators(annotators)) if annotators else records
 
 
 def _opened_sets(sets: Mapping[str, SetSettings], data: DataSettings) -> DataSource:
@@ -93,7 +103,7 @@ def _opened_sets(sets: Mapping[str, SetSettings], data: DataSettings) -> DataSou
     licences = {name: set_licence(settings, name) for name, settings in sets.items()}
     refused = {name: licence for name, licence in licences.items() if not is_allowed(licence, data.licence)}
     opened = (DataSet(name, settings, data) for name, settings in sets.items() if name not in refused)
-    return DataSource(None, tuple(opened), refused)
+    return DataSource(None, tuple(opened), refused, data.annotators)
 
 
 def _nothing_for(task: str, sets: tuple[DataSet, ...], refused: Mapping[str, str]) -> str:

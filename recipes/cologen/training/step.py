@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
@@ -18,6 +18,7 @@ import prw
 from prw import Weave
 from recipes.cologen.config import RunConfig
 from recipes.cologen.config_model import OptimizerSettings
+from recipes.cologen.data.annotators.drawing import Annotators
 from recipes.cologen.errors import CologenError
 from recipes.cologen.flux.base import FluxBase
 from recipes.cologen.flux.shift import shift_factor, shift_times
@@ -39,6 +40,8 @@ class Trainee:
     config: RunConfig
     parallel: Parallel | None = None
     """How the base is spread over processes; None: there is one."""
+    annotators: Annotators = field(default_factory=Annotators)
+    """What draws control maps that are not stored."""
 
     @property
     def guidance(self) -> float | None:
@@ -97,8 +100,9 @@ def _mean(values: Sequence[float]) -> float:
 
 @torch.no_grad()
 def encode(trainee: Trainee, batch: Batch) -> Encoded:
-    """Run the frozen text encoders and VAE, and draw the noise and times that belong to the batch's seeds."""
+    """Draw maps that sources wait for, run the frozen text encoders and VAE; noise and times as seeded."""
     model, device, flow = trainee.model, trainee.accelerator.device, trainee.config.flow
+    pictures = trainee.annotators.sources(batch.source.to(device), batch.annotators)
     clean = model.encode_images(to_unit_range(batch.target, device))
     times = draw_timesteps(batch.seeds, flow.timestep_mean, flow.timestep_std)
     mu = model.schedule_shift(clean.tokens.shape[1], trainee.config.sampling.steps)
@@ -108,7 +112,7 @@ def encode(trainee: Trainee, batch: Batch) -> Encoded:
     )
     return Encoded(
         text=model.encode_prompts(list(batch.prompts)),
-        source=model.encode_images(to_unit_range(batch.source, device)),
+        source=model.encode_images(to_unit_range(pictures, device)),
         noise=clean.with_tokens(sample.noisy),
         flow=sample,
     )

@@ -52,7 +52,10 @@ def _measure(bench: Bench, state: StageState, held_out: DataSource, task: str) -
     trainee, config = bench.trainee, bench.trainee.config
     settings, seed = config.validation, config.data.held_out_seed
     batch_size = config.machine.micro_batch or config.stages[state.stage].batch_size
-    examples = held_out_examples(held_out.stage(task).records, task, settings.samples, seed=seed)
+    examples = trainee.annotators.complete(
+        held_out_examples(held_out.stage(task).records, task, settings.samples, seed=seed),
+        trainee.accelerator.device,
+    )
     score = evaluate_task(
         trainee.model,
         trainee.weave,

@@ -22,7 +22,7 @@ from recipes.cologen.data.record import Example, Image
 from recipes.cologen.data.sampler import derive_seed
 from recipes.cologen.data.scene import Scene
 from recipes.cologen.data.views import VIEWS
-from recipes.cologen.errors import BrokenPictureError
+from recipes.cologen.errors import AnnotatorError, BrokenPictureError
 from recipes.cologen.flux.base import FluxBase, SourceTimestep
 from recipes.cologen.flux.sampling import generate
 from recipes.cologen.training.batches import to_unit_range
@@ -127,6 +127,7 @@ def evaluate_task(
         shift: How the sampling steps are shifted towards noise.
 
     Raises:
+        AnnotatorError: A source is still to be drawn by an annotator.
         ValueError: There are no examples, or they are of several tasks.
     """
     tasks = {example.task for example in examples}
@@ -134,6 +135,7 @@ def evaluate_task(
         raise ValueError(
             f"evaluate_task scores the examples of one task, got {sorted(tasks) or 'no examples'}"
         )
+    _check_sources(examples)
     usage = _UsageCount()
     images: list[Image] = []
     while len(images) < len(examples):
@@ -163,6 +165,15 @@ def evaluate_task(
         experts=usage.experts,
         usage=usage.mean(),
     )
+
+
+def _check_sources(examples: Sequence[Example]) -> None:
+    waiting = sorted({str(example.annotator) for example in examples if example.annotator is not None})
+    if waiting:
+        raise AnnotatorError(
+            f"sources wait for {', '.join(waiting)} maps, and would be read as they are; draw them first "
+            "with Annotators.complete"
+        )
 
 
 def to_pictures(pixels: Tensor) -> list[Image]:

@@ -21,7 +21,13 @@ def launch(
     how: str, *arguments: object, module: str = "recipes.cologen.train", env: dict[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
     """Run a command on two ranks under `ddp` or `fsdp2`."""
-    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(FILES / f"{how}.yaml")]
+    launcher = [
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        "--config_file",
+        str(FILES / f"{how}.yaml"),
+    ]
     return subprocess.run(
         [*launcher, "--num_processes", "2", "-m", module, *map(str, arguments)],
         env={**environment(), **(env or {})},
