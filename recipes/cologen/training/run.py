@@ -139,7 +139,7 @@ def _train_stages(
         _metrics(config, folder, state, accelerator) as metrics,
     ):
         bench = Bench(
-            trainee=Trainee(model, weave, accelerator, config, sources.annotators),
+            trainee=Trainee(model, weave, accelerator, config, annotators=sources.annotators),
             data=sources.data,
             held_out=sources.held_out,
             folder=folder,
@@ -156,9 +156,9 @@ def _train_stages(
             elif trained:
                 state, resumed = begin_state(config, folder, name), False
             grow(config, model, walk, name, accelerator.process_index)
-            bench = replace(
-                bench, trainee=Trainee(model, weave, accelerator, config, Parallel(model, accelerator))
-            )
+            parallel = Parallel(model, accelerator)
+            trainee = replace(bench.trainee, model=model, weave=weave, parallel=parallel)
+            bench = replace(bench, trainee=trainee)
             state = train_stage(bench, state, resumed)
             if state.step < config.stages[name].steps:
                 return tuple(trained), state
