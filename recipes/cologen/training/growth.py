@@ -12,7 +12,9 @@ import torch
 import prw
 from recipes.cologen.config import RunConfig
 from recipes.cologen.data.sampler import derive_seed
+from recipes.cologen.flux.locate import locate_base
 from recipes.cologen.flux.model import FluxModel
+from recipes.cologen.flux.placement import place
 from recipes.cologen.training.checkpoint import ForeignCheckpointError, read_state
 from recipes.cologen.training.parallel import wants_split
 from recipes.cologen.training.run_folder import RunFolder
@@ -29,18 +31,32 @@ class OpenedPool(NamedTuple):
 
 
 def load_base(config: RunConfig, device: torch.device) -> FluxModel:
-    """Load the frozen base onto the device; what FSDP2 is going to split stays in memory until then.
+    """Load the frozen base onto the device, as the machine's settings say.
+
+    What FSDP2 is going to split stays in the machine's memory until then.
 
     Raises:
         BaseModelError: It is missing, or is no FLUX.
+        MachineError: A setting asks for what this machine lacks.
     """
-    model = FluxModel.load(config.base_path, dtype=getattr(torch, config.base.dtype))
-    for module in model.modules():
-        if module is not model.transformer or not wants_split():
-            module.to(device)
-    if config.machine.gradient_checkpointing:
-        model.transformer.enable_gradient_checkpointing()
+    model = FluxModel.load(
+        base_folder(config),
+        dtype=getattr(torch, config.base.dtype),
+        max_text_tokens=config.base.max_text_tokens,
+        quantisation=config.base.quantisation,
+    )
+    model.long_prompts = config.long_prompts
+    place(model, config.machine, device, torch.device("cpu") if wants_split() else device)
     return model
+
+
+def base_folder(config: RunConfig) -> Path:
+    """The folder of the base, fetched from the hub if it is not here.
+
+    Raises:
+        BaseModelError: It is neither here nor there.
+    """
+    return locate_base(config.base.path, config.base.revision, config.base_path)
 
 
 def open_pool(config: RunConfig, folder: RunFolder, model: FluxModel, name: str) -> OpenedPool:

@@ -44,7 +44,9 @@ class HeldOutLoss(NamedTuple):
 
 
 @torch.no_grad()
-def held_out_loss(trainee: Trainee, examples: Sequence[Example], *, seed: int, batch_size: int) -> HeldOutLoss:
+def held_out_loss(
+    trainee: Trainee, examples: Sequence[Example], *, seed: int, batch_size: int
+) -> HeldOutLoss:
     """Measure; nothing global is touched, and the transformer is left in the mode it was in.
 
     Args:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 
 import torch
 from torch.utils.data import Dataset
@@ -16,15 +17,11 @@ from recipes.cologen.data.sampler import BatchSampler, derive_seed
 from recipes.cologen.errors import CologenError
 from recipes.cologen.training.batches import Batch, Examples, Prepared, loaded
 from recipes.cologen.training.bench import Bench, note_progress, restore_latest, save_latest
+from recipes.cologen.training.long_prompts import LongPrompts
+from recipes.cologen.training.optimizers import ExpertAverage, make_average, make_optimizer
 from recipes.cologen.training.replay import ReplayedExamples
 from recipes.cologen.training.state import StageState
-from recipes.cologen.training.step import (
-    NonFiniteError,
-    StepLosses,
-    learning_rate,
-    make_optimizer,
-    train_step,
-)
+from recipes.cologen.training.step import NonFiniteError, StepLosses, learning_rate, train_step
 from recipes.cologen.training.validating import validate
 
 
@@ -41,9 +38,11 @@ def train_stage(bench: Bench, state: StageState, resumed: bool) -> StageState:
     """
     trainee, settings = bench.trainee, bench.trainee.config.stages[state.stage]
     optimizer = make_optimizer(trainee.weave.trainable_parameters(), trainee.config.optimizer)
+    average = make_average(optimizer, trainee.config.optimizer)
     if resumed:
         restore_latest(bench, optimizer)
     stream, micro_batches = _stream(bench, state)
+    long_prompts = LongPrompts(trainee.model, bench.progress.say)
     clock = time.monotonic() - state.seconds
     note_progress(bench, state, "started")
     bench.progress.begin(state.stage, state.step, settings.steps)
@@ -52,6 +51,7 @@ def train_stage(bench: Bench, state: StageState, resumed: bool) -> StageState:
         micro = [next(stream) for _ in range(micro_batches)]
         for batch in micro:
             bench.skips.add(state.stage, batch)
+            long_prompts.add(batch)
         try:
             measured = train_step(trainee, settings, step, optimizer, micro)
         except NonFiniteError as problem:
@@ -67,23 +67,28 @@ def train_stage(bench: Bench, state: StageState, resumed: bool) -> StageState:
             }
         )
         bench.progress.step(measured)
-        state = _after_step(bench, state, step == settings.steps)
+        state = _after_step(bench, state, step == settings.steps, average)
         stopping = bench.stop.agreed(trainee.accelerator)
         if step < settings.steps and (stopping or step % trainee.config.logging.checkpoint_every == 0):
             save_latest(bench, state, optimizer)
         if stopping:
             break
+    if average is not None and state.step == settings.steps:
+        average.keep()
     return state
 
 
-def _after_step(bench: Bench, state: StageState, last: bool) -> StageState:
+def _after_step(
+    bench: Bench, state: StageState, last: bool, average: ExpertAverage | None = None
+) -> StageState:
     """Log and validate where it is time; the state then counts from there."""
     config = bench.trainee.config
     if last or state.step % config.logging.every == 0:
         _log(bench, state)
         state = state.model_copy(update={"window": ()})
     if bench.held_out is not None and (last or state.step % config.validation.every == 0):
-        validate(bench, state, bench.held_out)
+        with nullcontext() if average is None else average.in_place():
+            validate(bench, state, bench.held_out)
     return state
 
 

@@ -20,6 +20,7 @@ from recipes.cologen.config import RunConfig
 from recipes.cologen.config_model import OptimizerSettings
 from recipes.cologen.errors import CologenError
 from recipes.cologen.flux.model import FluxModel
+from recipes.cologen.flux.shift import shift_factor, shift_times
 from recipes.cologen.flux.tokens import ImageTokens, TextTokens
 from recipes.cologen.stages import StageSettings
 from recipes.cologen.training.batches import Batch, to_unit_range
@@ -99,10 +100,10 @@ def encode(trainee: Trainee, batch: Batch) -> Encoded:
     """Run the frozen text encoders and VAE, and draw the noise and times that belong to the batch's seeds."""
     model, device, flow = trainee.model, trainee.accelerator.device, trainee.config.flow
     clean = model.encode_images(to_unit_range(batch.target, device))
+    times = draw_timesteps(batch.seeds, flow.timestep_mean, flow.timestep_std)
+    factor = shift_factor(model.scheduler.config, flow.shift, clean.tokens.shape[1])
     sample = flow_sample(
-        clean.tokens,
-        draw_noise(batch.seeds, clean.tokens.shape[1:]),
-        draw_timesteps(batch.seeds, flow.timestep_mean, flow.timestep_std),
+        clean.tokens, draw_noise(batch.seeds, clean.tokens.shape[1:]), shift_times(times, factor)
     )
     return Encoded(
         text=model.encode_prompts(list(batch.prompts)),
@@ -137,13 +138,6 @@ def batch_loss(trainee: Trainee, stage: StageSettings, batch: Batch) -> tuple[Te
     return task + veteran, measured
 
 
-def make_optimizer(parameters: list[nn.Parameter], settings: OptimizerSettings) -> torch.optim.AdamW:
-    """AdamW on these parameters and no others; the learning rate is set before each step."""
-    return torch.optim.AdamW(
-        parameters, lr=0.0, betas=settings.betas, eps=settings.eps, weight_decay=settings.weight_decay
-    )
-
-
 def learning_rate(step: int, stage: StageSettings, settings: OptimizerSettings) -> float:
     """Learning rate of a step, counted from 1: it rises, stays, and falls linearly to end near 0."""
     rise = min(1.0, step / settings.warmup_steps) if settings.warmup_steps else 1.0
@@ -162,7 +156,7 @@ def train_step(
     """Make one update from this rank's micro-batches, and say what it measured here.
 
     Raises:
-        NonFiniteError: A loss or gradient of any rank is not finite; neither weights nor optimiser have moved.
+        NonFiniteError: A loss or gradient of any rank is not finite; neither weights nor optimiser moved.
     """
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     optimizer.zero_grad(set_to_none=True)

@@ -63,6 +63,7 @@ def _measure(bench: Bench, state: StageState, held_out: DataSource, task: str) -
         batch_size=batch_size,
         source_timestep=config.flow.source_timestep,
         guidance=config.sampling.guidance if guided else None,
+        shift=config.sampling.shift,
     )
     few = examples[: settings.loss_samples]
     loss = held_out_loss(trainee, few, seed=seed, batch_size=batch_size) if few else None

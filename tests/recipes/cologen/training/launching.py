@@ -1,4 +1,4 @@
-"""Starts the training command on two ranks, as users do: `accelerate launch` with one of the shipped files."""
+"""Starts the training command on two ranks, as users do: `accelerate launch` with a file that we ship."""
 
 from __future__ import annotations
 
@@ -21,7 +21,13 @@ def launch(
     how: str, *arguments: object, module: str = "recipes.cologen.train", env: dict[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
     """Run a command on two ranks under `ddp` or `fsdp2`."""
-    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(FILES / f"{how}.yaml")]
+    launcher = [
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        "--config_file",
+        str(FILES / f"{how}.yaml"),
+    ]
     return subprocess.run(
         [*launcher, "--num_processes", "2", "-m", module, *map(str, arguments)],
         env={**environment(), **(env or {})},

@@ -1,4 +1,4 @@
-"""A step whose loss or gradient is no number changes nothing, is counted and named, and too many end the run."""
+"""A step whose loss or gradient is no number changes nothing, is counted and named; too many end the run."""
 
 import json
 import math
@@ -46,7 +46,9 @@ def weights(folder, stage="inpainting"):
 
 
 @pytest.mark.parametrize("gradient", [False, True])
-def test_a_spoilt_step_touches_neither_weights_nor_optimiser(gradient, config, run, poison, tmp_path, monkeypatch):
+def test_a_spoilt_step_touches_neither_weights_nor_optimiser(
+    gradient, config, run, poison, tmp_path, monkeypatch
+):
     poison(4, gradient=gradient)
     original, kept = loop.train_step, []
 
@@ -58,7 +60,10 @@ def test_a_spoilt_step_touches_neither_weights_nor_optimiser(gradient, config, r
             return original(trainee, stage, number, optimizer, micro)
         finally:
             if number == 4:
-                same = [torch.equal(a, b) for a, b in zip(before, trainee.weave.trainable_parameters(), strict=True)]
+                same = [
+                    torch.equal(a, b)
+                    for a, b in zip(before, trainee.weave.trainable_parameters(), strict=True)
+                ]
                 after = [value["exp_avg"] for value in optimizer.state_dict()["state"].values()]
                 kept.append(all(same) and all(map(torch.equal, moments, after)) and len(after) > 0)
 
@@ -97,7 +102,9 @@ def test_a_window_of_nothing_but_skipped_steps_has_no_row(config, run, poison, t
 
 def test_too_many_in_a_row_end_the_run_which_can_be_gone_on_with(config, run, poison, tmp_path, monkeypatch):
     poison(2, 3, 4, 5)
-    with pytest.raises(DivergedError, match=r"(?s)at step 5.*number 4 in a row.*lower --set stages\.inpainting\.lr"):
+    with pytest.raises(
+        DivergedError, match=r"(?s)at step 5.*number 4 in a row.*lower --set stages\.inpainting\.lr"
+    ):
         run(config, tmp_path / "run")
     monkeypatch.undo()
     outcome = run(config, tmp_path / "run", "inpainting")
