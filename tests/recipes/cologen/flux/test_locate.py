@@ -38,7 +38,9 @@ def test_a_name_on_the_hub_is_a_base(cached: Path, revision: str | None) -> None
 def test_what_cannot_be_fetched_is_refused_with_the_way_to_get_one(
     cached: Path, name: str, revision: str | None
 ) -> None:
-    expected = rf"no FLUX base at {name}, and '{name}'.*cannot be fetched(.|\n)*--set base\.path(.|\n)*licence"
+    expected = (
+        rf"no FLUX base at {name}, and '{name}'.*cannot be fetched(.|\n)*--set base\.path(.|\n)*licence"
+    )
     with pytest.raises(BaseModelError, match=expected):
         locate_base(name, revision, Path(name))
 
@@ -52,9 +54,7 @@ def test_a_folder_here_goes_before_the_hub_and_has_no_revision(cached: Path, tmp
 
 
 @pytest.mark.parametrize("name", ["absent", "runs/absent/base", "/absent/flux", "./absent", "a b/c"])
-def test_a_missing_folder_is_not_looked_for_on_the_hub(
-    name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_missing_folder_is_not_looked_for_on_the_hub(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("diffusers.DiffusionPipeline.download", lambda *_, **__: pytest.fail("asked"))
     with pytest.raises(BaseModelError, match=r"no FLUX base at .*random_weights"):
         locate_base(name, None, Path(name))
