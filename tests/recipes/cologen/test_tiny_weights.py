@@ -1,6 +1,7 @@
 """The flux_dev config on random weights: written, trained and drawn with by the commands a user types."""
 
 import json
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import torch
 import yaml
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from diffusers.models.attention_dispatch import _AttentionBackendRegistry
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -99,6 +101,34 @@ def test_a_base_that_nobody_has_fetched_is_refused_with_the_way_to_get_it(there,
     assert "no FLUX base at" in said and "'black-forest-labs/FLUX.1-Kontext-dev' cannot be fetched" in said
     assert "licence" in said and "--set base.path=PATH" in said and "hf download" in said
     assert not (there / "runs/dev/config.yaml").exists()
+
+
+@pytest.mark.skipif(find_spec("torchao") is None, reason="torchao is not installed")
+def test_a_run_with_every_setting_for_a_small_machine_stops_and_goes_on(there, monkeypatch):
+    monkeypatch.setattr(
+        _AttentionBackendRegistry, "_active_backend", _AttentionBackendRegistry._active_backend
+    )
+    small = ["base.quantisation=torchao_int8", "machine.encoders=offload", "machine.attention=_native_math"]
+    learning = ["optimizer.name=adamw_fused", "optimizer.ema_decay=0.9", "flow.source_timestep=zero"]
+    command = [
+        "--config",
+        "flux_dev_tiny_weights",
+        "--output",
+        "runs/small",
+        "--set",
+        *FEW,
+        *small,
+        *learning,
+    ]
+    assert train.main([*command, "--stage", "inpainting"]) == 0
+    assert train.main([*command, "--stage", "..grounding"]) == 0
+    ledger = json.loads((there / "runs/small/ledger.json").read_text())
+    assert {name: row["status"] for name, row in ledger["stages"].items()} == {
+        "inpainting": "finished",
+        "grounding": "finished",
+    }
+    weights = load_file("runs/small/checkpoints/grounding/prw/adapter_model.safetensors")
+    assert {value.dtype for value in weights.values()} == {torch.float32}
 
 
 @pytest.fixture
