@@ -53,6 +53,14 @@ def test_every_stage_reads_the_papers_sets(name):
     }
 
 
+def test_compiled_blocks_are_not_computed_twice():
+    with pytest.raises(
+        ConfigError, match=r"machine: .*compile and gradient_checkpointing do not go together"
+    ):
+        load_config("flux_dev", ["machine.compile=true"])
+    assert load_config("flux_dev", ["machine={compile: true}"]).machine.compile
+
+
 def differing(first, second, prefix=""):
     """Dotted names of the settings in which two dumps differ."""
     names = set()
