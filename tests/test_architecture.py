@@ -24,6 +24,8 @@ OPTIONAL = {
     "pycocotools",
     "controlnet_aux",
     "skimage",
+    "torchao",
+    "bitsandbytes",
 }
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Shift = Literal["none", "base", "dynamic"] | Annotated[float, Field(gt=0, allow_inf_nan=False)]
 """How flow times are shifted towards noise: not at all; as the base's own scheduler says; by the number of
@@ -96,3 +96,15 @@ class MachineSettings(Settings):
     attention: str | None = None
     """How attention is computed, by diffusers' name (`native`, `_native_cudnn`, `flash`, `_flash_3`, `sage`,
     `xformers` ...); None: diffusers' default."""
+
+    @model_validator(mode="after")
+    def _check(self) -> MachineSettings:
+        keeps_order = self.compile_backend in ("eager", "aot_eager")
+        if self.compile and self.gradient_checkpointing and not keeps_order:
+            # Found on inductor: a block that is computed again notes no decisions, so it is another graph, of
+            # which other tensors are kept for the backward pass than the first time.
+            raise ValueError(
+                "compile and gradient_checkpointing do not go together: a block that is computed again is "
+                "compiled to something else. Set one of them to false, and a smaller micro_batch if need be"
+            )
+        return self

@@ -11,24 +11,29 @@ from recipes.cologen.config_model import MachineSettings
 from recipes.cologen.errors import MachineError
 from recipes.cologen.flux.base import FluxBase
 
+TRACES_OF_A_BLOCK = 64
+"""How often torch may trace a block in a process: in training and sampling, five stages, some sizes."""
+
 
 def place(
-    model: FluxBase, machine: MachineSettings, device: torch.device, *, keep_transformer: bool = False
+    model: FluxBase,
+    machine: MachineSettings,
+    device: torch.device,
+    transformer_device: torch.device | None = None,
 ) -> None:
-    """Move the parts to the device, and prepare the transformer.
+    """Move the parts to the device, and prepare the transformer, which may be wanted elsewhere at first.
 
     Args:
         model: the base.
         machine: how it is to fit.
         device: where to.
-        keep_transformer: whether the transformer stays where it is, to be split over devices later.
+        transformer_device: where the transformer goes instead, to be split over devices later.
 
     Raises:
         MachineError: attention or compiling is asked for in a way that this machine cannot do.
     """
     transformer, *encoders = model.modules()
-    if not keep_transformer:
-        transformer.to(device)
+    transformer.to(transformer_device or device)
     for encoder in encoders:
         if machine.encoders == "offload":
             offload(encoder, device)
@@ -73,7 +78,11 @@ def set_attention(transformer: ModelMixin, backend: str) -> None:
 
 
 def compile_blocks(transformer: ModelMixin, backend: str) -> None:
-    """Let torch compile every block at its first call, one after another and each kind only once.
+    """Let torch compile every block at its first call.
+
+    Each block notes its own decisions under its own name, so each is traced by itself, where plain blocks of
+    one kind would share a trace; inductor takes what comes out alike from its cache. Torch's limits on
+    traces of one function, which are the process's, are raised so far that a run keeps below them.
 
     Raises:
         MachineError: torch has no such backend.
@@ -84,4 +93,8 @@ def compile_blocks(transformer: ModelMixin, backend: str) -> None:
             f"machine.compile_backend is {backend!r}; this torch has {', '.join(known)}. Leave it out for "
             "inductor."
         )
+    blocks = sum(type(part).__name__ in transformer._repeated_blocks for part in transformer.modules())
+    limits, most = torch._dynamo.config, blocks * TRACES_OF_A_BLOCK
+    limits.recompile_limit = max(limits.recompile_limit, most)
+    limits.accumulated_recompile_limit = max(limits.accumulated_recompile_limit, most)
     transformer.compile_repeated_blocks(fullgraph=True, backend=backend)

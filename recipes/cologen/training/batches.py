@@ -138,7 +138,9 @@ def loaded(examples: Dataset[Prepared], sampler: BatchSampler, workers: int = 0)
 
 
 def _leave_interrupts_to_training(worker: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # A whole job is told to stop, its workers too; they go on until the trainer lets go of them.
+    for number in (signal.SIGINT, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _stack(pictures: Sequence[tuple[str, np.ndarray]]) -> Tensor:

@@ -34,7 +34,7 @@ class OpenedPool(NamedTuple):
 def load_base(config: RunConfig, device: torch.device) -> FluxBase:
     """Load the frozen base onto the device, as the machine's settings say.
 
-    What FSDP2 is going to split stays where it is.
+    What FSDP2 is going to split stays in the machine's memory until then.
 
     Raises:
         BaseModelError: It is missing, or is no FLUX.
@@ -47,7 +47,7 @@ def load_base(config: RunConfig, device: torch.device) -> FluxBase:
         quantisation=config.base.quantisation,
     )
     model.long_prompts = config.long_prompts
-    place(model, config.machine, device, keep_transformer=wants_split())
+    place(model, config.machine, device, torch.device("cpu") if wants_split() else device)
     return model
 
 

@@ -55,8 +55,10 @@ def train_stage(bench: Bench, state: StageState, resumed: bool) -> StageState:
         try:
             measured = train_step(trainee, settings, step, optimizer, micro)
         except NonFiniteError as problem:
-            state, measured = _skip(bench, state, step, problem), None
+            state = _skip(bench, state, step, problem)
+            bench.progress.step(None)
         else:
+            bench.progress.step(measured)
             window = (*state.window, tuple(measured))
             state = state.model_copy(update={"skipped_in_a_row": 0, "window": window})
         state = state.model_copy(
@@ -66,7 +68,6 @@ def train_stage(bench: Bench, state: StageState, resumed: bool) -> StageState:
                 "seconds": time.monotonic() - clock,
             }
         )
-        bench.progress.step(measured)
         state = _after_step(bench, state, step == settings.steps, average)
         stopping = bench.stop.agreed(trainee.accelerator)
         if step < settings.steps and (stopping or step % trainee.config.logging.checkpoint_every == 0):

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from diffusers.training_utils import EMAModel
 from torch import nn
-from torch.distributed.tensor import DTensor
 
 from recipes.cologen.config_model import OptimizerSettings
 from recipes.cologen.errors import MachineError
@@ -79,18 +78,9 @@ def make_optimizer(parameters: Sequence[nn.Parameter], settings: OptimizerSettin
 
 
 def make_average(optimizer: torch.optim.Optimizer, settings: OptimizerSettings) -> ExpertAverage | None:
-    """The running average of what an optimiser trains, where the settings ask for one.
-
-    Raises:
-        MachineError: The weights are split over processes.
-    """
+    """The running average of what an optimiser trains, where the settings ask for one."""
     if settings.ema_decay is None:
         return None
-    if any(isinstance(parameter, DTensor) for parameter in _parameters(optimizer)):
-        raise MachineError(
-            "optimizer.ema_decay keeps a running average, which is not written for weights that FSDP2 has "
-            "split. Leave it out, or train with DDP (recipes/cologen/accelerate/ddp.yaml)."
-        )
     return ExpertAverage(optimizer, settings.ema_decay)
 
 

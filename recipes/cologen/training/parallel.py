@@ -22,8 +22,9 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from recipes.cologen.errors import CologenError
 from recipes.cologen.flux.base import FluxBase
-from recipes.cologen.flux.tokens import ImageTokens
+from recipes.cologen.flux.tokens import ImageTokens, TextTokens
 from recipes.cologen.flux.two_step import SourceKV
+from recipes.cologen.training.optimizers import AVERAGE
 
 
 class LaunchError(CologenError, RuntimeError):
@@ -92,17 +93,18 @@ class Parallel:
         elif accelerator.num_processes > 1:
             self._forward = accelerator.prepare_model(Forward(model))
 
-    def velocity(self, noise: ImageTokens, *inputs: Any, source: ImageTokens, **settings: Any) -> Tensor:
-        """Predict the velocity with gradients; as `FluxBase.velocity`."""
+    def velocity(
+        self, noise: ImageTokens, timestep: Tensor, text: TextTokens, source: ImageTokens, **settings: Any
+    ) -> Tensor:
+        """Predict the velocity with gradients, as `FluxBase.velocity`."""
         if self._forward is not None:
-            velocity: Tensor = self._forward(noise, *inputs, source=source, **settings)
+            velocity: Tensor = self._forward(noise, timestep, text, source, **settings)
             return velocity
         read: ImageTokens | SourceKV = source
         if self.split and settings["source_timestep"] == "zero":
-            timestep, text = inputs
             read = self._model.source_kv(source, text, settings["guidance"])
             _put_together_for_backward(self._model.transformer, read)
-        return self._model.velocity(noise, *inputs, source=read, **settings)
+        return self._model.velocity(noise, timestep, text, read, **settings)
 
     def gather_later(self) -> AbstractContextManager[Any]:
         """Leave gradients on this process, for a micro-batch that is not the last of a step."""
@@ -143,20 +145,20 @@ def _unsharding(block: FSDPModule) -> Callable[[Tensor], None]:
 
 
 def whole(value: Any) -> Any:
-    """A tensor on the CPU with all its parts; every process must ask. Other values as they are."""
+    """A tensor on the CPU with all its parts, also within dicts and lists; every process must ask."""
+    if isinstance(value, dict):
+        return {key: whole(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [whole(inner) for inner in value]
     if isinstance(value, DTensor):
         value = value.full_tensor()
     return value.detach().cpu() if isinstance(value, Tensor) else value
 
 
 def whole_state(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """An optimiser's state as one process has it; every process must ask."""
-    content = optimizer.state_dict()
-    state = {
-        number: {name: whole(value) for name, value in values.items()}
-        for number, values in content["state"].items()
-    }
-    return {**content, "state": state}
+    """An optimiser's state, and the average that travels in it, as one process has them; all must ask."""
+    state: dict[str, Any] = whole(optimizer.state_dict())
+    return state
 
 
 def load_whole_state(optimizer: torch.optim.Optimizer, content: dict[str, Any]) -> None:
@@ -166,10 +168,18 @@ def load_whole_state(optimizer: torch.optim.Optimizer, content: dict[str, Any]) 
         number: {name: _like(value, parameters[number]) for name, value in values.items()}
         for number, values in content["state"].items()
     }
-    optimizer.load_state_dict({**content, "state": state})
+    content = {**content, "state": state}
+    if AVERAGE in content:
+        averages = zip(content[AVERAGE]["shadow_params"], parameters, strict=True)
+        content[AVERAGE] = {
+            **content[AVERAGE],
+            "shadow_params": [_like(value, parameter) for value, parameter in averages],
+        }
+    optimizer.load_state_dict(content)
 
 
 def _like(value: Any, parameter: Tensor) -> Any:
+    """A whole tensor split as a parameter is."""
     if isinstance(parameter, DTensor) and isinstance(value, Tensor) and value.shape == parameter.shape:
         there = value.to(parameter.device)
         return distribute_tensor(there, parameter.device_mesh, parameter.placements)

@@ -113,7 +113,8 @@ def join_processes(config: RunConfig) -> Accelerator:
     if launched != accelerator.num_processes:
         raise LaunchError(
             f"{launched} processes were launched, but accelerate sees {accelerator.num_processes}. Without "
-            "GPUs, start them with: accelerate launch --cpu --num_processes N -m recipes.cologen.train ..."
+            "GPUs, start them with: ACCELERATE_USE_CPU=true accelerate launch --config_file "
+            "recipes/cologen/accelerate/ddp.yaml --num_processes N -m recipes.cologen.train ..."
         )
     return accelerator
 

@@ -161,7 +161,7 @@ def train_step(
     """Make one update from this rank's micro-batches, and say what it measured here.
 
     Raises:
-        NonFiniteError: A loss or gradient of any rank is not finite; neither weights nor optimiser have moved.
+        NonFiniteError: A loss or gradient of any rank is not finite; neither weights nor optimiser moved.
     """
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     optimizer.zero_grad(set_to_none=True)

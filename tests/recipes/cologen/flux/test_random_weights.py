@@ -1,5 +1,7 @@
 """A base of random weights in the layout of FLUX.1-dev: what stock diffusers makes of it, and what we do."""
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -7,6 +9,7 @@ import torch
 from diffusers import AutoencoderKL, FluxPipeline
 from transformers import CLIPTextModel, T5EncoderModel
 
+from recipes.cologen.errors import GuidanceError
 from recipes.cologen.flux import FluxModel, generate
 from recipes.cologen.flux.random_weights import write_random_flux
 
@@ -58,6 +61,28 @@ def test_stock_flux_pipeline_draws_what_we_draw(folder: Path) -> None:
     model = FluxModel.load(folder, max_text_tokens=40)
     ours = generate(model, [PROMPT], generator=5, height=32, width=48, steps=2, guidance=3.5)
     assert torch.equal(drawn, (ours / 2 + 0.5).clamp(0, 1))
+
+
+def test_a_base_like_schnell_takes_no_guidance_and_shifts_nothing(tmp_path: Path) -> None:
+    write_random_flux(tmp_path, dtype=torch.float32, guidance_embeds=False, double_blocks=1, single_blocks=1)
+    model = FluxModel.load(tmp_path, max_text_tokens=8)
+    assert not model.scheduler.config.use_dynamic_shifting and model.scheduler.config.shift == 1.0
+    assert generate(model, ["a"], generator=0, height=16, width=32, steps=1).shape == (1, 3, 16, 32)
+    with pytest.raises(GuidanceError, match="no guidance embedding"):
+        generate(model, ["a"], generator=0, height=16, width=32, steps=1, guidance=3.5)
+
+
+def test_a_folder_of_another_flux_pipeline_with_the_same_parts_loads(folder: Path, tmp_path: Path) -> None:
+    """FLUX.1-Kontext-dev is published as a FluxKontextPipeline, whose parts are FLUX.1-dev's."""
+    shutil.copytree(folder, tmp_path / "kontext")
+    index = json.loads((folder / "model_index.json").read_text())
+    index |= {"_class_name": "FluxKontextPipeline", "feature_extractor": [None, None]}
+    (tmp_path / "kontext" / "model_index.json").write_text(json.dumps(index))
+    for ours, published in zip(
+        FluxModel.load(tmp_path / "kontext").modules(), FluxModel.load(folder).modules(), strict=True
+    ):
+        for one, other in zip(ours.parameters(), published.parameters(), strict=True):
+            assert torch.equal(one, other)
 
 
 def test_the_seed_decides_every_file(folder: Path, tmp_path: Path) -> None:

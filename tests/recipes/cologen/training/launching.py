@@ -1,4 +1,4 @@
-"""Starts the training command on two ranks, as users do: `accelerate launch` with one of the shipped files."""
+"""Starts the training command on two ranks, as users do: `accelerate launch` with a file that we ship."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A step whose loss or gradient is no number changes nothing, is counted and named, and too many end the run."""
+"""A step whose loss or gradient is no number changes nothing, is counted and named; too many end the run."""
 
 import json
 import math
