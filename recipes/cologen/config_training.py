@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from recipes.cologen.config_model import Settings
+from recipes.cologen.config_model import Settings, Shift
 
 
 class VeteranSettings(Settings):
@@ -51,6 +51,8 @@ class SamplingSettings(Settings):
     steps: int = Field(default=28, gt=0)
     guidance: float = 3.5
     """Guidance of a guidance-distilled base; not read by others."""
+    shift: Shift = "base"
+    """How the sampling steps are shifted towards noise; `base` is what FluxPipeline would do."""
 
 
 class ReportSettings(Settings):

@@ -10,6 +10,7 @@ CologenError
 ├── PromptError (ValueError)           a prompt the base cannot read
 ├── PictureError (ValueError)          a picture that cannot be used as asked
 ├── BaseModelError (ValueError)        a folder or model that is no FLUX base this recipe can use
+├── MachineError (RuntimeError)        a setting asks for a package or a GPU that is not there
 ├── ShapeError (ValueError)            a tensor whose shape does not fit
 ├── GuidanceError (ValueError)         a guidance scale that the base lacks or needs
 ├── VocabularyError (ValueError)       a word that cannot be one token of the tiny tokenizers
@@ -57,6 +58,10 @@ class PictureError(CologenError, ValueError):
 
 class BaseModelError(CologenError, ValueError):
     """A folder or a set of models is not a FLUX base that this recipe can use."""
+
+
+class MachineError(CologenError, RuntimeError):
+    """A setting asks this machine for something that it cannot do: a package or a GPU is missing."""
 
 
 class ShapeError(CologenError, ValueError):

@@ -93,6 +93,7 @@ def _draw(asked: argparse.Namespace, console: Console) -> Image:
     picture = read_picture(asked.image)
     mask = None if asked.mask is None else read_picture(asked.mask)
     model = load_base(settings, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    model.long_prompts = "refuse"  # whoever typed it should know
     check_words(model, asked.prompt)
     source = _source(asked, picture, mask, _size(run, model, picture), console)
     if stage is not None:  # the pool saved at a stage's end is the later pool as of that stage, bit for bit
@@ -108,6 +109,7 @@ def _draw(asked: argparse.Namespace, console: Console) -> Image:
         steps=asked.steps or settings.sampling.steps,
         source_timestep=settings.flow.source_timestep,
         guidance=settings.sampling.guidance if model.transformer.config.guidance_embeds else None,
+        shift=settings.sampling.shift,
     )
     return to_pictures(pixels)[0]
 

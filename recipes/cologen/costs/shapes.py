@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,13 @@ from recipes.cologen.flux.source_stream import install_source_stream
 
 BLOCKS = ("num_layers", "num_single_layers")
 """What a transformer's config calls the numbers of its double and single blocks."""
+SHAPES = Path(__file__).parents[1] / "assets" / "shapes"
+PUBLISHED: dict[str, dict[str, Any]] = {
+    "black-forest-labs/FLUX.1-dev": {},
+    "black-forest-labs/FLUX.1-Kontext-dev": {},
+    "black-forest-labs/FLUX.1-schnell": {"guidance_embeds": False},
+}
+"""Bases of FLUX.1-dev's shape by their names on the hub, and what else their configs say."""
 PARTS = ("transformer", "vae", "text_encoder", "text_encoder_2")
 
 
@@ -33,6 +40,12 @@ class BaseShape:
     """Class of each part, as `model_index.json` names it."""
     transformer: Mapping[str, Any]
     max_text_tokens: int
+
+    @property
+    def pixels_per_token(self) -> int:
+        """Side of the square of pixels that one image token stands for."""
+        channels = read_json(self.folder / "vae" / "config.json").get("block_out_channels", [1])
+        return int(2 ** len(channels))
 
     @property
     def blocks(self) -> tuple[int, int]:
@@ -84,6 +97,25 @@ class BaseShape:
                 f"{library.__version__} does not have. Install a version that does."
             )
         return getattr(library, name)
+
+
+def find_shape(name: str, folder: Path, max_text_tokens: int | None = None) -> BaseShape:
+    """Read the configs in a base's folder; of a published base that is not here, those of its shape.
+
+    Args:
+        name: What the settings call the base.
+        folder: Where it would be on this machine.
+        max_text_tokens: Length of prompts, where the settings give one.
+
+    Raises:
+        BaseModelError: As `read_shape`.
+    """
+    if folder.exists() or name not in PUBLISHED:
+        shape = read_shape(folder)
+    else:
+        known = read_shape(SHAPES / "flux_dev")
+        shape = replace(known, transformer={**known.transformer, **PUBLISHED[name]})
+    return replace(shape, max_text_tokens=max_text_tokens or shape.max_text_tokens)
 
 
 def read_shape(folder: Path) -> BaseShape:

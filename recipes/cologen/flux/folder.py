@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import FluxPipeline
+from diffusers import FluxPipeline, PipelineQuantizationConfig
 
+from recipes.cologen.config_model import Quantisation
 from recipes.cologen.errors import BaseModelError
 from recipes.cologen.flux.pixel_vae import PixelUnshuffleVAE
+from recipes.cologen.flux.quantisation import quantization_config
 
 INDEX_FILE = "model_index.json"
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
@@ -18,7 +20,9 @@ LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 PARTS = ("scheduler", "vae", "text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2", "transformer")
 
 
-def load_components(folder: Path, dtype: torch.dtype) -> dict[str, Any]:
+def load_components(
+    folder: Path, dtype: torch.dtype, quantisation: Quantisation | None = None
+) -> dict[str, Any]:
     """Load scheduler, VAE, text encoders, tokenizers and transformer by stock `FluxPipeline.from_pretrained`.
 
     Code in the folder is never run: a folder that names `PixelUnshuffleVAE` gets the class of this package.
@@ -26,12 +30,17 @@ def load_components(folder: Path, dtype: torch.dtype) -> dict[str, Any]:
     Raises:
         BaseModelError: if the folder is missing, is not a FLUX pipeline, ships another VAE class of its own,
             or lacks a part of it; or a file of it is broken, or a pointer of git-lfs.
+        MachineError: the transformer cannot be quantised here.
     """
     index = _read_index(folder)
     own_vae = _ships_own_vae(folder, index)
     _check_files(folder)
+    options: dict[str, Any] = {}
+    if quantisation is not None:
+        mapping = {"transformer": quantization_config(quantisation, dtype)}
+        options["quantization_config"] = PipelineQuantizationConfig(quant_mapping=mapping)
     try:
-        return _load(folder, dtype, own_vae)
+        return _load(folder, dtype, own_vae, options)
     except Exception as error:  # diffusers, transformers and safetensors raise many kinds for a broken file
         raise BaseModelError(
             f"the FLUX base at {folder} cannot be loaded ({type(error).__name__}: {error}). A file of it is "
@@ -39,10 +48,11 @@ def load_components(folder: Path, dtype: torch.dtype) -> dict[str, Any]:
         ) from error
 
 
-def _load(folder: Path, dtype: torch.dtype, own_vae: bool) -> dict[str, Any]:
+def _load(folder: Path, dtype: torch.dtype, own_vae: bool, options: dict[str, Any]) -> dict[str, Any]:
     # A part passed as None is not looked up, so the folder's own module is neither imported nor needed.
-    skipped: dict[str, Any] = {"vae": None} if own_vae else {}
-    pipeline = FluxPipeline.from_pretrained(folder, dtype=dtype, local_files_only=True, **skipped)
+    if own_vae:
+        options = {**options, "vae": None}
+    pipeline = FluxPipeline.from_pretrained(folder, dtype=dtype, local_files_only=True, **options)
     parts = {name: getattr(pipeline, name) for name in PARTS}
     if own_vae:
         parts["vae"] = PixelUnshuffleVAE.from_pretrained(folder / "vae", dtype=dtype)

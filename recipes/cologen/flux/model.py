@@ -6,6 +6,7 @@ The parts are stock diffusers and transformers classes. Sampling is in `sampling
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -15,6 +16,7 @@ from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxPipeli
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer, T5EncoderModel, T5Tokenizer
 
+from recipes.cologen.config_model import Quantisation
 from recipes.cologen.errors import PromptError, ShapeError, SourceStreamError
 from recipes.cologen.flux.folder import load_components
 from recipes.cologen.flux.forward import run_transformer
@@ -47,22 +49,33 @@ class FluxModel:
     tokenizer_2: T5Tokenizer
     scheduler: FlowMatchEulerDiscreteScheduler
     max_text_tokens: int
-    """Length to which T5 prompts are padded; longer ones are refused."""
+    """Length to which T5 prompts are padded."""
+    long_prompts: Literal["truncate", "refuse"] = "refuse"
+    """What becomes of longer ones: cut at the end, as FluxPipeline does, or an error."""
 
     @classmethod
-    def load(cls, path: str | Path, dtype: torch.dtype = torch.float32) -> FluxModel:
+    def load(
+        cls,
+        path: str | Path,
+        dtype: torch.dtype = torch.float32,
+        max_text_tokens: int | None = None,
+        quantisation: Quantisation | None = None,
+    ) -> FluxModel:
         """Load a FLUX.1 base from a diffusers folder, frozen, in eval mode, with the source stream installed.
 
         Args:
             path: folder with `model_index.json`, as `FluxPipeline.save_pretrained` writes it.
             dtype: of all weights.
+            max_text_tokens: T5 tokens that prompts are padded to; None for those of the base's tokenizer.
+            quantisation: format that the transformer's weights are kept in.
 
         Raises:
             BaseModelError: if the folder is missing, holds something else, or ships a VAE class that is not
                 ours.
+            MachineError: if the transformer cannot be quantised here.
         """
-        parts = load_components(Path(path), dtype)
-        model = cls(**parts, max_text_tokens=parts["tokenizer_2"].model_max_length)
+        parts = load_components(Path(path), dtype, quantisation)
+        model = cls(**parts, max_text_tokens=max_text_tokens or parts["tokenizer_2"].model_max_length)
         for module in model.modules():
             module.requires_grad_(False).eval()
         install_source_stream(model.transformer)
@@ -103,23 +116,29 @@ class FluxModel:
         CLIP, which only gives the pooled vector, truncates.
 
         Raises:
-            PromptError: if a prompt has more T5 tokens than `max_text_tokens`.
+            PromptError: if a prompt is too long, and `long_prompts` is `refuse`.
         """
-        length = self.max_text_tokens
+        length, cut = self.max_text_tokens, self.long_prompts == "truncate"
         t5: list[list[int]] = self.tokenizer_2(
-            prompts, padding="max_length", max_length=length, truncation=False
+            prompts, padding="max_length", max_length=length, truncation=cut
         ).input_ids
         for prompt, ids in zip(prompts, t5, strict=True):
             if len(ids) > length:
                 raise PromptError(
                     f"the prompt has {len(ids)} T5 tokens (its end mark included), but at most {length} are "
                     f"read: {prompt!r}. Shorten it, or set the base's max_text_tokens higher (FLUX.1-dev "
-                    "reads up to 512)."
+                    "reads up to 512), or let its end be cut off (base.long_prompts=truncate)."
                 )
         clip = self.tokenizer(
             prompts, padding="max_length", max_length=self.tokenizer.model_max_length, truncation=True
         ).input_ids
         return PromptIds(clip=torch.tensor(clip, device=self.device), t5=torch.tensor(t5, device=self.device))
+
+    def too_long(self, prompts: Sequence[str]) -> list[str]:
+        """Those prompts that have more than `max_text_tokens`, end mark included."""
+        # Not by the tokenizer's own truncation: it keeps whatever length it was last called with.
+        ids = self.tokenizer_2(list(prompts), padding=False, truncation=False).input_ids
+        return [prompt for prompt, own in zip(prompts, ids, strict=True) if len(own) > self.max_text_tokens]
 
     def encode_ids(self, ids: PromptIds) -> TextTokens:
         """Run both text encoders, with gradients where their weights want them.

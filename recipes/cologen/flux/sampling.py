@@ -8,14 +8,16 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
-from diffusers.pipelines.flux.pipeline_flux import calculate_shift, retrieve_timesteps
+from diffusers.pipelines.flux.pipeline_flux import retrieve_timesteps
 from diffusers.utils.torch_utils import randn_tensor
 from pydantic import BaseModel, ConfigDict, PositiveInt
 from torch import Tensor
 
+from recipes.cologen.config_model import Shift
 from recipes.cologen.errors import ShapeError
 from recipes.cologen.flux.latents import pack_latents
 from recipes.cologen.flux.model import FluxModel, SourceTimestep
+from recipes.cologen.flux.shift import dynamic_mu, scheduler_for
 from recipes.cologen.flux.source_stream import SourceKV
 from recipes.cologen.flux.tokens import ImageTokens, TextTokens
 
@@ -37,6 +39,8 @@ class Sampling(BaseModel):
     """`zero` runs the source once for all steps; use what the experts were trained with."""
     guidance: float | None = None
     """Scale for a guidance-distilled base, None for others."""
+    shift: Shift = "base"
+    """How the steps are shifted towards noise; `base` is FluxPipeline's way."""
 
 
 def generate(
@@ -106,7 +110,7 @@ def denoise(
 
     With `zero` they may also be given, as `FluxModel.source_kv` made them.
     """
-    scheduler, timesteps = _schedule(model, noise.tokens.shape[1], sampling.steps)
+    scheduler, timesteps = _schedule(model, noise.tokens.shape[1], sampling)
     read = source
     if isinstance(source, ImageTokens) and sampling.source_timestep == "zero":
         read = model.source_kv(source, text, sampling.guidance)
@@ -123,18 +127,12 @@ def denoise(
 
 
 def _schedule(
-    model: FluxModel, num_tokens: int, steps: int
+    model: FluxModel, num_tokens: int, sampling: Sampling
 ) -> tuple[FlowMatchEulerDiscreteScheduler, Tensor]:
     """Give a fresh scheduler of the base's settings and its timesteps, shifted for the picture's size."""
-    config = model.scheduler.config
-    scheduler = FlowMatchEulerDiscreteScheduler.from_config(config)
-    shift = calculate_shift(
-        num_tokens,
-        config.get("base_image_seq_len", 256),
-        config.get("max_image_seq_len", 4096),
-        config.get("base_shift", 0.5),
-        config.get("max_shift", 1.15),
-    )
+    config, steps = model.scheduler.config, sampling.steps
+    scheduler = scheduler_for(config, sampling.shift)
+    shift = dynamic_mu(config, num_tokens)
     sigmas = None if config.get("use_flow_sigmas", False) else np.linspace(1.0, 1 / steps, steps)
     timesteps, _ = retrieve_timesteps(scheduler, steps, model.device, sigmas=sigmas, mu=shift)
     scheduler.set_begin_index(0)

@@ -21,10 +21,12 @@ from PIL import Image as PilImage
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 import prw
+from recipes.cologen.config_model import Shift
 from recipes.cologen.data.record import Example
 from recipes.cologen.flux.model import FluxModel
 from recipes.cologen.report.run_reader import RunReader
 from recipes.cologen.training.checkpoint import write_text
+from recipes.cologen.training.growth import base_folder
 from recipes.cologen.training.sources import DataSource
 from recipes.cologen.training.validation import (
     TaskScore,
@@ -66,6 +68,7 @@ class Asked(BaseModel):
     steps: int
     source_timestep: str
     guidance: float
+    shift: Shift = "base"
     held_out: str
     examples: str
     """Hash of what the examples show and ask for."""
@@ -118,7 +121,7 @@ class Scorer:
     def asked(self, cell: Cell) -> Asked:
         """What a measurement of this cell depends on now."""
         settings = self.run.settings
-        weights = hash_files(settings.base_path, whole=False)
+        weights = hash_files(base_folder(settings), whole=False)
         if cell.mode != "experts_off":
             weights = f"{weights}/{hash_files(self.run.pool(cell.checkpoint), whole=True)}"
         return Asked(
@@ -127,6 +130,7 @@ class Scorer:
             steps=settings.sampling.steps,
             source_timestep=settings.flow.source_timestep,
             guidance=settings.sampling.guidance,
+            shift=settings.sampling.shift,
             held_out=str(settings.data.held_out),
             examples=self._hash_of_examples(cell.task),
             weights=weights,
@@ -193,6 +197,7 @@ class Scorer:
                 batch_size=self.batch_size,
                 source_timestep=settings.flow.source_timestep,
                 guidance=settings.sampling.guidance,
+                shift=settings.sampling.shift,
             )
         return self._keep(cell, score, shown_examples(score.kinds))
 

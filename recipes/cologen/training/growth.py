@@ -12,7 +12,9 @@ import torch
 import prw
 from recipes.cologen.config import RunConfig
 from recipes.cologen.data.sampler import derive_seed
+from recipes.cologen.flux.locate import locate_base
 from recipes.cologen.flux.model import FluxModel
+from recipes.cologen.flux.placement import place
 from recipes.cologen.training.checkpoint import ForeignCheckpointError, read_state
 from recipes.cologen.training.run_folder import RunFolder
 from recipes.cologen.training.state import StageState, seed_all
@@ -28,17 +30,30 @@ class OpenedPool(NamedTuple):
 
 
 def load_base(config: RunConfig, device: torch.device) -> FluxModel:
-    """Load the frozen base onto the device.
+    """Load the frozen base onto the device, as the machine's settings say.
 
     Raises:
         BaseModelError: It is missing, or is no FLUX.
+        MachineError: A setting asks for what this machine lacks.
     """
-    model = FluxModel.load(config.base_path, dtype=getattr(torch, config.base.dtype))
-    for module in model.modules():
-        module.to(device)
-    if config.machine.gradient_checkpointing:
-        model.transformer.enable_gradient_checkpointing()
+    model = FluxModel.load(
+        base_folder(config),
+        dtype=getattr(torch, config.base.dtype),
+        max_text_tokens=config.base.max_text_tokens,
+        quantisation=config.base.quantisation,
+    )
+    model.long_prompts = config.long_prompts
+    place(model, config.machine, device)
     return model
+
+
+def base_folder(config: RunConfig) -> Path:
+    """The folder of the base, fetched from the hub if it is not here.
+
+    Raises:
+        BaseModelError: It is neither here nor there.
+    """
+    return locate_base(config.base.path, config.base.revision, config.base_path)
 
 
 def open_pool(config: RunConfig, folder: RunFolder, model: FluxModel, name: str) -> OpenedPool:

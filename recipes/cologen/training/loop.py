@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 
 import torch
 
@@ -15,9 +16,11 @@ from recipes.cologen.data.sampler import BatchSampler, derive_seed
 from recipes.cologen.errors import CologenError
 from recipes.cologen.training.batches import Batch, batches
 from recipes.cologen.training.bench import Bench, note_progress, restore_latest, save_latest
+from recipes.cologen.training.long_prompts import LongPrompts
+from recipes.cologen.training.optimizers import ExpertAverage, make_average, make_optimizer
 from recipes.cologen.training.sources import DataSource
 from recipes.cologen.training.state import StageState
-from recipes.cologen.training.step import StepLosses, learning_rate, make_optimizer, train_step
+from recipes.cologen.training.step import StepLosses, learning_rate, train_step
 from recipes.cologen.training.validation import evaluate_task, held_out_examples
 
 
@@ -34,9 +37,11 @@ def train_stage(bench: Bench, state: StageState, resumed: bool) -> StageState:
     """
     trainee, settings = bench.trainee, bench.trainee.config.stages[state.stage]
     optimizer = make_optimizer(trainee.weave.trainable_parameters(), trainee.config.optimizer)
+    average = make_average(optimizer, trainee.config.optimizer)
     if resumed:
         restore_latest(bench, optimizer)
     stream, micro_batches = _stream(bench, state)
+    long_prompts = LongPrompts(trainee.model, bench.progress.say)
     clock = time.monotonic() - state.seconds
     note_progress(bench, state, "started")
     bench.progress.begin(state.stage, state.step, settings.steps)
@@ -45,6 +50,7 @@ def train_stage(bench: Bench, state: StageState, resumed: bool) -> StageState:
         micro = [next(stream) for _ in range(micro_batches)]
         for batch in micro:
             bench.skips.add(state.stage, batch)
+            long_prompts.add(batch)
         measured = train_step(trainee, settings, step, optimizer, micro)
         _check_finite(measured, state.stage, step, settings.lr)
         state = state.model_copy(
@@ -56,23 +62,28 @@ def train_stage(bench: Bench, state: StageState, resumed: bool) -> StageState:
             }
         )
         bench.progress.step(measured)
-        state = _after_step(bench, state, step == settings.steps)
+        state = _after_step(bench, state, step == settings.steps, average)
         stopping = bench.stop.agreed(trainee.accelerator)
         if step < settings.steps and (stopping or step % trainee.config.logging.checkpoint_every == 0):
             save_latest(bench, state, optimizer)
         if stopping:
             break
+    if average is not None and state.step == settings.steps:
+        average.keep()
     return state
 
 
-def _after_step(bench: Bench, state: StageState, last: bool) -> StageState:
+def _after_step(
+    bench: Bench, state: StageState, last: bool, average: ExpertAverage | None = None
+) -> StageState:
     """Log and validate where it is time; the state then counts from there."""
     config = bench.trainee.config
     if last or state.step % config.logging.every == 0:
         _log(bench, state)
         state = state.model_copy(update={"window": ()})
     if bench.held_out is not None and (last or state.step % config.validation.every == 0):
-        _validate(bench, state, bench.held_out)
+        with nullcontext() if average is None else average.in_place():
+            _validate(bench, state, bench.held_out)
     return state
 
 
@@ -113,6 +124,7 @@ def _validate(bench: Bench, state: StageState, held_out: DataSource) -> None:
             batch_size=config.machine.micro_batch or config.stages[state.stage].batch_size,
             source_timestep=config.flow.source_timestep,
             guidance=config.sampling.guidance if guided else None,
+            shift=config.sampling.shift,
         )
         row = {
             "stage": state.stage,

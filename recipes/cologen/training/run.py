@@ -15,7 +15,7 @@ from recipes.cologen.stages import select_stages, stage_index
 from recipes.cologen.training.bench import Bench, finish_stage, steps_before
 from recipes.cologen.training.data_card import write_card
 from recipes.cologen.training.data_check import check_sources
-from recipes.cologen.training.growth import begin_state, curriculum, grow, load_base, open_pool
+from recipes.cologen.training.growth import base_folder, begin_state, curriculum, grow, load_base, open_pool
 from recipes.cologen.training.interruption import StopSignals
 from recipes.cologen.training.loop import train_stage
 from recipes.cologen.training.metrics import MetricsLog
@@ -74,7 +74,7 @@ def train(
     accelerator = join_processes(config)
     console.quiet = console.quiet or not accelerator.is_main_process
     with accelerator.main_process_first():
-        base = base_fingerprint(config.base_path)
+        base = base_fingerprint(base_folder(config))
         # Opened here if there is work to do, so that a fault in the data is found before anything is written.
         idle = restart is None and all(stage_file(output, name).is_file() for name in names)
         sources = None if idle else _open_sources(config, names)

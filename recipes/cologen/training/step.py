@@ -16,6 +16,7 @@ from prw import Weave
 from recipes.cologen.config import RunConfig
 from recipes.cologen.config_model import OptimizerSettings
 from recipes.cologen.flux.model import FluxModel
+from recipes.cologen.flux.shift import shift_factor, shift_times
 from recipes.cologen.flux.tokens import ImageTokens, TextTokens
 from recipes.cologen.stages import StageSettings
 from recipes.cologen.training.batches import Batch, to_unit_range
@@ -71,10 +72,10 @@ def encode(trainee: Trainee, batch: Batch) -> Encoded:
     """Run the frozen text encoders and VAE, and draw the noise and times that belong to the batch's seeds."""
     model, device, flow = trainee.model, trainee.accelerator.device, trainee.config.flow
     clean = model.encode_images(to_unit_range(batch.target, device))
+    times = draw_timesteps(batch.seeds, flow.timestep_mean, flow.timestep_std)
+    factor = shift_factor(model.scheduler.config, flow.shift, clean.tokens.shape[1])
     sample = flow_sample(
-        clean.tokens,
-        draw_noise(batch.seeds, clean.tokens.shape[1:]),
-        draw_timesteps(batch.seeds, flow.timestep_mean, flow.timestep_std),
+        clean.tokens, draw_noise(batch.seeds, clean.tokens.shape[1:]), shift_times(times, factor)
     )
     return Encoded(
         text=model.encode_prompts(list(batch.prompts)),
@@ -104,13 +105,6 @@ def batch_loss(trainee: Trainee, stage: StageSettings, batch: Batch) -> tuple[Te
     veteran = prw.veteran_loss(routing, rho=stage.rho, alpha=stage.alpha, per=config.veteran.per)
     measured = StepLosses(task.item(), veteran.item(), routing.share(), routing.gate())
     return task + veteran, measured
-
-
-def make_optimizer(parameters: list[nn.Parameter], settings: OptimizerSettings) -> torch.optim.AdamW:
-    """AdamW on these parameters and no others; the learning rate is set before each step."""
-    return torch.optim.AdamW(
-        parameters, lr=0.0, betas=settings.betas, eps=settings.eps, weight_decay=settings.weight_decay
-    )
 
 
 def learning_rate(step: int, stage: StageSettings, settings: OptimizerSettings) -> float:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from prw import Weave
+from recipes.cologen.config_model import Shift
 from recipes.cologen.data import oracle
 from recipes.cologen.data.record import Example, Image
 from recipes.cologen.data.sampler import derive_seed
@@ -108,6 +109,7 @@ def evaluate_task(
     batch_size: int,
     source_timestep: SourceTimestep,
     guidance: float | None = None,
+    shift: Shift = "base",
 ) -> TaskScore:
     """Generate the target of every example and score it.
 
@@ -122,6 +124,7 @@ def evaluate_task(
         batch_size: Most pictures that are generated at once; all of a batch have one size.
         source_timestep: "same" or "zero", as the pool was trained.
         guidance: Scale for a guidance-distilled base; other bases do not read it.
+        shift: How the sampling steps are shifted towards noise.
 
     Raises:
         ValueError: There are no examples, or they are of several tasks.
@@ -147,6 +150,7 @@ def evaluate_task(
                 steps=steps,
                 source_timestep=source_timestep,
                 guidance=guidance if model.transformer.config.guidance_embeds else None,
+                shift=shift,
             )
         images.extend(to_pictures(pixels))
     return TaskScore(

@@ -8,7 +8,7 @@ from recipes.cologen.config import REPOSITORY, parse_config
 from recipes.cologen.costs.gpus import UnknownGpuError, gpu_memory, memory_size
 from recipes.cologen.costs.memory import estimate_memory, load_of, what_would_fit
 from recipes.cologen.costs.parameters import count_parameters
-from recipes.cologen.costs.shapes import read_shape
+from recipes.cologen.costs.shapes import find_shape, read_shape
 from recipes.cologen.errors import BaseModelError
 
 FLUX_DEV = REPOSITORY / "recipes/cologen/assets/shapes/flux_dev"
@@ -64,11 +64,38 @@ def test_the_change_that_is_named_fits_and_the_one_before_did_not(tiny):
     load = load_of(config, 4, (32, 32), experts=5)
     asked = estimate_memory(config, shape, counts, load).total
     change = what_would_fit(config, shape, counts, load, available=asked - 1)
-    assert change is not None and change.settings == ("machine.gradient_checkpointing=true",)
-    tighter = what_would_fit(config, shape, counts, load, available=change.memory.total - 1)
-    assert tighter is not None and tighter.settings[1:] == ("machine.micro_batch=2",)
-    assert tighter.memory.total < change.memory.total
+    assert change is not None and change.settings == ("machine.encoders=offload",)
+    for more in ("machine.gradient_checkpointing=true", "machine.micro_batch=2"):
+        tighter = what_would_fit(config, shape, counts, load, available=change.memory.total - 1)
+        assert tighter is not None and tighter.settings == (*change.settings, more)
+        assert tighter.memory.total < change.memory.total
+        change = tighter
     assert what_would_fit(config, shape, counts, load, available=10**6) is None
+
+
+def test_quantisation_small_states_and_an_average_are_counted(tiny):
+    config, shape, counts = tiny
+    other = parse_config(config.model_dump() | {
+        "base": {**config.base.model_dump(), "quantisation": "nf4"},
+        "optimizer": {"name": "adamw_8bit", "ema_decay": 0.999},
+        "machine": {"encoders": "offload"},
+    })
+    load = load_of(config, 1, (16, 16), experts=2)
+    before, after = (
+        {part.name: part.bytes for part in estimate_memory(run, shape, counts, load).parts}
+        for run in (config, other)
+    )
+    assert before["transformer"] - after["transformer"] == pytest.approx(counts.linear * 1.484, rel=1e-3)
+    assert after["running average"] == after["gradients"] == before["gradients"]
+    assert after["optimiser"] * 3.9 < before["optimiser"]
+    assert after["VAE"] == after["text encoders"] == 0 < before["text encoders"]
+
+
+@pytest.mark.parametrize(("name", "guided"), [("FLUX.1-dev", True), ("FLUX.1-schnell", False)])
+def test_a_published_base_that_is_not_here_has_its_shape(tmp_path, name, guided):
+    shape = find_shape(f"black-forest-labs/{name}", tmp_path / "none", max_text_tokens=256)
+    assert (shape.blocks, shape.max_text_tokens, shape.pixels_per_token) == ((19, 38), 256, 16)
+    assert shape.transformer["guidance_embeds"] is guided
 
 
 def test_cards_are_found_by_a_part_of_their_name_and_sizes_are_read():

@@ -14,13 +14,13 @@ from recipes.cologen.flux.model import FluxModel
 from recipes.cologen.flux.tiny import build_tiny_flux, save_tiny_flux
 from recipes.cologen.training.batches import batches
 from recipes.cologen.training.growth import load_base
+from recipes.cologen.training.optimizers import make_optimizer
 from recipes.cologen.training.step import (
     StepLosses,
     Trainee,
     average_gradients,
     batch_loss,
     learning_rate,
-    make_optimizer,
     train_step,
 )
 from tests.recipes.cologen.training.conftest import make_config
