@@ -42,12 +42,6 @@ class BaseShape:
     max_text_tokens: int
 
     @property
-    def pixels_per_token(self) -> int:
-        """Side of the square of pixels that one image token stands for."""
-        channels = read_json(self.folder / "vae" / "config.json").get("block_out_channels", [1])
-        return int(2 ** len(channels))
-
-    @property
     def blocks(self) -> tuple[int, int]:
         """Double and single blocks."""
         return (int(self.transformer[BLOCKS[0]]), int(self.transformer[BLOCKS[1]]))
@@ -155,6 +149,15 @@ def read_shape(folder: Path) -> BaseShape:
             "again."
         )
     return shape
+
+
+def pixels_per_token(folder: Path) -> int | None:
+    """Side of the square of pixels that one token of a base stands for; None where its VAE does not say."""
+    try:
+        channels = read_json(folder / "vae" / "config.json")["block_out_channels"]
+        return int(2 ** len(channels))
+    except (BaseModelError, KeyError, TypeError):
+        return None
 
 
 def read_json(file: Path) -> dict[str, Any]:

@@ -21,7 +21,14 @@ CARD = "data_card"
 
 def write_card(run: Path, config: RunConfig, data: DataSource, held_out: DataSource | None) -> None:
     """Write both files into a run's folder."""
-    card = {
+    card = make_card(config, data, held_out)
+    write_text(run / f"{CARD}.json", json.dumps(card, indent=2, ensure_ascii=False) + "\n")
+    write_text(run / f"{CARD}.md", "\n".join(_page(card)) + "\n")
+
+
+def make_card(config: RunConfig, data: DataSource, held_out: DataSource | None) -> dict[str, Any]:
+    """What both files say, as plain values."""
+    return {
         "run": config.name,
         "source": config.data.source,
         "size": config.data.size,
@@ -32,8 +39,6 @@ def write_card(run: Path, config: RunConfig, data: DataSource, held_out: DataSou
         "held_out": config.data.held_out or ("world" if config.data.source == "world" else None),
         "held_out_sets": [_set_facts(part) for part in held_out.sets] if held_out is not None else [],
     }
-    write_text(run / f"{CARD}.json", json.dumps(card, indent=2, ensure_ascii=False) + "\n")
-    write_text(run / f"{CARD}.md", "\n".join(_page(card)) + "\n")
 
 
 def _set_facts(part: DataSet) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from recipes.cologen.config import REPOSITORY, parse_config
 from recipes.cologen.costs.gpus import UnknownGpuError, gpu_memory, memory_size
 from recipes.cologen.costs.memory import estimate_memory, load_of, what_would_fit
 from recipes.cologen.costs.parameters import count_parameters
-from recipes.cologen.costs.shapes import find_shape, read_shape
+from recipes.cologen.costs.shapes import find_shape, pixels_per_token, read_shape
 from recipes.cologen.errors import BaseModelError
 
 FLUX_DEV = REPOSITORY / "recipes/cologen/assets/shapes/flux_dev"
@@ -94,7 +94,7 @@ def test_quantisation_small_states_and_an_average_are_counted(tiny):
 @pytest.mark.parametrize(("name", "guided"), [("FLUX.1-dev", True), ("FLUX.1-schnell", False)])
 def test_a_published_base_that_is_not_here_has_its_shape(tmp_path, name, guided):
     shape = find_shape(f"black-forest-labs/{name}", tmp_path / "none", max_text_tokens=256)
-    assert (shape.blocks, shape.max_text_tokens, shape.pixels_per_token) == ((19, 38), 256, 16)
+    assert (shape.blocks, shape.max_text_tokens, pixels_per_token(shape.folder)) == ((19, 38), 256, 16)
     assert shape.transformer["guidance_embeds"] is guided
 
 
