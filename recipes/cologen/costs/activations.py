@@ -119,7 +119,7 @@ def _trace(
         with LiveBytes([*weights, *gradients]) as live:
             with saved_bytes(weights) as saved:
                 loss = _loss(model, weave, load, encoded)
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
         return sum(saved), live.peak
 
 

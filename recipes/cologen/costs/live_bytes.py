@@ -28,7 +28,7 @@ class LiveBytes(TorchDispatchMode):
 
     def __init__(self, known: Iterable[Tensor] = ()) -> None:
         """Start from nothing; see the class."""
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.now = self.peak = 0
         self._known = [tensor.untyped_storage() for tensor in known]
         self._seen: set[int] = {storage._cdata for storage in self._known}

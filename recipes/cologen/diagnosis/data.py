@@ -40,23 +40,51 @@ def data_facts(config: RunConfig, stages: Sequence[str], shape: BaseShape | None
         data = training_records(config.data)
         held_out = held_out_records(config.data) if config.validation.samples else None
     except CologenError as error:
-        return DataFacts(None, size, (Problem("data", str(error)),))
+        return DataFacts(None, size, _each_fault(config, str(error)))
     serving = []
     for name in stages:
         try:
             source = data.stage(name)
-            serving.append(name)
-            size = size or _first_size(source.records)
         except CologenError as error:
             problems.append(Problem("data", str(error)))
+        else:
+            serving.append(name)
+            size = size or _first_size(source.records)
     problems += _looked_at(config, serving, data, shape)
-    unserved = [name for name in config.stage_names if name not in serving]
-    card = make_card(config.model_copy(update={"stages": _only(config, unserved)}), data, held_out)
-    return DataFacts(card, size, tuple(problems))
+    card = make_card(config.model_copy(update={"stages": _only(config, serving)}), data, held_out)
+    card["buckets"], largest = _buckets(config, serving, data)
+    return DataFacts(card, largest or size, tuple(problems))
 
 
-def _only(config: RunConfig, left_out: Sequence[str]) -> dict[str, Any]:
-    return {name: stage for name, stage in config.stages.items() if name not in left_out}
+def _each_fault(config: RunConfig, first: str) -> tuple[Problem, ...]:
+    """What is wrong with every data set, where training would stop at the first."""
+    found = []
+    for name, settings in config.data.sets.items():
+        try:
+            training_records(config.data.model_copy(update={"sets": {name: settings}}))
+        except CologenError as error:
+            found.append(Problem("data", str(error)))
+    return tuple(found) or (Problem("data", first),)
+
+
+def _buckets(
+    config: RunConfig, stages: Sequence[str], data: DataSource
+) -> tuple[dict[str, dict[str, int]], tuple[int, int] | None]:
+    """Records of each stage by aspect bucket, and the largest size; nothing where there are no buckets."""
+    settings: Any = getattr(config.data, "buckets", None)
+    if settings is None or not settings.on:
+        return {}, None
+    counts, sizes = {}, []
+    for name in stages:
+        source: Any = data.stage(name)
+        found = source.bucketed(name, settings)
+        counts[name] = {str(bucket): len(of) for bucket, of in zip(*found, strict=True)}
+        sizes += [size for bucket in found.buckets for size in bucket]
+    return counts, max(sizes, key=lambda size: size[0] * size[1], default=None)
+
+
+def _only(config: RunConfig, serving: Sequence[str]) -> dict[str, Any]:
+    return {name: stage for name, stage in config.stages.items() if name in serving}
 
 
 def _first_size(records: Any) -> tuple[int, int] | None:

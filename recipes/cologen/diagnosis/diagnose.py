@@ -122,13 +122,13 @@ def _parameter_facts(counts: Counts, asked: Asked) -> dict[str, Any]:
 def _stage_facts(asked: Asked, data: DataFacts, name: str) -> dict[str, Any]:
     stage = asked.config.stages[name]
     known = {} if data.card is None else data.card["stages"].get(name, {})
-    records = known.get("records")
+    records = known.get("records") if known else "unknown"
     return {
         "steps": stage.steps,
         "batch_size": stage.batch_size,
         "examples": stage.steps * stage.batch_size,
-        "records": records,
-        "epochs": stage.steps * stage.batch_size / records if records else None,
+        "records": "endless" if records is None else records,
+        "epochs": stage.steps * stage.batch_size / records if isinstance(records, int) else None,
         "shares": known.get("shares", {}),
     }
 
@@ -192,4 +192,3 @@ def add_probe(facts: dict[str, Any], asked: Asked, measured: Probe) -> None:
         stage["seconds_per_micro_batch"] = measured.seconds[name]
         stage["hours"] = steps * measured.seconds[name] / 3600
     facts["measured_peak_bytes"] = measured.peak_bytes
-

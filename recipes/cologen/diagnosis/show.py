@@ -28,10 +28,13 @@ def show(diagnosis: Diagnosis, console: Console) -> None:
         _say(console, f"measured in the probe: {facts['measured_peak_bytes'] / 1e9:.2f} GB allocated at most")
     if facts["data"] is not None:
         if facts["data"]["sets"]:
-            heads = ("set", "records", "left out", "licence", "stages")
+            heads: tuple[str, ...] = ("set", "records", "no caption", "left out", "licence", "stages")
             _table(console, "Data sets", heads, _sets(facts["data"]))
         for name, licence in facts["data"]["left_out_by_licence"].items():
             _say(console, f"left out by its licence: {name} ({licence})")
+        for name, counts in facts["data"]["buckets"].items():
+            listed = ", ".join(f"{bucket} {count:,}" for bucket, count in counts.items())
+            _say(console, f"{name}, records by height x width: {listed}")
     heads = ("stage", "steps", "batch", "records", "epochs", "hours")
     _table(console, "Stages", heads, _stages(facts["stages"]))
     if not any("hours" in stage for stage in facts["stages"].values()):
@@ -86,12 +89,19 @@ def _memory(found: dict[str, Any]) -> Rows:
 def _sets(card: dict[str, Any]) -> Rows:
     for part in card["sets"]:
         left_out = ", ".join(f"{count:,} {reason}" for reason, count in part["left_out"].items()) or "none"
-        yield part["name"], f"{part['records']:,}", left_out, part["licence"], ", ".join(part["stages"])
+        yield (
+            part["name"],
+            f"{part['records']:,}",
+            f"{part['without_caption']:,}",
+            left_out,
+            part["licence"],
+            ", ".join(part["stages"]),
+        )
 
 
 def _stages(stages: dict[str, Any]) -> Rows:
     for name, stage in stages.items():
-        records = "endless" if stage["records"] is None else f"{stage['records']:,}"
+        records = stage["records"] if isinstance(stage["records"], str) else f"{stage['records']:,}"
         epochs = "" if stage["epochs"] is None else f"{stage['epochs']:.2f}"
         hours = f"{stage['hours']:.2f}" if "hours" in stage else ""
         yield name, f"{stage['steps']:,}", str(stage["batch_size"]), records, epochs, hours
@@ -100,9 +110,9 @@ def _stages(stages: dict[str, Any]) -> Rows:
 def _table(console: Console, title: str, heads: Sequence[str], rows: Rows) -> None:
     if not console.is_terminal:
         _say(console, title)
-        for row in rows:
-            named = ", ".join(f"{head} {cell}" for head, cell in zip(heads[1:], row[1:], strict=True) if cell)
-            _say(console, f"  {row[0]}: {named}")
+        for first, *cells in rows:
+            named = [f"{head} {cell}" for head, cell in zip(heads[1:], cells, strict=True) if cell]
+            _say(console, f"  {first}: {', '.join(named if len(cells) > 1 else cells)}")
         return
     table = Table(title=title, title_justify="left")
     for head in heads:

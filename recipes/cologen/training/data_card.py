@@ -56,6 +56,7 @@ def _set_facts(part: DataSet) -> dict[str, Any]:
         "stages": list(part.tasks),
         "rows": len(part.rows),
         "left_out": dict(part.left_out),
+        "without_caption": part.without_caption,
         "records": len(part),
         "repeat": settings.repeat,
         "options": dict(part.options),

@@ -55,7 +55,11 @@ def test_memory_grows_with_batch_size_and_resolution_and_falls_with_checkpointin
     parts = {part.name: part.bytes for part in small.parts}
     assert parts["transformer"] == 2 * counts.base["transformer"]
     one = counts.per_expert + counts.router_per_expert
-    assert (parts["experts and routers"], parts["gradients"], parts["optimiser"]) == (20 * one, 4 * one, 8 * one)
+    assert (parts["experts and routers"], parts["gradients"], parts["optimiser"]) == (
+        20 * one,
+        4 * one,
+        8 * one,
+    )
     assert small.floor == large.floor == sum(parts.values()) - parts["activations"] - parts["reserve"]
 
 
@@ -75,11 +79,14 @@ def test_the_change_that_is_named_fits_and_the_one_before_did_not(tiny):
 
 def test_quantisation_small_states_and_an_average_are_counted(tiny):
     config, shape, counts = tiny
-    other = parse_config(config.model_dump() | {
-        "base": {**config.base.model_dump(), "quantisation": "nf4"},
-        "optimizer": {"name": "adamw_8bit", "ema_decay": 0.999},
-        "machine": {"encoders": "offload"},
-    })
+    other = parse_config(
+        config.model_dump()
+        | {
+            "base": {**config.base.model_dump(), "quantisation": "nf4"},
+            "optimizer": {"name": "adamw_8bit", "ema_decay": 0.999},
+            "machine": {"encoders": "offload"},
+        }
+    )
     load = load_of(config, 1, (16, 16), experts=2)
     before, after = (
         {part.name: part.bytes for part in estimate_memory(run, shape, counts, load).parts}
