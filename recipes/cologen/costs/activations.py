@@ -7,8 +7,8 @@ kind adds the same.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -65,20 +65,26 @@ def step_bytes(shape: BaseShape, pool: PoolSettings, load: Load) -> StepBytes:
 
     Without numbers, experts are computed by plain operations, which keep a little more than the kernels do.
     """
-    encoded = _encode(shape, load)
-    few = [min(number, FEW) for number in shape.blocks]
-    start = _trace(shape, pool, load, encoded, few)
-    saved, held = start
-    for kind, number in enumerate(shape.blocks):
-        further = number - few[kind]
-        if further:
-            more = _trace(shape, pool, load, encoded, [few[0] + (kind == 0), few[1] + (kind == 1)])
-            saved, held = saved + further * (more[0] - start[0]), held + further * (more[1] - start[1])
+    encoded = encode(shape, load)
+    saved, held = over_depth(shape, lambda blocks: _trace(shape, pool, load, encoded, blocks))
     return StepBytes(encoded.peak, saved, held)
 
 
+def over_depth(shape: BaseShape, trace: Callable[[tuple[int, int]], Sequence[int]]) -> list[int]:
+    """What a trace of some double and single blocks would give for all blocks of a base."""
+    few = [min(number, FEW) for number in shape.blocks]
+    start = trace((few[0], few[1]))
+    total = list(start)
+    for kind, number in enumerate(shape.blocks):
+        further = number - few[kind]
+        if further:
+            more = trace((few[0] + (kind == 0), few[1] + (kind == 1)))
+            total = [a + further * (b - c) for a, b, c in zip(total, more, start, strict=True)]
+    return total
+
+
 @torch.no_grad()
-def _encode(shape: BaseShape, load: Load) -> Encoded:
+def encode(shape: BaseShape, load: Load) -> Encoded:
     """Encode prompts, source and target of a micro-batch, in the order in which training encodes them."""
     with FakeTensorMode():
         model = shape.build(load.dtype, (1, 1))
@@ -97,33 +103,41 @@ def _encode(shape: BaseShape, load: Load) -> Encoded:
         return Encoded(live.peak, *sizes, tuple(text.embeds.shape), tuple(text.pooled.shape))
 
 
+def woven(
+    shape: BaseShape, pool: PoolSettings, load: Load, blocks: tuple[int, int]
+) -> tuple[FluxModel, prw.Weave]:
+    """A base of some blocks with its pool, in training mode; called under `FakeTensorMode`."""
+    model = shape.build(load.dtype, blocks, encoders=False)
+    # A kernel is never chosen by values, and a pool with a generator of its own would read them.
+    settings = {**pool.model_dump(), "kernel": "dense", "noise_seed": None}
+    weave = prw.inject(model.transformer, target="kv", **settings)
+    for number in range(load.experts):
+        weave.add_expert(f"expert_{number}")
+    model.transformer.train()
+    if load.checkpointing:
+        model.transformer.enable_gradient_checkpointing()
+    for parameter in weave.trainable_parameters():
+        # There from the step's first micro-batch on, and counted by themselves.
+        parameter.grad = torch.zeros_like(parameter)
+    return model, weave
+
+
 def _trace(
-    shape: BaseShape, pool: PoolSettings, load: Load, encoded: Encoded, blocks: Sequence[int]
+    shape: BaseShape, pool: PoolSettings, load: Load, encoded: Encoded, blocks: tuple[int, int]
 ) -> tuple[int, int]:
     """What a step saves and holds with these numbers of double and single blocks."""
     with FakeTensorMode():
-        model = shape.build(load.dtype, (blocks[0], blocks[1]), encoders=False)
-        # A kernel is never chosen by values, and a pool with a generator of its own would read them.
-        settings = {**pool.model_dump(), "kernel": "dense", "noise_seed": None}
-        weave = prw.inject(model.transformer, target="kv", **settings)
-        for number in range(load.experts):
-            weave.add_expert(f"expert_{number}")
-        model.transformer.train()
-        if load.checkpointing:
-            model.transformer.enable_gradient_checkpointing()
-        for parameter in weave.trainable_parameters():
-            # There from the step's first micro-batch on, and counted by themselves.
-            parameter.grad = torch.zeros_like(parameter)
+        model, weave = woven(shape, pool, load, blocks)
         weights = [*model.transformer.parameters(), *model.transformer.buffers()]
         gradients = [weight.grad for weight in weights if weight.grad is not None]
         with LiveBytes([*weights, *gradients]) as live:
             with saved_bytes(weights) as saved:
-                loss = _loss(model, weave, load, encoded)
+                loss = step_loss(model, weave, load, encoded)
             loss.backward()
         return sum(saved), live.peak
 
 
-def _loss(model: FluxModel, weave: prw.Weave, load: Load, encoded: Encoded) -> Tensor:
+def step_loss(model: FluxModel, weave: prw.Weave, load: Load, encoded: Encoded) -> Tensor:
     """The loss of the training step, `training/step.py`, whose numbers nobody reads here."""
     dtype, mixed = load.dtype, load.dtype == torch.bfloat16
     text = TextTokens(torch.empty(encoded.embeds, dtype=dtype), torch.empty(encoded.pooled, dtype=dtype))

@@ -75,7 +75,11 @@ def load_of(config: RunConfig, micro_batch: int, size: tuple[int, int], experts:
 
 def estimate_memory(config: RunConfig, shape: BaseShape, counts: Counts, load: Load) -> Memory:
     """What one device needs for a step, by part."""
-    step = step_bytes(shape, config.pool, load)
+    return memory_of(config, counts, load, step_bytes(shape, config.pool, load))
+
+
+def memory_of(config: RunConfig, counts: Counts, load: Load, step: StepBytes) -> Memory:
+    """The same, of a step that has been traced."""
     return Memory((*_lasting(config, counts, load.experts), *_passing(step, load)), load)
 
 
