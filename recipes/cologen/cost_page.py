@@ -27,12 +27,13 @@ RANKS = (16, 64, 128)
 
 
 class Study(NamedTuple):
-    """A config, its base and what was traced of it: bytes of micro-batches of one and two, by checkpointing."""
+    """A config, its base and what was traced of it."""
 
     config: RunConfig
     shape: BaseShape
     counts: Counts
     traced: dict[bool, tuple[StepBytes, StepBytes]]
+    """Bytes of micro-batches of one and two, without and with checkpointing."""
 
     def memory(self, micro_batch: int, checkpointing: bool, **settings: object) -> Memory:
         """Memory of a step; what comes and goes grows by the same with every further example."""
@@ -82,11 +83,11 @@ def _opening() -> Iterator[str]:
     yield "<!-- Written by scripts/cost_page from recipes/cologen/cost_page.py; do not edit by hand. -->"
     yield ""
     yield (
-        "CoLoGen on FLUX.1-dev with the config `flux_dev`. **Everything here is computed, not yet measured on a "
-        "GPU**: parameters are counted on the real architecture without its weights; activations are what one "
-        "training step of the recipe's own code saves and holds, traced on tensors that have sizes but no data. "
-        "Tests hold the trace against real steps of small bases: it is never below by more than 1 %, and up to "
-        "18 % above. GB are 10^9 bytes. For your own config and card, ask the doctor:"
+        "CoLoGen on FLUX.1-dev with the config `flux_dev`. **Everything here is computed, not yet measured "
+        "on a GPU**: parameters are counted on the real architecture without its weights; activations are what "
+        "one training step of the recipe's own code saves and holds, traced on tensors that have sizes but "
+        "no data. Tests hold the trace against real steps of small bases: it is never below by more than 1 %, "
+        "and up to 18 % above. GB are 10^9 bytes. For your own config and card, ask the doctor:"
     )
     yield from ("", "```bash")
     yield 'python -m recipes.cologen.doctor --config flux_dev --gpu "RTX 4090"'
@@ -139,8 +140,9 @@ def _cards(found: Study) -> Iterator[str]:
     yield from ("## Which card", "")
     yield (
         "Examples at once that fit with gradient checkpointing, text encoders and VAE offloaded "
-        "(`machine.encoders=offload`), for a frozen base in bf16, in 8 bits and in 4 bits (`base.quantisation`). "
-        "Quantised weights that are unpacked for a product are not counted: one layer at a time."
+        "(`machine.encoders=offload`), for a frozen base in bf16, in 8 bits and in 4 bits "
+        "(`base.quantisation`). Quantised weights that are unpacked for a product are not counted: one layer "
+        "at a time."
     )
     yield ""
     yield from _heads("card", "memory, GB", "bfloat16", "torchao_fp8", "nf4")
@@ -167,10 +169,10 @@ def _hours(found: Study) -> Iterator[str]:
     flops = step_flops(found.shape, found.config.pool, load)
     yield from ("## Hours", "")
     yield (
-        f"One example takes {flops / 1e12:.0f} TFLOP (forward, backward to the experts, and forward again for "
-        f"checkpointing; encoders not counted). At {SHARE:.0%} of an H100's {PEAK_FLOPS / 1e12:.0f} TFLOP/s, **an "
-        f"assumption**, that is {flops / (PEAK_FLOPS * SHARE):.2f} s. What your machine does is measured by "
-        "`doctor --probe`, in three real steps of every stage."
+        f"One example takes {flops / 1e12:.0f} TFLOP (forward, backward to the experts, and forward again "
+        f"for checkpointing; encoders not counted). At {SHARE:.0%} of an H100's {PEAK_FLOPS / 1e12:.0f} "
+        f"TFLOP/s, **an assumption**, that is {flops / (PEAK_FLOPS * SHARE):.2f} s. What your machine does "
+        "is measured by `doctor --probe`, in three real steps of every stage."
     )
     yield ""
     yield from _heads("stage", "steps", "batch", "examples", "GPU hours", "days on 8 GPUs")

@@ -30,7 +30,7 @@ from recipes.cologen.training.preflight import Problem
 
 
 def main(arguments: Sequence[str] | None = None, console: Console | None = None) -> int:
-    """Run the command and return its exit status: 0 the run can work, 1 it cannot, or the question is wrong."""
+    """Run the command and return its exit status: 0 the run can work, 1 it cannot, or a wrong question."""
     given = _parser().parse_args(arguments)
     console = console or Console()
     silence_loading_bars()

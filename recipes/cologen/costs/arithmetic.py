@@ -14,7 +14,7 @@ from recipes.cologen.costs.shapes import BaseShape
 
 
 def step_flops(shape: BaseShape, pool: PoolSettings, load: Load) -> int:
-    """Operations of matrix products, convolutions and attention of one micro-batch; a product and sum are two.
+    """Matrix products, convolutions and attention of one micro-batch; a product and a sum are two.
 
     Encoders are not among them. With gradient checkpointing the forward pass counts twice.
     """
@@ -44,7 +44,7 @@ def _attention() -> dict[Any, Any]:
         return int(sdpa_backward_flop_count(gradient.shape, query.shape, key.shape, value.shape))
 
     for formula in (forward, backward):
-        formula._get_raw = True  # type: ignore[attr-defined]  # how FlopCounterMode tells one that takes tensors
+        formula._get_raw = True  # how FlopCounterMode tells one that takes tensors
     return {
         torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: forward,
         torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: backward,

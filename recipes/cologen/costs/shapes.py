@@ -145,8 +145,8 @@ def read_shape(folder: Path) -> BaseShape:
     missing = [name for name in BLOCKS if name not in shape.transformer]
     if missing:
         raise BaseModelError(
-            f"{folder / 'transformer' / 'config.json'} does not say {' and '.join(missing)}. Fetch the folder "
-            "again."
+            f"{folder / 'transformer' / 'config.json'} does not say {' and '.join(missing)}. "
+            "Fetch the folder again."
         )
     return shape
 

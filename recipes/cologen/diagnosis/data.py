@@ -34,7 +34,7 @@ class DataFacts(NamedTuple):
 
 
 def data_facts(config: RunConfig, stages: Sequence[str], shape: BaseShape | None) -> DataFacts:
-    """Open what these stages read, and look at some pictures of each, as training does before its first step."""
+    """Open what these stages read, and look at some pictures of each, as training does first."""
     problems, size = [], config.data.size
     try:
         data = training_records(config.data)

@@ -143,8 +143,8 @@ def _disk(asked: Asked, counts: Counts, facts: dict[str, Any]) -> list[Problem]:
     if needed <= free:
         return []
     message = (
-        f"checkpoints of this run need about {needed / 1e9:.1f} GB, but {asked.output} has {free / 1e9:.1f} GB "
-        "left: give another --output, or make room."
+        f"checkpoints of this run need about {needed / 1e9:.1f} GB, but {asked.output} has "
+        f"{free / 1e9:.1f} GB left: give another --output, or make room."
     )
     return [Problem("disk", message)]
 
