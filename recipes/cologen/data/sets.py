@@ -53,6 +53,8 @@ class DataSet:
         self.rows = open_rows(settings, self.layout, self.origin)
         self.left_out: Counter[str] = Counter()
         """How many rows were left out, by reason."""
+        self.without_caption = 0
+        """How many of the kept rows have no caption or prompt; above 0 only where that is allowed."""
         self._size, self._root = data.size, _root(settings)
         self._additions = _read_additions(settings, self.layout, self.origin)
         self._check_columns()
@@ -134,6 +136,7 @@ class DataSet:
             if lacks_text:
                 empty.append(self.rows.name(index))
             kept.append(index)
+        self.without_caption = len(empty)
         if empty and not may_be_empty:
             raise DataSetError(
                 f"{self.origin}: {len(empty)} of {len(self.rows)} rows have no caption or prompt (for "

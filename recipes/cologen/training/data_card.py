@@ -24,7 +24,16 @@ def write_card(
     run: Path, config: RunConfig, data: DataSource, held_out: DataSource | None, annotators: Annotators
 ) -> None:
     """Write both files into a run's folder."""
-    card = {
+    card = make_card(config, data, held_out, annotators)
+    write_text(run / f"{CARD}.json", json.dumps(card, indent=2, ensure_ascii=False) + "\n")
+    write_text(run / f"{CARD}.md", "\n".join(_page(card)) + "\n")
+
+
+def make_card(
+    config: RunConfig, data: DataSource, held_out: DataSource | None, annotators: Annotators
+) -> dict[str, Any]:
+    """What both files say, as plain values."""
+    return {
         "run": config.name,
         "source": config.data.source,
         "size": config.data.size,
@@ -38,8 +47,6 @@ def write_card(
         "held_out": config.data.held_out or ("world" if config.data.source == "world" else None),
         "held_out_sets": [_set_facts(part) for part in held_out.sets] if held_out is not None else [],
     }
-    write_text(run / f"{CARD}.json", json.dumps(card, indent=2, ensure_ascii=False) + "\n")
-    write_text(run / f"{CARD}.md", "\n".join(_page(card)) + "\n")
 
 
 def _set_facts(part: DataSet) -> dict[str, Any]:
@@ -57,6 +64,7 @@ def _set_facts(part: DataSet) -> dict[str, Any]:
         "stages": list(part.tasks),
         "rows": len(part.rows),
         "left_out": dict(part.left_out),
+        "without_caption": part.without_caption,
         "records": len(part),
         "repeat": settings.repeat,
         "options": dict(part.options),

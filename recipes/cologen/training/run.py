@@ -23,6 +23,7 @@ from recipes.cologen.training.interruption import StopSignals
 from recipes.cologen.training.loop import train_stage
 from recipes.cologen.training.metrics import MetricsLog
 from recipes.cologen.training.parallel import LaunchError, Parallel, sharding_plugin, splits
+from recipes.cologen.training.preflight import refuse_what_cannot_work
 from recipes.cologen.training.progress import ProgressView, progress_view
 from recipes.cologen.training.run_folder import RunFolder, base_fingerprint, open_run, stage_file
 from recipes.cologen.training.skips import SkipTally
@@ -72,6 +73,7 @@ def train(
         RunFolderError: The folder belongs to another run, or a checkpoint in it is foreign.
         LaunchError: Processes that were launched together do not know of each other.
         TrackerError: A tracker of `logging.trackers` is unknown or not installed.
+        PreflightError: Settings of a stage cannot work.
     """
     names = select_stages(wanted, config.stage_names)
     check_trackers(config.logging.trackers)
@@ -80,9 +82,12 @@ def train(
     accelerator = join_processes(config)
     console.quiet = console.quiet or not accelerator.is_main_process
     with accelerator.main_process_first():
-        base = base_fingerprint(base_folder(config))
+        place = base_folder(config)
+        base = base_fingerprint(place)
         # Opened here if there is work to do, so that a fault in the data is found before anything is written.
         idle = restart is None and all(stage_file(output, name).is_file() for name in names)
+        if not idle:
+            refuse_what_cannot_work(config, names, place, accelerator.num_processes)
         sources = None if idle else _open_sources(config, names, accelerator.device)
         folder = open_run(output, config, base, restart if accelerator.is_main_process else None)
     folder.check_order(names, config.stage_names)
