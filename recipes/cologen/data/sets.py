@@ -53,7 +53,7 @@ class DataSet:
         self.rows = open_rows(settings, self.layout, self.origin)
         self.left_out: Counter[str] = Counter()
         """How many rows were left out, by reason."""
-        self._size, self._root = data.size, _root(settings)
+        self._size, self._root, self._max_sources = data.size, _root(settings), data.max_sources
         self._additions = _read_additions(settings, self.layout, self.origin)
         self._check_columns()
         self._kept = self._look_through(data.empty_captions == "allow")
@@ -67,6 +67,7 @@ class DataSet:
 
         Raises:
             BrokenPictureError: The row cannot be read.
+            DataSetError: It has more source pictures than `data.max_sources`.
             ValueError: The index is negative.
         """
         if index < 0:
@@ -74,9 +75,11 @@ class DataSet:
         place, variant = divmod(index % len(self), self.layout.variants)
         reading = self._reading(self._kept[place], variant)
         try:
-            return framed(self.layout.record(reading), self._size)
+            return framed(self.layout.record(reading), self._size, self._max_sources)
         except BrokenPictureError as error:
             raise self._named(reading, str(error)) from error
+        except DataSetError:
+            raise
         # A row of a large public set may hold anything; what it is is said, and the row is skipped.
         except (LookupError, TypeError, ValueError, AttributeError) as error:
             raise self._named(

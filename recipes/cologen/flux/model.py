@@ -6,6 +6,7 @@ The parts are stock diffusers and transformers classes. Sampling is in `sampling
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -32,7 +33,7 @@ SourceTimestep = Literal["same", "zero"]
 """Timestep of the source: that of the noise (the paper), or always 0 (its K and V then serve every step)."""
 
 SOURCE_INDEX = 1
-"""Image index of the source in the position ids, as in FLUX.1 Kontext; the noise has 0."""
+"""Image index of the source in the position ids, as in FLUX.1 Kontext; noise has 0, further sources 2 ..."""
 
 
 @dataclass(eq=False)
@@ -178,7 +179,7 @@ class FluxModel:
         noise: ImageTokens,
         timestep: Tensor,
         text: TextTokens,
-        source: ImageTokens | SourceKV | None = None,
+        source: ImageTokens | Sequence[ImageTokens] | SourceKV | None = None,
         source_timestep: SourceTimestep = "same",
         guidance: float | None = None,
     ) -> Tensor:
@@ -188,7 +189,8 @@ class FluxModel:
             noise: noisy tokens `[batch, rows * columns, channels]`.
             timestep: `[batch]` in [0, 1]; 1 is pure noise.
             text: the prompts.
-            source: the source picture; or, with `zero`, its keys and values from `source_kv`; or None.
+            source: the source picture, or several; or, with `zero`, their keys and values from `source_kv`;
+                or None.
             source_timestep: `same` runs noise and source in one pass; `zero` runs the source alone at
                 timestep 0 first.
             guidance: scale for a guidance-distilled base (FLUX.1-dev), None for others.
@@ -201,8 +203,8 @@ class FluxModel:
             ShapeError: if batch sizes differ.
             SourceStreamError: if there is a source but no source stream, or cached K and V with `same`.
         """
-        if isinstance(source, ImageTokens):
-            self._check_source(source, timestep)
+        if isinstance(source, ImageTokens | Sequence):
+            source = self._checked_sources(source, timestep)
             if source_timestep == "same":
                 return self._velocity_beside(noise, source, timestep, text, guidance)
             source = self.source_kv(source, text, guidance)
@@ -215,8 +217,10 @@ class FluxModel:
         ids = image_position_ids(noise.rows, noise.columns, device=self.device)
         return run_transformer(self.transformer, noise.tokens, ids, timestep, text, guidance, use)
 
-    def source_kv(self, source: ImageTokens, text: TextTokens, guidance: float | None = None) -> SourceKV:
-        """Run the source alone at timestep 0, without text tokens, and keep the K and V of every block.
+    def source_kv(
+        self, source: ImageTokens | Sequence[ImageTokens], text: TextTokens, guidance: float | None = None
+    ) -> SourceKV:
+        """Run the source, or several, alone at timestep 0, without text tokens; keep every block's K and V.
 
         They serve every step of a sampling run. The pooled text and the guidance scale still enter by the
         modulation, so another prompt needs another pass.
@@ -224,41 +228,52 @@ class FluxModel:
         Raises:
             GuidanceError, ShapeError, SourceStreamError: as in `velocity`.
         """
-        timestep = torch.zeros(source.tokens.shape[0], device=self.device)
-        self._check_source(source, timestep)
+        timestep = torch.zeros(text.pooled.shape[0], device=self.device)
+        sources = self._checked_sources(source, timestep)
         kv = SourceKV()
-        ids = image_position_ids(source.rows, source.columns, SOURCE_INDEX, self.device)
+        tokens = torch.cat([one.tokens for one in sources], dim=1)
         alone = TextTokens(embeds=text.embeds[:, :0], pooled=text.pooled)
         run_transformer(
             self.transformer,
-            source.tokens,
-            ids,
+            tokens,
+            self._source_ids(sources),
             timestep,
             alone,
             guidance,
-            SourceTokens(source.tokens.shape[1], write=kv),
+            SourceTokens(tokens.shape[1], write=kv),
         )
         return kv
 
     def _velocity_beside(
         self,
         noise: ImageTokens,
-        source: ImageTokens,
+        sources: Sequence[ImageTokens],
         timestep: Tensor,
         text: TextTokens,
         guidance: float | None,
     ) -> Tensor:
-        num_noise, num_source = noise.tokens.shape[1], source.tokens.shape[1]
-        ids = torch.cat(
-            [
-                image_position_ids(noise.rows, noise.columns, device=self.device),
-                image_position_ids(source.rows, source.columns, SOURCE_INDEX, self.device),
-            ]
-        )
-        tokens = torch.cat([noise.tokens, source.tokens.to(noise.tokens.dtype)], dim=1)
-        return run_transformer(
-            self.transformer, tokens, ids, timestep, text, guidance, SourceTokens(num_source)
-        )[:, :num_noise]
+        num_noise = noise.tokens.shape[1]
+        positions = image_position_ids(noise.rows, noise.columns, device=self.device)
+        ids = torch.cat([positions, self._source_ids(sources)])
+        tokens = torch.cat([noise.tokens, *(one.tokens.to(noise.tokens.dtype) for one in sources)], dim=1)
+        use = SourceTokens(tokens.shape[1] - num_noise)
+        return run_transformer(self.transformer, tokens, ids, timestep, text, guidance, use)[:, :num_noise]
+
+    def _source_ids(self, sources: Sequence[ImageTokens]) -> Tensor:
+        """Positions of all sources' tokens; each source is an image of its own, counted from SOURCE_INDEX."""
+        numbered = enumerate(sources, start=SOURCE_INDEX)
+        return torch.cat([image_position_ids(s.rows, s.columns, n, self.device) for n, s in numbered])
+
+    def _checked_sources(
+        self, source: ImageTokens | Sequence[ImageTokens], timestep: Tensor
+    ) -> Sequence[ImageTokens]:
+        """All sources as a sequence, once they fit."""
+        sources = (source,) if isinstance(source, ImageTokens) else source
+        if not sources:
+            raise ShapeError("there is an empty list of sources: give one at least, or None for none.")
+        for one in sources:
+            self._check_source(one, timestep)
+        return sources
 
     def _check_source(self, source: ImageTokens, timestep: Tensor) -> None:
         if not has_source_stream(self.transformer):

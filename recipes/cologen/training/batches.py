@@ -35,6 +35,8 @@ class Batch(NamedTuple):
     """What was wrong with rows that could not be read, in whose place others are in the batch."""
     annotators: tuple[str | None, ...] = ()
     """The map that a source still waits for (`Example.annotator`); empty, where no batch can wait."""
+    further: tuple[Tensor, ...] = ()
+    """Second, third ... sources, each as `source`; every example of a batch has as many."""
 
 
 class Prepared(NamedTuple):
@@ -88,6 +90,7 @@ def withhold(example: Example, seed: int, dropout: DropoutSettings) -> Example:
         example,
         source=np.zeros_like(example.source) if no_source else example.source,
         annotator=None if no_source else example.annotator,
+        further=tuple(map(np.zeros_like, example.further)) if no_source else example.further,
         prompt="" if no_text else example.prompt,
     )
 
@@ -96,9 +99,11 @@ def collate(prepared: Sequence[Prepared]) -> Batch:
     """Stack examples into a batch.
 
     Raises:
-        PictureError: Pictures of one batch differ in size; the message names two of them.
+        PictureError: Pictures of one batch differ in size, or examples in how many sources they have; the
+            message names two of them.
     """
     found = [one.example for one in prepared]
+    _check_counts(found)
     return Batch(
         source=_stack([(example.id, example.source) for example in found]),
         target=_stack([(example.id, example.target) for example in found]),
@@ -106,6 +111,10 @@ def collate(prepared: Sequence[Prepared]) -> Batch:
         seeds=tuple(one.seed for one in prepared),
         skipped=tuple(problem for one in prepared for problem in one.skipped),
         annotators=tuple(example.annotator for example in found),
+        further=tuple(
+            _stack([(example.id, example.further[place]) for example in found])
+            for place in range(len(found[0].further))
+        ),
     )
 
 
@@ -127,6 +136,17 @@ def batches(
 
 def _leave_interrupts_to_training(worker: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _check_counts(examples: Sequence[Example]) -> None:
+    first = examples[0]
+    for example in examples:
+        if len(example.further) != len(first.further):
+            raise PictureError(
+                f"examples of one batch differ in how many source pictures they have: {first.id} has "
+                f"{1 + len(first.further)}, {example.id} {1 + len(example.further)}; give all as many, or "
+                "take one at a time with --set machine.micro_batch=1"
+            )
 
 
 def _stack(pictures: Sequence[tuple[str, np.ndarray]]) -> Tensor:

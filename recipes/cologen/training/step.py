@@ -47,6 +47,8 @@ class Encoded(NamedTuple):
     source: ImageTokens
     noise: ImageTokens
     flow: FlowSample
+    further: tuple[ImageTokens, ...] = ()
+    """Further sources, where examples have several."""
 
 
 class StepLosses(NamedTuple):
@@ -73,7 +75,7 @@ class StepLosses(NamedTuple):
 def encode(trainee: Trainee, batch: Batch) -> Encoded:
     """Draw maps that sources wait for, run the frozen text encoders and VAE; noise and times as seeded."""
     model, device, flow = trainee.model, trainee.accelerator.device, trainee.config.flow
-    pictures = trainee.annotators.sources(batch.source.to(device), batch.annotators)
+    first = trainee.annotators.sources(batch.source.to(device), batch.annotators)
     clean = model.encode_images(to_unit_range(batch.target, device))
     sample = flow_sample(
         clean.tokens,
@@ -82,9 +84,10 @@ def encode(trainee: Trainee, batch: Batch) -> Encoded:
     )
     return Encoded(
         text=model.encode_prompts(list(batch.prompts)),
-        source=model.encode_images(to_unit_range(pictures, device)),
+        source=model.encode_images(to_unit_range(first, device)),
         noise=clean.with_tokens(sample.noisy),
         flow=sample,
+        further=tuple(model.encode_images(to_unit_range(one, device)) for one in batch.further),
     )
 
 
@@ -100,7 +103,7 @@ def batch_loss(trainee: Trainee, stage: StageSettings, batch: Batch) -> tuple[Te
             encoded.noise,
             encoded.flow.timestep,
             encoded.text,
-            encoded.source,
+            (encoded.source, *encoded.further),
             source_timestep=config.flow.source_timestep,
             guidance=trainee.guidance,
         )
