@@ -82,6 +82,8 @@ class DataSettings(BaseModel):
     """Whether rows of data sets without a caption or prompt are an error."""
     max_broken: float = Field(default=0.01, ge=0, le=1)
     """Largest fraction of rows that may be skipped because they cannot be read."""
+    max_sources: int = Field(default=1, gt=0)
+    """Source pictures that a pair may have; one with more is an error. All pairs of a batch have as many."""
     annotators: AnnotatorTable = {}
     """What draws the control maps that are not stored, by map; without one there are edges and lines by
     OpenCV, and neither depth nor classes."""

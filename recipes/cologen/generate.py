@@ -99,13 +99,14 @@ def _draw(asked: argparse.Namespace, console: Console) -> Image:
     source = _source(asked, picture, mask, _size(run, model, picture), console)
     if asked.draw_map is not None:
         source = draw_map(source, asked.draw_map, settings.data.annotators, model.device)
+    sources = [source, *_further(asked, settings.data.max_sources, source.shape, console)]
     if stage is not None:  # the pool saved at a stage's end is the later pool as of that stage, bit for bit
         name = run.finished_stages()[-1] if stage == FULL_POOL else stage
         load_stage(model, run.pool(name), name)
     pixels = generate(
         model,
         [asked.prompt],
-        to_unit_range(torch.from_numpy(source).permute(2, 0, 1)[None], model.device),
+        [to_unit_range(torch.from_numpy(one).permute(2, 0, 1)[None], model.device) for one in sources],
         generator=[torch.Generator().manual_seed(asked.seed)],
         height=source.shape[0],
         width=source.shape[1],
@@ -162,6 +163,24 @@ def _source(
     return source
 
 
+def _further(asked: argparse.Namespace, most: int, shape: tuple[int, ...], console: Console) -> list[Image]:
+    """The further sources at the first one's size.
+
+    Raises:
+        PictureError: More than the run was trained on.
+    """
+    if 1 + len(asked.also) > most:
+        raise PictureError(
+            f"{1 + len(asked.also)} sources were given, but the run was trained on at most {most} "
+            "(data.max_sources); leave some of --also out"
+        )
+    fitted = [fit_picture(read_picture(path), shape[0], shape[1], name=str(path)) for path in asked.also]
+    for one in fitted:
+        if one.notice is not None:
+            console.print(f"note: {one.notice}")
+    return [one.image for one in fitted]
+
+
 def _size(run: RunReader, model: FluxBase, picture: Image) -> tuple[int, int]:
     """Height and width to draw at: those of training, else the picture's own in whole tokens."""
     data = run.settings.data
@@ -205,6 +224,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--task", choices=tuple(VIEWS), required=True)
     parser.add_argument(
         "--image", type=Path, help="the source: a picture, or for control the map itself", required=True
+    )
+    parser.add_argument(
+        "--also", type=Path, nargs="+", default=[], help="further sources, where a run was trained on several"
     )
     parser.add_argument("--prompt", required=True)
     parser.add_argument("--output", type=Path, help="file to write, in a folder that is there", required=True)

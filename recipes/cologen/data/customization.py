@@ -30,7 +30,14 @@ def given_pair(record: Record, task: str, rng: np.random.Generator) -> Pair:
 def paired_example(record: Record, pair: Pair) -> Example:
     """The record's picture as source, the pair's as target."""
     return Example(
-        record.id, pair.task, pair.kind, record.image, pair.image, pair.prompt, origin=record.origin
+        id=record.id,
+        task=pair.task,
+        kind=pair.kind,
+        source=record.image,
+        target=pair.image,
+        prompt=pair.prompt,
+        origin=record.origin,
+        further=pair.further,
     )
 
 

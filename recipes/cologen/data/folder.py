@@ -46,14 +46,21 @@ class PictureFolder:
         path: The folder that holds `metadata.jsonl`.
         size: (height, width) that every picture gets, its middle cut to that shape; None keeps its own.
         licence: Of the pictures, as records and the data card tell it.
+        max_sources: Source pictures that a pair may have.
 
     Raises:
         FolderDataError: The folder, a line of its metadata, or a file that a line names has a fault.
     """
 
-    def __init__(self, path: Path, size: tuple[int, int] | None = None, licence: str = UNSTATED) -> None:
+    def __init__(
+        self,
+        path: Path,
+        size: tuple[int, int] | None = None,
+        licence: str = UNSTATED,
+        max_sources: int = 1,
+    ) -> None:
         """Read and check the metadata; see the class."""
-        self.path, self.size, self.licence = path, size, licence
+        self.path, self.size, self.licence, self.max_sources = path, size, licence, max_sources
         self._entries = tuple(read_entries(path))
         for entry in self._entries:
             check_files(path, entry)
@@ -72,7 +79,7 @@ class PictureFolder:
         """
         if index < 0:
             raise ValueError(f"a folder's index starts at 0, got {index}")
-        return framed(self._raw(self._entries[index % len(self._entries)]), self.size)
+        return framed(self._raw(self._entries[index % len(self._entries)]), self.size, self.max_sources)
 
     def records(self, start: int = 0) -> Iterator[Record]:
         """Stream records from an index on, round and round, without end."""
@@ -95,7 +102,13 @@ class PictureFolder:
             if line.segmentation is None
             else np.asarray(self._open(entry, line.segmentation), dtype=np.int32),
             pairs=tuple(
-                RawPair(pair.task, self._open(entry, pair.image), pair.prompt, pair.kind)
+                RawPair(
+                    task=pair.task,
+                    picture=self._open(entry, pair.image),
+                    prompt=pair.prompt,
+                    kind=pair.kind,
+                    further=tuple(self._open(entry, name) for name in pair.sources),
+                )
                 for pair in line.pairs
             ),
         )

@@ -40,6 +40,8 @@ class PairLine(_Settings):
     image: str
     prompt: str = Field(min_length=1)
     kind: str = "given"
+    sources: tuple[str, ...] = ()
+    """Further source pictures beside the line's own, such as a second subject."""
 
 
 class PictureLine(_Settings):
@@ -116,7 +118,8 @@ def check_files(folder: Path, entry: Entry) -> None:
     for item in line.objects:
         _check_box(folder, number, item, (width, height))
     for pair in line.pairs:
-        _size(folder, number, pair.image)
+        for name in (pair.image, *pair.sources):
+            _size(folder, number, name)
 
 
 def _check_classes(folder: Path, number: int, name: str) -> None:

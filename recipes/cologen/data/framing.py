@@ -11,7 +11,7 @@ from PIL import Image as PilImage
 from recipes.cologen.data.decoding import as_rgb, is_deep
 from recipes.cologen.data.raw import Box, RawObject, RawRecord
 from recipes.cologen.data.record import Image, Mask, Pair, Record, RecordObject
-from recipes.cologen.errors import BrokenPictureError
+from recipes.cologen.errors import BrokenPictureError, DataSetError
 
 
 class Frame(NamedTuple):
@@ -22,20 +22,23 @@ class Frame(NamedTuple):
     height: int
 
 
-def framed(raw: RawRecord, size: tuple[int, int] | None) -> Record:
+def framed(raw: RawRecord, size: tuple[int, int] | None, max_sources: int = 1) -> Record:
     """A record whose pictures all have one size.
 
     Args:
         raw: As stored.
         size: (height, width) to give; None keeps the picture's own, which its pairs then get too.
+        max_sources: Source pictures that a pair may have, the record's own included.
 
     Raises:
         BrokenPictureError: A mask or a map has another size than its picture.
+        DataSetError: A pair has more sources.
     """
+    _check_sources(raw, max_sources)
     frame = frame_of(raw.picture.size, size)
     objects = (_object(raw, item, frame) for item in raw.objects)
     # Pairs that differ in their prompt alone share their picture, which is then resized once.
-    seconds = {id(pair.picture): pair.picture for pair in raw.pairs}
+    seconds = {id(one): one for pair in raw.pairs for one in (pair.picture, *pair.further)}
     pixels = {
         key: resized_pixels(picture, frame_of(picture.size, size or raw.picture.size[::-1]))
         for key, picture in seconds.items()
@@ -47,13 +50,31 @@ def framed(raw: RawRecord, size: tuple[int, int] | None) -> Record:
         objects=tuple(item for item in objects if item is not None),
         depth=None if raw.depth is None else _depth(_alike(raw, raw.depth, "depth map"), frame),
         segmentation=None if raw.segmentation is None else _classes(raw, raw.segmentation, frame),
-        pairs=tuple(Pair(pair.task, pixels[id(pair.picture)], pair.prompt, pair.kind) for pair in raw.pairs),
+        pairs=tuple(
+            Pair(
+                task=pair.task,
+                image=pixels[id(pair.picture)],
+                prompt=pair.prompt,
+                kind=pair.kind,
+                further=tuple(pixels[id(one)] for one in pair.further),
+            )
+            for pair in raw.pairs
+        ),
         maps={
             kind: resized_pixels(_alike(raw, picture, f"{kind} map"), frame)
             for kind, picture in raw.maps.items()
         },
         origin=raw.origin,
     )
+
+
+def _check_sources(raw: RawRecord, most: int) -> None:
+    found = max((1 + len(pair.further) for pair in raw.pairs), default=1)
+    if found > most:
+        raise DataSetError(
+            f"{raw.id}: a pair has {found} source pictures, but data.max_sources is {most}. Read them all "
+            f"with --set data.max_sources={found}, or take the further ones (`sources`) out of the pair"
+        )
 
 
 def frame_of(picture: tuple[int, int], size: tuple[int, ...] | None) -> Frame:

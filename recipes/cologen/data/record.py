@@ -67,6 +67,8 @@ class Pair:
     image: Image
     prompt: str
     kind: str = "given"
+    further: tuple[Image, ...] = ()
+    """Further sources beside the record's picture."""
 
 
 @dataclass(frozen=True)
@@ -111,3 +113,5 @@ class Example:
     meta: dict[str, Any] = field(default_factory=dict)
     origin: Origin | None = None
     annotator: str | None = None
+    further: tuple[Image, ...] = ()
+    """Further source pictures, in order, beside `source`."""

@@ -55,7 +55,7 @@ class DataSet:
         """How many rows were left out, by reason."""
         self.without_caption = 0
         """How many of the kept rows have no caption or prompt; above 0 only where that is allowed."""
-        self._size, self._root = data.size, _root(settings)
+        self._size, self._root, self._max_sources = data.size, _root(settings), data.max_sources
         self._additions = _read_additions(settings, self.layout, self.origin)
         self._check_columns()
         self._kept = self._look_through(data.empty_captions == "allow")
@@ -69,6 +69,7 @@ class DataSet:
 
         Raises:
             BrokenPictureError: The row cannot be read.
+            DataSetError: It has more source pictures than `data.max_sources`.
             ValueError: The index is negative.
         """
         if index < 0:
@@ -76,9 +77,11 @@ class DataSet:
         place, variant = divmod(index % len(self), self.layout.variants)
         reading = self._reading(self._kept[place], variant)
         try:
-            return framed(self.layout.record(reading), self._size)
+            return framed(self.layout.record(reading), self._size, self._max_sources)
         except BrokenPictureError as error:
             raise self._named(reading, str(error)) from error
+        except DataSetError:
+            raise
         # A row of a large public set may hold anything; what it is is said, and the row is skipped.
         except (LookupError, TypeError, ValueError, AttributeError) as error:
             raise self._named(

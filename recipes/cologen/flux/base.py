@@ -18,6 +18,9 @@ from recipes.cologen.flux.source_stream import has_source_stream
 from recipes.cologen.flux.tokens import ImageTokens, TextTokens
 from recipes.cologen.flux.two_step import SourceKV, SourceTokens
 
+Sources = ImageTokens | Sequence[ImageTokens]
+"""The source picture, or several."""
+
 SourceTimestep = Literal["same", "zero"]
 """Timestep of the source: that of the noise (the paper), or always 0 (its K and V then serve every step)."""
 
@@ -103,13 +106,13 @@ class FluxBase(Protocol):
         noise: ImageTokens,
         timestep: Tensor,
         text: TextTokens,
-        source: ImageTokens | SourceKV | None = None,
+        source: Sources | SourceKV | None = None,
         source_timestep: SourceTimestep = "same",
         guidance: float | None = None,
     ) -> Tensor:
         """Predict the flow velocity of noisy tokens, as `SourceVelocity.velocity` says."""
 
-    def source_kv(self, source: ImageTokens, text: TextTokens, guidance: float | None = None) -> SourceKV:
+    def source_kv(self, source: Sources, text: TextTokens, guidance: float | None = None) -> SourceKV:
         """Run the source alone at timestep 0 and keep the keys and values of every block."""
 
 
@@ -146,8 +149,13 @@ class SourceVelocity(ABC):
         """
 
     @abstractmethod
-    def position_ids(self, image: ImageTokens, *, is_source: bool = False) -> Tensor:
-        """Number a picture's tokens `[rows * columns, axes]` for the rotary embedding."""
+    def position_ids(self, image: ImageTokens, source: int | None = None) -> Tensor:
+        """Number a picture's tokens `[rows * columns, axes]` for the rotary embedding.
+
+        Args:
+            image: the picture.
+            source: which source it is, from 0 up; None for the noise.
+        """
 
     @property
     def device(self) -> torch.device:
@@ -165,7 +173,7 @@ class SourceVelocity(ABC):
         noise: ImageTokens,
         timestep: Tensor,
         text: TextTokens,
-        source: ImageTokens | SourceKV | None = None,
+        source: Sources | SourceKV | None = None,
         source_timestep: SourceTimestep = "same",
         guidance: float | None = None,
     ) -> Tensor:
@@ -175,7 +183,8 @@ class SourceVelocity(ABC):
             noise: noisy tokens `[batch, rows * columns, channels]`.
             timestep: `[batch]` in [0, 1]; 1 is pure noise.
             text: the prompts.
-            source: the source picture; or, with `zero`, its keys and values from `source_kv`; or None.
+            source: the source picture, or several; or, with `zero`, their keys and values from `source_kv`;
+                or None.
             source_timestep: `same` runs noise and source in one pass; `zero` runs the source alone at
                 timestep 0 first.
             guidance: scale for a guidance-distilled base (FLUX.1-dev), None for others.
@@ -188,10 +197,10 @@ class SourceVelocity(ABC):
             ShapeError: if batch sizes differ.
             SourceStreamError: if there is a source but no source stream, or cached K and V with `same`.
         """
-        if isinstance(source, ImageTokens):
-            self._check_source(source, timestep)
+        if isinstance(source, ImageTokens | Sequence):
+            sources = self._checked_sources(source, timestep)
             if source_timestep == "same":
-                return self._velocity_beside(noise, source, timestep, text, guidance)
+                return self._velocity_beside(noise, sources, timestep, text, guidance)
             source = self.source_kv(source, text, guidance)
         elif source is not None and source_timestep == "same":
             raise SourceStreamError(
@@ -201,8 +210,8 @@ class SourceVelocity(ABC):
         use = SourceTokens() if source is None else SourceTokens(read=source)
         return self.run(noise.tokens, self.position_ids(noise), timestep, text, guidance, use)
 
-    def source_kv(self, source: ImageTokens, text: TextTokens, guidance: float | None = None) -> SourceKV:
-        """Run the source alone at timestep 0, without text tokens, and keep the K and V of every block.
+    def source_kv(self, source: Sources, text: TextTokens, guidance: float | None = None) -> SourceKV:
+        """Run the source, or several, alone at timestep 0, without text tokens; keep every block's K and V.
 
         They serve every step of a sampling run. Where a base's modulation reads more than the timestep
         (FLUX.1: the pooled text; guidance-distilled bases: the scale), they hold for that alone; FLUX.2
@@ -211,27 +220,41 @@ class SourceVelocity(ABC):
         Raises:
             GuidanceError, ShapeError, SourceStreamError: as in `velocity`.
         """
-        timestep = torch.zeros(source.tokens.shape[0], device=self.device)
-        self._check_source(source, timestep)
+        timestep = torch.zeros(text.embeds.shape[0], device=self.device)
+        sources = self._checked_sources(source, timestep)
         kv = SourceKV()
+        tokens = torch.cat([one.tokens for one in sources], dim=1)
         alone = TextTokens(embeds=text.embeds[:, :0], pooled=text.pooled)
-        use = SourceTokens(source.tokens.shape[1], write=kv)
-        ids = self.position_ids(source, is_source=True)
-        self.run(source.tokens, ids, timestep, alone, guidance, use)
+        use = SourceTokens(tokens.shape[1], write=kv)
+        self.run(tokens, self._source_ids(sources), timestep, alone, guidance, use)
         return kv
 
     def _velocity_beside(
         self,
         noise: ImageTokens,
-        source: ImageTokens,
+        sources: Sequence[ImageTokens],
         timestep: Tensor,
         text: TextTokens,
         guidance: float | None,
     ) -> Tensor:
-        ids = torch.cat([self.position_ids(noise), self.position_ids(source, is_source=True)])
-        tokens = torch.cat([noise.tokens, source.tokens.to(noise.tokens.dtype)], dim=1)
-        use = SourceTokens(source.tokens.shape[1])
-        return self.run(tokens, ids, timestep, text, guidance, use)[:, : noise.tokens.shape[1]]
+        num_noise = noise.tokens.shape[1]
+        ids = torch.cat([self.position_ids(noise), self._source_ids(sources)])
+        tokens = torch.cat([noise.tokens, *(one.tokens.to(noise.tokens.dtype) for one in sources)], dim=1)
+        use = SourceTokens(tokens.shape[1] - num_noise)
+        return self.run(tokens, ids, timestep, text, guidance, use)[:, :num_noise]
+
+    def _source_ids(self, sources: Sequence[ImageTokens]) -> Tensor:
+        """Positions of all sources' tokens; each source is a picture of its own."""
+        return torch.cat([self.position_ids(image, source=place) for place, image in enumerate(sources)])
+
+    def _checked_sources(self, source: Sources, timestep: Tensor) -> Sequence[ImageTokens]:
+        """All sources as a sequence, once they fit."""
+        sources = (source,) if isinstance(source, ImageTokens) else source
+        if not sources:
+            raise ShapeError("there is an empty list of sources: give one at least, or None for none.")
+        for one in sources:
+            self._check_source(one, timestep)
+        return sources
 
     def _check_source(self, source: ImageTokens, timestep: Tensor) -> None:
         if not has_source_stream(self.transformer):

@@ -231,17 +231,18 @@ class Flux2Model(SourceVelocity):
         )[0]
         return velocity
 
-    def position_ids(self, image: ImageTokens, *, is_source: bool = False) -> Tensor:
+    def position_ids(self, image: ImageTokens, source: int | None = None) -> Tensor:
         """Number a picture's tokens `[rows * columns, 4]`: picture, row, column, and 0 where text counts.
 
-        The source has the picture index of the pipeline's first reference picture.
+        Sources have the picture indices of the pipeline's reference pictures.
         """
         grid = torch.empty(1, 1, image.rows, image.columns, device="meta")
-        if is_source:
-            ids: Tensor = Flux2KleinPipeline._prepare_image_ids([grid])
-        else:
-            ids = Flux2KleinPipeline._prepare_latent_ids(grid)
-        return ids[0].to(self.device)
+        if source is None:
+            ids: Tensor = Flux2KleinPipeline._prepare_latent_ids(grid)
+            return ids[0].to(self.device)
+        # The pipeline numbers all reference pictures together; those before this one are of any size.
+        ids = Flux2KleinPipeline._prepare_image_ids([grid] * (source + 1))
+        return ids[0, -image.rows * image.columns :].to(self.device)
 
     def schedule_shift(self, num_tokens: int, steps: int) -> float:
         """The mu by which the pipeline shifts the times, fitted to the picture's tokens and the steps."""

@@ -33,7 +33,7 @@ from recipes.cologen.flux.vocabulary import unknown_words
 __all__ = ["SOURCE_INDEX", "FluxModel", "SourceTimestep"]
 
 SOURCE_INDEX = 1
-"""Image index of the source in the position ids, as in FLUX.1 Kontext; the noise has 0."""
+"""Image index of the source in the position ids, as in FLUX.1 Kontext; noise has 0, further sources 2 ..."""
 
 
 @dataclass(eq=False)
@@ -219,9 +219,10 @@ class FluxModel(SourceVelocity):
         """Call the transformer once, as FluxPipeline does; see `SourceVelocity.run`."""
         return run_transformer(self.transformer, tokens, ids, timestep, text, guidance, source)
 
-    def position_ids(self, image: ImageTokens, *, is_source: bool = False) -> Tensor:
-        """Number a picture's tokens `[rows * columns, 3]`; noise and source differ in the image index."""
-        return image_position_ids(image.rows, image.columns, SOURCE_INDEX if is_source else 0, self.device)
+    def position_ids(self, image: ImageTokens, source: int | None = None) -> Tensor:
+        """Number a picture's tokens `[rows * columns, 3]`; noise and sources differ in the image index."""
+        index = 0 if source is None else SOURCE_INDEX + source
+        return image_position_ids(image.rows, image.columns, index, self.device)
 
     def schedule_shift(self, num_tokens: int, steps: int) -> float:
         """The mu by which FluxPipeline shifts the times: linear in the picture's tokens."""

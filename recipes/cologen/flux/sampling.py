@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
@@ -45,7 +45,7 @@ class Sampling(BaseModel):
 def generate(
     model: FluxBase,
     prompts: list[str],
-    source: Tensor | None = None,
+    source: Tensor | Sequence[Tensor] | None = None,
     *,
     generator: Generators | int,
     **settings: int | float | str | None,
@@ -57,7 +57,8 @@ def generate(
     Args:
         model: the base, with or without experts.
         prompts: one per picture.
-        source: pixels `[batch, 3, height, width]` in [-1, 1], of any size; None for text alone.
+        source: pixels `[batch, 3, height, width]` in [-1, 1], of any size; several such, if every picture
+            has several sources; None for text alone.
         generator: of the starting noise; a list gives each picture its own, so that it does not depend on its
             batch-mates; a number seeds one for all.
         **settings: fields of `Sampling`.
@@ -72,8 +73,9 @@ def generate(
     with torch.no_grad(), _evaluating(model):
         text = model.encode_prompts(prompts)
         noise = starting_noise(model, len(prompts), sampling, generator)
-        picture = None if source is None else model.encode_images(source.to(model.device))
-        return model.decode(denoise(model, noise, text, picture, sampling)).clamp(-1, 1)
+        given = (source,) if isinstance(source, Tensor) else source
+        pictures = None if given is None else [model.encode_images(one.to(model.device)) for one in given]
+        return model.decode(denoise(model, noise, text, pictures, sampling)).clamp(-1, 1)
 
 
 def starting_noise(
@@ -102,7 +104,7 @@ def denoise(
     model: FluxBase,
     noise: ImageTokens,
     text: TextTokens,
-    source: ImageTokens | SourceKV | None,
+    source: ImageTokens | Sequence[ImageTokens] | SourceKV | None,
     sampling: Sampling,
 ) -> ImageTokens:
     """Follow the velocity from noise to picture; with `zero`, the source's K and V are computed once.
@@ -111,7 +113,7 @@ def denoise(
     """
     scheduler, timesteps = _schedule(model, noise.tokens.shape[1], sampling)
     read = source
-    if isinstance(source, ImageTokens) and sampling.source_timestep == "zero":
+    if isinstance(source, ImageTokens | Sequence) and sampling.source_timestep == "zero":
         read = model.source_kv(source, text, sampling.guidance)
     tokens = noise.tokens
     for timestep in timesteps:

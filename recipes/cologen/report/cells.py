@@ -240,7 +240,7 @@ def hash_examples(examples: Iterable[Example]) -> str:
     for example in examples:
         wanted = [example.meta.get(key) for key in ("scene", "alternatives")]
         total.update(repr((example.task, example.kind, example.prompt, *wanted)).encode())
-        for pixels in (example.source, example.target, example.meta.get("hole")):
+        for pixels in (example.source, example.target, example.meta.get("hole"), *example.further):
             if pixels is not None:
                 total.update(repr(pixels.shape).encode() + pixels.tobytes())
     return total.hexdigest()[:16]

@@ -39,6 +39,8 @@ class Batch(NamedTuple):
     """Which examples are of an earlier stage's task; see `replay.py`."""
     annotators: tuple[str | None, ...] = ()
     """The map that a source still waits for (`Example.annotator`); empty, where no batch can wait."""
+    further: tuple[Tensor, ...] = ()
+    """Second, third ... sources, each as `source`; every example of a batch has as many."""
 
 
 class Prepared(NamedTuple):
@@ -93,6 +95,7 @@ def withhold(example: Example, seed: int, dropout: DropoutSettings) -> Example:
         example,
         source=np.zeros_like(example.source) if no_source else example.source,
         annotator=None if no_source else example.annotator,
+        further=tuple(map(np.zeros_like, example.further)) if no_source else example.further,
         prompt="" if no_text else example.prompt,
     )
 
@@ -101,9 +104,11 @@ def collate(prepared: Sequence[Prepared]) -> Batch:
     """Stack examples into a batch.
 
     Raises:
-        PictureError: Pictures of one batch differ in size; the message names two of them.
+        PictureError: Pictures of one batch differ in size, or examples in how many sources they have; the
+            message names two of them.
     """
     found = [one.example for one in prepared]
+    _check_counts(found)
     return Batch(
         source=_stack([(example.id, example.source) for example in found]),
         target=_stack([(example.id, example.target) for example in found]),
@@ -113,6 +118,10 @@ def collate(prepared: Sequence[Prepared]) -> Batch:
         ids=tuple(example.id for example in found),
         replayed=tuple(one.replayed for one in prepared),
         annotators=tuple(example.annotator for example in found),
+        further=tuple(
+            _stack([(example.id, example.further[place]) for example in found])
+            for place in range(len(found[0].further))
+        ),
     )
 
 
@@ -141,6 +150,17 @@ def _leave_interrupts_to_training(worker: int) -> None:
     # A whole job is told to stop, its workers too; they go on until the trainer lets go of them.
     for number in (signal.SIGINT, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
+
+
+def _check_counts(examples: Sequence[Example]) -> None:
+    first = examples[0]
+    for example in examples:
+        if len(example.further) != len(first.further):
+            raise PictureError(
+                f"examples of one batch differ in how many source pictures they have: {first.id} has "
+                f"{1 + len(first.further)}, {example.id} {1 + len(example.further)}; give all as many, or "
+                "take one at a time with --set machine.micro_batch=1"
+            )
 
 
 def _stack(pictures: Sequence[tuple[str, np.ndarray]]) -> Tensor:

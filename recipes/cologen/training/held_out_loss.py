@@ -19,11 +19,13 @@ from torch.nn import functional as F
 from prw.routing import RoutingStatistics, Tally, statistics_of
 from recipes.cologen.data.record import Example
 from recipes.cologen.data.sampler import derive_seed
+from recipes.cologen.flux.base import Sources
 from recipes.cologen.flux.tokens import ImageTokens, TextTokens
 from recipes.cologen.flux.two_step import SourceKV
 from recipes.cologen.training.batches import to_unit_range
 from recipes.cologen.training.flow import draw_noise, flow_sample
 from recipes.cologen.training.step import Trainee
+from recipes.cologen.training.validation import same_sized, stacked_sources
 
 TIMES = tuple((place + 0.5) / 8 for place in range(8))
 """Of flow matching: 1 is pure noise."""
@@ -66,20 +68,13 @@ def held_out_loss(
     return HeldOutLoss(tuple((sums / len(examples)).tolist()), statistics_of(_some(tally)))
 
 
-def same_sized(examples: Sequence[Example], most: int) -> Sequence[Example]:
-    """The first examples, at most so many, that share the sizes of the very first."""
-    sizes = [(example.source.shape, example.target.shape) for example in examples[:most]]
-    return examples[: next((place for place, size in enumerate(sizes) if size != sizes[0]), len(sizes))]
-
-
 def _errors(trainee: Trainee, batch: Sequence[Example], seeds: Sequence[int]) -> tuple[Tensor, Tally]:
     """Mean error of a batch at each time, float64 [times], and its decisions."""
     model, device = trainee.model, trainee.accelerator.device
     text = model.encode_prompts([example.prompt for example in batch])
-    clean, source = (
-        model.encode_images(to_unit_range(_stacked(pictures), device))
-        for pictures in ([one.target for one in batch], [one.source for one in batch])
-    )
+    target = torch.from_numpy(np.stack([example.target for example in batch])).permute(0, 3, 1, 2)
+    clean = model.encode_images(to_unit_range(target, device))
+    sources = [model.encode_images(pixels) for pixels in stacked_sources(batch, device)]
     noise, errors, tally = draw_noise(seeds, clean.tokens.shape[1:]), [], None
     for time in TIMES:
         sample = flow_sample(clean.tokens, noise, torch.full([len(batch)], time))
@@ -88,7 +83,7 @@ def _errors(trainee: Trainee, batch: Sequence[Example], seeds: Sequence[int]) ->
                 clean.with_tokens(sample.noisy),
                 sample.timestep,
                 text,
-                _read(trainee, source, text),
+                _read(trainee, sources, text),
                 source_timestep=trainee.config.flow.source_timestep,
                 guidance=trainee.guidance,
             )
@@ -97,21 +92,17 @@ def _errors(trainee: Trainee, batch: Sequence[Example], seeds: Sequence[int]) ->
     return torch.stack(errors), _some(tally)
 
 
-def _read(trainee: Trainee, source: ImageTokens, text: TextTokens) -> ImageTokens | SourceKV:
-    """The source as a forward takes it; at timestep 0 its keys and values are made with their own record."""
+def _read(trainee: Trainee, sources: Sequence[ImageTokens], text: TextTokens) -> Sources | SourceKV:
+    """The sources as a forward takes it; at timestep 0 their keys and values are made in a pass of their own."""
     if trainee.config.flow.source_timestep == "same":
-        return source
-    return trainee.model.source_kv(source, text, trainee.guidance)
+        return sources
+    return trainee.model.source_kv(sources, text, trainee.guidance)
 
 
 def _some(tally: Tally | None) -> Tally:
     if tally is None:
         raise ValueError("a held-out loss needs at least one example")
     return tally
-
-
-def _stacked(pictures: Sequence[np.ndarray]) -> Tensor:
-    return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2)
 
 
 @contextmanager

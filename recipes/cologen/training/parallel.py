@@ -21,7 +21,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from recipes.cologen.errors import CologenError
-from recipes.cologen.flux.base import FluxBase
+from recipes.cologen.flux.base import FluxBase, Sources
 from recipes.cologen.flux.tokens import ImageTokens, TextTokens
 from recipes.cologen.flux.two_step import SourceKV
 from recipes.cologen.training.optimizers import AVERAGE
@@ -94,13 +94,13 @@ class Parallel:
             self._forward = accelerator.prepare_model(Forward(model))
 
     def velocity(
-        self, noise: ImageTokens, timestep: Tensor, text: TextTokens, source: ImageTokens, **settings: Any
+        self, noise: ImageTokens, timestep: Tensor, text: TextTokens, source: Sources, **settings: Any
     ) -> Tensor:
         """Predict the velocity with gradients, as `FluxBase.velocity`."""
         if self._forward is not None:
             velocity: Tensor = self._forward(noise, timestep, text, source, **settings)
             return velocity
-        read: ImageTokens | SourceKV = source
+        read: Sources | SourceKV = source
         if self.split and settings["source_timestep"] == "zero":
             read = self._model.source_kv(source, text, settings["guidance"])
             _put_together_for_backward(self._model.transformer, read)

@@ -89,7 +89,9 @@ def held_out_records(data: DataSettings) -> DataSource | None:
 
 
 def _folder(place: str, data: DataSettings) -> DataSource:
-    folder = PictureFolder(Path(place.removeprefix("folder:")).expanduser(), data.size)
+    folder = PictureFolder(
+        Path(place.removeprefix("folder:")).expanduser(), data.size, max_sources=data.max_sources
+    )
     return DataSource(StageSource(_annotated(folder, data.annotators), len(folder)))
 
 

@@ -56,6 +56,13 @@ class Encoded(NamedTuple):
     source: ImageTokens
     noise: ImageTokens
     flow: FlowSample
+    further: tuple[ImageTokens, ...] = ()
+    """Further sources, where examples have several."""
+
+    @property
+    def sources(self) -> tuple[ImageTokens, ...]:
+        """All sources, the first one first."""
+        return self.source, *self.further
 
 
 class NonFiniteError(CologenError, ArithmeticError):
@@ -102,7 +109,7 @@ def _mean(values: Sequence[float]) -> float:
 def encode(trainee: Trainee, batch: Batch) -> Encoded:
     """Draw maps that sources wait for, run the frozen text encoders and VAE; noise and times as seeded."""
     model, device, flow = trainee.model, trainee.accelerator.device, trainee.config.flow
-    pictures = trainee.annotators.sources(batch.source.to(device), batch.annotators)
+    first = trainee.annotators.sources(batch.source.to(device), batch.annotators)
     clean = model.encode_images(to_unit_range(batch.target, device))
     times = draw_timesteps(batch.seeds, flow.timestep_mean, flow.timestep_std)
     mu = model.schedule_shift(clean.tokens.shape[1], trainee.config.sampling.steps)
@@ -112,9 +119,10 @@ def encode(trainee: Trainee, batch: Batch) -> Encoded:
     )
     return Encoded(
         text=model.encode_prompts(list(batch.prompts)),
-        source=model.encode_images(to_unit_range(pictures, device)),
+        source=model.encode_images(to_unit_range(first, device)),
         noise=clean.with_tokens(sample.noisy),
         flow=sample,
+        further=tuple(model.encode_images(to_unit_range(one, device)) for one in batch.further),
     )
 
 
@@ -131,12 +139,12 @@ def batch_loss(trainee: Trainee, stage: StageSettings, batch: Batch) -> tuple[Te
             encoded.noise,
             encoded.flow.timestep,
             encoded.text,
-            source=encoded.source,
+            encoded.sources,
             source_timestep=config.flow.source_timestep,
             guidance=trainee.guidance,
         )
     task = F.mse_loss(velocity.float(), encoded.flow.velocity)
-    own = own_tokens(batch, encoded.source.tokens.shape[1], trainee.accelerator.device)
+    own = own_tokens(batch, sum(one.tokens.shape[1] for one in encoded.sources), trainee.accelerator.device)
     veteran = prw.veteran_loss(routing, rho=stage.rho, alpha=stage.alpha, per=config.veteran.per, mask=own)
     share = math.nan if all(batch.replayed) and batch.replayed else routing.share(own)
     measured = StepLosses(task.item(), veteran.item(), share, routing.gate())

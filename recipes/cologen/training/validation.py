@@ -139,13 +139,13 @@ def evaluate_task(
     usage = _UsageCount()
     images: list[Image] = []
     while len(images) < len(examples):
-        batch = _next_batch(examples[len(images) :], batch_size)
+        batch = same_sized(examples[len(images) :], batch_size)
         seeds = [derive_seed(seed, "noise", len(images) + place) for place in range(len(batch))]
         with usage.counting(weave, len(batch)):
             pixels = generate(
                 model,
                 [example.prompt for example in batch],
-                _stacked_sources(batch, model.device),
+                stacked_sources(batch, model.device),
                 generator=[torch.Generator().manual_seed(noise_seed) for noise_seed in seeds],
                 height=batch[0].target.shape[0],
                 width=batch[0].target.shape[1],
@@ -182,16 +182,21 @@ def to_pictures(pixels: Tensor) -> list[Image]:
     return list(levels.permute(0, 2, 3, 1).cpu().numpy())
 
 
-def _next_batch(examples: Sequence[Example], batch_size: int) -> Sequence[Example]:
+def same_sized(examples: Sequence[Example], batch_size: int) -> Sequence[Example]:
     """The first examples, at most `batch_size`, that share the sizes of the very first."""
-    sizes = [(example.source.shape, example.target.shape) for example in examples[:batch_size]]
+    sizes = [
+        [picture.shape for picture in (example.target, example.source, *example.further)]
+        for example in examples[:batch_size]
+    ]
     same = next((place for place, size in enumerate(sizes) if size != sizes[0]), len(sizes))
     return examples[:same]
 
 
-def _stacked_sources(examples: Sequence[Example], device: torch.device) -> Tensor:
-    sources = torch.from_numpy(np.stack([example.source for example in examples]))
-    return to_unit_range(sources.permute(0, 3, 1, 2), device)
+def stacked_sources(examples: Sequence[Example], device: torch.device) -> list[Tensor]:
+    """The first sources of all examples, then the second ones, and so on."""
+    places = zip(*((example.source, *example.further) for example in examples), strict=True)
+    stacks = (torch.from_numpy(np.stack(pictures)) for pictures in places)
+    return [to_unit_range(stack.permute(0, 3, 1, 2), device) for stack in stacks]
 
 
 def _has_scene(example: Example) -> bool:

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from recipes.cologen import generate as command
+from recipes.cologen.data.annotators.opencv import draw_canny
 from recipes.cologen.data.world import World
 from recipes.cologen.generate import main
 from recipes.cologen.pictures import enlarge
@@ -127,6 +128,18 @@ def test_a_control_prompt_without_its_kind_gets_a_hint(
     assert "canny edge to image" in capsys.readouterr().err
 
 
+def test_the_map_of_a_photograph_is_drawn_first_on_request(arguments: list[str], tmp_path: Path) -> None:
+    image = World(3).record(0).image
+    maps = {"photo": image, "map": draw_canny(image)}
+    for name, pixels in maps.items():
+        Image.fromarray(pixels).save(tmp_path / f"{name}.png")
+    control = ["--task", "control", "--prompt", PROMPTS["control"], "--image"]
+    by_map = draw(arguments, *control, str(tmp_path / "map.png"))
+    plain = draw(arguments, *control, str(tmp_path / "photo.png"))
+    drawn = draw(arguments, *control, str(tmp_path / "photo.png"), "--draw-map", "canny")
+    assert np.array_equal(drawn, by_map) and not np.array_equal(plain, by_map)
+
+
 REFUSALS = {
     "an unknown word": (
         ["--prompt", "draw a crimsn box around the blu square"],
@@ -142,6 +155,11 @@ REFUSALS = {
     "no folder": (["--output", "nowhere/out.png"], "there is no folder nowhere"),
     "no format": (["--output", "out.txt"], r"out\.txt does not end like a picture"),
     "a mask for grounding": (["--mask", "{image}"], "--mask is for --task inpainting"),
+    "a map for grounding": (["--draw-map", "canny"], "--draw-map is for --task control; grounding reads"),
+    "a map that nobody draws": (
+        ["--task", "control", "--prompt", PROMPTS["control"], "--draw-map", "depth"],
+        "depth map needs a network, but data.annotators names none",
+    ),
     "an empty mask": (["--task", "inpainting", "--mask", "{black}"], "no white pixel"),
     "not a picture": (["--image", "{text}"], "cannot be read as a picture"),
     "no hole": (["--task", "inpainting", "--image", "{white}"], "there is no hole"),

@@ -64,7 +64,8 @@ def _pair(reading: Reading, pair: Any) -> RawPair:
     if pair.get("task") not in ("customization", "editing"):
         raise reading.broken(f"a pair's task is {pair.get('task')!r}; expected 'customization' or 'editing'")
     prompt, kind = text_of(pair.get("prompt")), pair.get("kind") or "given"
-    return RawPair(pair["task"], reading.picture(pair.get("image")), prompt, kind)
+    further = tuple(reading.picture(value) for value in pair.get("sources") or ())
+    return RawPair(pair["task"], reading.picture(pair.get("image")), prompt, kind, further)
 
 
 def _paired_record(reading: Reading) -> RawRecord:

@@ -55,7 +55,7 @@ class StampScenes:
         DataSetError: There is no such folder, or it holds fewer than two stamps that are called differently.
     """
 
-    columns: tuple[str, ...] = ("scene", "stamps")
+    columns: tuple[str, ...] = ()
 
     def __init__(
         self, path: str, *, scenes: int, min_side: int, signs: bool, held_out: int, origin: str
