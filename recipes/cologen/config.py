@@ -42,9 +42,12 @@ CONFIGS = Path(__file__).parent / "configs"
 REPOSITORY = Path(__file__).resolve().parents[2]
 FREE_TO_CHANGE = ("machine", "logging", "validation", "sampling", "report")
 """Groups that a run may be continued with in another form: none of them changes what is learnt."""
-FREE_SETTINGS = {"base": {"path"}, "data": {"held_out", "held_out_seed", "held_out_sets", "max_broken"}}
+FREE_SETTINGS = {
+    "base": {"path"},
+    "data": {"held_out", "held_out_seed", "held_out_sets", "max_broken", "cache"},
+}
 """Settings of other groups of which that is true too: where the base lies (a run knows its base by its
-weights), what is measured on, and how much may be broken."""
+weights), what is measured on, how much may be broken, and what is kept in caches."""
 
 
 class RunConfig(Settings):

@@ -24,6 +24,7 @@ from recipes.cologen.data.scene import SIDE
 from recipes.cologen.data.views import VIEWS
 from recipes.cologen.errors import CologenError, PictureError, PromptError, RunFolderError
 from recipes.cologen.flux.model import FluxModel
+from recipes.cologen.flux.pixels import to_unit_range
 from recipes.cologen.flux.sampling import generate
 from recipes.cologen.flux.vocabulary import unknown_words
 from recipes.cologen.pictures import (
@@ -36,7 +37,6 @@ from recipes.cologen.pictures import (
 )
 from recipes.cologen.report.run_reader import RunReader
 from recipes.cologen.terminal import positive, silence_loading_bars
-from recipes.cologen.training.batches import to_unit_range
 from recipes.cologen.training.growth import load_base, load_stage
 from recipes.cologen.training.interruption import STOPPED
 from recipes.cologen.training.validation import to_pictures

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from recipes.cologen.data.record import Example, Image, MissingMetadataError, Record
+from recipes.cologen.data.record import ALL_FIXED, Example, Image, MissingMetadataError, Record
 from recipes.cologen.data.seeding import view_rng
 from recipes.cologen.data.world import pick
 
@@ -146,7 +146,12 @@ def control(record: Record, seed: int) -> Example:
     """
     rng = view_rng("control", record.id, seed)
     kind = pick(rng, available_kinds(record))
+    return control_example(record, kind)
+
+
+def control_example(record: Record, kind: str) -> Example:
+    """The example of one kind of map."""
     prompt = f"{PROMPTS[kind]} {record.caption}"
     meta = {"scene": record.scene}
     source = control_map(record, kind)
-    return Example(record.id, "control", kind, source, record.image, prompt, meta, record.origin)
+    return Example(record.id, "control", kind, source, record.image, prompt, meta, record.origin, ALL_FIXED)

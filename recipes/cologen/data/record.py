@@ -23,6 +23,10 @@ Mask = NDArray[np.bool_]
 """A region: bool [height, width]."""
 
 
+ALL_FIXED = frozenset({"source", "target", "prompt"})
+"""Of an example in which nothing but its choice depends on the seed."""
+
+
 class MissingMetadataError(CologenError, ValueError):
     """A record lacks what a view needs (a mask, a box, a depth map, a pair ...)."""
 
@@ -106,3 +110,6 @@ class Example:
     prompt: str
     meta: dict[str, Any] = field(default_factory=dict)
     origin: Origin | None = None
+    fixed: frozenset[str] = frozenset()
+    """Which of `source`, `target` and `prompt` are the same for every seed that makes this kind of example:
+    what may be kept in a cache."""

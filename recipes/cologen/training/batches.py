@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from recipes.cologen.caching.fingerprints import picture_key, prompt_key
 from recipes.cologen.config_training import DropoutSettings
 from recipes.cologen.data.record import Example, MissingMetadataError
 from recipes.cologen.data.sampler import BatchSampler, Draw, derive_seed
@@ -24,6 +26,17 @@ _STREAM_END = 2**40
 """Past the end of every source, whose index counts on from its start."""
 
 
+class BatchKeys(NamedTuple):
+    """Cache keys of a batch; None where something depends on its draw's seed, all empty without a cache."""
+
+    source: tuple[str | None, ...] = ()
+    target: tuple[str | None, ...] = ()
+    prompts: tuple[str | None, ...] = ()
+
+
+NO_KEYS = BatchKeys()
+
+
 class Batch(NamedTuple):
     """Pictures uint8 [batch, 3, height, width], a prompt and a seed for each."""
 
@@ -33,6 +46,8 @@ class Batch(NamedTuple):
     seeds: tuple[int, ...]
     skipped: tuple[str, ...] = ()
     """What was wrong with rows that could not be read, in whose place others are in the batch."""
+    keys: BatchKeys = NO_KEYS
+    """By what caches know the pictures and prompts."""
 
 
 class Prepared(NamedTuple):
@@ -86,11 +101,12 @@ def withhold(example: Example, seed: int, dropout: DropoutSettings) -> Example:
         example,
         source=np.zeros_like(example.source) if no_source else example.source,
         prompt="" if no_text else example.prompt,
+        fixed=example.fixed | ({"prompt"} if no_text else set()) | ({"source"} if no_source else set()),
     )
 
 
-def collate(prepared: Sequence[Prepared]) -> Batch:
-    """Stack examples into a batch.
+def collate(prepared: Sequence[Prepared], keyed: bool = False) -> Batch:
+    """Stack examples into a batch, with the keys that caches know them by if they are wanted.
 
     Raises:
         PictureError: Pictures of one batch differ in size; the message names two of them.
@@ -102,17 +118,32 @@ def collate(prepared: Sequence[Prepared]) -> Batch:
         prompts=tuple(example.prompt for example in found),
         seeds=tuple(one.seed for one in prepared),
         skipped=tuple(problem for one in prepared for problem in one.skipped),
+        keys=keys_of(found) if keyed else NO_KEYS,
+    )
+
+
+def keys_of(examples: Sequence[Example]) -> BatchKeys:
+    """What caches know examples by: keys of what does not depend on a seed."""
+    return BatchKeys(
+        source=tuple(picture_key(one.source) if "source" in one.fixed else None for one in examples),
+        target=tuple(picture_key(one.target) if "target" in one.fixed else None for one in examples),
+        prompts=tuple(prompt_key(one.prompt) if "prompt" in one.fixed else None for one in examples),
     )
 
 
 def batches(
-    records: RecordSource, task: str, sampler: BatchSampler, dropout: DropoutSettings, workers: int = 0
+    records: RecordSource,
+    task: str,
+    sampler: BatchSampler,
+    dropout: DropoutSettings,
+    workers: int = 0,
+    keyed: bool = False,
 ) -> Iterator[Batch]:
-    """This rank's micro-batches from the sampler's position on, without end."""
+    """This rank's micro-batches from the sampler's position on, without end; with cache keys if asked."""
     loader = DataLoader(
         Examples(records, task, dropout),
         batch_sampler=sampler,
-        collate_fn=collate,
+        collate_fn=partial(collate, keyed=keyed),
         num_workers=workers,
         # A loader seeds its workers from torch's own generator, which would move it on at every resume.
         generator=torch.Generator().manual_seed(0),
@@ -134,8 +165,3 @@ def _stack(pictures: Sequence[tuple[str, np.ndarray]]) -> Tensor:
                 f"{picture.shape[:2]} (height, width); give all one size with --set data.size=[512,512]"
             )
     return torch.from_numpy(np.stack([picture for _, picture in pictures])).permute(0, 3, 1, 2)
-
-
-def to_unit_range(pixels: Tensor, device: torch.device) -> Tensor:
-    """Pixels uint8 [..., height, width] as float32 in [-1, 1]."""
-    return pixels.to(device, torch.float32) / 127.5 - 1.0

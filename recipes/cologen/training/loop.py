@@ -62,6 +62,7 @@ def train_stage(bench: Bench, state: StageState, resumed: bool) -> StageState:
             save_latest(bench, state, optimizer)
         if stopping:
             break
+    trainee.encoder.flush()
     return state
 
 
@@ -153,5 +154,7 @@ def _stream(bench: Bench, state: StageState) -> tuple[Iterator[Batch], int]:
         world_size=accelerator.num_processes,
     )
     sampler.load_state_dict({"position": state.position})
-    stream = batches(source.records, state.stage, sampler, config.dropout, config.machine.workers)
+    cache = config.data.cache
+    keyed = cache.folder is not None and (cache.stages is None or state.stage in cache.stages)
+    stream = batches(source.records, state.stage, sampler, config.dropout, config.machine.workers, keyed)
     return stream, sampler.micro_batches

@@ -9,8 +9,10 @@ from typing import NamedTuple
 from accelerate import Accelerator
 from rich.console import Console
 
+from recipes.cologen.caching.encoder import Encoder, open_encoder
 from recipes.cologen.config import RunConfig
 from recipes.cologen.errors import CologenError
+from recipes.cologen.flux.model import FluxModel
 from recipes.cologen.stages import select_stages, stage_index
 from recipes.cologen.training.bench import Bench, finish_stage, steps_before
 from recipes.cologen.training.data_card import write_card
@@ -129,7 +131,7 @@ def _train_stages(
         _metrics(config, folder, state, accelerator) as metrics,
     ):
         bench = Bench(
-            trainee=Trainee(model, weave, accelerator, config),
+            trainee=Trainee(model, weave, accelerator, config, _encoder(config, model, accelerator, console)),
             data=sources.data,
             held_out=sources.held_out,
             folder=folder,
@@ -150,6 +152,19 @@ def _train_stages(
             if name != todo[-1] and stop.agreed(accelerator):
                 return tuple(trained), state
     return tuple(trained), None
+
+
+def _encoder(config: RunConfig, model: FluxModel, accelerator: Accelerator, console: Console) -> Encoder:
+    """The frozen encoders; says what the caches hold already and what was damaged in them."""
+
+    def announce(text: str) -> None:
+        console.print(text, markup=False, highlight=False)
+
+    at_once = config.machine.encode_batch
+    encoder = open_encoder(model, accelerator.device, config.data.cache, at_once, announce)
+    for line in encoder.facts():
+        announce(line)
+    return encoder
 
 
 def _open_sources(config: RunConfig, names: tuple[str, ...]) -> Sources:

@@ -13,12 +13,13 @@ from torch.nn import functional as F
 
 import prw
 from prw import Weave
+from recipes.cologen.caching.encoder import Encoder
 from recipes.cologen.config import RunConfig
 from recipes.cologen.config_model import OptimizerSettings
 from recipes.cologen.flux.model import FluxModel
 from recipes.cologen.flux.tokens import ImageTokens, TextTokens
 from recipes.cologen.stages import StageSettings
-from recipes.cologen.training.batches import Batch, to_unit_range
+from recipes.cologen.training.batches import Batch
 from recipes.cologen.training.flow import FlowSample, draw_noise, draw_timesteps, flow_sample
 
 
@@ -30,6 +31,8 @@ class Trainee:
     weave: Weave
     accelerator: Accelerator
     config: RunConfig
+    encoder: Encoder
+    """The frozen VAE and text encoders, with the caches that the config asks for."""
 
     @property
     def guidance(self) -> float | None:
@@ -69,16 +72,16 @@ class StepLosses(NamedTuple):
 @torch.no_grad()
 def encode(trainee: Trainee, batch: Batch) -> Encoded:
     """Run the frozen text encoders and VAE, and draw the noise and times that belong to the batch's seeds."""
-    model, device, flow = trainee.model, trainee.accelerator.device, trainee.config.flow
-    clean = model.encode_images(to_unit_range(batch.target, device))
+    encoder, flow = trainee.encoder, trainee.config.flow
+    clean = encoder.images(batch.target, batch.keys.target)
     sample = flow_sample(
         clean.tokens,
         draw_noise(batch.seeds, clean.tokens.shape[1:]),
         draw_timesteps(batch.seeds, flow.timestep_mean, flow.timestep_std),
     )
     return Encoded(
-        text=model.encode_prompts(list(batch.prompts)),
-        source=model.encode_images(to_unit_range(batch.source, device)),
+        text=encoder.prompts(batch.prompts, batch.keys.prompts),
+        source=encoder.images(batch.source, batch.keys.source),
         noise=clean.with_tokens(sample.noisy),
         flow=sample,
     )
