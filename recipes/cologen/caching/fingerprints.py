@@ -55,7 +55,11 @@ def text_fingerprint(model: Any) -> str:
 
 def _tokenizer_facts(tokenizer: Any) -> str:
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    words = backend.to_str() if backend is not None else json.dumps(tokenizer.get_vocab(), sort_keys=True)
+    facts = json.loads(backend.to_str()) if backend is not None else tokenizer.get_vocab()
+    # How a call pads and cuts is left behind in the tokenizer; how the recipe calls it is not.
+    words = json.dumps(
+        {key: facts[key] for key in facts if key not in ("padding", "truncation")}, sort_keys=True
+    )
     template = getattr(tokenizer, "chat_template", None)
     return f"{type(tokenizer).__name__} {tokenizer.model_max_length} {template} {words}"
 
