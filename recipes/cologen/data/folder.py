@@ -21,11 +21,13 @@ from pathlib import Path
 import numpy as np
 from PIL import Image as PilImage
 
-from recipes.cologen.data.decoding import open_upright
+from recipes.cologen.data.buckets import PAIRED_TASKS, Buckets, Size
+from recipes.cologen.data.decoding import open_upright, upright_size
 from recipes.cologen.data.folder_metadata import (
     METADATA,
     Entry,
     ObjectLine,
+    PictureLine,
     check_files,
     fault,
     read_entries,
@@ -34,6 +36,7 @@ from recipes.cologen.data.framing import framed
 from recipes.cologen.data.licences import UNSTATED
 from recipes.cologen.data.raw import RawObject, RawPair, RawRecord
 from recipes.cologen.data.record import Mask, Origin, Record
+from recipes.cologen.data.size_index import UNKNOWN, Sizes
 from recipes.cologen.errors import BrokenPictureError
 
 
@@ -44,14 +47,15 @@ class PictureFolder:
 
     Args:
         path: The folder that holds `metadata.jsonl`.
-        size: (height, width) that every picture gets, its middle cut to that shape; None keeps its own.
+        size: (height, width) that every picture gets, its middle cut to that shape; None keeps its own. Of
+            buckets each picture gets the nearest.
         licence: Of the pictures, as records and the data card tell it.
 
     Raises:
         FolderDataError: The folder, a line of its metadata, or a file that a line names has a fault.
     """
 
-    def __init__(self, path: Path, size: tuple[int, int] | None = None, licence: str = UNSTATED) -> None:
+    def __init__(self, path: Path, size: Size | Buckets | None = None, licence: str = UNSTATED) -> None:
         """Read and check the metadata; see the class."""
         self.path, self.size, self.licence = path, size, licence
         self._entries = tuple(read_entries(path))
@@ -80,6 +84,26 @@ class PictureFolder:
         while True:
             yield self.record(index)
             index += 1
+
+    def picture_sizes(self, task: str) -> Sizes:
+        """Sizes of the pictures that a task makes of every record, from the files' headers."""
+        return np.array([self._sizes(entry.line, task) for entry in self._entries], dtype=np.int32)
+
+    def _sizes(self, line: PictureLine, task: str) -> tuple[int, int, int, int]:
+        paired = [pair.image for pair in line.pairs if pair.task == task]
+        if task in PAIRED_TASKS and not paired:
+            return UNKNOWN
+        try:
+            source = self._stored_size(line.file_name)
+            target = self._stored_size(paired[0]) if task in PAIRED_TASKS else source
+        except (OSError, SyntaxError):
+            return UNKNOWN
+        return (*target, *source)
+
+    def _stored_size(self, name: str) -> Size:
+        with PilImage.open(self.path / name) as picture:
+            width, height = upright_size(picture)
+        return height, width
 
     def _raw(self, entry: Entry) -> RawRecord:
         line = entry.line

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import hashlib
 from array import array
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from recipes.cologen.config_data import DataSettings, SetSettings
 from recipes.cologen.data.additions import read_additions
+from recipes.cologen.data.buckets import buckets_of
 from recipes.cologen.data.framing import framed
 from recipes.cologen.data.layouts import LAYOUTS, Layout, Reading
 from recipes.cologen.data.layouts.layout import is_text
 from recipes.cologen.data.record import Record
+from recipes.cologen.data.size_index import UNKNOWN, Sizes, kept_sizes, row_sizes, source_facts
 from recipes.cologen.data.sources.json_files import JsonRows
 from recipes.cologen.data.sources.paired_folder import PairedFolder
 from recipes.cologen.data.sources.rows import Row, Rows
@@ -53,7 +58,8 @@ class DataSet:
         self.rows = open_rows(settings, self.layout, self.origin)
         self.left_out: Counter[str] = Counter()
         """How many rows were left out, by reason."""
-        self._size, self._root = data.size, _root(settings)
+        self._size, self._root = buckets_of(data.buckets) or data.size, _root(settings)
+        self._index_folder, self._sizes = data.buckets.index, dict[str, Sizes]()
         self._additions = _read_additions(settings, self.layout, self.origin)
         self._check_columns()
         self._kept = self._look_through(data.empty_captions == "allow")
@@ -82,6 +88,27 @@ class DataSet:
             raise self._named(
                 reading, f"not as the layout expects ({type(error).__name__}: {error})"
             ) from error
+
+    def picture_sizes(self, task: str) -> Sizes:
+        """Sizes of the pictures that a task makes of every record; read once, then kept in a file."""
+        if task not in self._sizes:
+            kept = hashlib.sha256(self._kept.tobytes()).hexdigest()
+            settings = self.settings.model_dump(mode="json")
+            facts = [task, self.tasks, settings, kept, source_facts(self.settings, self.rows)]
+            self._sizes[task] = kept_sizes(
+                self._index_folder, facts, len(self), lambda: self._read_sizes(task)
+            )
+        return self._sizes[task]
+
+    def _read_sizes(self, task: str) -> Iterator[tuple[int, int, int, int]]:
+        for index in self._kept:
+            for variant in range(self.layout.variants):
+                try:
+                    reading = self._reading(index, variant)
+                except BrokenPictureError:
+                    yield UNKNOWN
+                else:
+                    yield row_sizes(self.layout, reading, task)
 
     def _named(self, reading: Reading, problem: str) -> BrokenPictureError:
         return BrokenPictureError(problem if problem.startswith(reading.id) else f"{reading.id}: {problem}")
@@ -173,6 +200,10 @@ class Mixture:
         place = index % len(self)
         part = bisect_right(self._ends, place)
         return self._parts[part].record(place - (self._ends[part] - len(self._parts[part])))
+
+    def picture_sizes(self, task: str) -> Sizes:
+        """Sizes of the pictures that a task makes of every record."""
+        return np.concatenate([part.picture_sizes(task) for part in self._parts])
 
 
 def set_licence(settings: SetSettings, name: str) -> str:

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from recipes.cologen.caching.fingerprints import picture_key, prompt_key
 from recipes.cologen.config_training import DropoutSettings
+from recipes.cologen.data.buckets import Bucket, BucketedRecords
 from recipes.cologen.data.record import Example, MissingMetadataError
 from recipes.cologen.data.sampler import BatchSampler, Draw, derive_seed
 from recipes.cologen.data.views import VIEWS
@@ -65,9 +66,16 @@ class Examples(Dataset[Prepared]):
     draw's seed, takes its place, and the example says so. Nothing is made up.
     """
 
-    def __init__(self, records: RecordSource, task: str, dropout: DropoutSettings) -> None:
-        """Choose the task's view."""
+    def __init__(
+        self,
+        records: RecordSource,
+        task: str,
+        dropout: DropoutSettings,
+        bucketed: BucketedRecords | None = None,
+    ) -> None:
+        """Choose the task's view, and the buckets that draws are of, if they are."""
         self._records, self._view, self._dropout = records, VIEWS[task], dropout
+        self._bucketed = bucketed
 
     def __getitem__(self, draw: Draw) -> Prepared:
         """The example of a draw.
@@ -77,11 +85,10 @@ class Examples(Dataset[Prepared]):
         """
         skipped: list[str] = []
         while len(skipped) < _MOST_TRIES:
-            index = draw.record_index
-            if skipped:
-                index = derive_seed(draw.seed, "instead", len(skipped)) % _STREAM_END
+            index = self._instead(draw, len(skipped)) if skipped else draw.record_index
             try:
                 example = self._view(self._records.record(index), derive_seed(draw.seed, "view"))
+                self._check_bucket(example, draw)
             except (BrokenPictureError, MissingMetadataError) as error:
                 skipped.append(str(error))
             else:
@@ -89,6 +96,26 @@ class Examples(Dataset[Prepared]):
         raise TooManyBrokenError(
             f"{len(skipped)} rows in a row could not be read; the first: {skipped[0]}. Mend the data."
         )
+
+    def _instead(self, draw: Draw, skipped: int) -> int:
+        """The record that takes the place of broken ones: any, or any of the same bucket."""
+        drawn = derive_seed(draw.seed, "instead", skipped)
+        if self._bucketed is None or draw.bucket is None:
+            return drawn % _STREAM_END
+        members = self._bucketed.members[draw.bucket]
+        return int(members[drawn % len(members)])
+
+    def _check_bucket(self, example: Example, draw: Draw) -> None:
+        """Refuse an example that another bucket than its draw's is for."""
+        if self._bucketed is None or draw.bucket is None:
+            return
+        bucket = self._bucketed.buckets[draw.bucket]
+        found = Bucket(*((one.shape[0], one.shape[1]) for one in (example.target, example.source)))
+        if found != bucket:
+            raise BrokenPictureError(
+                f"{example.id}: its bucket is {found}, but by the list of picture sizes {bucket}; if "
+                "pictures were exchanged, have the list made again (data.buckets.index says where it is)"
+            )
 
 
 def withhold(example: Example, seed: int, dropout: DropoutSettings) -> Example:
@@ -138,10 +165,11 @@ def batches(
     dropout: DropoutSettings,
     workers: int = 0,
     keyed: bool = False,
+    bucketed: BucketedRecords | None = None,
 ) -> Iterator[Batch]:
     """This rank's micro-batches from the sampler's position on, without end; with cache keys if asked."""
     loader = DataLoader(
-        Examples(records, task, dropout),
+        Examples(records, task, dropout, bucketed),
         batch_sampler=sampler,
         collate_fn=partial(collate, keyed=keyed),
         num_workers=workers,
@@ -162,6 +190,7 @@ def _stack(pictures: Sequence[tuple[str, np.ndarray]]) -> Tensor:
         if picture.shape != first.shape:
             raise PictureError(
                 f"pictures of one batch differ in size: {first_id} is {first.shape[:2]}, {identity} is "
-                f"{picture.shape[:2]} (height, width); give all one size with --set data.size=[512,512]"
+                f"{picture.shape[:2]} (height, width); give all one size with --set data.size=[512,512], "
+                "or buckets with --set data.buckets.resolution=512"
             )
     return torch.from_numpy(np.stack([picture for _, picture in pictures])).permute(0, 3, 1, 2)

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 
 import torch
 
+from recipes.cologen.data.bucket_order import BucketOrder
 from recipes.cologen.data.sampler import BatchSampler, derive_seed
 from recipes.cologen.errors import CologenError
 from recipes.cologen.training.batches import Batch, batches
@@ -145,16 +146,28 @@ def _stream(bench: Bench, state: StageState) -> tuple[Iterator[Batch], int]:
     """This rank's batches from the state's position on, and how many make a step."""
     config, accelerator = bench.trainee.config, bench.trainee.accelerator
     source = bench.data.stage(state.stage)
+    batch_size, seed = (
+        config.stages[state.stage].batch_size,
+        derive_seed(config.data.seed, "stream", state.stage),
+    )
+    bucketed = source.bucketed(state.stage, config.data.buckets)
+    order = None
+    if bucketed is not None:
+        order = BucketOrder(bucketed.members, config.data.buckets.group or batch_size, seed)
+        counts = [f"{bucket} {len(of)}" for bucket, of in zip(*bucketed, strict=True)]
+        bench.progress.say(f"{state.stage}: records by height x width: {', '.join(counts)}")
     sampler = BatchSampler(
         source.num_records,
-        batch_size=config.stages[state.stage].batch_size,
+        batch_size=batch_size,
         micro_batch=config.machine.micro_batch,
-        seed=derive_seed(config.data.seed, "stream", state.stage),
+        seed=seed,
         rank=accelerator.process_index,
         world_size=accelerator.num_processes,
+        order=order,
     )
     sampler.load_state_dict({"position": state.position})
     cache = config.data.cache
     keyed = cache.folder is not None and (cache.stages is None or state.stage in cache.stages)
-    stream = batches(source.records, state.stage, sampler, config.dropout, config.machine.workers, keyed)
+    workers = config.machine.workers
+    stream = batches(source.records, state.stage, sampler, config.dropout, workers, keyed, bucketed)
     return stream, sampler.micro_batches

@@ -172,7 +172,8 @@ def _open_sources(config: RunConfig, names: tuple[str, ...]) -> Sources:
     held_out = held_out_records(config.data) if config.validation.samples else None
     sources = Sources(training_records(config.data), held_out)
     for name in names:
-        sources.data.stage(name)
+        # Picture sizes are read here, by the first process; the others find them kept.
+        sources.data.stage(name).bucketed(name, config.data.buckets)
         if held_out is not None:
             held_out.stage(name)
     return sources

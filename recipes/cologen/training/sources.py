@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from recipes.cologen.config_data import DataSettings, SetSettings
+from recipes.cologen.config_input import BucketSettings
+from recipes.cologen.data.buckets import BucketedRecords, bucketed, buckets_of
 from recipes.cologen.data.folder import PictureFolder
 from recipes.cologen.data.layouts import LAYOUTS
 from recipes.cologen.data.licences import is_allowed
 from recipes.cologen.data.record import Record
 from recipes.cologen.data.sets import DataSet, Mixture, set_licence
+from recipes.cologen.data.size_index import Sizes
 from recipes.cologen.data.world import World
 from recipes.cologen.errors import DataSetError
 
@@ -30,6 +33,15 @@ class StageSource(NamedTuple):
     records: RecordSource
     num_records: int | None
     """None: endless."""
+    sizes: Callable[[str], Sizes] | None = None
+    """Sizes of the pictures that a task makes of every record; None where they are all alike."""
+
+    def bucketed(self, task: str, settings: BucketSettings) -> BucketedRecords | None:
+        """The records of a stage by compound bucket; None without buckets."""
+        buckets = buckets_of(settings)
+        if buckets is None or self.sizes is None:
+            return None
+        return bucketed(self.sizes(task), buckets)
 
 
 @dataclass(frozen=True)
@@ -53,7 +65,7 @@ class DataSource:
         if not serving:
             raise DataSetError(_nothing_for(task, self.sets, self.refused))
         mixture = Mixture(serving)
-        return StageSource(mixture, len(mixture))
+        return StageSource(mixture, len(mixture), mixture.picture_sizes)
 
 
 def training_records(data: DataSettings) -> DataSource:
@@ -84,8 +96,9 @@ def held_out_records(data: DataSettings) -> DataSource | None:
 
 
 def _folder(place: str, data: DataSettings) -> DataSource:
-    folder = PictureFolder(Path(place.removeprefix("folder:")).expanduser(), data.size)
-    return DataSource(StageSource(folder, len(folder)))
+    size = buckets_of(data.buckets) or data.size
+    folder = PictureFolder(Path(place.removeprefix("folder:")).expanduser(), size)
+    return DataSource(StageSource(folder, len(folder), folder.picture_sizes))
 
 
 def _opened_sets(sets: Mapping[str, SetSettings], data: DataSettings) -> DataSource:

@@ -20,6 +20,8 @@ class TableRows:
         # As arrow: the library would otherwise decode every picture of a row, wanted or not.
         self._dataset = dataset.with_format("arrow")
         self.columns: tuple[str, ...] = tuple(dataset.column_names)
+        self.fingerprint: str = dataset._fingerprint
+        """The library's own hash of what the rows are and where they come from."""
 
     def __len__(self) -> int:
         """How many rows there are."""
