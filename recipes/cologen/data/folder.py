@@ -15,6 +15,7 @@ What a picture lacks is not made up: views that need it say so.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -34,10 +35,12 @@ from recipes.cologen.data.folder_metadata import (
 )
 from recipes.cologen.data.framing import framed
 from recipes.cologen.data.licences import UNSTATED
+from recipes.cologen.data.needs import needs_of
 from recipes.cologen.data.raw import RawObject, RawPair, RawRecord
 from recipes.cologen.data.record import Mask, Origin, Record
 from recipes.cologen.data.size_index import UNKNOWN, Sizes
 from recipes.cologen.errors import BrokenPictureError
+from recipes.cologen.stages import COLOGEN_STAGES
 
 
 class PictureFolder:
@@ -58,6 +61,7 @@ class PictureFolder:
     def __init__(self, path: Path, size: Size | Buckets | None = None, licence: str = UNSTATED) -> None:
         """Read and check the metadata; see the class."""
         self.path, self.size, self.licence = path, size, licence
+        self._tasks: tuple[str, ...] = tuple(COLOGEN_STAGES)
         self._entries = tuple(read_entries(path))
         for entry in self._entries:
             check_files(path, entry)
@@ -65,6 +69,12 @@ class PictureFolder:
     def __len__(self) -> int:
         """How many pictures the metadata lists."""
         return len(self._entries)
+
+    def for_task(self, task: str) -> PictureFolder:
+        """The same folder, read for one task alone: what that does not need is not decoded."""
+        other = copy.copy(self)
+        other._tasks = (task,)
+        return other
 
     def record(self, index: int) -> Record:
         """The record at an index, from 0 up.
@@ -106,21 +116,22 @@ class PictureFolder:
         return height, width
 
     def _raw(self, entry: Entry) -> RawRecord:
-        line = entry.line
+        line, needs = entry.line, needs_of(self._tasks)
         picture = self._open(entry, line.file_name)
         return RawRecord(
             id=f"{line.file_name}#{entry.number}",
             picture=picture,
             caption=line.text,
             origin=Origin(str(self.path), None, self.licence, *picture.size),
-            objects=tuple(self._object(entry, item) for item in line.objects),
-            depth=None if line.depth is None else self._open(entry, line.depth),
+            objects=tuple(self._object(entry, item) for item in line.objects if needs.objects),
+            depth=None if line.depth is None or not needs.maps else self._open(entry, line.depth),
             segmentation=None
-            if line.segmentation is None
+            if line.segmentation is None or not needs.maps
             else np.asarray(self._open(entry, line.segmentation), dtype=np.int32),
             pairs=tuple(
                 RawPair(pair.task, self._open(entry, pair.image), pair.prompt, pair.kind)
                 for pair in line.pairs
+                if pair.task not in needs.other_pairs
             ),
         )
 

@@ -7,6 +7,7 @@ from array import array
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -68,8 +69,12 @@ class DataSet:
         """How many records there are."""
         return len(self._kept) * self.layout.variants
 
-    def record(self, index: int) -> Record:
+    def record(self, index: int, task: str | None = None) -> Record:
         """The record at an index, from 0 up; past the end it is the first again.
+
+        Args:
+            index: Of the record.
+            task: What it is for, if only for one: what that does not need may be left out.
 
         Raises:
             BrokenPictureError: The row cannot be read.
@@ -79,6 +84,8 @@ class DataSet:
             raise ValueError(f"a data set's index starts at 0, got {index}")
         place, variant = divmod(index % len(self), self.layout.variants)
         reading = self._reading(self._kept[place], variant)
+        if task is not None:
+            reading = replace(reading, tasks=(task,))
         try:
             return framed(self.layout.record(reading), self._size)
         except BrokenPictureError as error:
@@ -186,8 +193,9 @@ class DataSet:
 class Mixture:
     """Several data sets one after the other, each as often as its `repeat` says; a sampler shuffles them."""
 
-    def __init__(self, sets: Sequence[DataSet]) -> None:
-        """Take sets that serve one stage."""
+    def __init__(self, sets: Sequence[DataSet], task: str | None = None) -> None:
+        """Take sets that serve one stage, and its task, so that they read no more than it needs."""
+        self._task = task
         self._parts = [part for part in sets for _ in range(part.settings.repeat)]
         self._ends = list(accumulate(len(part) for part in self._parts))
 
@@ -199,7 +207,7 @@ class Mixture:
         """The record at an index, from 0 up; past the end it is the first again."""
         place = index % len(self)
         part = bisect_right(self._ends, place)
-        return self._parts[part].record(place - (self._ends[part] - len(self._parts[part])))
+        return self._parts[part].record(place - (self._ends[part] - len(self._parts[part])), self._task)
 
     def picture_sizes(self, task: str) -> Sizes:
         """Sizes of the pictures that a task makes of every record."""

@@ -60,11 +60,14 @@ class DataSource:
             DataSetError: No data set serves it.
         """
         if self.place is not None:
-            return self.place
+            records = self.place.records
+            # A folder's pictures may have much that one stage does not read.
+            one = records.for_task(task) if isinstance(records, PictureFolder) else records
+            return self.place._replace(records=one)
         serving = [part for part in self.sets if task in part.tasks]
         if not serving:
             raise DataSetError(_nothing_for(task, self.sets, self.refused))
-        mixture = Mixture(serving)
+        mixture = Mixture(serving, task)
         return StageSource(mixture, len(mixture), mixture.picture_sizes)
 
 

@@ -141,7 +141,8 @@ def test_a_stage_trains_on_micro_batches_of_one_bucket_and_resumes_bit_equal(
     assert run(settings, tmp_path / "halted").stopped.step == 3
     assert run(settings, tmp_path / "halted").complete
     pools = [
-        tmp_path / name / "checkpoints/editing/prw/adapter_model.safetensors" for name in ("through", "halted")
+        tmp_path / name / "checkpoints/editing/prw/adapter_model.safetensors"
+        for name in ("through", "halted")
     ]
     assert pools[0].read_bytes() == pools[1].read_bytes()
 
