@@ -36,14 +36,25 @@ class Rows(Protocol):
         """All rows in order, some columns of each: cheap, since pictures are left out."""
 
 
+def is_remote(path: str) -> bool:
+    """Whether a path is an address such as https://... or hf://..."""
+    return "://" in path
+
+
 def matching_files(pattern: str, origin: str) -> list[Path]:
     """The files that a comma-separated list of paths and glob patterns names; each pattern's are sorted.
 
     Raises:
-        DataSetError: A pattern matches nothing.
+        DataSetError: A pattern matches nothing, or is the address of a remote file.
     """
     files: list[Path] = []
     for part in pattern.split(","):
+        if is_remote(part):
+            raise DataSetError(
+                f"{origin}: {part} is not on this machine. Tar shards and annotation files are read in "
+                "place, here and there in them, so fetch them first, for example with `hf download "
+                "--repo-type dataset` or curl; parquet files may be remote (parquet:https://..., parquet:hf://...)"
+            )
         # Not Path.glob: a pattern may begin at the root, or name a file with marks in its path.
         found = sorted(glob.glob(str(Path(part).expanduser()), recursive=True))  # noqa: PTH207
         if Path(part).expanduser().is_file():

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from recipes.cologen.data.sources.rows import Row, matching_files
+from recipes.cologen.data.sources.rows import Row, is_remote, matching_files
 from recipes.cologen.errors import DataSetError
 
 _SCAN_ROWS = 1000
@@ -48,10 +48,15 @@ class TableRows:
 def open_parquet(path: str, origin: str) -> TableRows:
     """Parquet files; `datasets` turns them into arrow files in its cache, once.
 
+    Those at an address (https://, hf://) are downloaded into the same cache first, by the same library;
+    it reads https:// with `aiohttp`.
+
     Raises:
-        DataSetError: No file matches, or one is no parquet.
+        DataSetError: No file matches or can be had, or one is no parquet.
     """
-    files = [str(file) for file in matching_files(path, origin)]
+    files: list[str] = []
+    for part in path.split(","):
+        files += [part] if is_remote(part) else map(str, matching_files(part, origin))
     return _opened(origin, "load_dataset", "parquet", data_files={"train": files}, split="train")
 
 
