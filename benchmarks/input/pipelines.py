@@ -37,7 +37,7 @@ class Extent(NamedTuple):
 EXTENTS = {
     "smoke": Extent(pictures=4, batch=2, batches=1, workers=(0,)),
     "default": Extent(pictures=32, batch=8, batches=4, workers=(0, 1, 2)),
-    "full": Extent(pictures=96, batch=8, batches=8, workers=(0, 1, 2)),
+    "full": Extent(pictures=64, batch=8, batches=4, workers=(0, 1, 2)),
 }
 
 

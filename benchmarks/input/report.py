@@ -1,4 +1,4 @@
-"""Writes the tables of docs/recipes/data.md from the committed result: `python -m benchmarks.input.report`."""
+"""Writes the tables of docs/recipes/data.md from the result: `python -m benchmarks.input.report`."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ def tables(result: InputResult) -> str:
     met = "met" if worst.outside <= TARGET else "missed"
     return "\n".join(
         [
-            f"Measured on {result.origin.date:%Y-%m-%d} at commit `{result.origin.commit[:7]}` on {machine.cores} cores of "
-            f"{machine.cpu}, {machine.threads} thread(s) of torch; load of the machine {result.load[0]:.1f} before and "
-            f"{result.load[1]:.1f} after. Files are {shape['stored']}, trained at {shape['trained']} in batches of "
-            f"{shape['batch']}; medians of {result.rounds} rounds with interquartile ranges. An example is two pictures and "
-            "a prompt.",
+            f"Measured on {result.origin.date:%Y-%m-%d} at commit `{result.origin.commit[:7]}` on {machine.cores} "
+            f"cores of {machine.cpu}, {machine.threads} thread(s) of torch. Load of the machine: "
+            f"{result.load[0]:.1f} before and {result.load[1]:.1f} after. Files are {shape['stored']}, trained "
+            f"at {shape['trained']} in batches of {shape['batch']}; medians of {result.rounds} rounds with "
+            "interquartile ranges. An example is two pictures and a prompt.",
             "",
             "| source | workers | examples a second, nothing kept | all kept |",
             "|---|---|---|---|",
@@ -40,8 +40,8 @@ def tables(result: InputResult) -> str:
                 for step in result.steps
             ),
             "",
-            f"Target: at most {100 * TARGET:.0f} % of a tiny step outside the model with two workers; {met}, the largest is "
-            f"{100 * worst.outside:.1f} % ({worst.stage}).",
+            f"Target: at most {100 * TARGET:.0f} % of a tiny step outside the model with two workers; {met}: "
+            f"the largest is {100 * worst.outside:.1f} % ({worst.stage}).",
         ]
     )
 
