@@ -22,10 +22,10 @@ def tables(result: InputResult) -> str:
     met = "met" if worst.outside <= TARGET else "missed"
     return "\n".join(
         [
-            f"Measured on {result.origin.date:%Y-%m-%d} at commit `{result.origin.commit[:7]}` on {machine.cores} "
-            f"cores of {machine.cpu}, {machine.threads} thread(s) of torch. Load of the machine: "
-            f"{result.load[0]:.1f} before and {result.load[1]:.1f} after. Files are {shape['stored']}, trained "
-            f"at {shape['trained']} in batches of {shape['batch']}; medians of {result.rounds} rounds with "
+            f"Measured on {result.origin.date:%Y-%m-%d} at commit `{result.origin.commit[:7]}` on "
+            f"{machine.cores} cores of {machine.cpu}, {machine.threads} thread(s) of torch. Load of the "
+            f"machine: {result.load[0]:.1f} before and {result.load[1]:.1f} after. Files are "
+            f"{shape['stored']}, trained at {shape['trained']} in batches of {shape['batch']}; medians of {result.rounds} rounds with "
             "interquartile ranges. An example is two pictures and a prompt.",
             "",
             "| source | workers | examples a second, nothing kept | all kept |",
