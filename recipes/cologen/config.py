@@ -45,11 +45,11 @@ FREE_TO_CHANGE = ("machine", "logging", "validation", "sampling", "report")
 """Groups that a run may be continued with in another form: none of them changes what is learnt."""
 FREE_SETTINGS = {
     "base": {"path", "revision"},
-    "data": {"held_out", "held_out_seed", "held_out_sets", "max_broken"},
+    "data": {"held_out", "held_out_seed", "held_out_sets", "max_broken", "cache"},
     "optimizer": {"max_skipped_in_a_row", "max_skipped"},
 }
 """Settings of other groups of which that is true too: where the base lies (a run knows its base by its
-weights), what is measured on, how much may be broken, and when a run gives up."""
+weights), what is measured on, how much may be broken, what is kept in caches, and when a run gives up."""
 
 
 class RunConfig(Settings):
@@ -87,6 +87,12 @@ class RunConfig(Settings):
             )
         if self.data.source == "world" and self.data.seed == self.data.held_out_seed:
             raise ValueError("data.held_out_seed equals data.seed: validation would show what is trained on")
+        replaying = [name for name, stage in self.stages.items() if stage.replay]
+        if self.data.buckets.on and replaying:
+            raise ValueError(
+                f"stages.{replaying[0]}.replay mixes tasks into a batch, and data.buckets makes every batch of "
+                "one size; leave one of them out"
+            )
         for position, (name, stage) in enumerate(self.stages.items()):
             earlier = list(self.stages)[:position]
             if stage.init not in ("zero", "previous", *earlier):

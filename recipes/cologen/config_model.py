@@ -82,6 +82,9 @@ class MachineSettings(Settings):
 
     micro_batch: int | None = Field(default=None, gt=0)
     """Examples a device takes at once; the rest of the batch is accumulated. None: the whole share."""
+    encode_batch: int | None = Field(default=None, gt=0)
+    """Pictures or prompts that the frozen encoders take at once; None: all of a micro-batch. With 1 nothing
+    depends on batch-mates, to the last bit: what a cache keeps is always encoded so."""
     workers: int = Field(default=0, ge=0)
     """Processes that prepare examples; 0 prepares them in the training process."""
     gradient_checkpointing: bool = False

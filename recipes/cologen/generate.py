@@ -26,6 +26,7 @@ from recipes.cologen.data.scene import SIDE
 from recipes.cologen.data.views import VIEWS
 from recipes.cologen.errors import CologenError, PictureError, PromptError, RunFolderError
 from recipes.cologen.flux.base import FluxBase
+from recipes.cologen.flux.pixels import to_unit_range
 from recipes.cologen.flux.sampling import generate
 from recipes.cologen.pictures import (
     check_output,
@@ -37,7 +38,6 @@ from recipes.cologen.pictures import (
 )
 from recipes.cologen.report.run_reader import RunReader
 from recipes.cologen.terminal import positive, silence_loading_bars
-from recipes.cologen.training.batches import to_unit_range
 from recipes.cologen.training.growth import load_base, load_stage
 from recipes.cologen.training.interruption import STOPPED
 from recipes.cologen.training.validation import to_pictures

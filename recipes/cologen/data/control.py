@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from recipes.cologen.data.annotators.opencv import as_gray, draw_canny, draw_lineart, draw_soft_edge
 from recipes.cologen.data.class_colours import CLASS_COLOURS, CLASSES
-from recipes.cologen.data.record import Example, Image, MissingMetadataError, Record
+from recipes.cologen.data.record import ALL_FIXED, Example, Image, MissingMetadataError, Record
 from recipes.cologen.data.seeding import view_rng
 from recipes.cologen.data.world import pick
 
@@ -105,7 +105,11 @@ def control(record: Record, seed: int) -> Example:
     The kind of map is uniform over those that the record allows (CoLoGen, training data).
     """
     rng = view_rng("control", record.id, seed)
-    kind = pick(rng, available_kinds(record))
+    return control_example(record, pick(rng, available_kinds(record)))
+
+
+def control_example(record: Record, kind: str) -> Example:
+    """The example of one kind of map."""
     source = control_map(record, kind)
     return Example(
         id=record.id,
@@ -117,4 +121,6 @@ def control(record: Record, seed: int) -> Example:
         meta={"scene": record.scene},
         origin=record.origin,
         annotator=kind if source is None else None,
+        # What is still to be drawn is not there yet to be known by a key.
+        fixed=ALL_FIXED if source is not None else ALL_FIXED - {"source"},
     )

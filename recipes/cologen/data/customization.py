@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from recipes.cologen.data.record import Example, MissingMetadataError, Pair, Record
+from recipes.cologen.data.record import ALL_FIXED, Example, MissingMetadataError, Pair, Record
 from recipes.cologen.data.scene import BACKGROUNDS, PLACES, Scene, SceneObject, draw
 from recipes.cologen.data.seeding import view_rng
 from recipes.cologen.data.world import pick, random_object
@@ -38,6 +38,7 @@ def paired_example(record: Record, pair: Pair) -> Example:
         prompt=pair.prompt,
         origin=record.origin,
         further=pair.further,
+        fixed=ALL_FIXED,
     )
 
 

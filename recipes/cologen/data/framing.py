@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image as PilImage
 
+from recipes.cologen.data.buckets import Buckets, Size
 from recipes.cologen.data.decoding import as_rgb, is_deep
 from recipes.cologen.data.raw import Box, RawObject, RawRecord
 from recipes.cologen.data.record import Image, Mask, Pair, Record, RecordObject
@@ -22,12 +23,14 @@ class Frame(NamedTuple):
     height: int
 
 
-def framed(raw: RawRecord, size: tuple[int, int] | None, max_sources: int = 1) -> Record:
-    """A record whose pictures all have one size.
+def framed(raw: RawRecord, size: Size | Buckets | None, max_sources: int = 1) -> Record:
+    """A record whose pictures all have one size; with buckets, its pairs may have another.
 
     Args:
         raw: As stored.
-        size: (height, width) to give; None keeps the picture's own, which its pairs then get too.
+        size: (height, width) to give; None keeps the picture's own, which its pairs then get too. Of buckets
+            the picture gets the nearest one, and all pairs of one task that of the first of them. Further
+            sources of a pair get the picture's own size.
         max_sources: Source pictures that a pair may have, the record's own included.
 
     Raises:
@@ -35,13 +38,16 @@ def framed(raw: RawRecord, size: tuple[int, int] | None, max_sources: int = 1) -
         DataSetError: A pair has more sources.
     """
     _check_sources(raw, max_sources)
-    frame = frame_of(raw.picture.size, size)
+    own = size.nearest(*raw.picture.size[::-1]) if isinstance(size, Buckets) else size
+    frame = frame_of(raw.picture.size, own)
     objects = (_object(raw, item, frame) for item in raw.objects)
     # Pairs that differ in their prompt alone share their picture, which is then resized once.
-    seconds = {id(one): one for pair in raw.pairs for one in (pair.picture, *pair.further)}
+    paired = paired_sizes(raw, size)
+    beside = own or (raw.picture.height, raw.picture.width)
+    seconds = {(id(pair.picture), paired[pair.task]): pair.picture for pair in raw.pairs}
+    seconds |= {(id(one), beside): one for pair in raw.pairs for one in pair.further}
     pixels = {
-        key: resized_pixels(picture, frame_of(picture.size, size or raw.picture.size[::-1]))
-        for key, picture in seconds.items()
+        key: resized_pixels(picture, frame_of(picture.size, key[1])) for key, picture in seconds.items()
     }
     return Record(
         id=raw.id,
@@ -53,10 +59,10 @@ def framed(raw: RawRecord, size: tuple[int, int] | None, max_sources: int = 1) -
         pairs=tuple(
             Pair(
                 task=pair.task,
-                image=pixels[id(pair.picture)],
+                image=pixels[id(pair.picture), paired[pair.task]],
                 prompt=pair.prompt,
                 kind=pair.kind,
-                further=tuple(pixels[id(one)] for one in pair.further),
+                further=tuple(pixels[id(one), beside] for one in pair.further),
             )
             for pair in raw.pairs
         ),
@@ -77,13 +83,22 @@ def _check_sources(raw: RawRecord, most: int) -> None:
         )
 
 
+def paired_sizes(raw: RawRecord, size: Size | Buckets | None) -> dict[str, Size]:
+    """The size (height, width) that the pairs of each task get."""
+    if not isinstance(size, Buckets):
+        return {pair.task: size or (raw.picture.height, raw.picture.width) for pair in raw.pairs}
+    first = {pair.task: pair.picture for pair in reversed(raw.pairs)}
+    return {task: size.nearest(picture.height, picture.width) for task, picture in first.items()}
+
+
 def frame_of(picture: tuple[int, int], size: tuple[int, ...] | None) -> Frame:
     """The middle of a picture (width, height) with the shape of `size` (height, width)."""
     width, height = picture
     if size is None:
         return Frame((0.0, 0.0, float(width), float(height)), width, height)
     scale = min(width / size[1], height / size[0])
-    left, top = (width - scale * size[1]) / 2, (height - scale * size[0]) / 2
+    # Rounding must not put the cut outside of the picture by a hair, which PIL refuses.
+    left, top = max(0.0, (width - scale * size[1]) / 2), max(0.0, (height - scale * size[0]) / 2)
     return Frame((left, top, width - left, height - top), size[1], size[0])
 
 

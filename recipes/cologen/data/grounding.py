@@ -118,4 +118,7 @@ def grounding(record: Record, seed: int) -> Example:
     if kind == "instance":
         others = (_marked_scene(record, peer.label, kind, colour) for peer in peers if peer is not item)
         meta["alternatives"] = tuple(scene for scene in others if scene is not None)
-    return Example(record.id, "grounding", kind, record.image, target, prompt, meta, record.origin)
+    fixed = frozenset({"source"})
+    return Example(
+        record.id, "grounding", kind, record.image, target, prompt, meta, record.origin, fixed=fixed
+    )

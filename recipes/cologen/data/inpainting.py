@@ -7,7 +7,14 @@ import zlib
 import numpy as np
 
 from recipes.cologen.data.masks import bezier_mask, random_mask
-from recipes.cologen.data.record import Example, Mask, MissingMetadataError, Record, RecordObject
+from recipes.cologen.data.record import (
+    ALL_FIXED,
+    Example,
+    Mask,
+    MissingMetadataError,
+    Record,
+    RecordObject,
+)
 from recipes.cologen.data.seeding import view_rng
 
 MASK_KINDS = {"random": 0.2, "object": 0.4, "bezier": 0.4}
@@ -84,4 +91,15 @@ def inpainting(record: Record, seed: int) -> Example:
     source = record.image.copy()
     source[hole] = 0
     meta = {"hole": hole, "scene": record.scene}
-    return Example(record.id, "inpainting", kind, source, record.image, record.caption, meta, record.origin)
+    fixed = ALL_FIXED - {"source"}
+    return Example(
+        id=record.id,
+        task="inpainting",
+        kind=kind,
+        source=source,
+        target=record.image,
+        prompt=record.caption,
+        meta=meta,
+        origin=record.origin,
+        fixed=fixed,
+    )

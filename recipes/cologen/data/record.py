@@ -23,6 +23,10 @@ Mask = NDArray[np.bool_]
 """A region: bool [height, width]."""
 
 
+ALL_FIXED = frozenset({"source", "target", "prompt"})
+"""Of an example in which nothing but its choice depends on the seed."""
+
+
 class MissingMetadataError(CologenError, ValueError):
     """A record lacks what a view needs (a mask, a box, a depth map, a pair ...)."""
 
@@ -115,3 +119,6 @@ class Example:
     annotator: str | None = None
     further: tuple[Image, ...] = ()
     """Further source pictures, in order, beside `source`."""
+    fixed: frozenset[str] = frozenset()
+    """Which of `source`, `target` and `prompt` are the same for every seed that makes this kind of example:
+    what may be kept in a cache."""

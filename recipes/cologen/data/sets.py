@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import hashlib
 from array import array
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from recipes.cologen.config_data import DataSettings, SetSettings
 from recipes.cologen.data.additions import read_additions
+from recipes.cologen.data.buckets import buckets_of
 from recipes.cologen.data.framing import framed
 from recipes.cologen.data.layouts import LAYOUTS, Layout, Reading
 from recipes.cologen.data.layouts.layout import is_text
 from recipes.cologen.data.record import Record
+from recipes.cologen.data.size_index import UNKNOWN, Sizes, kept_sizes, row_sizes, source_facts
 from recipes.cologen.data.sources.json_files import JsonRows
 from recipes.cologen.data.sources.paired_folder import PairedFolder
 from recipes.cologen.data.sources.rows import Row, Rows
@@ -55,7 +61,9 @@ class DataSet:
         """How many rows were left out, by reason."""
         self.without_caption = 0
         """How many of the kept rows have no caption or prompt; above 0 only where that is allowed."""
-        self._size, self._root, self._max_sources = data.size, _root(settings), data.max_sources
+        self._size, self._root = buckets_of(data.buckets) or data.size, _root(settings)
+        self._max_sources = data.max_sources
+        self._index_folder, self._sizes = data.buckets.index, dict[str, Sizes]()
         self._additions = _read_additions(settings, self.layout, self.origin)
         self._check_columns()
         self._kept = self._look_through(data.empty_captions == "allow")
@@ -64,8 +72,12 @@ class DataSet:
         """How many records there are."""
         return len(self._kept) * self.layout.variants
 
-    def record(self, index: int) -> Record:
+    def record(self, index: int, task: str | None = None) -> Record:
         """The record at an index, from 0 up; past the end it is the first again.
+
+        Args:
+            index: Of the record.
+            task: What it is for, if only for one: what that does not need may be left out.
 
         Raises:
             BrokenPictureError: The row cannot be read.
@@ -76,6 +88,8 @@ class DataSet:
             raise ValueError(f"a data set's index starts at 0, got {index}")
         place, variant = divmod(index % len(self), self.layout.variants)
         reading = self._reading(self._kept[place], variant)
+        if task is not None:
+            reading = replace(reading, tasks=(task,))
         try:
             return framed(self.layout.record(reading), self._size, self._max_sources)
         except BrokenPictureError as error:
@@ -87,6 +101,27 @@ class DataSet:
             raise self._named(
                 reading, f"not as the layout expects ({type(error).__name__}: {error})"
             ) from error
+
+    def picture_sizes(self, task: str) -> Sizes:
+        """Sizes of the pictures that a task makes of every record; read once, then kept in a file."""
+        if task not in self._sizes:
+            kept = hashlib.sha256(self._kept.tobytes()).hexdigest()
+            settings = self.settings.model_dump(mode="json")
+            facts = [task, self.tasks, settings, kept, source_facts(self.settings, self.rows)]
+            self._sizes[task] = kept_sizes(
+                self._index_folder, facts, len(self), lambda: self._read_sizes(task)
+            )
+        return self._sizes[task]
+
+    def _read_sizes(self, task: str) -> Iterator[tuple[int, int, int, int]]:
+        for index in self._kept:
+            for variant in range(self.layout.variants):
+                try:
+                    reading = self._reading(index, variant)
+                except BrokenPictureError:
+                    yield UNKNOWN
+                else:
+                    yield row_sizes(self.layout, reading, task)
 
     def _named(self, reading: Reading, problem: str) -> BrokenPictureError:
         return BrokenPictureError(problem if problem.startswith(reading.id) else f"{reading.id}: {problem}")
@@ -165,8 +200,9 @@ class DataSet:
 class Mixture:
     """Several data sets one after the other, each as often as its `repeat` says; a sampler shuffles them."""
 
-    def __init__(self, sets: Sequence[DataSet]) -> None:
-        """Take sets that serve one stage."""
+    def __init__(self, sets: Sequence[DataSet], task: str | None = None) -> None:
+        """Take sets that serve one stage, and its task, so that they read no more than it needs."""
+        self._task = task
         self._parts = [part for part in sets for _ in range(part.settings.repeat)]
         self._ends = list(accumulate(len(part) for part in self._parts))
 
@@ -178,7 +214,11 @@ class Mixture:
         """The record at an index, from 0 up; past the end it is the first again."""
         place = index % len(self)
         part = bisect_right(self._ends, place)
-        return self._parts[part].record(place - (self._ends[part] - len(self._parts[part])))
+        return self._parts[part].record(place - (self._ends[part] - len(self._parts[part])), self._task)
+
+    def picture_sizes(self, task: str) -> Sizes:
+        """Sizes of the pictures that a task makes of every record."""
+        return np.concatenate([part.picture_sizes(task) for part in self._parts])
 
 
 def set_licence(settings: SetSettings, name: str) -> str:

@@ -20,9 +20,9 @@ from prw.routing import RoutingStatistics, Tally, statistics_of
 from recipes.cologen.data.record import Example
 from recipes.cologen.data.sampler import derive_seed
 from recipes.cologen.flux.base import Sources
+from recipes.cologen.flux.pixels import to_unit_range
 from recipes.cologen.flux.tokens import ImageTokens, TextTokens
 from recipes.cologen.flux.two_step import SourceKV
-from recipes.cologen.training.batches import to_unit_range
 from recipes.cologen.training.flow import draw_noise, flow_sample
 from recipes.cologen.training.step import Trainee
 from recipes.cologen.training.validation import same_sized, stacked_sources

@@ -13,6 +13,7 @@ from contextlib import nullcontext
 import torch
 from torch.utils.data import Dataset
 
+from recipes.cologen.data.bucket_order import BucketOrder
 from recipes.cologen.data.sampler import BatchSampler, derive_seed
 from recipes.cologen.errors import CologenError
 from recipes.cologen.training.batches import Batch, Examples, Prepared, loaded
@@ -76,6 +77,7 @@ def train_stage(bench: Bench, state: StageState, resumed: bool) -> StageState:
             break
     if average is not None and state.step == settings.steps:
         average.keep()
+    trainee.encoder.flush()
     return state
 
 
@@ -150,17 +152,33 @@ def _stream(bench: Bench, state: StageState) -> tuple[Iterator[Batch], int]:
     """This rank's batches from the state's position on, and how many make a step."""
     config, accelerator = bench.trainee.config, bench.trainee.accelerator
     source = bench.data.stage(state.stage)
+    batch_size, seed = (
+        config.stages[state.stage].batch_size,
+        derive_seed(config.data.seed, "stream", state.stage),
+    )
+    bucketed = source.bucketed(state.stage, config.data.buckets)
+    order = None
+    if bucketed is not None:
+        order = BucketOrder(bucketed.members, config.data.buckets.group or batch_size, seed)
+        counts = [f"{bucket} {len(of)}" for bucket, of in zip(*bucketed, strict=True)]
+        bench.progress.say(f"{state.stage}: records by height x width: {', '.join(counts)}")
     sampler = BatchSampler(
         source.num_records,
-        batch_size=config.stages[state.stage].batch_size,
+        batch_size=batch_size,
         micro_batch=config.machine.micro_batch,
-        seed=derive_seed(config.data.seed, "stream", state.stage),
+        seed=seed,
         rank=accelerator.process_index,
         world_size=accelerator.num_processes,
+        order=order,
     )
     sampler.load_state_dict({"position": state.position})
-    own, replay = Examples(source.records, state.stage, config.dropout), config.stages[state.stage].replay
+    own, replay = (
+        Examples(source.records, state.stage, config.dropout, bucketed),
+        config.stages[state.stage].replay,
+    )
     examples: Dataset[Prepared] = own
     if replay:
         examples = ReplayedExamples(own, bench.data, replay, config.dropout)
-    return loaded(examples, sampler, config.machine.workers), sampler.micro_batches
+    cache = config.data.cache
+    keyed = cache.folder is not None and (cache.stages is None or state.stage in cache.stages)
+    return loaded(examples, sampler, config.machine.workers, keyed), sampler.micro_batches

@@ -12,8 +12,10 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs
 from rich.console import Console
 
+from recipes.cologen.caching.encoder import Encoder, open_encoder
 from recipes.cologen.config import RunConfig
 from recipes.cologen.data.annotators.drawing import Annotators
+from recipes.cologen.flux.base import FluxBase
 from recipes.cologen.stages import select_stages, stage_index
 from recipes.cologen.training.bench import Bench, finish_stage, steps_before
 from recipes.cologen.training.data_card import write_card
@@ -145,7 +147,14 @@ def _train_stages(
         _metrics(config, folder, state, accelerator) as metrics,
     ):
         bench = Bench(
-            trainee=Trainee(model, weave, accelerator, config, annotators=sources.annotators),
+            trainee=Trainee(
+                model,
+                weave,
+                accelerator,
+                config,
+                _encoder(config, model, accelerator, console),
+                annotators=sources.annotators,
+            ),
             data=sources.data,
             held_out=sources.held_out,
             folder=folder,
@@ -157,6 +166,8 @@ def _train_stages(
         for name in todo:
             if trained and splits(accelerator):  # a pool that is split cannot grow
                 model = load_base(config, accelerator.device)
+                encoder = _encoder(config, model, accelerator, Console(quiet=True))
+                bench = replace(bench, trainee=replace(bench.trainee, encoder=encoder))
                 weave, state, resumed = open_pool(config, folder, model, name)
                 walk = curriculum(config).stages(weave)
             elif trained:
@@ -175,6 +186,19 @@ def _train_stages(
     return tuple(trained), None
 
 
+def _encoder(config: RunConfig, model: FluxBase, accelerator: Accelerator, console: Console) -> Encoder:
+    """The frozen encoders; says what the caches hold already and what was damaged in them."""
+
+    def announce(text: str) -> None:
+        console.print(text, markup=False, highlight=False)
+
+    at_once = config.machine.encode_batch
+    encoder = open_encoder(model, accelerator.device, config.data.cache, at_once, announce)
+    for line in encoder.facts():
+        announce(line)
+    return encoder
+
+
 def _open_sources(config: RunConfig, names: tuple[str, ...], device: torch.device) -> Sources:
     """Open what these stages read; a stage that nothing serves is found here, not when its turn comes."""
     held_out = held_out_records(config.data) if config.validation.samples else None
@@ -184,7 +208,8 @@ def _open_sources(config: RunConfig, names: tuple[str, ...], device: torch.devic
     wanted = config.data.annotators if "control" in read else {}
     sources = Sources(training_records(config.data), held_out, Annotators.load(wanted, device))
     for task in sorted(trained):
-        sources.data.stage(task)
+        # Picture sizes are read here, by the first process; the others find them kept.
+        sources.data.stage(task).bucketed(task, config.data.buckets)
     if held_out is not None:
         for task in sorted(validated):
             held_out.stage(task)

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from recipes.cologen.config_annotators import AnnotatorSettings
 from recipes.cologen.config_data import DataSettings, SetSettings
+from recipes.cologen.config_input import BucketSettings
 from recipes.cologen.data.annotated import AnnotatedRecords
 from recipes.cologen.data.annotators.drawing import worker_annotators
+from recipes.cologen.data.buckets import BucketedRecords, bucketed, buckets_of
 from recipes.cologen.data.folder import PictureFolder
 from recipes.cologen.data.layouts import LAYOUTS
 from recipes.cologen.data.licences import is_allowed
 from recipes.cologen.data.record import Record
 from recipes.cologen.data.sets import DataSet, Mixture, set_licence
+from recipes.cologen.data.size_index import Sizes
 from recipes.cologen.data.world import World
 from recipes.cologen.errors import DataSetError
 
@@ -33,6 +36,15 @@ class StageSource(NamedTuple):
     records: RecordSource
     num_records: int | None
     """None: endless."""
+    sizes: Callable[[str], Sizes] | None = None
+    """Sizes of the pictures that a task makes of every record; None where they are all alike."""
+
+    def bucketed(self, task: str, settings: BucketSettings) -> BucketedRecords | None:
+        """The records of a stage by compound bucket; None without buckets."""
+        buckets = buckets_of(settings)
+        if buckets is None or self.sizes is None:
+            return None
+        return bucketed(self.sizes(task), buckets)
 
 
 @dataclass(frozen=True)
@@ -53,12 +65,15 @@ class DataSource:
             DataSetError: No data set serves it.
         """
         if self.place is not None:
-            return self.place
+            records = self.place.records
+            # A folder's pictures may have much that one stage does not read.
+            one = records.for_task(task) if isinstance(records, PictureFolder) else records
+            return self.place._replace(records=one)
         serving = [part for part in self.sets if task in part.tasks]
         if not serving:
             raise DataSetError(_nothing_for(task, self.sets, self.refused))
-        mixture = Mixture(serving)
-        return StageSource(_annotated(mixture, self.annotators), len(mixture))
+        mixture = Mixture(serving, task)
+        return StageSource(_annotated(mixture, self.annotators), len(mixture), mixture.picture_sizes)
 
 
 def training_records(data: DataSettings) -> DataSource:
@@ -89,10 +104,10 @@ def held_out_records(data: DataSettings) -> DataSource | None:
 
 
 def _folder(place: str, data: DataSettings) -> DataSource:
-    folder = PictureFolder(
-        Path(place.removeprefix("folder:")).expanduser(), data.size, max_sources=data.max_sources
-    )
-    return DataSource(StageSource(_annotated(folder, data.annotators), len(folder)))
+    size = buckets_of(data.buckets) or data.size
+    path = Path(place.removeprefix("folder:")).expanduser()
+    folder = PictureFolder(path, size, max_sources=data.max_sources)
+    return DataSource(StageSource(_annotated(folder, data.annotators), len(folder), folder.picture_sizes))
 
 
 def _annotated(records: Mixture | PictureFolder, annotators: Mapping[str, AnnotatorSettings]) -> RecordSource:

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 import prw
 from prw import Weave
+from recipes.cologen.caching.encoder import Encoder
 from recipes.cologen.config import RunConfig
 from recipes.cologen.config_model import OptimizerSettings
 from recipes.cologen.data.annotators.drawing import Annotators
@@ -24,7 +25,7 @@ from recipes.cologen.flux.base import FluxBase
 from recipes.cologen.flux.shift import shift_factor, shift_times
 from recipes.cologen.flux.tokens import ImageTokens, TextTokens
 from recipes.cologen.stages import StageSettings
-from recipes.cologen.training.batches import Batch, to_unit_range
+from recipes.cologen.training.batches import Batch
 from recipes.cologen.training.flow import FlowSample, draw_noise, draw_timesteps, flow_sample
 from recipes.cologen.training.parallel import Parallel, whole
 from recipes.cologen.training.replay import own_tokens
@@ -38,6 +39,8 @@ class Trainee:
     weave: Weave
     accelerator: Accelerator
     config: RunConfig
+    encoder: Encoder
+    """The frozen VAE and text encoders, with the caches that the config asks for."""
     parallel: Parallel | None = None
     """How the base is spread over processes; None: there is one."""
     annotators: Annotators = field(default_factory=Annotators)
@@ -108,9 +111,9 @@ def _mean(values: Sequence[float]) -> float:
 @torch.no_grad()
 def encode(trainee: Trainee, batch: Batch) -> Encoded:
     """Draw maps that sources wait for, run the frozen text encoders and VAE; noise and times as seeded."""
-    model, device, flow = trainee.model, trainee.accelerator.device, trainee.config.flow
-    first = trainee.annotators.sources(batch.source.to(device), batch.annotators)
-    clean = model.encode_images(to_unit_range(batch.target, device))
+    model, encoder, flow = trainee.model, trainee.encoder, trainee.config.flow
+    first = trainee.annotators.sources(batch.source.to(trainee.accelerator.device), batch.annotators)
+    clean = encoder.images(batch.target, batch.keys.target)
     times = draw_timesteps(batch.seeds, flow.timestep_mean, flow.timestep_std)
     mu = model.schedule_shift(clean.tokens.shape[1], trainee.config.sampling.steps)
     factor = shift_factor(model.scheduler.config, flow.shift, mu)
@@ -118,11 +121,11 @@ def encode(trainee: Trainee, batch: Batch) -> Encoded:
         clean.tokens, draw_noise(batch.seeds, clean.tokens.shape[1:]), shift_times(times, factor)
     )
     return Encoded(
-        text=model.encode_prompts(list(batch.prompts)),
-        source=model.encode_images(to_unit_range(first, device)),
+        text=encoder.prompts(batch.prompts, batch.keys.prompts),
+        source=encoder.images(first, batch.keys.source),
         noise=clean.with_tokens(sample.noisy),
         flow=sample,
-        further=tuple(model.encode_images(to_unit_range(one, device)) for one in batch.further),
+        further=tuple(encoder.images(one) for one in batch.further),
     )
 
 

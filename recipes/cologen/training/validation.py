@@ -24,8 +24,8 @@ from recipes.cologen.data.scene import Scene
 from recipes.cologen.data.views import VIEWS
 from recipes.cologen.errors import AnnotatorError, BrokenPictureError
 from recipes.cologen.flux.base import FluxBase, SourceTimestep
+from recipes.cologen.flux.pixels import to_unit_range
 from recipes.cologen.flux.sampling import generate
-from recipes.cologen.training.batches import to_unit_range
 from recipes.cologen.training.sources import RecordSource
 
 _logger = logging.getLogger(__name__)

@@ -1,6 +1,7 @@
 """The flux_dev config on random weights: written, trained and drawn with by the commands a user types."""
 
 import json
+from dataclasses import replace
 from importlib.util import find_spec
 
 import numpy as np
@@ -15,6 +16,7 @@ from safetensors.torch import load_file
 
 import prw
 from recipes.cologen import generate, random_weights, train
+from recipes.cologen.caching.encoder import Encoder
 from recipes.cologen.config import load_config
 from recipes.cologen.data.sampler import BatchSampler
 from recipes.cologen.stages import COLOGEN_STAGES
@@ -140,7 +142,7 @@ def trainee(there):
     walk = curriculum(config).stages(weave)
     for name in ("inpainting", "grounding"):
         grow(config, model, walk, name, 0)
-    return Trainee(model, weave, Accelerator(mixed_precision="bf16"), config)
+    return Trainee(model, weave, Accelerator(mixed_precision="bf16"), config, Encoder(model, model.device))
 
 
 def some_batch(trainee, size=2):
@@ -177,7 +179,7 @@ def test_times_are_drawn_by_the_law_of_the_settings_in_float32(trainee):
         update={"flow": trainee.config.flow.model_copy(update={"shift": "none"})}
     )
     shifted = encode(trainee, batch).flow.timestep
-    drawn = encode(Trainee(trainee.model, trainee.weave, trainee.accelerator, plain), batch).flow
+    drawn = encode(replace(trainee, config=plain), batch).flow
     factor = np.exp(0.5 + (6 - 256) * (1.15 - 0.5) / (4096 - 256))  # FluxPipeline's mu for 2 x 3 tokens
     assert shifted.dtype is torch.float32
     torch.testing.assert_close(shifted, factor * drawn.timestep / (1 + (factor - 1) * drawn.timestep))

@@ -9,6 +9,7 @@ from accelerate.state import AcceleratorState
 
 import prw
 from prw.config import PoolSettings
+from recipes.cologen.caching.encoder import Encoder
 from recipes.cologen.config import parse_config
 from recipes.cologen.costs.activations import Load, StepBytes, step_bytes
 from recipes.cologen.costs.live_bytes import LiveBytes
@@ -65,7 +66,13 @@ def measured(base: Path, load: Load) -> StepBytes:
     batch = Batch(pictures, pictures, (words,) * load.batch, tuple(range(load.batch)))
     mixed = load.dtype == torch.bfloat16
     AcceleratorState._reset_state(reset_partial_state=True)
-    trainee = Trainee(model, weave, Accelerator(mixed_precision="bf16" if mixed else "no", cpu=True), config)
+    trainee = Trainee(
+        model,
+        weave,
+        Accelerator(mixed_precision="bf16" if mixed else "no", cpu=True),
+        config,
+        Encoder(model, model.device),
+    )
     known = {tensor.untyped_storage().data_ptr() for tensor in weights_of(model)}
     kept: dict[int, torch.Tensor] = {}
 

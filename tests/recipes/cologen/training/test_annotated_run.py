@@ -1,6 +1,7 @@
 """Runs whose control maps are drawn by networks: in the training step, in validation, report and command."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from accelerate import Accelerator
 from PIL import Image
 
 import prw
+from recipes.cologen.caching.encoder import Encoder
 from recipes.cologen.data.annotators.drawing import Annotators
 from recipes.cologen.data.sampler import BatchSampler
 from recipes.cologen.errors import AnnotatorError
@@ -96,7 +98,7 @@ def trainee_of(config):
     model = load_base(config, CPU)
     weave = prw.inject(model.transformer, experts=["control"], **config.pool.model_dump())
     annotators = Annotators.load(config.data.annotators, CPU)
-    return Trainee(model, weave, Accelerator(), config, annotators)
+    return Trainee(model, weave, Accelerator(), config, Encoder(model, model.device), annotators=annotators)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -139,7 +141,7 @@ def test_a_source_that_still_waits_is_not_scored(config_of):
     done = trainee.annotators.complete(examples, CPU)
     assert len(evaluate_task(trainee.model, trainee.weave, done, **sampling).values) == 12
     with pytest.raises(AnnotatorError, match="loaded here are none"):
-        encode(Trainee(trainee.model, trainee.weave, trainee.accelerator, config), next(stream(config)))
+        encode(replace(trainee, annotators=Annotators()), next(stream(config)))
 
 
 def test_report_and_command_draw_as_training_does(config_of, run, tmp_path, networks):

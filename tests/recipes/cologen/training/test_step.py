@@ -7,6 +7,7 @@ import torch
 from accelerate import Accelerator
 
 import prw
+from recipes.cologen.caching.encoder import Encoder
 from recipes.cologen.data.sampler import BatchSampler
 from recipes.cologen.data.vocabulary import VOCABULARY
 from recipes.cologen.data.world import World
@@ -38,7 +39,7 @@ def trainee_of(base_path):
                 parameter.normal_(std=0.2)
         weave.add_expert("grounding", init="inpainting")
         model.transformer.train()
-        return Trainee(model, weave, Accelerator(), config)
+        return Trainee(model, weave, Accelerator(), config, Encoder(model, model.device))
 
     return make
 
