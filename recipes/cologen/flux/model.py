@@ -129,7 +129,6 @@ class FluxModel(SourceVelocity):
 
     def too_long(self, prompts: Sequence[str]) -> list[str]:
         """Those prompts that have more than `max_text_tokens`, end mark included."""
-        # Not by the tokenizer's own truncation: it keeps whatever length it was last called with.
         ids = self.tokenizer_2(list(prompts), padding=False, truncation=False).input_ids
         return [prompt for prompt, own in zip(prompts, ids, strict=True) if len(own) > self.max_text_tokens]
 

@@ -89,8 +89,8 @@ def test_compiled_blocks_route_and_learn_alike(folder: Path, monkeypatch: pytest
     # Two blocks of one kind are two traces of one function; FLUX.1-dev has 38, torch allows 8.
     monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 1)
     monkeypatch.setattr(torch._dynamo.config, "accumulated_recompile_limit", 1)
-    eager = trained_once(placed(folder, gradient_checkpointing=True))
-    model = placed(folder, gradient_checkpointing=True, compile=True, compile_backend="eager")
+    eager = trained_once(placed(folder))
+    model = placed(folder, compile=True, compile_backend="eager")
     torch._dynamo.reset()
     compiled = trained_once(model)
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
