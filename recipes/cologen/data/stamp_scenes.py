@@ -92,9 +92,7 @@ class SceneMaker:
 
     def elsewhere(self, subject: CutOut, scene: StampScene) -> tuple[str, Composition]:
         """The subject in another scene, with company half of the time; and the prompt that asks for it."""
-        ground, background = self._ground()
-        while ground == scene.ground:
-            ground, background = self._ground()
+        ground, background = self._other_ground(scene)
         moved = self._anywhere(subject)
         target = Composition(background, (moved,))
         prompt = f"the same {subject.label} at the {moved.place(*self._size)}"
@@ -103,6 +101,25 @@ class SceneMaker:
         for other in target.cut_outs[1:]:
             prompt += f" and {other.phrase} at the {other.place(*self._size)}"
         return f"{prompt} {ground}", target
+
+    def together(self, subject: CutOut, scene: StampScene) -> tuple[str, Composition, Composition] | None:
+        """A second subject alone, and both in another scene; None where they do not fit into one.
+
+        Returns:
+            The prompt that asks for both, the second one's scene, the scene of both.
+        """
+        (other,) = self._others(1, (subject.label,))
+        alone = self._placed(Composition(self._ground()[1]), other)
+        if alone is None:
+            return None
+        ground, background = self._other_ground(scene)
+        for _ in range(_TRIES):
+            items = (self._anywhere(subject), self._anywhere(alone.cut_outs[0]))
+            both = Composition(background, items)
+            if min(both.shown()) >= LEAST_SHOWN:
+                named = [f"the same {item.label} at the {item.place(*self._size)}" for item in items]
+                return f"{' and '.join(named)} {ground}", alone, both
+        return None
 
     def edit(self, scene: StampScene, turn: int) -> Edit:
         """The edit whose turn it is, or the next that this scene allows."""
@@ -197,6 +214,12 @@ class SceneMaker:
         if stamp.may_mirror and self._rng.random() < 0.5:
             pixels = pixels[:, ::-1]
         return CutOut(stamp.label, stamp.phrase, stamp.number, pixels.copy(), 0, 0)
+
+    def _other_ground(self, scene: StampScene) -> tuple[str, Image]:
+        ground, background = self._ground()
+        while ground == scene.ground:
+            ground, background = self._ground()
+        return ground, background
 
     def _ground(self) -> tuple[str, Image]:
         """A background, and what a prompt calls it."""

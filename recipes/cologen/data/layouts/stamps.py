@@ -5,6 +5,7 @@ Every scene follows from the option `seed` and its number alone.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import lru_cache
 
 import numpy as np
@@ -18,7 +19,7 @@ from recipes.cologen.data.layouts.own import ALL_TASKS
 from recipes.cologen.data.raw import RawObject, RawPair, RawRecord
 from recipes.cologen.data.record import Image
 from recipes.cologen.data.sources.stamps import StampScenes
-from recipes.cologen.data.stamp_scenes import SceneMaker
+from recipes.cologen.data.stamp_scenes import SceneMaker, StampScene
 from recipes.cologen.errors import DataSetError
 
 _OPTIONS = {
@@ -28,6 +29,7 @@ _OPTIONS = {
     "width": 512,
     "least": 1,
     "most": 3,
+    "subjects": 1,
     "photographs": 0,
     "signs": 0,
     "min_side": 64,
@@ -52,6 +54,8 @@ def _open(settings: SetSettings, origin: str) -> StampScenes:
     for name, least in {"scenes": 1, "least": 1, "most": options["least"], "height": 16, "width": 16}.items():
         if options[name] < least:
             raise DataSetError(f"{origin}.options.{name} is {options[name]:g}; expected at least {least:g}")
+    if options["subjects"] not in (1, 2):
+        raise DataSetError(f"{origin}.options.subjects is {options['subjects']:g}; expected 1 or 2")
     if options["photographs"]:
         _photographs((16, 16), origin)
     return StampScenes(
@@ -95,10 +99,7 @@ def _record(reading: Reading) -> RawRecord:
     picture = PilImage.fromarray(made.picture())
     pairs = []
     if "customization" in reading.tasks:
-        prompt, after = maker.elsewhere(maker.subject(made), scene)
-        pairs.append(
-            _pair("customization", after, prompt, "alone" if len(after.cut_outs) == 1 else "with another")
-        )
+        pairs.append(_customization(reading, maker, scene))
     if "editing" in reading.tasks:
         edit = maker.edit(scene, number)
         pairs.append(_pair("editing", edit.after, edit.prompt, edit.kind))
@@ -115,6 +116,20 @@ def _record(reading: Reading) -> RawRecord:
         segmentation=made.classes(),
         pairs=tuple(pairs),
     )
+
+
+def _customization(reading: Reading, maker: SceneMaker, scene: StampScene) -> RawPair:
+    """One of the scene's things elsewhere; with `subjects` 2 beside another, which is a second source."""
+    subject = maker.subject(scene.composition)
+    if reading.options["subjects"] == 1:
+        prompt, after = maker.elsewhere(subject, scene)
+        return _pair("customization", after, prompt, "alone" if len(after.cut_outs) == 1 else "with another")
+    made = maker.together(subject, scene)
+    if made is None:
+        raise reading.broken(f"no second subject fits into one scene with {subject.phrase}")
+    prompt, alone, both = made
+    further = (PilImage.fromarray(alone.picture()),)
+    return replace(_pair("customization", both, prompt, "two subjects"), further=further)
 
 
 def _pair(task: str, after: Composition, prompt: str, kind: str) -> RawPair:

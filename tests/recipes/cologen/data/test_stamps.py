@@ -1,5 +1,6 @@
 """Stamps composed into scenes: masks, boxes, depth, classes and pairs are exactly what the picture shows."""
 
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -167,6 +168,22 @@ def test_customization_shows_the_subject_on_other_ground(folder, monkeypatch):
         assert record.caption.split(" on ")[1] != pair.prompt.split(" on ")[1]
 
 
+def test_two_subjects_come_from_two_sources_and_meet_in_the_target(folder):
+    part = opened(folder, DataSettings(max_sources=2), subjects=2, most=2)
+    colours = {name.split("/")[1]: colour for name, (_, colour) in SHAPES.items()}
+    for index in range(25):
+        example = VIEWS["customization"](part.record(index), 0)
+        named = re.findall("the same ([a-z]+) at the", example.prompt)
+        assert example.kind == "two subjects" and len(set(named)) == 2
+        (second,) = example.further
+        for subject, source in zip(named, (example.source, second), strict=True):
+            assert (source == colours[subject]).all(-1).any()
+            assert (example.target == colours[subject]).all(-1).any()
+        assert not (second == colours[named[0]]).all(-1).any()
+    with pytest.raises(DataSetError, match="max_sources=2"):
+        opened(folder, subjects=2).record(0)
+
+
 def test_twins_share_their_name_and_are_never_the_subject(folder):
     part = opened(folder, least=3, most=3)
     twins = 0
@@ -208,6 +225,7 @@ def test_a_stamp_is_called_by_its_description_or_else_its_file(text, stem, told)
 @pytest.mark.parametrize(
     ("options", "told"),
     [
+        ({"subjects": 3}, "options.subjects is 3; expected 1 or 2"),
         ({"most": 0}, "options.most is 0; expected at least 1"),
         ({"least": 3, "most": 2}, "options.most is 2; expected at least 3"),
         ({"min_side": 100}, "0 stamps that can be used.*100 pixels long"),

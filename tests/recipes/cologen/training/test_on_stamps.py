@@ -54,3 +54,20 @@ def test_a_stopped_run_on_stamps_ends_as_one_that_was_not(config, run, stop_at, 
         for name in ("whole", "cut")
     ]
     assert weights[0] == weights[1]
+
+
+def test_customization_trains_on_two_subjects_from_two_sources(base_path, tmp_path, run, monkeypatch):
+    seen, original = [], loop.train_step
+
+    def watching(trainee, stage, step, optimizer, micro):
+        seen.extend(micro)
+        return original(trainee, stage, step, optimizer, micro)
+
+    monkeypatch.setattr(loop, "train_step", watching)
+    options = {"scenes": 20, "min_side": 8, "subjects": 2, "most": 1, "height": 32, "width": 48}
+    chosen = {"layout": "stamps", "path": f"folder:{write_stamps(tmp_path / 's')}", "options": options}
+    settings = ["data.source=sets", "data.max_sources=2", f"data.sets.stamps={json.dumps(chosen)}"]
+    stages = f"stages={json.dumps({'customization': ROW})}"
+    assert run(make_config(base_path, stages, *settings, "validation.samples=0"), tmp_path / "run").complete
+    assert [len(batch.further) for batch in seen] == [1, 1]
+    assert all(batch.further[0].shape == (2, 3, 32, 48) for batch in seen)
