@@ -72,6 +72,7 @@ class Examples(Dataset[Prepared]):
                 index = derive_seed(draw.seed, "instead", len(skipped)) % STREAM_END
             try:
                 example = self._view(self._records.record(index), derive_seed(draw.seed, "view"))
+                refuse_copy(example)
             except (BrokenPictureError, MissingMetadataError) as error:
                 skipped.append(str(error))
             else:
@@ -79,6 +80,17 @@ class Examples(Dataset[Prepared]):
         raise TooManyBrokenError(
             f"{len(skipped)} rows in a row could not be read; the first: {skipped[0]}. Mend the data."
         )
+
+
+def refuse_copy(example: Example) -> None:
+    """Refuse a pair of which nothing changes: rows like that teach to copy the source.
+
+    Raises:
+        BrokenPictureError: Source and target are the same picture.
+    """
+    paired = example.task in ("customization", "editing")
+    if paired and np.array_equal(example.source, example.target):
+        raise BrokenPictureError(f"{example.id}: source and target of {example.task} are the same picture")
 
 
 def withhold(example: Example, seed: int, dropout: DropoutSettings) -> Example:

@@ -52,10 +52,11 @@ def train_stage(bench: Bench, state: StageState, resumed: bool) -> StageState:
         for batch in micro:
             bench.skips.add(state.stage, batch)
             long_prompts.add(batch)
+        measured: StepLosses | None = None
         try:
             measured = train_step(trainee, settings, step, optimizer, micro)
         except NonFiniteError as problem:
-            state, measured = _skip(bench, state, step, problem), None
+            state = _skip(bench, state, step, problem)
         else:
             window = (*state.window, tuple(measured))
             state = state.model_copy(update={"skipped_in_a_row": 0, "window": window})

@@ -66,7 +66,7 @@ def arrange(moment: str, count: int) -> None:
         elif when == "half row":
             with arguments[0].metrics.path.open("a") as file:
                 file.write('{"kind": "train", "sta')
-        die()
+        return die()
 
     setattr(owner, name, deadly)
 
@@ -89,7 +89,9 @@ def quiet(config: RunConfig, output: Path, wanted: str = "all") -> Any:
     return train(config, output, wanted, Console(file=io.StringIO()))
 
 
-if __name__ == "__main__":  # `-m tests.recipes.cologen.training.killing CONFIG OUTPUT MOMENT COUNT`, on rank 1
+if (
+    __name__ == "__main__"
+):  # `-m tests.recipes.cologen.training.killing CONFIG OUTPUT MOMENT COUNT`, on rank 1
     if os.environ.get("RANK", "0") == os.environ.get("DEADLY_RANK", "0"):
         arrange(sys.argv[3], int(sys.argv[4]))
     quiet(load_config(sys.argv[1]), Path(sys.argv[2]))

@@ -103,7 +103,10 @@ def test_a_stage_with_replay_resumes_bit_for_bit_and_its_rows_are_numbers(base_p
 @pytest.mark.parametrize(
     ("replay", "message"),
     [
-        ("{control: 0.1}", r"stages\.grounding\.replay names control; expected earlier stages \(inpainting\)"),
+        (
+            "{control: 0.1}",
+            r"stages\.grounding\.replay names control; expected earlier stages \(inpainting\)",
+        ),
         ("{grounding: 0.1}", "replay names grounding"),
         ("{inpainting: 1.0}", "above 0, and together below 1"),
         ("{inpainting: 0}", "above 0, and together below 1"),

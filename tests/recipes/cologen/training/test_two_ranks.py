@@ -1,4 +1,4 @@
-"""Two processes train what one does, under DDP and FSDP2, and launched wrongly they refuse before they write."""
+"""Two processes train what one does, under DDP and FSDP2; launched wrongly they refuse before they write."""
 
 import fcntl
 
@@ -31,6 +31,13 @@ def test_processes_that_do_not_know_of_each_other_are_refused(config, run, monke
 def test_fsdp_of_the_first_kind_is_refused(config, run, monkeypatch, tmp_path):
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     with pytest.raises(LaunchError, match=r"FSDP version 1.*fsdp_version: 2"):
+        run(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_deepspeed_is_refused(config, run, monkeypatch, tmp_path):
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    with pytest.raises(LaunchError, match=r"DeepSpeed, which this recipe does not train under.*fsdp2\.yaml"):
         run(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
@@ -85,9 +92,7 @@ def test_two_ranks_equal_one_with_the_same_global_batch(how, settings, base_path
     assert ended.returncode == 0, ended.stderr
     quiet(config, tmp_path / "one", STAGES)
     for stage in ("inpainting", "grounding"):
-        two, one = (
-            load_file(tmp_path / ranks / "checkpoints" / stage / WEIGHTS) for ranks in ("two", "one")
-        )
+        two, one = (load_file(tmp_path / ranks / "checkpoints" / stage / WEIGHTS) for ranks in ("two", "one"))
         assert_close(two, one, rtol=1e-4, atol=1e-6)
         assert two.keys() == one.keys()
     # What two ranks wrote is whole: one goes on from it, with the stage that is left.
@@ -101,7 +106,11 @@ def test_a_spoilt_batch_on_one_rank_is_skipped_on_both(how, base_path, tmp_path)
     file = tmp_path / "two.yaml"
     file.write_text(config.to_yaml())
     ended = launch(
-        how, file, tmp_path / "run", module="tests.recipes.cologen.training.spoiling", env={"SPOILT_RANK": "1"}
+        how,
+        file,
+        tmp_path / "run",
+        module="tests.recipes.cologen.training.spoiling",
+        env={"SPOILT_RANK": "1"},
     )
     assert ended.returncode == 0, ended.stderr
     lines = (tmp_path / "run/metrics.jsonl").read_text().splitlines()

@@ -94,7 +94,9 @@ def test_tensorboard_reads_back_what_was_sent(finished):
     assert {"train/loss", "train/share", "train/skipped_steps"} <= set(tags["scalars"])
     sent = [(scalar.step, scalar.value) for scalar in events.Scalars("validation_loss/inpainting")]
     assert [step for step, _ in sent] == [2, 4, 6, 8]
-    assert [value for _, value in sent] == pytest.approx([row["loss"]["inpainting"] for row in rows(finished)])
+    assert [value for _, value in sent] == pytest.approx(
+        [row["loss"]["inpainting"] for row in rows(finished)]
+    )
     assert {"validation_share/grounding", "validation_entropy/grounding"} <= set(tags["scalars"])
     pictures = events.Images("validation/grounding")
     assert [picture.step for picture in pictures] == [6, 8]
@@ -148,7 +150,9 @@ def test_a_loss_of_a_model_that_is_right_is_zero(trainee_of, monkeypatch):
 
 
 def test_losses_and_pictures_can_be_left_out(base_path, run, tmp_path):
-    config = make_config(base_path, "validation.loss_samples=0", "validation.pictures=0", "logging.trackers=[]")
+    config = make_config(
+        base_path, "validation.loss_samples=0", "validation.pictures=0", "logging.trackers=[]"
+    )
     run(config, tmp_path / "run", "inpainting")
     assert "loss" not in rows(tmp_path / "run")[0]
     assert not (tmp_path / "run/validation").exists()
