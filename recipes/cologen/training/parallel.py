@@ -50,7 +50,7 @@ def refuse_deepspeed() -> None:
     if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true":
         raise LaunchError(
             "accelerate was launched with DeepSpeed, which this recipe does not train under: it has its own "
-            "step and its own checkpoints, so that skipping a step and resuming exactly would be lost. ZeRO-2 "
+            "step and its own checkpoints, and skipping a step and resuming exactly would be lost. ZeRO-2 "
             "splits gradients and optimiser state alone, those of one expert: about 1 GB at rank 128. "
             "Use recipes/cologen/accelerate/ddp.yaml, or fsdp2.yaml to split the base too."
         )
