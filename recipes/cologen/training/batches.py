@@ -98,6 +98,7 @@ class Examples(Dataset[Prepared]):
             try:
                 example = self._view(self._records.record(index), derive_seed(draw.seed, "view"))
                 self._check_bucket(example, draw)
+                refuse_copy(example)
             except (BrokenPictureError, MissingMetadataError) as error:
                 skipped.append(str(error))
             else:
@@ -125,6 +126,17 @@ class Examples(Dataset[Prepared]):
                 f"{example.id}: its bucket is {found}, but by the list of picture sizes {bucket}; if "
                 "pictures were exchanged, have the list made again (data.buckets.index says where it is)"
             )
+
+
+def refuse_copy(example: Example) -> None:
+    """Refuse a pair of which nothing changes: rows like that teach to copy the source.
+
+    Raises:
+        BrokenPictureError: Source and target are the same picture.
+    """
+    paired = example.task in ("customization", "editing")
+    if paired and np.array_equal(example.source, example.target):
+        raise BrokenPictureError(f"{example.id}: source and target of {example.task} are the same picture")
 
 
 def withhold(example: Example, seed: int, dropout: DropoutSettings) -> Example:

@@ -41,6 +41,21 @@ def splits(accelerator: Accelerator) -> bool:
     return wants_split() and accelerator.num_processes > 1
 
 
+def refuse_deepspeed() -> None:
+    """Refuse a launch under DeepSpeed.
+
+    Raises:
+        LaunchError: Says what to take instead.
+    """
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true":
+        raise LaunchError(
+            "accelerate was launched with DeepSpeed, which this recipe does not train under: it has its own "
+            "step and its own checkpoints, and skipping a step and resuming exactly would be lost. ZeRO-2 "
+            "splits gradients and optimiser state alone, those of one expert: about 1 GB at rank 128. "
+            "Use recipes/cologen/accelerate/ddp.yaml, or fsdp2.yaml to split the base too."
+        )
+
+
 def sharding_plugin() -> FullyShardedDataParallelPlugin | None:
     """What the launcher's environment says of FSDP; None where it says nothing.
 

@@ -24,7 +24,13 @@ from recipes.cologen.training.growth import base_folder, begin_state, curriculum
 from recipes.cologen.training.interruption import StopSignals
 from recipes.cologen.training.loop import train_stage
 from recipes.cologen.training.metrics import MetricsLog
-from recipes.cologen.training.parallel import LaunchError, Parallel, sharding_plugin, splits
+from recipes.cologen.training.parallel import (
+    LaunchError,
+    Parallel,
+    refuse_deepspeed,
+    sharding_plugin,
+    splits,
+)
 from recipes.cologen.training.preflight import refuse_what_cannot_work
 from recipes.cologen.training.progress import ProgressView, progress_view
 from recipes.cologen.training.run_folder import RunFolder, base_fingerprint, open_run, stage_file
@@ -109,8 +115,10 @@ def join_processes(config: RunConfig) -> Accelerator:
     """Join the processes that were launched together; asked again, it gives the same.
 
     Raises:
-        LaunchError: accelerate counts fewer processes than the launcher, so all would write one folder.
+        LaunchError: accelerate counts fewer processes than the launcher, so all would write one folder; or
+            it was launched with DeepSpeed or with FSDP 1.
     """
+    refuse_deepspeed()
     accelerator = Accelerator(
         mixed_precision="bf16" if config.base.dtype == "bfloat16" else "no",
         fsdp_plugin=sharding_plugin(),

@@ -66,7 +66,7 @@ def arrange(moment: str, count: int) -> None:
         elif when == "half row":
             with arguments[0].metrics.path.open("a") as file:
                 file.write('{"kind": "train", "sta')
-        die()
+        return die()
 
     setattr(owner, name, deadly)
 

@@ -1,4 +1,4 @@
-"""The flux_dev config, on random weights in the real layout: five stages, three kinds of source, two ranks."""
+"""The flux_dev config on random weights in the real layout: five stages, three kinds of source, two ranks."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""A run that is killed (SIGKILL) at any moment, or loses its disk, goes on and ends as if nothing had been."""
+"""A run that is killed (SIGKILL) at any moment, or loses its disk, goes on and ends as if nothing was."""
 
 import errno
 import os

@@ -10,7 +10,7 @@ import torch
 
 from recipes.cologen.config_model import OptimizerSettings
 from recipes.cologen.errors import MachineError
-from recipes.cologen.training import loop
+from recipes.cologen.training import loop, validating
 from recipes.cologen.training.optimizers import AVERAGE, make_average, make_optimizer
 from tests.recipes.cologen.training.conftest import make_config
 
@@ -121,7 +121,7 @@ def test_a_resumed_run_with_an_average_ends_alike_bit_for_bit(name, base_path, r
 def test_the_average_is_validated_kept_and_grown_on(base_path, run, tmp_path, monkeypatch):
     """Its stage ends with other weights than training did, and was scored on those that are kept."""
     scored, last = [], []
-    original_score, original_step = loop.evaluate_task, loop.train_step
+    original_score, original_step = validating.evaluate_task, loop.train_step
 
     def score(model, weave, *arguments, **options):
         scored.append([value.detach().clone() for value in weave.trainable_parameters()])
@@ -132,7 +132,7 @@ def test_the_average_is_validated_kept_and_grown_on(base_path, run, tmp_path, mo
         last[:] = [value.detach().clone() for value in trainee.weave.trainable_parameters()]
         return measured
 
-    monkeypatch.setattr(loop, "evaluate_task", score)
+    monkeypatch.setattr(validating, "evaluate_task", score)
     monkeypatch.setattr(loop, "train_step", step)
     run(make_config(base_path, "optimizer.ema_decay=0.9"), tmp_path / "averaged", "inpainting")
     kept = pool_of(tmp_path / "averaged", "inpainting")

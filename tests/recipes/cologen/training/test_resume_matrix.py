@@ -1,4 +1,4 @@
-"""The whole matrix of killed and resumed runs: `scripts/resume_matrix`, minutes; test_killed_runs.py is its quick part.
+"""The whole matrix of killed and resumed runs, for `scripts/resume_matrix`; test_killed_runs.py is quicker.
 
 Every moment, the first and the second time it comes; 0 and 2 workers; 1 rank, and 2 under DDP and FSDP2.
 """

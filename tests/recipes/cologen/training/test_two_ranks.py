@@ -1,4 +1,4 @@
-"""Two processes train what one does, under DDP and FSDP2, and launched wrongly they refuse before they write."""
+"""Two processes train what one does, under DDP and FSDP2; launched wrongly they refuse before they write."""
 
 import fcntl
 
@@ -31,6 +31,13 @@ def test_processes_that_do_not_know_of_each_other_are_refused(config, run, monke
 def test_fsdp_of_the_first_kind_is_refused(config, run, monkeypatch, tmp_path):
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     with pytest.raises(LaunchError, match=r"FSDP version 1.*fsdp_version: 2"):
+        run(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_deepspeed_is_refused(config, run, monkeypatch, tmp_path):
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    with pytest.raises(LaunchError, match=r"DeepSpeed, which this recipe does not train under.*fsdp2\.yaml"):
         run(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
