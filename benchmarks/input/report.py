@@ -25,8 +25,9 @@ def tables(result: InputResult) -> str:
             f"Measured on {result.origin.date:%Y-%m-%d} at commit `{result.origin.commit[:7]}` on "
             f"{machine.cores} cores of {machine.cpu}, {machine.threads} thread(s) of torch. Load of the "
             f"machine: {result.load[0]:.1f} before and {result.load[1]:.1f} after. Files are "
-            f"{shape['stored']}, trained at {shape['trained']} in batches of {shape['batch']}; medians of {result.rounds} rounds with "
-            "interquartile ranges. An example is two pictures and a prompt.",
+            f"{shape['stored']}, trained at {shape['trained']} in batches of {shape['batch']}; medians of "
+            f"{result.rounds} rounds with interquartile ranges. An example is two pictures and a prompt.",
+            *_warning(result),
             "",
             "| source | workers | examples a second, nothing kept | all kept |",
             "|---|---|---|---|",
@@ -44,6 +45,17 @@ def tables(result: InputResult) -> str:
             f"the largest is {100 * worst.outside:.1f} % ({worst.stage}).",
         ]
     )
+
+
+def _warning(result: InputResult) -> Iterator[str]:
+    """What a busy machine does to the numbers, where it was busy."""
+    if max(result.load) > result.origin.machine.cores + 1:
+        yield ""
+        yield (
+            "**The machine was busy with other work**, which held most of its cores: rates are far below those "
+            "of an idle one, workers found no core of their own, and differences inside the ranges are none. "
+            "What a cache saves, and the share outside the model, are taken under one load on both sides."
+        )
 
 
 def _rows(result: InputResult) -> Iterator[str]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
+from diffusers.training_utils import find_nearest_bucket, generate_aspect_ratio_buckets
 from numpy.typing import NDArray
 
 from recipes.cologen.config_input import BucketSettings
@@ -40,8 +41,6 @@ class Buckets:
 
     def nearest(self, height: int, width: int) -> Size:
         """The size that is nearest in shape, by diffusers' measure; areas do not count much."""
-        from diffusers.training_utils import find_nearest_bucket
-
         return self.sizes[find_nearest_bucket(height, width, self.sizes)]
 
 
@@ -56,8 +55,6 @@ def buckets_of(settings: BucketSettings) -> Buckets | None:
     """The buckets that the settings ask for; None without."""
     if settings.resolution is None:
         return Buckets(settings.sizes) if settings.sizes else None
-    from diffusers.training_utils import generate_aspect_ratio_buckets
-
     made: Any = generate_aspect_ratio_buckets(settings.resolution, settings.step)
     return Buckets(tuple((int(height), int(width)) for height, width in made))
 

@@ -34,10 +34,16 @@ def test_every_stage_has_a_published_set():
 
 
 def test_the_config_of_the_page_is_read():
-    (block,) = re.findall(r"^```yaml\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
-    config = parse_config({"name": "page", "base": {"path": "x"}, **yaml.safe_load(block)})
-    assert set(config.data.sets) == {"album", "subjects", "edits", "brush"}
-    assert all(part.layout in LAYOUTS for part in config.data.sets.values())
+    blocks = re.findall(r"^```yaml\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
+    first, buckets, cache = (yaml.safe_load(block)["data"] for block in blocks)
+
+    def read(data):
+        return parse_config({"name": "page", "base": {"path": "x"}, "data": data}).data
+
+    assert set(read(first).sets) == {"album", "subjects", "edits", "brush"}
+    assert all(part.layout in LAYOUTS for part in read(first).sets.values())
+    assert read({**first, **cache}).cache.stages == ("customization", "editing")
+    assert read({**first, **buckets, "size": None}).buckets.group == 8
 
 
 MAPS = (Path(__file__).parents[4] / "docs/recipes/maps.md").read_text(encoding="utf-8")
