@@ -43,7 +43,8 @@ def _attention() -> dict[Any, Any]:
     ) -> int:
         return int(sdpa_backward_flop_count(gradient.shape, query.shape, key.shape, value.shape))
 
-    for formula in (forward, backward):
+    formulas: tuple[Any, Any] = (forward, backward)
+    for formula in formulas:
         formula._get_raw = True  # how FlopCounterMode tells one that takes tensors
     return {
         torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: forward,
