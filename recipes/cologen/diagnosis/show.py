@@ -76,14 +76,18 @@ def _parameters(found: dict[str, Any]) -> Rows:
 
 def _memory(found: dict[str, Any]) -> Rows:
     for part in found["parts"]:
-        yield part["name"], f"{part['bytes'] / 1e9:.2f}", part["note"]
-    yield "all", f"{found['total_bytes'] / 1e9:.2f}", ""
+        yield part["name"], _gigabytes(part["bytes"]), part["note"]
+    yield "all", _gigabytes(found["total_bytes"]), ""
     gpu = found["gpu"]
     if gpu is None:
         yield "device", "", "no GPU here; name one with --gpu or --gpu-memory"
     else:
         fits = "fits" if found["total_bytes"] <= gpu["bytes"] else "does not fit"
-        yield gpu["name"], f"{gpu['bytes'] / 1e9:.2f}", fits
+        yield gpu["name"], _gigabytes(gpu["bytes"]), fits
+
+
+def _gigabytes(size: int) -> str:
+    return f"{size / 1e9:.2f}" if size >= 1e8 or not size else f"{size / 1e9:.1g}"
 
 
 def _sets(card: dict[str, Any]) -> Rows:
