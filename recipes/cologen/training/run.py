@@ -210,16 +210,16 @@ def _encoder(config: RunConfig, model: FluxBase, accelerator: Accelerator, conso
 def _open_sources(config: RunConfig, names: tuple[str, ...], device: torch.device) -> Sources:
     """Open what these stages read; a stage that nothing serves is found here, not when its turn comes."""
     held_out = held_out_records(config.data) if config.validation.samples else None
-    trained = {task for name in names for task in (name, *config.stages[name].replay)}
-    validated = {task for name in names for task in validated_tasks(config, name)}
+    trained = dict.fromkeys(task for name in names for task in (name, *config.stages[name].replay))
+    validated = dict.fromkeys(task for name in names for task in validated_tasks(config, name))
     read = trained if held_out is None else trained | validated
     wanted = config.data.annotators if "control" in read else {}
     sources = Sources(training_records(config.data), held_out, Annotators.load(wanted, device))
-    for task in sorted(trained):
+    for task in trained:
         # Picture sizes are read here, by the first process; the others find them kept.
         sources.data.stage(task).bucketed(task, config.data.buckets)
     if held_out is not None:
-        for task in sorted(validated):
+        for task in validated:
             held_out.stage(task)
     return sources
 

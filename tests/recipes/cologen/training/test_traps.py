@@ -12,6 +12,7 @@ import torch
 from accelerate import Accelerator
 
 import prw
+from recipes.cologen.caching.encoder import Encoder
 from recipes.cologen.config_training import DropoutSettings
 from recipes.cologen.data.record import Pair, Record
 from recipes.cologen.data.sampler import BatchSampler, Draw
@@ -43,7 +44,7 @@ def test_t1_a_base_in_16_bits_has_experts_gates_and_moments_in_32(base_path):
     assert {value.dtype for value in weave.trainable_parameters()} == {torch.float32}
     assert model.transformer.dtype == torch.bfloat16
     optimizer = make_optimizer(weave.trainable_parameters(), config.optimizer)
-    trainee = Trainee(model, weave, Accelerator(), config)
+    trainee = Trainee(model, weave, Accelerator(), config, Encoder(model, model.device))
     train_step(trainee, config.stages["grounding"], 1, optimizer, some_batches())
     gradients = [value.grad.dtype for value in weave.trainable_parameters() if value.grad is not None]
     moments = [value["exp_avg"].dtype for value in optimizer.state_dict()["state"].values()]
