@@ -53,7 +53,7 @@ def _warning(result: InputResult) -> Iterator[str]:
         yield ""
         yield (
             "**The machine was busy with other work**, which held most of its cores: rates are far below "
-            "those of an idle one, workers found no core of their own, and differences inside ranges are none. "
+            "those of an idle one, workers found no core of their own, and small differences are none. "
             "What a cache saves, and the share outside the model, were taken under one load."
         )
 

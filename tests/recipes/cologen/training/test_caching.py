@@ -87,7 +87,7 @@ def test_only_the_stages_that_are_asked_for_are_kept(command, tmp_path):
 
 @pytest.mark.parametrize("task", TASKS)
 def test_what_is_said_to_be_fixed_is_the_same_for_every_seed(task, base_path, files):
-    records = training_records(config(base_path, files).data).stage("editing").records
+    records = training_records(config(base_path, files).data).stage(task).records
     for index in range(3):
         record = records.record(index)
         filled = fixed_examples(record, task)
