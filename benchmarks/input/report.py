@@ -52,9 +52,9 @@ def _warning(result: InputResult) -> Iterator[str]:
     if max(result.load) > result.origin.machine.cores + 1:
         yield ""
         yield (
-            "**The machine was busy with other work**, which held most of its cores: rates are far below those "
-            "of an idle one, workers found no core of their own, and differences inside the ranges are none. "
-            "What a cache saves, and the share outside the model, are taken under one load on both sides."
+            "**The machine was busy with other work**, which held most of its cores: rates are far below "
+            "those of an idle one, workers found no core of their own, and small differences are none. "
+            "What a cache saves, and the share outside the model, were taken under one load."
         )
 
 
