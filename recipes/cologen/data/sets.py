@@ -9,24 +9,27 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import accumulate
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from recipes.cologen.config_data import DataSettings, SetSettings
-from recipes.cologen.data.additions import read_additions
 from recipes.cologen.data.buckets import buckets_of
 from recipes.cologen.data.framing import framed
-from recipes.cologen.data.layouts import LAYOUTS, Layout, Reading
+from recipes.cologen.data.layouts import Reading
 from recipes.cologen.data.layouts.layout import is_text
 from recipes.cologen.data.record import Record
+from recipes.cologen.data.set_opening import (
+    additions_of,
+    layout_of,
+    open_rows,
+    options_of,
+    root_of,
+    set_licence,
+    tasks_of,
+)
 from recipes.cologen.data.size_index import UNKNOWN, Sizes, kept_sizes, row_sizes, source_facts
-from recipes.cologen.data.sources.json_files import JsonRows
-from recipes.cologen.data.sources.paired_folder import PairedFolder
-from recipes.cologen.data.sources.rows import Row, Rows
-from recipes.cologen.data.sources.shards import ShardRows
-from recipes.cologen.data.sources.tables import open_arrow, open_hub, open_parquet
+from recipes.cologen.data.sources.rows import Row
 from recipes.cologen.errors import BrokenPictureError, DataSetError
 
 _SHOWN = 3
@@ -52,19 +55,19 @@ class DataSet:
         """Open the files and look through the rows; see the class."""
         self.name, self.settings = name, settings
         self.origin = f"data.sets.{name}"
-        self.layout = _layout(settings, self.origin)
-        self.tasks = _tasks(settings, self.layout, self.origin)
+        self.layout = layout_of(settings, self.origin)
+        self.tasks = tasks_of(settings, self.layout, self.origin)
         self.licence = set_licence(settings, name)
-        self.options = _options(settings, self.layout, self.origin)
+        self.options = options_of(settings, self.layout, self.origin)
         self.rows = open_rows(settings, self.layout, self.origin)
         self.left_out: Counter[str] = Counter()
         """How many rows were left out, by reason."""
         self.without_caption = 0
         """How many of the kept rows have no caption or prompt; above 0 only where that is allowed."""
-        self._size, self._root = buckets_of(data.buckets) or data.size, _root(settings)
+        self._size, self._root = buckets_of(data.buckets) or data.size, root_of(settings)
         self._max_sources = data.max_sources
         self._index_folder, self._sizes = data.buckets.index, dict[str, Sizes]()
-        self._additions = _read_additions(settings, self.layout, self.origin)
+        self._additions = additions_of(settings, self.layout, self.origin)
         self._check_columns()
         self._kept = self._look_through(data.empty_captions == "allow")
 
@@ -219,87 +222,3 @@ class Mixture:
     def picture_sizes(self, task: str) -> Sizes:
         """Sizes of the pictures that a task makes of every record."""
         return np.concatenate([part.picture_sizes(task) for part in self._parts])
-
-
-def set_licence(settings: SetSettings, name: str) -> str:
-    """The licence of a set: the layout's, unless its settings give another.
-
-    Raises:
-        DataSetError: There is no such layout.
-    """
-    return (settings.licence or _layout(settings, f"data.sets.{name}").licence).lower()
-
-
-def open_rows(settings: SetSettings, layout: Layout, origin: str) -> Rows:
-    """The rows of a set, by the kind of source that its path names.
-
-    Raises:
-        DataSetError: They cannot be opened, or the layout cannot be read from such a source.
-    """
-    if layout.open_rows is not None:
-        return layout.open_rows(settings, origin)
-    kind, _, path = settings.path.partition(":")
-    if kind == "parquet":
-        return open_parquet(path, origin)
-    if kind == "arrow":
-        return open_arrow(path, origin, settings.split)
-    if kind == "hub":
-        return open_hub(path, origin, settings.split, settings.subset, settings.revision)
-    if kind == "tar":
-        return ShardRows(path, origin)
-    if kind == "json":
-        return JsonRows(path, origin)
-    if layout.name == "paired":
-        return PairedFolder(path, origin)
-    if layout.name == "own":
-        return JsonRows(str(Path(path).expanduser() / "metadata.jsonl"), origin)
-    raise DataSetError(
-        f"{origin}: the layout {layout.name!r} is not read from a folder; 'own' and 'paired' are"
-    )
-
-
-def _layout(settings: SetSettings, origin: str) -> Layout:
-    if settings.layout not in LAYOUTS:
-        raise DataSetError(f"{origin}.layout is {settings.layout!r}; expected one of {', '.join(LAYOUTS)}")
-    return LAYOUTS[settings.layout]
-
-
-def _tasks(settings: SetSettings, layout: Layout, origin: str) -> tuple[str, ...]:
-    tasks = settings.tasks if settings.tasks is not None else layout.tasks
-    unable = [task for task in tasks if task not in layout.tasks]
-    if unable or not tasks:
-        raise DataSetError(
-            f"{origin}.tasks asks for {', '.join(unable) or 'nothing'}; the layout {layout.name!r} serves "
-            f"{', '.join(layout.tasks)}"
-        )
-    return tasks
-
-
-def _options(settings: SetSettings, layout: Layout, origin: str) -> Mapping[str, float]:
-    unknown = sorted(set(settings.options) - set(layout.options))
-    if unknown:
-        raise DataSetError(
-            f"{origin}.options: the layout {layout.name!r} has no {', '.join(unknown)}; it has "
-            f"{', '.join(layout.options) or 'none'}"
-        )
-    return {**layout.options, **settings.options}
-
-
-def _root(settings: SetSettings) -> Path | None:
-    """Where file names start: `images`, else the rows' own folder, where they lie in one."""
-    if settings.images is not None:
-        return Path(settings.images).expanduser()
-    kind, _, path = settings.path.partition(":")
-    if kind == "folder":
-        return Path(path).expanduser()
-    return Path(path.split(",")[0]).expanduser().parent if kind == "json" else None
-
-
-def _read_additions(settings: SetSettings, layout: Layout, origin: str) -> Mapping[str, Mapping[str, Any]]:
-    if settings.additions is None:
-        return {}
-    if layout.key is None:
-        raise DataSetError(
-            f"{origin}.additions: the layout {layout.name!r} takes none; its rows are complete"
-        )
-    return read_additions(settings.additions, origin)

@@ -17,7 +17,8 @@ from recipes.cologen.data.folder import PictureFolder
 from recipes.cologen.data.layouts import LAYOUTS
 from recipes.cologen.data.licences import is_allowed
 from recipes.cologen.data.record import Record
-from recipes.cologen.data.sets import DataSet, Mixture, set_licence
+from recipes.cologen.data.set_opening import set_licence
+from recipes.cologen.data.sets import DataSet, Mixture
 from recipes.cologen.data.size_index import Sizes
 from recipes.cologen.data.world import World
 from recipes.cologen.errors import DataSetError
