@@ -90,8 +90,8 @@ class RunConfig(Settings):
         replaying = [name for name, stage in self.stages.items() if stage.replay]
         if self.data.buckets.on and replaying:
             raise ValueError(
-                f"stages.{replaying[0]}.replay mixes tasks into a batch, and data.buckets makes every batch of "
-                "one size; leave one of them out"
+                f"stages.{replaying[0]}.replay mixes tasks into a batch, and data.buckets makes every batch "
+                "of one size; leave one of them out"
             )
         for position, (name, stage) in enumerate(self.stages.items()):
             earlier = list(self.stages)[:position]

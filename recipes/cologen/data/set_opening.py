@@ -16,8 +16,6 @@ from recipes.cologen.data.sources.shards import ShardRows
 from recipes.cologen.data.sources.tables import open_arrow, open_hub, open_parquet
 from recipes.cologen.errors import DataSetError
 
-_SHOWN = 3
-
 
 def set_licence(settings: SetSettings, name: str) -> str:
     """The licence of a set: the layout's, unless its settings give another.
@@ -57,12 +55,22 @@ def open_rows(settings: SetSettings, layout: Layout, origin: str) -> Rows:
 
 
 def layout_of(settings: SetSettings, origin: str) -> Layout:
+    """The layout that the settings name.
+
+    Raises:
+        DataSetError: There is none of that name.
+    """
     if settings.layout not in LAYOUTS:
         raise DataSetError(f"{origin}.layout is {settings.layout!r}; expected one of {', '.join(LAYOUTS)}")
     return LAYOUTS[settings.layout]
 
 
 def tasks_of(settings: SetSettings, layout: Layout, origin: str) -> tuple[str, ...]:
+    """The stages that a set serves.
+
+    Raises:
+        DataSetError: Its layout cannot serve one that is asked for.
+    """
     tasks = settings.tasks if settings.tasks is not None else layout.tasks
     unable = [task for task in tasks if task not in layout.tasks]
     if unable or not tasks:
@@ -74,6 +82,11 @@ def tasks_of(settings: SetSettings, layout: Layout, origin: str) -> tuple[str, .
 
 
 def options_of(settings: SetSettings, layout: Layout, origin: str) -> Mapping[str, float]:
+    """The layout's options, with what the settings change.
+
+    Raises:
+        DataSetError: The layout has no such option.
+    """
     unknown = sorted(set(settings.options) - set(layout.options))
     if unknown:
         raise DataSetError(
@@ -94,6 +107,11 @@ def root_of(settings: SetSettings) -> Path | None:
 
 
 def additions_of(settings: SetSettings, layout: Layout, origin: str) -> Mapping[str, Mapping[str, Any]]:
+    """What is added to rows, by file name.
+
+    Raises:
+        DataSetError: The layout takes no additions, or they cannot be read.
+    """
     if settings.additions is None:
         return {}
     if layout.key is None:

@@ -93,7 +93,7 @@ def _errors(trainee: Trainee, batch: Sequence[Example], seeds: Sequence[int]) ->
 
 
 def _read(trainee: Trainee, sources: Sequence[ImageTokens], text: TextTokens) -> Sources | SourceKV:
-    """The sources as a forward takes it; at timestep 0 their keys and values are made in a pass of their own."""
+    """The sources as a forward takes them; at timestep 0 as keys and values, made in a pass of their own."""
     if trainee.config.flow.source_timestep == "same":
         return sources
     return trainee.model.source_kv(sources, text, trainee.guidance)
