@@ -86,8 +86,9 @@ def _opening() -> Iterator[str]:
         "CoLoGen on FLUX.1-dev with the config `flux_dev`. **Everything here is computed, not yet measured "
         "on a GPU**: parameters are counted on the real architecture without its weights; activations are "
         "what one training step of the recipe's own code saves and holds, traced on tensors that have "
-        "sizes but no data. Tests hold the trace against real steps of small bases: it is never below by more than 1 "
-        "%, and up to 18 % above. GB are 10^9 bytes. For your own config and card, ask the doctor:"
+        "sizes but no data. Tests hold the trace against real steps of small bases: it is never below "
+        "by more than 1 %, and up to 18 % above. GB are 10^9 bytes. For your own config and card, ask the "
+        "doctor:"
     )
     yield from ("", "```bash")
     yield 'python -m recipes.cologen.doctor --config flux_dev --gpu "RTX 4090"'

@@ -25,11 +25,11 @@ from transformers import PreTrainedTokenizerBase, Qwen3ForCausalLM
 
 from recipes.cologen.config_model import Quantisation
 from recipes.cologen.errors import PromptError
-from recipes.cologen.flux.base import SourceVelocity, check_sides, guidance_vector
 from recipes.cologen.flux.folder import Layout, load_components, read_index
 from recipes.cologen.flux.source_stream import install_source_stream
 from recipes.cologen.flux.tokens import ImageTokens, TextTokens
 from recipes.cologen.flux.two_step import SourceTokens
+from recipes.cologen.flux.velocity import SourceVelocity, check_sides, guidance_vector
 
 FLUX2_KLEIN = Layout(
     "FLUX.2 klein",
@@ -87,7 +87,7 @@ class Flux2Model(SourceVelocity):
         return model
 
     def pipeline(self) -> Flux2KleinPipeline:
-        """Give a stock pipeline over the very same parts (its reference pictures are not the source stream)."""
+        """Give a stock pipeline over the very same parts; its reference pictures are no source stream."""
         return Flux2KleinPipeline(
             scheduler=self.scheduler,
             vae=self.vae,
@@ -250,6 +250,6 @@ class Flux2Model(SourceVelocity):
 
 
 def _is_distilled(folder: Path) -> bool:
-    """Read from the index whether a base is distilled; the KV pipeline has such bases only and need not say."""
+    """Read from the index whether a base is distilled; the KV pipeline has such bases only."""
     index = read_index(folder)
     return bool(index.get("is_distilled", index["_class_name"] == "Flux2KleinKVPipeline"))

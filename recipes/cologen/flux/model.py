@@ -19,7 +19,7 @@ from transformers import CLIPTextModel, CLIPTokenizer, T5EncoderModel, T5Tokeniz
 
 from recipes.cologen.config_model import Quantisation
 from recipes.cologen.errors import PromptError
-from recipes.cologen.flux.base import SourceTimestep, SourceVelocity, check_sides
+from recipes.cologen.flux.base import SourceTimestep
 from recipes.cologen.flux.folder import load_components
 from recipes.cologen.flux.forward import run_transformer
 from recipes.cologen.flux.latents import image_position_ids, pack_latents, unpack_latents
@@ -28,6 +28,7 @@ from recipes.cologen.flux.shift import dynamic_mu
 from recipes.cologen.flux.source_stream import install_source_stream
 from recipes.cologen.flux.tokens import ImageTokens, PromptIds, TextTokens
 from recipes.cologen.flux.two_step import SourceTokens
+from recipes.cologen.flux.velocity import SourceVelocity, check_sides
 from recipes.cologen.flux.vocabulary import unknown_words
 
 __all__ = ["SOURCE_INDEX", "FluxModel", "SourceTimestep"]
