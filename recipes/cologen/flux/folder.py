@@ -27,9 +27,7 @@ def load_components(folder: Path, dtype: torch.dtype) -> dict[str, Any]:
         BaseModelError: if the folder is missing, is not a FLUX pipeline, ships another VAE class of its own,
             or lacks a part of it; or a file of it is broken, or a pointer of git-lfs.
     """
-    index = _read_index(folder)
-    own_vae = _ships_own_vae(folder, index)
-    _check_files(folder)
+    own_vae = check_base(folder)
     try:
         return _load(folder, dtype, own_vae)
     except Exception as error:  # diffusers, transformers and safetensors raise many kinds for a broken file
@@ -37,6 +35,17 @@ def load_components(folder: Path, dtype: torch.dtype) -> dict[str, Any]:
             f"the FLUX base at {folder} cannot be loaded ({type(error).__name__}: {error}). A file of it is "
             "broken or missing: fetch the folder again."
         ) from error
+
+
+def check_base(folder: Path) -> bool:
+    """Check a FLUX folder before anything of it is loaded; say whether its VAE is `PixelUnshuffleVAE`.
+
+    Raises:
+        BaseModelError: as `load_components`.
+    """
+    own_vae = _ships_own_vae(folder, _read_index(folder))
+    _check_files(folder)
+    return own_vae
 
 
 def _load(folder: Path, dtype: torch.dtype, own_vae: bool) -> dict[str, Any]:
