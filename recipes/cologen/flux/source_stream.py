@@ -144,9 +144,9 @@ class SourceStreamProcessor:
             key = apply_rotary_emb(key, image_rotary_emb, sequence_dim=1)
         if source.write is not None:
             first = key.shape[1] - source.num_in_sequence
-            source.write.write(self.site, KeyValue(key[:, first:], value[:, first:]))
+            _write(self, source.write, KeyValue(key[:, first:], value[:, first:]))
         if source.read is not None:
-            pair = source.read.read(self.site)
+            pair = _read(self, source.read)
             key, value = torch.cat([key, pair.key], dim=1), torch.cat([value, pair.value], dim=1)
         attended = self._attend_in_two_steps(query, key, value, attention_mask, source.num_in_sequence)
         attended = attended.flatten(2, 3).to(query.dtype)
@@ -216,6 +216,16 @@ def _project_streams(
         keys.insert(0, attn.norm_added_k(_split_heads(attn, project(attn.add_k_proj, text, routed=False))))
         values.insert(0, _split_heads(attn, project(attn.add_v_proj, text, routed=False)))
     return query, _join(keys), _join(values)
+
+
+@torch.compiler.disable  # one graph serves all blocks of a class, unless it holds the name of a site
+def _write(processor: SourceStreamProcessor, kept: SourceKV, pair: KeyValue) -> None:
+    kept.write(processor.site, pair)
+
+
+@torch.compiler.disable  # likewise
+def _read(processor: SourceStreamProcessor, kept: SourceKV) -> KeyValue:
+    return kept.read(processor.site)
 
 
 def _split_heads(attn: FluxAttention, tokens: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from diffusers import FluxPipeline
 from peft.tuners.tuners_utils import BaseTunerLayer
 
 from prw.errors import UnsupportedError
-from prw.tuner import pool_layers
+from prw.tuner import PrwLinear, pool_layers
 from recipes.cologen.errors import SourceStreamError
 from recipes.cologen.pipeline.pool import lora_names, pool_of
 
@@ -105,8 +105,8 @@ def take_loras_out(model: Any) -> None:
     for parent in list(model.modules()):
         for child_name, child in list(parent.named_children()):
             inner: Any = child
-            while isinstance(inner, BaseTunerLayer) and not getattr(inner, "sites", None):
-                inner = inner.base_layer
+            while isinstance(inner, BaseTunerLayer) and not isinstance(inner, PrwLinear):
+                inner = getattr(inner, "base_layer")  # noqa: B009  # peft does not declare it
             if inner is not child:
                 setattr(parent, child_name, inner)
     for name in names:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 from prw import PrwConfig, Weave
 from prw.errors import PoolError
+from prw.tuner import pool_layers
 from recipes.cologen.config import load_config
 from recipes.cologen.errors import RunFolderError, SourceStreamError
 from recipes.cologen.flux.model import SourceTimestep
@@ -94,9 +94,7 @@ def refuse_what_breaks_routing(transformer: Any) -> None:
     weave = pool_of(transformer)
     if weave is None or not weave.experts:
         return
-    for layer in transformer.modules():
-        if not isinstance(layer, BaseTunerLayer) or weave.adapter not in getattr(layer, "sites", ()):
-            continue
+    for layer in pool_layers(transformer, weave.adapter).values():
         if layer.disable_adapters or weave.adapter not in layer.active_adapters:
             raise PoolError(
                 f"the pool's adapter {weave.adapter!r} is switched off, so the picture would be drawn "
