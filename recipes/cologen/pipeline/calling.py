@@ -159,7 +159,7 @@ class Calling(Parts):
                 "a pool: prw.load_pipeline(pipe, path)."
             )
         if asked.output_routing and (asked.image is None or not experts):
-            missing = "no experts" if not experts else "no image"
+            missing = "no pool" if not experts else "no image"
             raise RoutingQuestionError(
                 f"output_routing asks where source tokens went, and there is {missing}: only the tokens of a "
                 "source are routed."

@@ -62,6 +62,7 @@ def test_one_prompt_serves_a_list_of_pictures(pipe, tools) -> None:
     assert latents.shape == (2, 6, 48) and not torch.equal(latents[0], latents[1])
 
 
+@torch.no_grad()
 def test_output_types_show_the_same_picture(pipe, tools, photo) -> None:
     kinds = {kind: tools.draw(pipe, "a", photo, output_type=kind).images for kind in ("pil", "np", "pt", "latent")}
     assert isinstance(kinds["pil"][0], Image.Image) and kinds["pil"][0].size == (32, 48)
@@ -80,6 +81,7 @@ def test_a_tuple_is_given_on_request(pipe, tools, photo) -> None:
     assert len(tools.draw(pipe, "a", photo, return_dict=False, output_routing=True)) == 2
 
 
+@torch.no_grad()
 def test_latents_and_embeddings_may_be_given(pipe, tools, photo) -> None:
     whole = tools.draw(pipe, "a red circle", photo, num_images_per_prompt=2)
     embeds, pooled, _ = pipe.encode_prompt("a red circle", max_sequence_length=12)
@@ -132,6 +134,7 @@ def test_an_interrupted_call_leaves_later_steps_out(pipe, tools, photo) -> None:
     assert len(tools.draw(pipe, "a", photo, num_inference_steps=4).images) == 1  # the next call is whole
 
 
+@torch.no_grad()
 def test_strength_starts_from_the_picture(pipe, tools, photo) -> None:
     def distance(strength: float) -> float:
         start = pipe._encode(torch.from_numpy(photo).permute(2, 0, 1)[None] / 127.5 - 1, torch.zeros(1))

@@ -101,7 +101,7 @@ def test_a_size_is_whole_tokens_and_near_the_source(height, width, side) -> None
 def test_a_source_of_another_shape_keeps_its_middle() -> None:
     wide = np.zeros((10, 30, 3), dtype=np.uint8)
     wide[:, 10:20] = 255
-    assert (fitted(Image.fromarray(wide), (20, 20)) == 255).mean() > 0.9
+    assert fitted(Image.fromarray(wide), (20, 20)).min() > 190  # no black from the sides
 
 
 @given(st.integers(1, 20), st.integers(1, 20), st.integers(0, 2**32 - 1))
