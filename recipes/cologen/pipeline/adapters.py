@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 from diffusers import FluxPipeline
@@ -27,7 +28,10 @@ class LorasBesidePool(FluxPipeline):  # type: ignore[misc]  # diffusers is untyp
             raise UnsupportedError(
                 f"the adapter name {weave.adapter!r} is the pool's; give the LoRA another adapter_name."
             )
-        return super().load_lora_weights(*args, **kwargs)
+        with warnings.catch_warnings():
+            # peft says that a second adapter may not be meant; here it is.
+            warnings.filterwarnings("ignore", message="Already found a `peft_config` attribute")
+            return super().load_lora_weights(*args, **kwargs)
 
     def set_adapters(self, adapter_names: list[str] | str, adapter_weights: Any = None) -> None:
         """Activate LoRAs as `FluxPipeline` does; the pool stays active, whether it is named or not.

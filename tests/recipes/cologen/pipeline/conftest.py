@@ -49,7 +49,9 @@ def tiny_base(**shape: Any) -> FluxModel:
 
 def add_pool(model: torch.nn.Module, **settings: Any) -> prw.Weave:
     """Two experts that are heard, and gates that choose both."""
-    weave = prw.inject(model, **({"rank": 2, "experts": ["inpainting", "grounding"]} | settings))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(2)
+        weave = prw.inject(model, **({"rank": 2, "experts": ["inpainting", "grounding"]} | settings))
     weights = torch.Generator().manual_seed(7)
     for name, parameter in model.named_parameters():
         if ".prw_B" in name or ".prw_g" in name:
