@@ -3,7 +3,7 @@
     python -m recipes.cologen.generate --checkpoint runs/tiny --task editing \
         --image in.png --prompt "make the red circle blue" --output out.png
 
-Reading and writing pictures is in pictures.py, sampling in flux/.
+Reading and writing pictures is in pictures.py, drawing them in pipeline/.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from rich.console import Console
 
@@ -24,22 +25,20 @@ from recipes.cologen.data.scene import SIDE
 from recipes.cologen.data.views import VIEWS
 from recipes.cologen.errors import CologenError, PictureError, PromptError, RunFolderError
 from recipes.cologen.flux.model import FluxModel
-from recipes.cologen.flux.sampling import generate
 from recipes.cologen.flux.vocabulary import unknown_words
 from recipes.cologen.pictures import (
     check_output,
-    cut_hole,
     enlarge,
     fit_picture,
     read_picture,
     write_picture,
 )
+from recipes.cologen.pipeline import CoLoGenPipeline
+from recipes.cologen.pipeline.tasks import worded
 from recipes.cologen.report.run_reader import RunReader
 from recipes.cologen.terminal import positive, silence_loading_bars
-from recipes.cologen.training.batches import to_unit_range
 from recipes.cologen.training.growth import load_base, load_stage
 from recipes.cologen.training.interruption import STOPPED
-from recipes.cologen.training.validation import to_pictures
 
 FULL_POOL = "full-pool"
 SHOWN_PIXELS = 256
@@ -93,23 +92,25 @@ def _draw(asked: argparse.Namespace, console: Console) -> Image:
     picture = read_picture(asked.image)
     mask = None if asked.mask is None else read_picture(asked.mask)
     model = load_base(settings, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-    check_words(model, asked.prompt)
-    source = _source(asked, picture, mask, _size(run, model, picture), console)
+    check_words(model, worded(asked.prompt, asked.task, None))
+    source, hole = _source(asked, picture, mask, _size(run, model, picture), console)
     if stage is not None:  # the pool saved at a stage's end is the later pool as of that stage, bit for bit
         name = run.finished_stages()[-1] if stage == FULL_POOL else stage
         load_stage(model, run.pool(name), name)
-    pixels = generate(
-        model,
-        [asked.prompt],
-        to_unit_range(torch.from_numpy(source).permute(2, 0, 1)[None], model.device),
-        generator=[torch.Generator().manual_seed(asked.seed)],
-        height=source.shape[0],
-        width=source.shape[1],
-        steps=asked.steps or settings.sampling.steps,
-        source_timestep=settings.flow.source_timestep,
-        guidance=settings.sampling.guidance if model.transformer.config.guidance_embeds else None,
+    parts = model.pipeline().components
+    pipe = CoLoGenPipeline(**parts, source_timestep=settings.flow.source_timestep)
+    pipe.set_progress_bar_config(disable=True)
+    (images,) = pipe(
+        asked.prompt,
+        source,
+        hole,
+        asked.task,
+        generator=torch.Generator().manual_seed(asked.seed),
+        num_inference_steps=asked.steps or settings.sampling.steps,
+        return_dict=False,
+        guidance_scale=settings.sampling.guidance if model.transformer.config.guidance_embeds else None,
     )
-    return to_pictures(pixels)[0]
+    return np.asarray(images[0])
 
 
 def _stage(run: RunReader, asked: argparse.Namespace) -> str | None:
@@ -132,27 +133,20 @@ def _stage(run: RunReader, asked: argparse.Namespace) -> str | None:
 
 def _source(
     asked: argparse.Namespace, picture: Image, mask: Image | None, size: tuple[int, int], console: Console
-) -> Image:
-    """What the model gets to see, at its size; says on the console what had to be changed for that."""
-    fitted = fit_picture(picture, *size, name=str(asked.image))
-    notices = [fitted.notice]
-    if asked.task == "inpainting":
-        if mask is not None:
-            hole = fit_picture(mask, *size, name=str(asked.mask))
-            notices.append(hole.notice)
-            mask = hole.image
-        source = cut_hole(fitted.image, mask)
-    elif mask is not None:
+) -> tuple[Image, Image | None]:
+    """Picture and mask at the model's size; says on the console what had to be changed for that."""
+    if mask is not None and asked.task != "inpainting":
         raise PictureError(f"--mask is for --task inpainting; {asked.task} reads the whole picture.")
-    else:
-        source = fitted.image
+    fitted = fit_picture(picture, *size, name=str(asked.image))
+    hole = None if mask is None else fit_picture(mask, *size, name=str(asked.mask))
+    notices = [fitted.notice, None if hole is None else hole.notice]
     if asked.task == "control" and not asked.prompt.startswith(tuple(PROMPTS.values())):
         kinds = ", ".join(f'"{prompt}"' for prompt in PROMPTS.values())
         notices.append(f"control was trained on prompts that begin with the kind of map: {kinds}.")
     for notice in notices:
         if notice is not None:
             console.print(f"note: {notice}")
-    return source
+    return fitted.image, None if hole is None else hole.image
 
 
 def _size(run: RunReader, model: FluxModel, picture: Image) -> tuple[int, int]:

@@ -218,12 +218,12 @@ def _project_streams(
     return query, _join(keys), _join(values)
 
 
-@torch.compiler.disable  # one graph serves all blocks of a class, unless it holds the name of a site
+@torch.compiler.disable  # type: ignore[untyped-decorator]  # a graph that knows no site serves all
 def _write(processor: SourceStreamProcessor, kept: SourceKV, pair: KeyValue) -> None:
     kept.write(processor.site, pair)
 
 
-@torch.compiler.disable  # likewise
+@torch.compiler.disable  # type: ignore[untyped-decorator]
 def _read(processor: SourceStreamProcessor, kept: SourceKV) -> KeyValue:
     return kept.read(processor.site)
 

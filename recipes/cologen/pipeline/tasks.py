@@ -57,11 +57,11 @@ def worded(prompt: str, task: str | None, control: str | None) -> str:
         task: The task, or None for the prompt as it is.
         control: Kind of the control map, where it is known.
     """
-    if task == "grounding" and not prompt.startswith(MARKED):
+    if task == "grounding" and not prompt.lower().startswith(MARKED):
         phrase = prompt.removeprefix("the ")
         free = [colour for colour in MARK_COLOURS if colour not in phrase.split()]
         return f"draw a {(free or MARK_COLOURS)[0]} box around the {phrase}"
-    if task == "control" and control is not None and not prompt.startswith(tuple(PROMPTS.values())):
+    if task == "control" and control is not None and not prompt.lower().startswith(tuple(PROMPTS.values())):
         return f"{PROMPTS[control]} {prompt}"
     return prompt
 

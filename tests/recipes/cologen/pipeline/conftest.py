@@ -14,11 +14,35 @@ from recipes.cologen.flux import FluxModel
 from recipes.cologen.flux.tiny import build_tiny_flux
 from recipes.cologen.pipeline import CoLoGenPipeline
 
-WORDS = tuple(
-    "a the same object make small red circle green blue square on top left draw box around canny edge soft "
-    "to image line art depth map segmentation".split()
+WORDS = (
+    "a",
+    "the",
+    "same",
+    "object",
+    "make",
+    "small",
+    "red",
+    "circle",
+    "green",
+    "blue",
+    "square",
+    "on",
+    "top",
+    "left",
+    "draw",
+    "box",
+    "around",
+    "canny",
+    "edge",
+    "soft",
+    "to",
+    "image",
+    "line",
+    "art",
+    "depth",
+    "map",
+    "segmentation",
 )
-SIZE = {"height": 48, "width": 32}
 FOUR = ("DownEncoderBlock2D",) * 4
 Build = Callable[..., CoLoGenPipeline]
 
@@ -109,4 +133,6 @@ def picture(seed: int, height: int = 48, width: int = 32) -> np.ndarray:
 @pytest.fixture
 def tools() -> SimpleNamespace:
     """The functions above, for tests that do not import this file."""
-    return SimpleNamespace(draw=draw, difference=difference, picture=picture, add_pool=add_pool, base=tiny_base)
+    return SimpleNamespace(
+        draw=draw, difference=difference, picture=picture, add_pool=add_pool, base=tiny_base
+    )

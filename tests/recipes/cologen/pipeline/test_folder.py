@@ -66,7 +66,10 @@ def test_a_run_says_how_its_source_was_trained(finished_run: Path, tools) -> Non
     for path, known in ((finished_run, experts), (stage, experts[:2]), (stage / "prw", experts[:2])):
         pipe = CoLoGenPipeline.from_pretrained(base, prw=path)
         assert pipe.config.source_timestep == "zero" and pipe.weave.experts == known
-    assert CoLoGenPipeline.from_pretrained(base, prw=stage, source_timestep="same").config.source_timestep == "same"
+    assert (
+        CoLoGenPipeline.from_pretrained(base, prw=stage, source_timestep="same").config.source_timestep
+        == "same"
+    )
 
 
 def test_it_draws_what_the_recipes_sampling_draws(finished_run: Path, tools) -> None:
@@ -87,7 +90,10 @@ def test_it_is_made_from_another_pipeline(build, tools, photo) -> None:
     stock = FluxPipeline(**pipe.components)
     again = CoLoGenPipeline.from_pipe(stock, source_timestep="zero")
     assert again.config.source_timestep == "zero"
-    assert tools.difference(tools.draw(again, "a", photo), tools.draw(pipe, "a", photo, source_timestep="zero")) == 0
+    assert (
+        tools.difference(tools.draw(again, "a", photo), tools.draw(pipe, "a", photo, source_timestep="zero"))
+        == 0
+    )
 
 
 def test_a_pushed_pipeline_brings_its_pool(build, tools, photo, tmp_path, monkeypatch) -> None:
@@ -105,11 +111,15 @@ def test_a_pushed_pipeline_brings_its_pool(build, tools, photo, tmp_path, monkey
 def test_pushing_uploads_the_whole(build, monkeypatch) -> None:
     uploaded = []
     pipe = build()
-    monkeypatch.setattr("diffusers.utils.hub_utils.create_repo", lambda *_, **__: type("R", (), {"repo_id": "me/x"}))
+    monkeypatch.setattr(
+        "diffusers.utils.hub_utils.create_repo", lambda *_, **__: type("R", (), {"repo_id": "me/x"})
+    )
     monkeypatch.setattr("diffusers.utils.hub_utils.load_or_create_model_card", lambda *_, **__: _Card())
     monkeypatch.setattr("diffusers.utils.hub_utils.populate_model_card", lambda card, **_: card)
     monkeypatch.setattr(
-        type(pipe), "_upload_folder", lambda self, folder, *_, **__: uploaded.extend(p.name for p in Path(folder).iterdir())
+        type(pipe),
+        "_upload_folder",
+        lambda self, folder, *_, **__: uploaded.extend(p.name for p in Path(folder).iterdir()),
     )
     pipe.push_to_hub("me/x")
     assert {"prw", "transformer", "model_index.json"} <= set(uploaded)
@@ -122,7 +132,7 @@ class _Card:
 
 def test_what_would_not_come_back_is_not_saved(build, tmp_path) -> None:
     pipe = build()
-    with pytest.raises(prw.UnsupportedError, match="pipe.push_to_hub"):
+    with pytest.raises(prw.UnsupportedError, match=r"pipe\.push_to_hub"):
         pipe.save_pretrained(tmp_path, push_to_hub=True)
     pipe.transformer.proj_out.to("meta")
     with pytest.raises(prw.UnsupportedError, match="the transformer is offloaded"):

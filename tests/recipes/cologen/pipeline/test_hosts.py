@@ -1,4 +1,4 @@
-"""What diffusers and accelerate do to a pipeline's models leaves sources and experts as they were, or says so."""
+"""What diffusers and accelerate do to a pipeline's models leaves sources and experts alone, or is refused."""
 
 from types import SimpleNamespace
 
@@ -57,10 +57,17 @@ def test_a_host_changes_no_picture(build, tools, photo, switch_on, timestep) -> 
 def test_a_cache_that_skips_blocks_still_reads_the_source(build, tools, photo, timestep) -> None:
     pipe = build()
     pipe.transformer.enable_cache(FirstBlockCacheConfig(threshold=100.0))
-    asked = {"source_timestep": timestep, "num_inference_steps": 4, "negative_prompt": "", "true_cfg_scale": 2.0}
+    asked = {
+        "source_timestep": timestep,
+        "num_inference_steps": 4,
+        "negative_prompt": "",
+        "true_cfg_scale": 2.0,
+    }
     drawn = tools.draw(pipe, "a", photo, output_routing=True, **asked)
     assert tools.difference(drawn, tools.draw(pipe, "a", tools.picture(1), **asked)) > 1e-4
-    assert tools.difference(drawn, tools.draw(pipe, "a", photo, **asked)) == 0  # nothing is left of other calls
+    assert (
+        tools.difference(drawn, tools.draw(pipe, "a", photo, **asked)) == 0
+    )  # nothing is left of other calls
     computed = (drawn.routing.chosen >= 0).flatten(2).all(-1).sum(0)
     assert computed.tolist() == ([4, 1, 1, 1] if timestep == "same" else [1, 1, 1, 1])
 
@@ -89,7 +96,9 @@ def lora(build, tmp_path) -> SimpleNamespace:
     """A LoRA of all projections on disk."""
     pipe = build(experts=False)
     projections = ["to_q", "to_k", "to_v", "proj_mlp"]
-    pipe.transformer.add_adapter(LoraConfig(r=2, target_modules=projections, init_lora_weights=False), "style")
+    pipe.transformer.add_adapter(
+        LoraConfig(r=2, target_modules=projections, init_lora_weights=False), "style"
+    )
     pipe.transformer.save_lora_adapter(tmp_path / "lora", adapter_name="style")
     file = tmp_path / "lora" / "pytorch_lora_weights.safetensors"
     weights = {f"transformer.{name}": value for name, value in load_file(file).items()}
@@ -119,7 +128,9 @@ def test_a_lora_acts_beside_the_pool(build, tools, photo, lora, timestep) -> Non
         pipe.save_pretrained("nowhere")
     pipe.unload_lora_weights()
     assert tools.difference(plain, tools.draw(pipe, "a", photo, **asked)) == 0
-    assert type(pipe.transformer.proj_out) is torch.nn.Linear and list(pipe.transformer.peft_config) == ["default"]
+    assert type(pipe.transformer.proj_out) is torch.nn.Linear and list(pipe.transformer.peft_config) == [
+        "default"
+    ]
     pipe.load_lora_weights(dict(lora.weights), adapter_name="again")
     assert tools.difference(loaded, tools.draw(pipe, "a", photo, **asked)) == 0
 
@@ -166,10 +177,18 @@ SILENT = {
         SourceStreamError,
         "transformer_blocks.0.attn has a FluxAttnProcessor where",
     ),
-    "no source stream": (lambda pipe: remove_source_stream(pipe.transformer), SourceStreamError, "passed over"),
+    "no source stream": (
+        lambda pipe: remove_source_stream(pipe.transformer),
+        SourceStreamError,
+        "passed over",
+    ),
     "an IP-Adapter": (lambda pipe: pipe.load_ip_adapter("x"), SourceStreamError, "replaces the attention"),
     "disabled adapters": (lambda pipe: pipe.transformer.disable_adapters(), prw.PoolError, "enable_adapters"),
-    "fusing": (lambda pipe: pipe.transformer.fuse_qkv_projections(), prw.UnsupportedError, "leave the experts behind"),
+    "fusing": (
+        lambda pipe: pipe.transformer.fuse_qkv_projections(),
+        prw.UnsupportedError,
+        "leave the experts behind",
+    ),
 }
 
 

@@ -25,19 +25,27 @@ def test_without_a_source_it_is_stock_flux(build, tools, changes, distilled) -> 
     stock = FluxPipeline(**pipe.components)
     stock.set_progress_bar_config(disable=True)
     length = {"max_sequence_length": 12}
-    assert tools.difference(tools.draw(pipe, **SIZE, **changes), tools.draw(stock, **SIZE, **changes, **length)) == 0
+    assert (
+        tools.difference(tools.draw(pipe, **SIZE, **changes), tools.draw(stock, **SIZE, **changes, **length))
+        == 0
+    )
 
 
 @pytest.mark.parametrize("timestep", ["same", "zero"])
 def test_a_picture_does_not_depend_on_its_batch_mates(pipe, tools, timestep) -> None:
-    prompts, pictures = ["a red circle", "blue square", "a small object"], [tools.picture(n) for n in range(3)]
+    prompts, pictures = (
+        ["a red circle", "blue square", "a small object"],
+        [tools.picture(n) for n in range(3)],
+    )
 
     def seeded(*numbers: int) -> list[torch.Generator]:
         return [torch.Generator().manual_seed(number) for number in numbers]
 
     together = tools.draw(pipe, prompts, pictures, generator=seeded(0, 1, 2), source_timestep=timestep).images
     for n in range(3):
-        alone = tools.draw(pipe, prompts[n], pictures[n], generator=seeded(n), source_timestep=timestep).images
+        alone = tools.draw(
+            pipe, prompts[n], pictures[n], generator=seeded(n), source_timestep=timestep
+        ).images
         assert tools.difference(together[n], alone[0]) < 1e-5
     assert tools.difference(together[0], together[1]) > 1e-3
 
@@ -51,7 +59,9 @@ def test_pictures_of_one_prompt_come_one_after_the_other(pipe, tools, photo) -> 
     def generators() -> list[torch.Generator]:
         return [torch.Generator().manual_seed(n) for n in range(4)]
 
-    both = tools.draw(pipe, ["a red circle", "blue square"], photo, num_images_per_prompt=2, generator=generators())
+    both = tools.draw(
+        pipe, ["a red circle", "blue square"], photo, num_images_per_prompt=2, generator=generators()
+    )
     second = tools.draw(pipe, "blue square", photo, num_images_per_prompt=2, generator=generators()[2:])
     assert len(both.images) == 4 and tools.difference(both.images[2:], second.images) < 1e-5
 
@@ -64,7 +74,9 @@ def test_one_prompt_serves_a_list_of_pictures(pipe, tools) -> None:
 
 @torch.no_grad()
 def test_output_types_show_the_same_picture(pipe, tools, photo) -> None:
-    kinds = {kind: tools.draw(pipe, "a", photo, output_type=kind).images for kind in ("pil", "np", "pt", "latent")}
+    kinds = {
+        kind: tools.draw(pipe, "a", photo, output_type=kind).images for kind in ("pil", "np", "pt", "latent")
+    }
     assert isinstance(kinds["pil"][0], Image.Image) and kinds["pil"][0].size == (32, 48)
     assert kinds["np"].shape == (1, 48, 32, 3) and kinds["pt"].shape == (1, 3, 48, 32)
     assert np.array_equal(np.rint(kinds["np"][0] * 255).astype(np.uint8), np.asarray(kinds["pil"][0]))
@@ -162,14 +174,22 @@ def test_the_progress_bar_can_be_configured(pipe, tools, photo, capsys) -> None:
 REFUSALS = {
     "nothing": ({"prompt": None}, ValueError, "Provide either `prompt` or `prompt_embeds`"),
     "a number": ({"prompt": [3]}, PromptError, r"expected a prompt, .*got \[3\]"),
-    "no height": ({"height": 50}, ShapeError, "height must be a multiple of 16 for this base, got 50; try 48"),
+    "no height": (
+        {"height": 50},
+        ShapeError,
+        "height must be a multiple of 16 for this base, got 50; try 48",
+    ),
     "a type": ({"output_type": "jpg"}, PictureError, "output_type is one of pil, np, pt, latent; got 'jpg'"),
     "strength": ({"strength": 0.0}, PictureError, "strength lies above 0"),
     "no picture": ({"strength": 0.5}, PictureError, "give image, and no latents"),
     "guidance": ({"guidance_scale": 3.5}, GuidanceError, "no guidance embedding"),
     "cfg": ({"true_cfg_scale": 3.0}, GuidanceError, "needs a negative_prompt"),
     "no cfg": ({"negative_prompt": "a"}, GuidanceError, "would do nothing with true_cfg_scale=1.0"),
-    "attention": ({"joint_attention_kwargs": {"mask": 1}}, SourceStreamError, r"\['mask'\] would be passed over"),
+    "attention": (
+        {"joint_attention_kwargs": {"mask": 1}},
+        SourceStreamError,
+        r"\['mask'\] would be passed over",
+    ),
     "length": ({"prompt": "red " * 20}, PromptError, "21 T5 tokens"),
 }
 

@@ -14,7 +14,9 @@ def test_every_choice_is_there_once(pipe, tools, photo, timestep, steps) -> None
     asked = {"source_timestep": timestep, "num_inference_steps": 3, "num_images_per_prompt": 2}
     result = tools.draw(pipe, "a", photo, output_routing=True, **asked)
     trace = result.routing
-    assert trace.steps == steps and trace.experts == pipe.weave.experts and (trace.rows, trace.columns) == (3, 2)
+    assert (
+        trace.steps == steps and trace.experts == pipe.weave.experts and (trace.rows, trace.columns) == (3, 2)
+    )
     assert trace.sites == tuple(site.name for site in pipe.weave.sites)
     assert trace.chosen.shape == (len(steps), 4, 2, 6, 1) and set(trace.chosen.unique().tolist()) == {0, 1}
     assert trace.shares().sum(-1).allclose(torch.ones(len(steps), 4))
@@ -61,7 +63,10 @@ def test_the_picture_shows_the_source_and_one_panel_for_each_expert(pipe, tools,
     figure = plot_routing(result, tmp_path / "shown" / "routing.png", sites=result.routing.sites[:1])
     titles = [axis.get_title() for axis in figure.axes]
     region = result.routing.region(0, result.routing.sites[:1])
-    assert titles[:3] == ["source", *(f"{n}: {s.mean():.2f}" for n, s in zip(pipe.weave.experts, region, strict=True))]
+    assert titles[:3] == [
+        "source",
+        *(f"{n}: {s.mean():.2f}" for n, s in zip(pipe.weave.experts, region, strict=True)),
+    ]
     shown = figure.axes[2].get_images()[1].get_array()
     assert np.allclose(shown, region[1]) and np.array_equal(figure.axes[0].get_images()[0].get_array(), photo)
     with Image.open(tmp_path / "shown" / "routing.png") as opened:

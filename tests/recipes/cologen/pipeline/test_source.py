@@ -112,7 +112,9 @@ def test_every_form_of_a_picture_is_the_same_picture(height, width, seed) -> Non
     tensor = torch.from_numpy(pixels).permute(2, 0, 1)
     forms = [Image.fromarray(pixels), pixels, floats, tensor, torch.from_numpy(floats).permute(2, 0, 1)]
     assert all(np.array_equal(np.asarray(as_picture(form, "image")), pixels) for form in forms)
-    assert np.array_equal(np.asarray(as_picture(pixels[..., 0] > 127, "mask"))[..., 1] > 0, pixels[..., 0] > 127)
+    assert np.array_equal(
+        np.asarray(as_picture(pixels[..., 0] > 127, "mask"))[..., 1] > 0, pixels[..., 0] > 127
+    )
 
 
 NO_PICTURES = {

@@ -15,6 +15,7 @@ WORDED = {
     "an article": ("the blue square", "grounding", None, "draw a red box around the blue square"),
     "a colour taken": ("red circle", "grounding", None, "draw a green box around the red circle"),
     "a whole order": ("cover the cat with a red mask", "grounding", None, "cover the cat with a red mask"),
+    "a capital": ("Draw a box around it", "grounding", None, "Draw a box around it"),
     "a map": ("a cat", "control", "soft_edge", "soft edge to image a cat"),
     "a map named": ("depth map to image a cat", "control", "depth", "depth map to image a cat"),
     "an edit": ("make it blue", "editing", None, "make it blue"),
@@ -60,7 +61,9 @@ def test_a_control_map_is_made_of_the_photo_or_given(pipe, tools, photo) -> None
 
 
 def test_an_annotator_of_ones_own_makes_other_maps(pipe, tools, photo) -> None:
-    with pytest.raises(PictureError, match=r"no annotator here makes a 'depth' map.*pipe\.annotators\['depth'\]"):
+    with pytest.raises(
+        PictureError, match=r"no annotator here makes a 'depth' map.*pipe\.annotators\['depth'\]"
+    ):
         tools.draw(pipe, "a", photo, task="control", control="depth")
     pipe.annotators["depth"] = lambda image: 255 - image
     drawn = tools.draw(pipe, "a", photo, task="control", control="depth", output_routing=True)
@@ -93,14 +96,21 @@ def test_as_of_draws_what_the_pool_of_that_stage_drew(build, tools, photo, tmp_p
 
 def test_an_expert_of_another_name_is_a_task_without_a_form(build, tools, photo) -> None:
     pipe = build(pool={"experts": ["style"]})
-    assert tools.difference(tools.draw(pipe, "a", photo), tools.draw(pipe, "a", photo, task="style", as_of=True)) == 0
+    assert (
+        tools.difference(tools.draw(pipe, "a", photo), tools.draw(pipe, "a", photo, task="style", as_of=True))
+        == 0
+    )
 
 
 REFUSALS = {
     "a task": ({"task": "edit"}, PromptError, "no task 'edit'.*Did you mean 'editing'"),
     "as_of": ({"as_of": True}, PromptError, "as_of=True means the stage of the task"),
     "a stage": ({"task": "editing", "as_of": True}, prw.PoolError, "the pool has no expert 'editing'"),
-    "a kind": ({"task": "control", "control": "pose"}, PictureError, "no control map 'pose'; expected one of canny"),
+    "a kind": (
+        {"task": "control", "control": "pose"},
+        PictureError,
+        "no control map 'pose'; expected one of canny",
+    ),
     "no control": ({"task": "editing", "control": "canny"}, PictureError, 'only task="control" reads'),
 }
 
