@@ -119,7 +119,8 @@ class CoLoGenPipeline(Calling):
                 with, if there is one.
             source_timestep: As the experts were trained; None reads it from the run around the pool or from
                 the saved pipeline, and is `same` where neither says it.
-            **kwargs: As for `FluxPipeline.from_pretrained`: dtype, device_map, revision, parts by name ...
+            **kwargs: As for `FluxPipeline.from_pretrained`: dtype (float32 if left out), device_map, revision,
+                parts by name ...
 
         Raises:
             BaseModelError: The folder is no FLUX.1 base that this recipe can use.
@@ -127,7 +128,11 @@ class CoLoGenPipeline(Calling):
             RunFolderError: The run has no finished stage.
             SourceStreamError: The source timestep is unknown.
         """
-        base, dtype = pretrained_model_name_or_path, kwargs.get("dtype", kwargs.get("torch_dtype"))
+        base = pretrained_model_name_or_path
+        if "torch_dtype" not in kwargs:
+            # diffusers would read the transformer as float32, and transformers the encoders as they are stored.
+            kwargs.setdefault("dtype", torch.float32)
+        dtype = kwargs.get("dtype", kwargs.get("torch_dtype"))
         one_dtype = dtype if isinstance(dtype, torch.dtype) else None
         opened = look_at(base, one_dtype, kwargs.get("revision"))
         folder = opened.pool if prw is None else prw

@@ -52,6 +52,7 @@ def test_a_base_and_a_pool_are_given_apart(build, tools, photo, tmp_path) -> Non
     prw.load_pipeline(later, tmp_path / "pool")
     for other in (both, later):
         assert tools.difference(before, tools.draw(other, "a", photo)) == 0
+    assert both.text_encoder.dtype == both.transformer.dtype == torch.float32
     half = CoLoGenPipeline.from_pretrained(tmp_path / "base", prw=tmp_path / "pool", dtype=torch.bfloat16)
     assert half.transformer.dtype == torch.bfloat16 and np.isfinite(tools.draw(half, "a", photo).images).all()
     prw.save_pipeline(both, tmp_path / "again")
