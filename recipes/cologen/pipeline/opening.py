@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -98,11 +97,3 @@ def base_of(transformer: Any) -> FluxTransformer2DModel:
 def add_pixel_vae(folder: Path) -> None:
     """Copy the module of the pixel VAE beside its file, where stock `FluxPipeline` looks for it."""
     shutil.copyfile(str(pixel_vae.__file__), folder / "vae" / "pixel_vae.py")
-
-
-def saved_source_timestep(base: str | Path) -> str | None:
-    """The source timestep in the index of a saved pipeline; None where it is a plain base."""
-    file = Path(base) / INDEX_FILE
-    index = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    found: str | None = index.get("source_timestep")
-    return found

@@ -119,8 +119,8 @@ class CoLoGenPipeline(Calling):
                 with, if there is one.
             source_timestep: As the experts were trained; None reads it from the run around the pool or from
                 the saved pipeline, and is `same` where neither says it.
-            **kwargs: As for `FluxPipeline.from_pretrained`: dtype (float32 if left out), device_map, revision,
-                parts by name ...
+            **kwargs: As for `FluxPipeline.from_pretrained`: dtype (float32 if left out), device_map,
+                revision, parts by name ...
 
         Raises:
             BaseModelError: The folder is no FLUX.1 base that this recipe can use.
@@ -130,7 +130,7 @@ class CoLoGenPipeline(Calling):
         """
         base = pretrained_model_name_or_path
         if "torch_dtype" not in kwargs:
-            # diffusers would read the transformer as float32, and transformers the encoders as they are stored.
+            # diffusers would read the transformer as float32, and transformers the encoders as stored.
             kwargs.setdefault("dtype", torch.float32)
         dtype = kwargs.get("dtype", kwargs.get("torch_dtype"))
         one_dtype = dtype if isinstance(dtype, torch.dtype) else None
