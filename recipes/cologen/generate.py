@@ -24,8 +24,7 @@ from recipes.cologen.data.record import Image
 from recipes.cologen.data.scene import SIDE
 from recipes.cologen.data.views import VIEWS
 from recipes.cologen.errors import CologenError, PictureError, PromptError, RunFolderError
-from recipes.cologen.flux.model import FluxModel
-from recipes.cologen.flux.vocabulary import unknown_words
+from recipes.cologen.flux.base import FluxBase
 from recipes.cologen.pictures import (
     check_output,
     enlarge,
@@ -33,7 +32,7 @@ from recipes.cologen.pictures import (
     read_picture,
     write_picture,
 )
-from recipes.cologen.pipeline import CoLoGenPipeline
+from recipes.cologen.pipeline import pipeline_over
 from recipes.cologen.pipeline.tasks import worded
 from recipes.cologen.report.run_reader import RunReader
 from recipes.cologen.terminal import positive, silence_loading_bars
@@ -97,8 +96,7 @@ def _draw(asked: argparse.Namespace, console: Console) -> Image:
     if stage is not None:  # the pool saved at a stage's end is the later pool as of that stage, bit for bit
         name = run.finished_stages()[-1] if stage == FULL_POOL else stage
         load_stage(model, run.pool(name), name)
-    parts = model.pipeline().components
-    pipe = CoLoGenPipeline(**parts, source_timestep=settings.flow.source_timestep)
+    pipe = pipeline_over(model, settings.flow.source_timestep)
     pipe.set_progress_bar_config(disable=True)
     (images,) = pipe(
         asked.prompt,
@@ -108,7 +106,7 @@ def _draw(asked: argparse.Namespace, console: Console) -> Image:
         generator=torch.Generator().manual_seed(asked.seed),
         num_inference_steps=asked.steps or settings.sampling.steps,
         return_dict=False,
-        guidance_scale=settings.sampling.guidance if model.transformer.config.guidance_embeds else None,
+        guidance_scale=settings.sampling.guidance if model.reads_guidance else None,
     )
     return np.asarray(images[0])
 
@@ -149,7 +147,7 @@ def _source(
     return fitted.image, None if hole is None else hole.image
 
 
-def _size(run: RunReader, model: FluxModel, picture: Image) -> tuple[int, int]:
+def _size(run: RunReader, model: FluxBase, picture: Image) -> tuple[int, int]:
     """Height and width to draw at: those of training, else the picture's own in whole tokens."""
     data = run.settings.data
     if data.source == "world":
@@ -161,22 +159,21 @@ def _size(run: RunReader, model: FluxModel, picture: Image) -> tuple[int, int]:
     return height, width
 
 
-def check_words(model: FluxModel, prompt: str) -> None:
+def check_words(model: FluxBase, prompt: str) -> None:
     """Refuse a prompt with words that the base cannot read.
 
     Raises:
         PromptError: Names each of them with the nearest words that it knows.
     """
-    unknown = unknown_words(model.tokenizer_2, prompt)
+    unknown = model.unknown_words(prompt)
     if not unknown:
         return
-    known = sorted({piece.removeprefix("▁") for piece in model.tokenizer_2.get_vocab()} - {""})
-    known = [word for word in known if word.isalpha()]
+    known = sorted(word for word in model.closed_vocabulary or () if word.isalpha())
     hints = []
     for word in dict.fromkeys(unknown):
         near = difflib.get_close_matches(word.lower(), known, n=3, cutoff=0.5)
         hints.append(f"{word!r}" + (f" (near: {', '.join(near)})" if near else ""))
-    words = f" It knows: {', '.join(known)}." if len(known) < 200 else ""
+    words = f" It knows: {', '.join(known)}." if 0 < len(known) < 200 else ""
     raise PromptError(f"the base cannot read {'; '.join(hints)}.{words}")
 
 

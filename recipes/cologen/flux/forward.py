@@ -6,10 +6,10 @@ import torch
 from diffusers import FluxTransformer2DModel
 from torch import Tensor
 
-from recipes.cologen.errors import GuidanceError
+from recipes.cologen.flux.base import guidance_vector
 from recipes.cologen.flux.latents import text_position_ids
-from recipes.cologen.flux.source_stream import SourceTokens
 from recipes.cologen.flux.tokens import TextTokens
+from recipes.cologen.flux.two_step import SourceTokens
 
 
 def run_transformer(
@@ -42,7 +42,7 @@ def run_transformer(
     velocity: Tensor = transformer(
         hidden_states=tokens.to(dtype),
         timestep=timestep,
-        guidance=_guidance_vector(transformer, guidance, tokens),
+        guidance=guidance_vector(transformer, guidance, tokens),
         pooled_projections=text.pooled.to(dtype),
         encoder_hidden_states=text.embeds.to(dtype),
         txt_ids=text_position_ids(text.embeds.shape[1], tokens.device),
@@ -51,20 +51,3 @@ def run_transformer(
         return_dict=False,
     )[0]
     return velocity
-
-
-def _guidance_vector(
-    transformer: FluxTransformer2DModel, guidance: float | None, tokens: Tensor
-) -> Tensor | None:
-    wanted = bool(transformer.config.guidance_embeds)
-    if wanted and guidance is None:
-        raise GuidanceError(
-            "this base is guidance-distilled (guidance_embeds is true in its config) and needs a guidance "
-            "scale: pass guidance=1.0 in training, about 3.5 when sampling."
-        )
-    if not wanted and guidance is not None:
-        raise GuidanceError(
-            "this base has no guidance embedding (guidance_embeds is false in its config), so "
-            f"guidance={guidance} would do nothing: pass None."
-        )
-    return None if guidance is None else torch.full([tokens.shape[0]], guidance, device=tokens.device)

@@ -6,37 +6,35 @@ The parts are stock diffusers and transformers classes. Sampling is in `sampling
 
 from __future__ import annotations
 
+import string
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
+from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer, T5EncoderModel, T5Tokenizer
 
-from recipes.cologen.errors import PromptError, ShapeError, SourceStreamError
+from recipes.cologen.errors import PromptError
+from recipes.cologen.flux.base import SourceTimestep, SourceVelocity, check_sides
 from recipes.cologen.flux.folder import load_components
 from recipes.cologen.flux.forward import run_transformer
 from recipes.cologen.flux.latents import image_position_ids, pack_latents, unpack_latents
 from recipes.cologen.flux.pixel_vae import PixelUnshuffleVAE
-from recipes.cologen.flux.source_stream import (
-    SourceKV,
-    SourceTokens,
-    has_source_stream,
-    install_source_stream,
-)
+from recipes.cologen.flux.source_stream import install_source_stream
 from recipes.cologen.flux.tokens import ImageTokens, PromptIds, TextTokens
+from recipes.cologen.flux.two_step import SourceTokens
+from recipes.cologen.flux.vocabulary import unknown_words
 
-SourceTimestep = Literal["same", "zero"]
-"""Timestep of the source: that of the noise (the paper), or always 0 (its K and V then serve every step)."""
+__all__ = ["SOURCE_INDEX", "FluxModel", "SourceTimestep"]
 
 SOURCE_INDEX = 1
 """Image index of the source in the position ids, as in FLUX.1 Kontext; the noise has 0."""
 
 
 @dataclass(eq=False)
-class FluxModel:
+class FluxModel(SourceVelocity):
     """The parts of a FLUX.1 pipeline, with the source stream as a second picture input."""
 
     transformer: FluxTransformer2DModel
@@ -89,12 +87,6 @@ class FluxModel:
         """Pixels per latent cell, along each side."""
         return int(2 ** (len(self.vae.config.block_out_channels) - 1))
 
-    @property
-    def device(self) -> torch.device:
-        """Where the transformer is; inputs are expected there."""
-        device: torch.device = self.transformer.device
-        return device
-
     # ------------------------------------------------------------------------------------------------ text
 
     def tokenize(self, prompts: list[str]) -> PromptIds:
@@ -138,6 +130,26 @@ class FluxModel:
         """
         return self.encode_ids(self.tokenize(prompts))
 
+    def check_length(self, prompt: str) -> None:
+        """Refuse a prompt that is too long.
+
+        Raises:
+            PromptError: says by how much.
+        """
+        self.tokenize([prompt])
+
+    def unknown_words(self, prompt: str) -> tuple[str, ...]:
+        """List the words of a prompt that T5 cannot spell."""
+        return unknown_words(self.tokenizer_2, prompt)
+
+    @property
+    def closed_vocabulary(self) -> frozenset[str] | None:
+        """The words that T5 can read, if those alone: a real one can spell any word, letter by letter."""
+        pieces = self.tokenizer_2.get_vocab()
+        if set(string.ascii_lowercase) <= set(pieces):
+            return None
+        return frozenset(word for piece in pieces if (word := piece.removeprefix("▁")))
+
     # -------------------------------------------------------------------------------------------- pictures
 
     @torch.no_grad()
@@ -150,15 +162,17 @@ class FluxModel:
         Raises:
             ShapeError: if the sides do not fit.
         """
-        side = 2 * self.vae_scale_factor
-        if pixels.ndim != 4 or pixels.shape[1] != 3 or pixels.shape[2] % side or pixels.shape[3] % side:
-            raise ShapeError(
-                "encode_images expects pixels [batch, 3, height, width] with sides that are multiples of "
-                f"{side}, got {list(pixels.shape)}. Crop or resize the picture first."
-            )
+        check_sides(pixels, 2 * self.vae_scale_factor)
         config = self.vae.config
         latents = self.vae.encode(pixels.to(self.vae.dtype), return_dict=False)[0].mode()
-        latents = (latents - config.shift_factor) * config.scaling_factor
+        return self.pack((latents - config.shift_factor) * config.scaling_factor)
+
+    def latent_shape(self, batch: int, rows: int, columns: int) -> tuple[int, int, int, int]:
+        """Shape in which FluxPipeline draws noise: latent cells, two for a token along each side."""
+        return batch, self.transformer.config.in_channels // 4, 2 * rows, 2 * columns
+
+    def pack(self, latents: Tensor) -> ImageTokens:
+        """Make a token of every 2 x 2 latent cells."""
         return ImageTokens(pack_latents(latents), latents.shape[2] // 2, latents.shape[3] // 2)
 
     @torch.no_grad()
@@ -173,101 +187,30 @@ class FluxModel:
 
     # -------------------------------------------------------------------------------------------- velocity
 
-    def velocity(
+    def run(
         self,
-        noise: ImageTokens,
-        timestep: Tensor,
-        text: TextTokens,
-        source: ImageTokens | SourceKV | None = None,
-        source_timestep: SourceTimestep = "same",
-        guidance: float | None = None,
-    ) -> Tensor:
-        """Predict the flow velocity (noise minus image) of noisy tokens.
-
-        Args:
-            noise: noisy tokens `[batch, rows * columns, channels]`.
-            timestep: `[batch]` in [0, 1]; 1 is pure noise.
-            text: the prompts.
-            source: the source picture; or, with `zero`, its keys and values from `source_kv`; or None.
-            source_timestep: `same` runs noise and source in one pass; `zero` runs the source alone at
-                timestep 0 first.
-            guidance: scale for a guidance-distilled base (FLUX.1-dev), None for others.
-
-        Returns:
-            Velocity `[batch, rows * columns, channels]`.
-
-        Raises:
-            GuidanceError: if the base needs a guidance scale and got none, or the reverse.
-            ShapeError: if batch sizes differ.
-            SourceStreamError: if there is a source but no source stream, or cached K and V with `same`.
-        """
-        if isinstance(source, ImageTokens):
-            self._check_source(source, timestep)
-            if source_timestep == "same":
-                return self._velocity_beside(noise, source, timestep, text, guidance)
-            source = self.source_kv(source, text, guidance)
-        elif source is not None and source_timestep == "same":
-            raise SourceStreamError(
-                'cached source K/V hold for timestep 0 only: pass source_timestep="zero", or the source '
-                'itself. With "same" the source stream changes at every step.'
-            )
-        use = SourceTokens() if source is None else SourceTokens(read=source)
-        ids = image_position_ids(noise.rows, noise.columns, device=self.device)
-        return run_transformer(self.transformer, noise.tokens, ids, timestep, text, guidance, use)
-
-    def source_kv(self, source: ImageTokens, text: TextTokens, guidance: float | None = None) -> SourceKV:
-        """Run the source alone at timestep 0, without text tokens, and keep the K and V of every block.
-
-        They serve every step of a sampling run. The pooled text and the guidance scale still enter by the
-        modulation, so another prompt needs another pass.
-
-        Raises:
-            GuidanceError, ShapeError, SourceStreamError: as in `velocity`.
-        """
-        timestep = torch.zeros(source.tokens.shape[0], device=self.device)
-        self._check_source(source, timestep)
-        kv = SourceKV()
-        ids = image_position_ids(source.rows, source.columns, SOURCE_INDEX, self.device)
-        alone = TextTokens(embeds=text.embeds[:, :0], pooled=text.pooled)
-        run_transformer(
-            self.transformer,
-            source.tokens,
-            ids,
-            timestep,
-            alone,
-            guidance,
-            SourceTokens(source.tokens.shape[1], write=kv),
-        )
-        return kv
-
-    def _velocity_beside(
-        self,
-        noise: ImageTokens,
-        source: ImageTokens,
+        tokens: Tensor,
+        ids: Tensor,
         timestep: Tensor,
         text: TextTokens,
         guidance: float | None,
+        source: SourceTokens,
     ) -> Tensor:
-        num_noise, num_source = noise.tokens.shape[1], source.tokens.shape[1]
-        ids = torch.cat(
-            [
-                image_position_ids(noise.rows, noise.columns, device=self.device),
-                image_position_ids(source.rows, source.columns, SOURCE_INDEX, self.device),
-            ]
-        )
-        tokens = torch.cat([noise.tokens, source.tokens.to(noise.tokens.dtype)], dim=1)
-        return run_transformer(
-            self.transformer, tokens, ids, timestep, text, guidance, SourceTokens(num_source)
-        )[:, :num_noise]
+        """Call the transformer once, as FluxPipeline does; see `SourceVelocity.run`."""
+        return run_transformer(self.transformer, tokens, ids, timestep, text, guidance, source)
 
-    def _check_source(self, source: ImageTokens, timestep: Tensor) -> None:
-        if not has_source_stream(self.transformer):
-            raise SourceStreamError(
-                "the transformer has no source stream, so it would read the source as more noise. Call "
-                "install_source_stream(model.transformer) first; FluxModel.load does."
-            )
-        if source.tokens.shape[0] != timestep.shape[0]:
-            raise ShapeError(
-                f"every sample needs its own source: got {source.tokens.shape[0]} sources for "
-                f"{timestep.shape[0]} timesteps."
-            )
+    def position_ids(self, image: ImageTokens, *, is_source: bool = False) -> Tensor:
+        """Number a picture's tokens `[rows * columns, 3]`; noise and source differ in the image index."""
+        return image_position_ids(image.rows, image.columns, SOURCE_INDEX if is_source else 0, self.device)
+
+    def schedule_shift(self, num_tokens: int, steps: int) -> float:
+        """The mu by which FluxPipeline shifts the times: linear in the picture's tokens."""
+        config = self.scheduler.config
+        shift: float = calculate_shift(
+            num_tokens,
+            config.get("base_image_seq_len", 256),
+            config.get("max_image_seq_len", 4096),
+            config.get("base_shift", 0.5),
+            config.get("max_shift", 1.15),
+        )
+        return shift

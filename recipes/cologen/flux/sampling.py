@@ -8,16 +8,15 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
-from diffusers.pipelines.flux.pipeline_flux import calculate_shift, retrieve_timesteps
+from diffusers.pipelines.flux.pipeline_flux import retrieve_timesteps
 from diffusers.utils.torch_utils import randn_tensor
 from pydantic import BaseModel, ConfigDict, PositiveInt
 from torch import Tensor
 
 from recipes.cologen.errors import ShapeError
-from recipes.cologen.flux.latents import pack_latents
-from recipes.cologen.flux.model import FluxModel, SourceTimestep
-from recipes.cologen.flux.source_stream import SourceKV
+from recipes.cologen.flux.base import FluxBase, SourceTimestep
 from recipes.cologen.flux.tokens import ImageTokens, TextTokens
+from recipes.cologen.flux.two_step import SourceKV
 
 Generators = torch.Generator | list[torch.Generator]
 
@@ -40,14 +39,14 @@ class Sampling(BaseModel):
 
 
 def generate(
-    model: FluxModel,
+    model: FluxBase,
     prompts: list[str],
     source: Tensor | None = None,
     *,
     generator: Generators | int,
     **settings: int | float | str | None,
 ) -> Tensor:
-    """Draw one picture per prompt; without a source, exactly what FluxPipeline draws from the same noise.
+    """Draw one picture per prompt; without a source, exactly what the stock pipeline draws from the same noise.
 
     Models run in eval mode meanwhile, and are put back as they were.
 
@@ -74,9 +73,9 @@ def generate(
 
 
 def starting_noise(
-    model: FluxModel, batch: int, sampling: Sampling, generator: Generators | int
+    model: FluxBase, batch: int, sampling: Sampling, generator: Generators | int
 ) -> ImageTokens:
-    """Draw unit noise in the shape of latents and pack it, as FluxPipeline does.
+    """Draw unit noise in the shape of latents and pack it, as the stock pipeline does.
 
     Raises:
         ShapeError: if height or width is not a multiple of `2 * vae_scale_factor`.
@@ -89,14 +88,14 @@ def starting_noise(
         )
     if isinstance(generator, int):
         generator = torch.Generator().manual_seed(generator)
-    height, width = sampling.height // scale, sampling.width // scale
-    shape = (batch, model.transformer.config.in_channels // 4, height, width)
-    latents = randn_tensor(shape, generator=generator, device=model.device, dtype=model.transformer.dtype)
-    return ImageTokens(pack_latents(latents), height // 2, width // 2)
+    shape = model.latent_shape(batch, sampling.height // (2 * scale), sampling.width // (2 * scale))
+    return model.pack(
+        randn_tensor(shape, generator=generator, device=model.device, dtype=model.transformer.dtype)
+    )
 
 
 def denoise(
-    model: FluxModel,
+    model: FluxBase,
     noise: ImageTokens,
     text: TextTokens,
     source: ImageTokens | SourceKV | None,
@@ -104,7 +103,7 @@ def denoise(
 ) -> ImageTokens:
     """Follow the velocity from noise to picture; with `zero`, the source's K and V are computed once.
 
-    With `zero` they may also be given, as `FluxModel.source_kv` made them.
+    With `zero` they may also be given, as `model.source_kv` made them.
     """
     scheduler, timesteps = _schedule(model, noise.tokens.shape[1], sampling.steps)
     read = source
@@ -112,7 +111,7 @@ def denoise(
         read = model.source_kv(source, text, sampling.guidance)
     tokens = noise.tokens
     for timestep in timesteps:
-        # FluxPipeline rounds the timestep to the tokens' dtype before it divides; so do we, to be equal to
+        # The stock pipelines round the timestep to the tokens' dtype before they divide; so do we, to be equal to
         # the bit.
         fraction = timestep.expand(tokens.shape[0]).to(tokens.dtype) / 1000
         velocity = model.velocity(
@@ -123,18 +122,12 @@ def denoise(
 
 
 def _schedule(
-    model: FluxModel, num_tokens: int, steps: int
+    model: FluxBase, num_tokens: int, steps: int
 ) -> tuple[FlowMatchEulerDiscreteScheduler, Tensor]:
     """Give a fresh scheduler of the base's settings and its timesteps, shifted for the picture's size."""
     config = model.scheduler.config
     scheduler = FlowMatchEulerDiscreteScheduler.from_config(config)
-    shift = calculate_shift(
-        num_tokens,
-        config.get("base_image_seq_len", 256),
-        config.get("max_image_seq_len", 4096),
-        config.get("base_shift", 0.5),
-        config.get("max_shift", 1.15),
-    )
+    shift = model.schedule_shift(num_tokens, steps)
     sigmas = None if config.get("use_flow_sigmas", False) else np.linspace(1.0, 1 / steps, steps)
     timesteps, _ = retrieve_timesteps(scheduler, steps, model.device, sigmas=sigmas, mu=shift)
     scheduler.set_begin_index(0)
@@ -142,7 +135,7 @@ def _schedule(
 
 
 @contextmanager
-def _evaluating(model: FluxModel) -> Iterator[None]:
+def _evaluating(model: FluxBase) -> Iterator[None]:
     """Put every part in eval mode, and afterwards each of their modules back as it was."""
     training = [module for part in model.modules() for module in part.modules() if module.training]
     try:

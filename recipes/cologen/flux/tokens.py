@@ -1,4 +1,4 @@
-"""What FluxModel hands around: prompts as ids and as embeddings, pictures as tokens. Records only."""
+"""What a base hands around: prompts as ids and as embeddings, pictures as tokens. Records only."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ class TextTokens:
     """Prompts as the transformer takes them."""
 
     embeds: Tensor
-    """T5 embeddings `[batch, text tokens, joint dim]`."""
+    """Embeddings `[batch, text tokens, joint dim]`: of T5, or of a language model's layers (FLUX.2)."""
     pooled: Tensor
-    """CLIP's pooled embedding `[batch, pooled dim]`."""
+    """CLIP's pooled embedding `[batch, pooled dim]`; `[batch, 0]` where a base reads none (FLUX.2)."""
 
 
 @dataclass(frozen=True)

@@ -5,20 +5,19 @@ from __future__ import annotations
 import warnings
 from typing import Any
 
-from diffusers import FluxPipeline
+from diffusers import DiffusionPipeline
 from peft.tuners.tuners_utils import BaseTunerLayer
 
 from prw.errors import UnsupportedError
 from prw.tuner import PrwLinear, pool_layers
-from recipes.cologen.errors import SourceStreamError
 from recipes.cologen.pipeline.pool import lora_names, pool_of
 
 
-class LorasBesidePool(FluxPipeline):  # type: ignore[misc]  # diffusers is untyped
-    """A FluxPipeline whose LoRA calls leave the pool of experts as it is."""
+class LorasBesidePool(DiffusionPipeline):  # type: ignore[misc]  # diffusers is untyped
+    """A pipeline whose LoRA calls leave the pool of experts as it is."""
 
     def load_lora_weights(self, *args: Any, **kwargs: Any) -> Any:
-        """Load a LoRA as `FluxPipeline` does, beside the pool.
+        """Load a LoRA as diffusers does, beside the pool.
 
         Raises:
             UnsupportedError: Its adapter's name is the pool's.
@@ -34,7 +33,7 @@ class LorasBesidePool(FluxPipeline):  # type: ignore[misc]  # diffusers is untyp
             return super().load_lora_weights(*args, **kwargs)
 
     def set_adapters(self, adapter_names: list[str] | str, adapter_weights: Any = None) -> None:
-        """Activate LoRAs as `FluxPipeline` does; the pool stays active, whether it is named or not.
+        """Activate LoRAs as diffusers does; the pool stays active, whether it is named or not.
 
         Args:
             adapter_names: Names of LoRAs, and of the pool if its strength is to be set.
@@ -57,7 +56,7 @@ class LorasBesidePool(FluxPipeline):  # type: ignore[misc]  # diffusers is untyp
         """Take every LoRA out of transformer and text encoders; the pool stays.
 
         Args:
-            reset_to_overwritten_params: As in `FluxPipeline`, where there is no pool.
+            reset_to_overwritten_params: As in diffusers, where there is no pool.
 
         Raises:
             UnsupportedError: Weights that a control LoRA replaced are to come back, and there is a pool.
@@ -76,17 +75,6 @@ class LorasBesidePool(FluxPipeline):  # type: ignore[misc]  # diffusers is untyp
         if norms:  # a control LoRA brings norms of its own; diffusers keeps those that were there
             self.transformer.load_state_dict(norms, strict=False)
             self.transformer._transformer_norm_layers = None
-
-    def load_ip_adapter(self, *args: Any, **kwargs: Any) -> None:
-        """Refuse an IP-Adapter, whose attention processors would replace the source stream's.
-
-        Raises:
-            SourceStreamError: Always.
-        """
-        raise SourceStreamError(
-            "an IP-Adapter replaces the attention processors of every block, and with them the source stream "
-            "and the experts. Give the picture as `image` instead, or use a plain FluxPipeline."
-        )
 
     def _pool_strength(self) -> float:
         weave = pool_of(self.transformer)

@@ -12,7 +12,7 @@ from torch import Tensor
 from prw import Weave
 from prw.errors import PoolError
 from recipes.cologen.errors import RoutingQuestionError
-from recipes.cologen.flux.model import SourceTimestep
+from recipes.cologen.flux.base import SourceTimestep
 from recipes.cologen.pipeline.denoiser import Denoiser, Text, evaluating
 from recipes.cologen.pipeline.output import CoLoGenPipelineOutput
 from recipes.cologen.pipeline.parts import Parts
@@ -136,20 +136,7 @@ class Calling(Parts):
         refuse_what_breaks_routing(self.transformer)
         weave = pool_of(self.transformer)
         experts = () if weave is None else weave.experts
-        self.check_inputs(
-            asked.prompt,
-            asked.prompt_2,
-            self._side,
-            self._side,
-            negative_prompt=asked.negative_prompt,
-            negative_prompt_2=asked.negative_prompt_2,
-            prompt_embeds=asked.prompt_embeds,
-            negative_prompt_embeds=asked.negative_prompt_embeds,
-            pooled_prompt_embeds=asked.pooled_prompt_embeds,
-            negative_pooled_prompt_embeds=asked.negative_pooled_prompt_embeds,
-            callback_on_step_end_tensor_inputs=asked.callback_on_step_end_tensor_inputs,
-            max_sequence_length=asked.max_sequence_length,
-        )
+        self._check_stock(asked)
         asked.check()
         check_task(asked.task, experts)
         check_control(asked.task, asked.control, asked.annotate, self.annotators)
@@ -175,15 +162,7 @@ class Calling(Parts):
         wanted = Wanted(asked.image, asked.mask, asked.task, annotator, asked.height, asked.width)
         default = self.default_sample_size * self.vae_scale_factor
         sources, size = prepare_sources(wanted, pictures // several, self._side, default)
-        latents, ids = self.prepare_latents(
-            pictures,
-            self.transformer.config.in_channels // 4,
-            *size,
-            text.embeds.dtype,
-            device,
-            asked.generator,
-            asked.latents,
-        )
+        latents, ids = self._start(asked, pictures, size, text.embeds)
         timesteps = self._schedule(asked, latents.shape[1], device)
         if sources is not None and asked.strength < 1:
             start = self._encode(sources.start_pixels, latents).repeat_interleave(several, dim=0)

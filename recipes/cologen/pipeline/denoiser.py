@@ -10,9 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from recipes.cologen.flux.latents import image_position_ids
-from recipes.cologen.flux.model import SOURCE_INDEX, SourceTimestep
-from recipes.cologen.flux.source_stream import KeyValue, SourceKV, SourceTokens
+from recipes.cologen.flux.base import SourceTimestep
+from recipes.cologen.flux.two_step import KeyValue, SourceKV, SourceTokens
 
 
 @dataclass(frozen=True, eq=False)
@@ -20,9 +19,9 @@ class Text:
     """Prompts as the transformer takes them, one row for each picture.
 
     Attributes:
-        embeds: T5 embeddings `[pictures, text tokens, width]`.
-        pooled: CLIP's pooled embeddings `[pictures, width]`.
-        ids: Positions of the text tokens `[text tokens, 3]`.
+        embeds: Embeddings `[pictures, text tokens, width]`.
+        pooled: CLIP's pooled embeddings `[pictures, width]`; FLUX.2 has none, and a width of 0.
+        ids: Positions of the text tokens `[text tokens, axes]`.
     """
 
     embeds: Tensor
@@ -36,12 +35,14 @@ class SourceBatch:
 
     Attributes:
         tokens: `[distinct, rows * columns, channels]`.
+        ids: Their positions `[rows * columns, axes]`.
         rows: Token rows of each.
         columns: Token columns of each.
         index: Of each picture, int64 `[pictures]`.
     """
 
     tokens: Tensor
+    ids: Tensor
     rows: int
     columns: int
     index: Tensor
@@ -89,7 +90,7 @@ class Denoiser:
             transformer: With the source stream installed.
             source: The sources, None for text alone.
             source_timestep: As the experts were trained.
-            image_ids: Positions of the noise `[tokens, 3]`.
+            image_ids: Positions of the noise `[tokens, axes]`.
             guidance: Scale for a guidance-distilled base, None for others.
             attention: The user's `joint_attention_kwargs`.
             keep: Whether keys and values are kept for later steps; False computes them anew at each.
@@ -118,7 +119,7 @@ class Denoiser:
             return self._run(latents, self._image_ids, timestep, text, context, use)
         source = self._source
         beside = source.tokens.index_select(0, source.index).to(latents.dtype)
-        ids = torch.cat([self._image_ids, self._source_ids()])
+        ids = torch.cat([self._image_ids, source.ids])
         tokens = torch.cat([latents, beside], dim=1)
         use = SourceTokens(num_in_sequence=beside.shape[1])
         return self._run(tokens, ids, timestep, text, context, use)[:, : latents.shape[1]]
@@ -139,7 +140,9 @@ class Denoiser:
         """Run the distinct sources alone at timestep 0, without text tokens."""
         source = self._source
         assert source is not None  # only called with one
-        same_text = torch.unique(text.pooled.float(), dim=0, return_inverse=True)[1].to(source.index)
+        same_text = torch.zeros_like(source.index)
+        if text.pooled.shape[1]:
+            same_text = torch.unique(text.pooled.float(), dim=0, return_inverse=True)[1]
         pairs, row = torch.unique(torch.stack([source.index, same_text], dim=1), dim=0, return_inverse=True)
         first = torch.stack([(row == number).nonzero()[0, 0] for number in range(len(pairs))])
         alone = Text(text.embeds[first, :0], text.pooled[first], text.ids[:0])
@@ -149,14 +152,9 @@ class Denoiser:
         # A cache of blocks (FirstBlockCache) compares with the pass before in its context: none is like this.
         self._passes += 1
         name = f"{context}-source-{self._passes}"
-        self._run(tokens, self._source_ids(), torch.zeros_like(text.pooled[first, 0]), alone, name, use)
+        self._run(tokens, source.ids, tokens.new_zeros(len(tokens)), alone, name, use)
         self._decided_rows = row
         return SharedSourceKV(written, row, len(pairs))
-
-    def _source_ids(self) -> Tensor:
-        assert self._source is not None  # only called with one
-        ids = image_position_ids(self._source.rows, self._source.columns, SOURCE_INDEX)
-        return ids.to(self._image_ids)
 
     def _run(
         self,
@@ -177,7 +175,7 @@ class Denoiser:
                 hidden_states=tokens,
                 timestep=timestep,
                 guidance=guidance,
-                pooled_projections=text.pooled,
+                **({"pooled_projections": text.pooled} if text.pooled.shape[1] else {}),
                 encoder_hidden_states=text.embeds,
                 txt_ids=text.ids,
                 img_ids=ids,

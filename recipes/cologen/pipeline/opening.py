@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from diffusers import FluxTransformer2DModel
 from huggingface_hub import snapshot_download
 
 from prw.errors import UnsupportedError
 from recipes.cologen.flux import pixel_vae
-from recipes.cologen.flux.folder import INDEX_FILE, check_base
+from recipes.cologen.flux.folder import INDEX_FILE, Layout, check_base
 from recipes.cologen.flux.pixel_vae import PixelUnshuffleVAE
 from recipes.cologen.pipeline.pool import POOL, lora_names
 
@@ -27,21 +26,24 @@ class Opened(NamedTuple):
     pool: Path | None
 
 
-def look_at(base: str | Path, dtype: torch.dtype | None, revision: str | None) -> Opened:
+def look_at(base: str | Path, layout: Layout, dtype: torch.dtype | None, revision: str | None) -> Opened:
     """Check the folder of a base and find what stock loading would not: the pixel VAE, and a pool.
 
     Args:
         base: A folder, or the name of a repository on the hub.
+        layout: Of the family of bases.
         dtype: Of the VAE.
         revision: Of the repository.
 
     Raises:
-        BaseModelError: The folder is no FLUX base; see `check_base`.
+        BaseModelError: The folder is no base of the family; see `check_base`.
     """
     if not Path(base).is_dir():
         return Opened(None, _pool_on_the_hub(str(base), revision))
     folder = Path(base)
-    vae = PixelUnshuffleVAE.from_pretrained(folder / "vae", dtype=dtype) if check_base(folder) else None
+    vae = (
+        PixelUnshuffleVAE.from_pretrained(folder / "vae", dtype=dtype) if check_base(folder, layout) else None
+    )
     return Opened(vae, folder / POOL if (folder / POOL).is_dir() else None)
 
 
@@ -57,10 +59,12 @@ def refuse_what_cannot_be_saved(pipe: Any) -> None:
     Raises:
         UnsupportedError: There are LoRAs, or the weights are offloaded or quantised.
     """
-    for name in ("transformer", "text_encoder", "text_encoder_2"):
+    for name in pipe.layout.parts:
         part = getattr(pipe, name, None)
         if part is None:
             raise UnsupportedError(f"the pipeline has no {name}, so it cannot be saved as a whole.")
+        if not isinstance(part, torch.nn.Module):
+            continue
         if names := lora_names(part):
             raise UnsupportedError(
                 f"the {name} has the LoRA {', '.join(names)}, which a saved pipeline does not hold. Take it "
@@ -78,7 +82,7 @@ def refuse_what_cannot_be_saved(pipe: Any) -> None:
             )
 
 
-def base_of(transformer: Any) -> FluxTransformer2DModel:
+def base_of(transformer: Any) -> Any:
     """The transformer as it is without the pool: another model over the very same weights.
 
     Only to be saved: it has stock processors and no adapters. Nothing is copied.
@@ -89,7 +93,7 @@ def base_of(transformer: Any) -> FluxTransformer2DModel:
         if ".prw_" not in name
     }
     with torch.device("meta"):
-        plain = FluxTransformer2DModel.from_config(transformer.config)
+        plain = type(transformer).from_config(transformer.config)
     plain.load_state_dict(state, strict=True, assign=True)
     return plain
 

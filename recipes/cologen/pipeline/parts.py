@@ -6,24 +6,19 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers.pipelines.flux.pipeline_flux import calculate_shift, retrieve_timesteps
-from diffusers.utils.torch_utils import get_module_execution_device
+from diffusers.pipelines.flux.pipeline_flux import retrieve_timesteps
 from torch import Tensor
 
 from recipes.cologen.errors import PromptError, ShapeError
-from recipes.cologen.flux.latents import pack_latents
 from recipes.cologen.pipeline.adapters import LorasBesidePool
 from recipes.cologen.pipeline.denoiser import SourceBatch, Text
 from recipes.cologen.pipeline.request import Asked
 from recipes.cologen.pipeline.sources import Sources
 from recipes.cologen.pipeline.tasks import worded
 
-MOST_TEXT = 512
-"""T5 tokens that FLUX reads at most."""
-
 
 class Parts(LorasBesidePool):
-    """Steps of a call, on the models of the pipeline."""
+    """Steps of a call, on the models of the pipeline; a family of bases fills in what is its own."""
 
     @property
     def _side(self) -> int:
@@ -70,46 +65,22 @@ class Parts(LorasBesidePool):
         embeds: Tensor | None,
         pooled: Tensor | None,
     ) -> Text:
-        several = asked.num_images_per_prompt
-        longest = asked.max_sequence_length
-        if longest is None and self.tokenizer_2 is not None:
-            longest = min(MOST_TEXT, self.tokenizer_2.model_max_length)
-        encoded = self.encode_prompt(
-            prompt=prompts,
-            prompt_2=second,
-            prompt_embeds=embeds,
-            pooled_prompt_embeds=pooled,
-            device=device,
-            num_images_per_prompt=several,
-            max_sequence_length=longest or MOST_TEXT,
-            lora_scale=(asked.joint_attention_kwargs or {}).get("scale"),
-        )
-        if embeds is not None and pooled is not None:  # FluxPipeline leaves given ones as they are
-            return Text(
-                embeds.to(device).repeat_interleave(several, 0),
-                pooled.to(device).repeat_interleave(several, 0),
-                encoded[2],
-            )
-        return Text(*encoded)
+        """Encode prompts, or take their embeddings; one row for each picture."""
+        raise NotImplementedError
 
-    def _schedule(self, asked: Asked, num_tokens: int, device: torch.device) -> Tensor:
-        """Set the scheduler's timesteps, shifted for the picture's size; a strength leaves the last."""
-        config, steps = self.scheduler.config, asked.num_inference_steps
-        shift = calculate_shift(
-            num_tokens,
-            config.get("base_image_seq_len", 256),
-            config.get("max_image_seq_len", 4096),
-            config.get("base_shift", 0.5),
-            config.get("max_shift", 1.15),
-        )
-        sigmas: Any = np.linspace(1.0, 1 / steps, steps) if asked.sigmas is None else asked.sigmas
-        if config.get("use_flow_sigmas", False):
-            sigmas = None
-        timesteps, steps = retrieve_timesteps(self.scheduler, steps, device, sigmas=sigmas, mu=shift)
-        first = int(max(steps - min(steps * asked.strength, steps), 0)) * self.scheduler.order
-        self.scheduler.set_begin_index(first)
-        chosen: Tensor = timesteps[first:]
-        return chosen
+    def _check_stock(self, asked: Asked) -> None:
+        """Refuse what the stock pipeline refuses."""
+        raise NotImplementedError
+
+    def _start(
+        self, asked: Asked, pictures: int, size: tuple[int, int], like: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Draw the starting noise `[pictures, tokens, channels]`, or take it; and its positions."""
+        raise NotImplementedError
+
+    def _shift(self, num_tokens: int, steps: int) -> float:
+        """The mu by which the stock pipeline shifts the times of a picture of so many tokens."""
+        raise NotImplementedError
 
     def _encode(self, pixels: Tensor, like: Tensor) -> Tensor:
         """Turn pictures `[batch, 3, height, width]` in [-1, 1] into tokens, by the mode of the VAE.
@@ -118,27 +89,35 @@ class Parts(LorasBesidePool):
             pixels: The pictures.
             like: A tensor of the dtype, on the device, that the tokens get.
         """
-        config = self.vae.config
-        pixels = pixels.to(get_module_execution_device(self.vae), self.vae.dtype)
-        latents = self.vae.encode(pixels, return_dict=False)[0].mode()
-        return pack_latents((latents - config.shift_factor) * config.scaling_factor).to(like)
+        raise NotImplementedError
+
+    def _decode(self, tokens: Tensor, size: tuple[int, int], output_type: str) -> Any:
+        """Turn tokens into what the stock pipeline gives for an output type."""
+        raise NotImplementedError
+
+    def _source_ids(self, rows: int, columns: int) -> Tensor:
+        """Number the source's tokens `[rows * columns, axes]`."""
+        raise NotImplementedError
+
+    def _schedule(self, asked: Asked, num_tokens: int, device: torch.device) -> Tensor:
+        """Set the scheduler's timesteps, shifted for the picture's size; a strength leaves the last."""
+        steps, shift = asked.num_inference_steps, self._shift(num_tokens, asked.num_inference_steps)
+        sigmas: Any = np.linspace(1.0, 1 / steps, steps) if asked.sigmas is None else asked.sigmas
+        if self.scheduler.config.get("use_flow_sigmas", False):
+            sigmas = None
+        timesteps, steps = retrieve_timesteps(self.scheduler, steps, device, sigmas=sigmas, mu=shift)
+        first = int(max(steps - min(steps * asked.strength, steps), 0)) * self.scheduler.order
+        self.scheduler.set_begin_index(first)
+        chosen: Tensor = timesteps[first:]
+        return chosen
 
     def _source_batch(
         self, sources: Sources, size: tuple[int, int], several: int, like: Tensor
     ) -> SourceBatch:
         index = torch.tensor(sources.index, device=like.device).repeat_interleave(several)
         rows, columns = (length // self._side for length in size)
-        return SourceBatch(self._encode(sources.pixels, like), rows, columns, index)
-
-    def _decode(self, tokens: Tensor, size: tuple[int, int], output_type: str) -> Any:
-        """Turn tokens into pictures, as `FluxPipeline` does."""
-        if output_type == "latent":
-            return tokens
-        latents = self._unpack_latents(tokens, *size, self.vae_scale_factor)
-        latents = latents / self.vae.config.scaling_factor + self.vae.config.shift_factor
-        latents = latents.to(get_module_execution_device(self.vae))
-        pixels = self.vae.decode(latents, return_dict=False)[0]
-        return self.image_processor.postprocess(pixels, output_type=output_type)
+        ids = self._source_ids(rows, columns).to(like.device)
+        return SourceBatch(self._encode(sources.pixels, like), ids, rows, columns, index)
 
 
 def _each(prompts: str | list[str] | None, batch: int, what: str) -> list[str] | None:

@@ -1,4 +1,4 @@
-"""CoLoGenPipeline: a diffusers pipeline that draws with a source picture and a pool of routed experts.
+"""CoLoGenPipeline: a diffusers pipeline that draws with a source picture and a pool of experts, on FLUX.1.
 
 It is stock `FluxPipeline` where there is nothing to say about sources and experts: prompts, latents, offload,
 LoRAs, saving of parts. What a call does with its arguments is in `calling.py`.
@@ -6,15 +6,18 @@ LoRAs, saving of parts. What a call does with its arguments is in `calling.py`.
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from diffusers import (
     AutoencoderKL,
     FlowMatchEulerDiscreteScheduler,
+    FluxPipeline,
     FluxTransformer2DModel,
 )
+from diffusers.pipelines.flux.pipeline_flux import calculate_shift
+from diffusers.utils.torch_utils import get_module_execution_device
+from torch import Tensor
 from transformers import (
     CLIPImageProcessor,
     CLIPTextModel,
@@ -24,25 +27,21 @@ from transformers import (
     T5Tokenizer,
 )
 
-from prw import Weave, load_pipeline
-from prw.errors import UnsupportedError
 from recipes.cologen.errors import PromptError, SourceStreamError
-from recipes.cologen.flux.model import SourceTimestep
+from recipes.cologen.flux.folder import FLUX1
+from recipes.cologen.flux.latents import image_position_ids, pack_latents
+from recipes.cologen.flux.model import SOURCE_INDEX
 from recipes.cologen.flux.pixel_vae import PixelUnshuffleVAE
-from recipes.cologen.flux.source_stream import has_source_stream, install_source_stream
-from recipes.cologen.pipeline.calling import Calling
-from recipes.cologen.pipeline.opening import (
-    PIXEL_VAE,
-    add_pixel_vae,
-    base_of,
-    look_at,
-    refuse_what_cannot_be_saved,
-)
-from recipes.cologen.pipeline.pool import POOL, find_pool, pool_of
-from recipes.cologen.pipeline.tasks import ANNOTATORS
+from recipes.cologen.pipeline.denoiser import Text
+from recipes.cologen.pipeline.opening import PIXEL_VAE
+from recipes.cologen.pipeline.request import Asked
+from recipes.cologen.pipeline.whole import Whole
+
+MOST_TEXT = 512
+"""T5 tokens that FLUX reads at most."""
 
 
-class CoLoGenPipeline(Calling):
+class CoLoGenPipeline(Whole, FluxPipeline):  # type: ignore[misc]  # diffusers is untyped
     """Draws pictures from a prompt and a source picture, with a pool of routed experts on FLUX.1.
 
     Made by `from_pretrained(base, prw=path)`, or from the parts of a FluxPipeline; the transformer then gets
@@ -52,6 +51,8 @@ class CoLoGenPipeline(Calling):
         annotators: Kind of control map to the function that makes it of a picture, uint8 [height, width, 3];
             add your own.
     """
+
+    layout = FLUX1
 
     def __init__(
         self,
@@ -72,11 +73,6 @@ class CoLoGenPipeline(Calling):
             SourceStreamError: The source timestep is neither `same` nor `zero`; or projections are fused or
                 an attention has a processor of somebody else's.
         """
-        if source_timestep not in get_args(SourceTimestep):
-            raise SourceStreamError(
-                f"source_timestep is {source_timestep!r}; expected 'same' or 'zero', as the experts were "
-                "trained."
-            )
         super().__init__(
             scheduler=scheduler,
             vae=vae,
@@ -88,98 +84,113 @@ class CoLoGenPipeline(Calling):
             image_encoder=image_encoder,
             feature_extractor=feature_extractor,
         )
-        self.register_to_config(source_timestep=source_timestep)
         if isinstance(vae, PixelUnshuffleVAE):
             self.register_to_config(vae=PIXEL_VAE)
-        if transformer is not None and not has_source_stream(transformer):
-            install_source_stream(transformer)
-        self.annotators = dict(ANNOTATORS)
+        self._begin(source_timestep)
 
-    @property
-    def weave(self) -> Weave | None:
-        """The handle of the pool of experts; None where the transformer has none."""
-        return pool_of(self.transformer)
-
-    @classmethod
-    def from_pretrained(
-        cls,
-        pretrained_model_name_or_path: str | Path,
-        *,
-        prw: str | Path | None = None,
-        source_timestep: SourceTimestep | None = None,
-        **kwargs: Any,
-    ) -> Any:
-        """Load a base, and a pool of experts onto it.
-
-        Args:
-            pretrained_model_name_or_path: A FLUX.1 base, or a whole pipeline that `save_pretrained` wrote: a
-                folder, or a repository on the hub. Code in it is never run.
-            prw: The pool: a folder that `weave.save_pretrained` wrote, a stage's checkpoint, or the run that
-                training wrote (its newest finished stage). None takes the one that the pipeline was saved
-                with, if there is one.
-            source_timestep: As the experts were trained; None reads it from the run around the pool or from
-                the saved pipeline, and is `same` where neither says it.
-            **kwargs: As for `FluxPipeline.from_pretrained`: dtype (float32 if left out), device_map,
-                revision, parts by name ...
+    def load_ip_adapter(self, *args: Any, **kwargs: Any) -> None:
+        """Refuse an IP-Adapter, whose attention processors would replace the source stream's.
 
         Raises:
-            BaseModelError: The folder is no FLUX.1 base that this recipe can use.
-            StorageError: The pool is missing, damaged or does not fit.
-            RunFolderError: The run has no finished stage.
-            SourceStreamError: The source timestep is unknown.
+            SourceStreamError: Always.
         """
-        base = pretrained_model_name_or_path
-        if "torch_dtype" not in kwargs:
-            # diffusers would read the transformer as float32, and transformers the encoders as stored.
-            kwargs.setdefault("dtype", torch.float32)
-        dtype = kwargs.get("dtype", kwargs.get("torch_dtype"))
-        one_dtype = dtype if isinstance(dtype, torch.dtype) else None
-        opened = look_at(base, one_dtype, kwargs.get("revision"))
-        folder = opened.pool if prw is None else prw
-        found = None if folder is None else find_pool(folder)
-        timestep = source_timestep or (found.source_timestep if found else None)
-        if timestep is not None:
-            kwargs["source_timestep"] = timestep
-        if opened.own_vae is not None and "vae" not in kwargs:
-            # Given as None, it is not looked up in the folder, whose module is neither imported nor needed.
-            pipe = super().from_pretrained(str(base), vae=None, **kwargs)
-            settings = {"source_timestep": pipe.config.source_timestep}
-            pipe = cls(**{**pipe.components, "vae": opened.own_vae}, **settings)
-        else:
-            pipe = super().from_pretrained(str(base), **kwargs)
-        pipe.register_to_config(_name_or_path=str(base))
-        if found is not None:
-            load_pipeline(pipe, found.folder)
-        return pipe
+        raise SourceStreamError(
+            "an IP-Adapter replaces the attention processors of every block, and with them the source stream "
+            "and the experts. Give the picture as `image` instead, or use a plain FluxPipeline."
+        )
 
-    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
-        """Save the whole: the base as any pipeline, and the pool in `prw/`; `from_pretrained` opens it again.
+    def _check_stock(self, asked: Asked) -> None:
+        self.check_inputs(
+            asked.prompt,
+            asked.prompt_2,
+            self._side,
+            self._side,
+            negative_prompt=asked.negative_prompt,
+            negative_prompt_2=asked.negative_prompt_2,
+            prompt_embeds=asked.prompt_embeds,
+            negative_prompt_embeds=asked.negative_prompt_embeds,
+            pooled_prompt_embeds=asked.pooled_prompt_embeds,
+            negative_pooled_prompt_embeds=asked.negative_pooled_prompt_embeds,
+            callback_on_step_end_tensor_inputs=asked.callback_on_step_end_tensor_inputs,
+            max_sequence_length=asked.max_sequence_length,
+        )
 
-        Stock `FluxPipeline.from_pretrained` opens it too, as the base alone.
-
-        Args:
-            save_directory: Folder to write.
-            **kwargs: As for `FluxPipeline.save_pretrained`.
-
-        Raises:
-            UnsupportedError: There are LoRAs, weights are offloaded or quantised, or `push_to_hub` is given.
-        """
-        if kwargs.pop("push_to_hub", False):
-            raise UnsupportedError(
-                "save_pretrained writes a folder; pipe.push_to_hub(repository) saves and uploads the whole."
+    def _text(
+        self,
+        asked: Asked,
+        device: torch.device,
+        prompts: list[str] | None,
+        second: Any,
+        embeds: Tensor | None,
+        pooled: Tensor | None,
+    ) -> Text:
+        several = asked.num_images_per_prompt
+        longest = asked.max_sequence_length
+        if longest is None and self.tokenizer_2 is not None:
+            longest = min(MOST_TEXT, self.tokenizer_2.model_max_length)
+        encoded = self.encode_prompt(
+            prompt=prompts,
+            prompt_2=second,
+            prompt_embeds=embeds,
+            pooled_prompt_embeds=pooled,
+            device=device,
+            num_images_per_prompt=several,
+            max_sequence_length=longest or MOST_TEXT,
+            lora_scale=(asked.joint_attention_kwargs or {}).get("scale"),
+        )
+        if embeds is not None and pooled is not None:  # FluxPipeline leaves given ones as they are
+            return Text(
+                embeds.to(device).repeat_interleave(several, 0),
+                pooled.to(device).repeat_interleave(several, 0),
+                encoded[2],
             )
-        refuse_what_cannot_be_saved(self)
-        folder = Path(save_directory)
-        weave = self.weave
-        plain = self
-        if weave is not None:
-            parts = {**self.components, "transformer": base_of(self.transformer)}
-            plain = type(self)(**parts, source_timestep=self.config.source_timestep)
-        super(CoLoGenPipeline, plain).save_pretrained(str(folder), **kwargs)
-        if isinstance(self.vae, PixelUnshuffleVAE):
-            add_pixel_vae(folder)
-        if weave is not None:
-            weave.save_pretrained(folder / POOL)
+        return Text(*encoded)
+
+    def _start(
+        self, asked: Asked, pictures: int, size: tuple[int, int], like: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        channels = self.transformer.config.in_channels // 4
+        drawn: tuple[Tensor, Tensor] = self.prepare_latents(
+            pictures, channels, *size, like.dtype, like.device, asked.generator, asked.latents
+        )
+        return drawn
+
+    def _shift(self, num_tokens: int, steps: int) -> float:
+        config = self.scheduler.config
+        return float(
+            calculate_shift(
+                num_tokens,
+                config.get("base_image_seq_len", 256),
+                config.get("max_image_seq_len", 4096),
+                config.get("base_shift", 0.5),
+                config.get("max_shift", 1.15),
+            )
+        )
+
+    def _source_ids(self, rows: int, columns: int) -> Tensor:
+        return image_position_ids(rows, columns, SOURCE_INDEX)
+
+    def _encode(self, pixels: Tensor, like: Tensor) -> Tensor:
+        """Turn pictures `[batch, 3, height, width]` in [-1, 1] into tokens, by the mode of the VAE.
+
+        Args:
+            pixels: The pictures.
+            like: A tensor of the dtype, on the device, that the tokens get.
+        """
+        config = self.vae.config
+        pixels = pixels.to(get_module_execution_device(self.vae), self.vae.dtype)
+        latents = self.vae.encode(pixels, return_dict=False)[0].mode()
+        return pack_latents((latents - config.shift_factor) * config.scaling_factor).to(like)
+
+    def _decode(self, tokens: Tensor, size: tuple[int, int], output_type: str) -> Any:
+        """Turn tokens into pictures, as `FluxPipeline` does."""
+        if output_type == "latent":
+            return tokens
+        latents = self._unpack_latents(tokens, *size, self.vae_scale_factor)
+        latents = latents / self.vae.config.scaling_factor + self.vae.config.shift_factor
+        latents = latents.to(get_module_execution_device(self.vae))
+        pixels = self.vae.decode(latents, return_dict=False)[0]
+        return self.image_processor.postprocess(pixels, output_type=output_type)
 
     def _get_t5_prompt_embeds(self, prompt: Any = None, *args: Any, **kwargs: Any) -> torch.Tensor:
         """Encode as `FluxPipeline` does, but refuse what it would cut off.

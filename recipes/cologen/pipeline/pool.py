@@ -12,8 +12,9 @@ from prw.errors import PoolError
 from prw.tuner import pool_layers
 from recipes.cologen.config import load_config
 from recipes.cologen.errors import RunFolderError, SourceStreamError
-from recipes.cologen.flux.model import SourceTimestep
+from recipes.cologen.flux.base import SourceTimestep
 from recipes.cologen.flux.source_stream import flux_attentions, has_source_stream
+from recipes.cologen.flux.two_step import TwoStepProcessor
 from recipes.cologen.report.run_reader import RunReader
 
 RUN_CONFIG = "config.yaml"
@@ -112,10 +113,10 @@ def _explain_processors(transformer: Any) -> None:
                 f"{site} has fused projections, so source and experts would be passed over. Call "
                 "pipe.transformer.unfuse_qkv_projections() first."
             )
-        if found != "SourceStreamProcessor":
+        if not isinstance(attention.processor, TwoStepProcessor):
             raise SourceStreamError(
                 f"{site} has a {found} where the source stream's processor belongs, so source and experts "
                 "would be passed over. Something has replaced it since the pipeline was made (an IP-Adapter, "
-                "set_attn_processor, remove_source_stream): make a new pipeline over "
-                "transformer.set_attn_processor(FluxAttnProcessor())."
+                "set_attn_processor, remove_source_stream): load the base again, "
+                "or put stock processors back and make a new pipeline over them."
             )

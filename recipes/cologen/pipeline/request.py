@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from recipes.cologen.errors import GuidanceError, PictureError, PromptError, SourceStreamError
-from recipes.cologen.flux.model import SourceTimestep
+from recipes.cologen.flux.base import SourceTimestep
 
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 Callback = Callable[[Any, int, Tensor, dict[str, Tensor]], dict[str, Tensor]]

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from recipes.cologen.flux.model import FluxModel
+from recipes.cologen.flux.base import FluxBase
 from recipes.cologen.report.cells import Cell, Measurement, Scorer
 from recipes.cologen.report.curves import draw_training, draw_validation
 from recipes.cologen.report.grids import GridRow, draw_grid
@@ -27,7 +27,7 @@ PACKAGES = ("torch", "diffusers", "transformers", "peft", "accelerate", "numpy")
 def build_report(
     run_dir: Path,
     *,
-    model: FluxModel | None = None,
+    model: FluxBase | None = None,
     n: int | None = None,
     announce: Callable[[str], None] = lambda line: None,
 ) -> Path:

@@ -22,7 +22,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 import prw
 from recipes.cologen.data.record import Example
-from recipes.cologen.flux.model import FluxModel
+from recipes.cologen.flux.base import FluxBase
 from recipes.cologen.report.run_reader import RunReader
 from recipes.cologen.training.checkpoint import write_text
 from recipes.cologen.training.sources import DataSource
@@ -94,7 +94,7 @@ class Measurement(BaseModel):
 class Scorer:
     """What every measurement of a run shares: base, run folder, held-out pictures, and how many of them."""
 
-    model: FluxModel
+    model: FluxBase
     """The base with its source stream, without a pool: each checkpoint's is loaded and taken out again."""
     run: RunReader
     source: DataSource

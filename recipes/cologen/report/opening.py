@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from recipes.cologen.errors import RunFolderError
-from recipes.cologen.flux.model import FluxModel
+from recipes.cologen.flux.base import FluxBase
 from recipes.cologen.report.cells import Scorer
 from recipes.cologen.report.run_reader import RunReader
 from recipes.cologen.training.growth import load_base
@@ -18,7 +18,7 @@ from recipes.cologen.training.sources import held_out_records
 def open_scorer(
     path: Path,
     *,
-    model: FluxModel | None = None,
+    model: FluxBase | None = None,
     n: int | None = None,
     announce: Callable[[str], None] = lambda line: None,
 ) -> Scorer:

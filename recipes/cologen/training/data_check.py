@@ -6,7 +6,6 @@ Otherwise the last stage of a long run would be the first to find that, say, no 
 from __future__ import annotations
 
 import math
-import string
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -17,8 +16,7 @@ from recipes.cologen.data.record import MissingMetadataError
 from recipes.cologen.data.sampler import derive_seed
 from recipes.cologen.data.views import VIEWS
 from recipes.cologen.errors import BrokenPictureError, CologenError, FolderDataError, PromptError
-from recipes.cologen.flux.model import FluxModel
-from recipes.cologen.flux.vocabulary import unknown_words
+from recipes.cologen.flux.base import FluxBase
 from recipes.cologen.training.sources import DataSource, RecordSource
 
 MAX_RECORDS = 100
@@ -43,7 +41,7 @@ class Fault(NamedTuple):
 
 
 def check_sources(
-    data: DataSource, config: RunConfig, stages: Sequence[str], model: FluxModel, console: Console
+    data: DataSource, config: RunConfig, stages: Sequence[str], model: FluxBase, console: Console
 ) -> None:
     """Look at what each stage reads; the world needs no looking at.
 
@@ -67,7 +65,7 @@ def check_data(
     records: RecordSource,
     num_records: int,
     stages: Sequence[str],
-    model: FluxModel,
+    model: FluxBase,
     max_broken: float = 0.0,
     *,
     skip_incomplete: bool = False,
@@ -111,7 +109,7 @@ def check_data(
 
 
 def _faults(
-    records: RecordSource, index: int, stages: Sequence[str], seeds: Sequence[int], model: FluxModel
+    records: RecordSource, index: int, stages: Sequence[str], seeds: Sequence[int], model: FluxBase
 ) -> Iterator[Fault]:
     try:
         record = records.record(index)
@@ -130,21 +128,16 @@ def _faults(
                 yield Fault(stage, record.id, str(error), broken, incomplete)
 
 
-def _check_prompt(prompt: str, model: FluxModel) -> None:
+def _check_prompt(prompt: str, model: FluxBase) -> None:
     """Refuse a prompt that is too long, or that a closed vocabulary does not hold.
 
     Raises:
         PromptError: Says by how much, or names the words.
     """
-    model.tokenize([prompt])
-    unknown = dict.fromkeys(unknown_words(model.tokenizer_2, prompt)) if _is_closed(model) else {}
+    model.check_length(prompt)
+    unknown = dict.fromkeys(model.unknown_words(prompt)) if model.closed_vocabulary is not None else {}
     if unknown:
         raise PromptError(f"the base cannot read {', '.join(map(repr, unknown))} in {prompt!r}")
-
-
-def _is_closed(model: FluxModel) -> bool:
-    """Whether only listed words can be read: a real T5 can spell any, letter by letter."""
-    return not set(string.ascii_lowercase) <= set(model.tokenizer_2.get_vocab())
 
 
 def _mixed(faults: Sequence[Fault], stages: Sequence[str]) -> list[Fault]:

@@ -12,7 +12,8 @@ import torch
 import prw
 from recipes.cologen.config import RunConfig
 from recipes.cologen.data.sampler import derive_seed
-from recipes.cologen.flux.model import FluxModel
+from recipes.cologen.flux.base import FluxBase
+from recipes.cologen.flux.families import load_base_model
 from recipes.cologen.training.checkpoint import ForeignCheckpointError, read_state
 from recipes.cologen.training.run_folder import RunFolder
 from recipes.cologen.training.state import StageState, seed_all
@@ -27,13 +28,13 @@ class OpenedPool(NamedTuple):
     """Whether optimiser and random state are still to be read from checkpoints/latest."""
 
 
-def load_base(config: RunConfig, device: torch.device) -> FluxModel:
+def load_base(config: RunConfig, device: torch.device) -> FluxBase:
     """Load the frozen base onto the device.
 
     Raises:
-        BaseModelError: It is missing, or is no FLUX.
+        BaseModelError: It is missing, or is of a family that this recipe does not know.
     """
-    model = FluxModel.load(config.base_path, dtype=getattr(torch, config.base.dtype))
+    model = load_base_model(config.base_path, dtype=getattr(torch, config.base.dtype))
     for module in model.modules():
         module.to(device)
     if config.machine.gradient_checkpointing:
@@ -41,7 +42,7 @@ def load_base(config: RunConfig, device: torch.device) -> FluxModel:
     return model
 
 
-def open_pool(config: RunConfig, folder: RunFolder, model: FluxModel, name: str) -> OpenedPool:
+def open_pool(config: RunConfig, folder: RunFolder, model: FluxBase, name: str) -> OpenedPool:
     """Weave the pool into the base as it was when the folder was last written, for training stage `name`.
 
     Raises:
@@ -80,7 +81,7 @@ def curriculum(config: RunConfig) -> prw.Curriculum:
     )
 
 
-def grow(config: RunConfig, model: FluxModel, walk: Iterator[prw.Stage], name: str, rank: int) -> None:
+def grow(config: RunConfig, model: FluxBase, walk: Iterator[prw.Stage], name: str, rank: int) -> None:
     """Go on to a stage: the pool gets its expert, unless it is in the middle of that stage.
 
     Random numbers are seeded anew, by the stage's name, so it makes no difference whether the stages before
@@ -107,7 +108,7 @@ def begin_state(config: RunConfig, folder: RunFolder, name: str) -> StageState:
     return StageState(stage=name, metrics_length=length)
 
 
-def _finished_pool(config: RunConfig, folder: RunFolder, model: FluxModel, name: str) -> prw.Weave:
+def _finished_pool(config: RunConfig, folder: RunFolder, model: FluxBase, name: str) -> prw.Weave:
     place = config.stage_names.index(name)
     if place == 0:
         return prw.inject(model.transformer, target="kv", **config.pool.model_dump())
@@ -121,7 +122,7 @@ def _finished_pool(config: RunConfig, folder: RunFolder, model: FluxModel, name:
     return load_stage(model, folder.pool(previous), previous)
 
 
-def load_stage(model: FluxModel, pool: Path, stage: str) -> prw.Weave:
+def load_stage(model: FluxBase, pool: Path, stage: str) -> prw.Weave:
     """Weave the pool that a stage ended with into the base.
 
     Raises:

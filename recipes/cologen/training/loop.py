@@ -98,7 +98,7 @@ def _validate(bench: Bench, state: StageState, held_out: DataSource) -> None:
     """Score the stage's own task on held-out examples; rank 0 does it, the others wait."""
     trainee, config = bench.trainee, bench.trainee.config
     if trainee.accelerator.is_main_process:
-        guided = trainee.model.transformer.config.guidance_embeds
+        guided = trainee.model.reads_guidance
         result = evaluate_task(
             trainee.model,
             trainee.weave,

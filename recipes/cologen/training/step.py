@@ -15,7 +15,7 @@ import prw
 from prw import Weave
 from recipes.cologen.config import RunConfig
 from recipes.cologen.config_model import OptimizerSettings
-from recipes.cologen.flux.model import FluxModel
+from recipes.cologen.flux.base import FluxBase
 from recipes.cologen.flux.tokens import ImageTokens, TextTokens
 from recipes.cologen.stages import StageSettings
 from recipes.cologen.training.batches import Batch, to_unit_range
@@ -26,7 +26,7 @@ from recipes.cologen.training.flow import FlowSample, draw_noise, draw_timesteps
 class Trainee:
     """What is trained and how: the base, the pool grown on it, the devices, the settings."""
 
-    model: FluxModel
+    model: FluxBase
     weave: Weave
     accelerator: Accelerator
     config: RunConfig
@@ -34,7 +34,7 @@ class Trainee:
     @property
     def guidance(self) -> float | None:
         """The guidance to train with, for a base that reads one."""
-        return self.config.flow.guidance if self.model.transformer.config.guidance_embeds else None
+        return self.config.flow.guidance if self.model.reads_guidance else None
 
 
 class Encoded(NamedTuple):

@@ -22,7 +22,7 @@ from recipes.cologen.data.sampler import derive_seed
 from recipes.cologen.data.scene import Scene
 from recipes.cologen.data.views import VIEWS
 from recipes.cologen.errors import BrokenPictureError
-from recipes.cologen.flux.model import FluxModel, SourceTimestep
+from recipes.cologen.flux.base import FluxBase, SourceTimestep
 from recipes.cologen.flux.sampling import generate
 from recipes.cologen.training.batches import to_unit_range
 from recipes.cologen.training.sources import RecordSource
@@ -99,7 +99,7 @@ def held_out_examples(source: RecordSource, task: str, count: int, *, seed: int)
 
 
 def evaluate_task(
-    model: FluxModel,
+    model: FluxBase,
     weave: Weave | None,
     examples: Sequence[Example],
     *,
@@ -146,7 +146,7 @@ def evaluate_task(
                 width=batch[0].target.shape[1],
                 steps=steps,
                 source_timestep=source_timestep,
-                guidance=guidance if model.transformer.config.guidance_embeds else None,
+                guidance=guidance if model.reads_guidance else None,
             )
         images.extend(to_pictures(pixels))
     return TaskScore(
