@@ -13,9 +13,12 @@ from recipes.cologen.errors import BaseModelError, RunFolderError, SourceStreamE
 from recipes.cologen.flux import FluxModel, generate
 from recipes.cologen.pipeline import CoLoGenPipeline
 
+ROUNDING = 1e-5
+"""Weights in a file's memory may lie differently than others do, which moves a last bit of a product."""
+
 
 @pytest.mark.parametrize("pixel_vae", [False, True])
-def test_the_whole_comes_back_bit_equal(build, tools, photo, tmp_path, pixel_vae) -> None:
+def test_the_whole_comes_back(build, tools, photo, tmp_path, pixel_vae) -> None:
     pipe = build(pixel_vae=pixel_vae)
     pipe.register_to_config(source_timestep="zero")
     before = tools.draw(pipe, "a red circle", photo)
@@ -25,7 +28,11 @@ def test_the_whole_comes_back_bit_equal(build, tools, photo, tmp_path, pixel_vae
     again.set_progress_bar_config(disable=True)
     assert again.weave.experts == pipe.weave.experts and again.config.source_timestep == "zero"
     assert not again.transformer.training and again.name_or_path == str(tmp_path / "whole")
-    assert tools.difference(before, tools.draw(again, "a red circle", photo)) == 0
+    for name in pipe.layout.parts:
+        if isinstance(part := getattr(pipe, name), torch.nn.Module):
+            kept, read = part.state_dict(), getattr(again, name).state_dict()
+            assert kept.keys() == read.keys() and all(torch.equal(kept[key], read[key]) for key in kept)
+    assert tools.difference(before, tools.draw(again, "a red circle", photo)) < ROUNDING
     again.save_pretrained(tmp_path / "twice")
     assert (tmp_path / "twice/prw/adapter_model.safetensors").read_bytes() == (
         tmp_path / "whole/prw/adapter_model.safetensors"
@@ -51,7 +58,7 @@ def test_a_base_and_a_pool_are_given_apart(build, tools, photo, tmp_path) -> Non
     assert later.weave is None
     prw.load_pipeline(later, tmp_path / "pool")
     for other in (both, later):
-        assert tools.difference(before, tools.draw(other, "a", photo)) == 0
+        assert tools.difference(before, tools.draw(other, "a", photo)) < ROUNDING
     assert both.text_encoder.dtype == both.transformer.dtype == torch.float32
     half = CoLoGenPipeline.from_pretrained(tmp_path / "base", prw=tmp_path / "pool", dtype=torch.bfloat16)
     assert half.transformer.dtype == torch.bfloat16 and np.isfinite(tools.draw(half, "a", photo).images).all()
@@ -106,7 +113,7 @@ def test_a_pushed_pipeline_brings_its_pool(build, tools, photo, tmp_path, monkey
     )
     monkeypatch.setattr(CoLoGenPipeline, "download", lambda name, **_: str(tmp_path / "hub"))
     fetched = CoLoGenPipeline.from_pretrained("somebody/model")
-    assert tools.difference(before, tools.draw(fetched, "a", photo)) == 0
+    assert tools.difference(before, tools.draw(fetched, "a", photo)) < ROUNDING
 
 
 def test_pushing_uploads_the_whole(build, monkeypatch) -> None:
