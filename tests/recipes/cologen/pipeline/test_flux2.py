@@ -1,4 +1,4 @@
-"""The same pipeline on FLUX.2 klein: stock outputs, cached sources shared by all prompts, hosts, one folder."""
+"""The same pipeline on FLUX.2 klein: stock outputs, sources shared by all prompts, hosts, one folder."""
 
 from types import SimpleNamespace
 

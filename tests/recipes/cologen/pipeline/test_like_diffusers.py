@@ -59,11 +59,12 @@ def test_pictures_of_one_prompt_come_one_after_the_other(pipe, tools, photo) -> 
     def generators() -> list[torch.Generator]:
         return [torch.Generator().manual_seed(n) for n in range(4)]
 
-    both = tools.draw(
-        pipe, ["a red circle", "blue square"], photo, num_images_per_prompt=2, generator=generators()
-    )
-    second = tools.draw(pipe, "blue square", photo, num_images_per_prompt=2, generator=generators()[2:])
-    assert len(both.images) == 4 and tools.difference(both.images[2:], second.images) < 1e-5
+    prompts, pictures = ["a red circle", "blue square"], [photo, tools.picture(1)]
+    for strength in (1.0, 0.5):
+        asked = {"num_images_per_prompt": 2, "strength": strength}
+        both = tools.draw(pipe, prompts, pictures, generator=generators(), **asked)
+        second = tools.draw(pipe, prompts[1], pictures[1], generator=generators()[2:], **asked)
+        assert len(both.images) == 4 and tools.difference(both.images[2:], second.images) < 1e-5
 
 
 def test_one_prompt_serves_a_list_of_pictures(pipe, tools) -> None:
