@@ -15,6 +15,7 @@ CologenError
 ├── ShapeError (ValueError)            a tensor whose shape does not fit
 ├── GuidanceError (ValueError)         a guidance scale that the base lacks or needs
 ├── VocabularyError (ValueError)       a word that cannot be one token of the tiny tokenizers
+├── RoutingQuestionError (ValueError)  a question to the routing of a generation that it cannot answer
 └── SourceStreamError (RuntimeError)   the two-step attention is missing, or something is in its way
 """
 
@@ -79,6 +80,10 @@ class GuidanceError(CologenError, ValueError):
 
 class VocabularyError(CologenError, ValueError):
     """A word of a closed vocabulary cannot be one token in both tokenizers."""
+
+
+class RoutingQuestionError(CologenError, ValueError):
+    """The routing of a generation was asked of something that was not recorded."""
 
 
 class SourceStreamError(CologenError, RuntimeError):

@@ -24,8 +24,10 @@ class Family(Protocol):
 FAMILIES: dict[str, type[FluxModel] | type[Flux2Model]] = {
     "FluxPipeline": FluxModel,
     "FluxKontextPipeline": FluxModel,
+    "CoLoGenPipeline": FluxModel,
     "Flux2KleinPipeline": Flux2Model,
     "Flux2KleinKVPipeline": Flux2Model,
+    "CoLoGenFlux2Pipeline": Flux2Model,
 }
 """By the class of pipeline that a folder's index names."""
 

@@ -51,10 +51,7 @@ def load_components(
             or lacks a part of it; or a file of it is broken, or a pointer of git-lfs.
         MachineError: the transformer cannot be quantised here.
     """
-    index = read_index(folder)
-    _check_parts(folder, index, layout)
-    own_vae = _ships_own_vae(folder, index)
-    _check_files(folder, layout.parts)
+    own_vae = check_base(folder, layout)
     options: dict[str, Any] = {}
     if quantisation is not None:
         mapping = {"transformer": quantization_config(quantisation, dtype)}
@@ -66,6 +63,19 @@ def load_components(
             f"the FLUX base at {folder} cannot be loaded ({type(error).__name__}: {error}). A file of it is "
             "broken or missing: fetch the folder again."
         ) from error
+
+
+def check_base(folder: Path, layout: Layout = FLUX1) -> bool:
+    """Check the folder of a base before anything of it is loaded; say whether its VAE is `PixelUnshuffleVAE`.
+
+    Raises:
+        BaseModelError: as `load_components`.
+    """
+    index = read_index(folder)
+    _check_parts(folder, index, layout)
+    own_vae = _ships_own_vae(folder, index)
+    _check_files(folder, layout.parts)
+    return own_vae
 
 
 def _load(

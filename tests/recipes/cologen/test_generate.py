@@ -13,6 +13,7 @@ from recipes.cologen.data.annotators.opencv import draw_canny
 from recipes.cologen.data.world import World
 from recipes.cologen.generate import main
 from recipes.cologen.pictures import enlarge
+from recipes.cologen.pipeline import CoLoGenPipeline
 from recipes.cologen.report.run_reader import RunReader
 
 PROMPTS = {
@@ -121,6 +122,11 @@ def test_a_mask_says_where_to_paint(arguments: list[str], picture: Path, tmp_pat
     assert np.array_equal(by_mask, draw(arguments, *inpaint, "--image", str(picture)))
 
 
+def test_a_phrase_is_enough_for_grounding(arguments: list[str]) -> None:
+    by_order = draw(arguments)  # "draw a red box around the blue square"
+    assert np.array_equal(by_order, draw(arguments, "--prompt", "blue square"))
+
+
 def test_a_control_prompt_without_its_kind_gets_a_hint(
     arguments: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -165,7 +171,7 @@ REFUSALS = {
     "no hole": (["--task", "inpainting", "--image", "{white}"], "there is no hole"),
     "nothing but a hole": (["--task", "inpainting", "--image", "{black}"], "covers the whole picture"),
     "a picture too large": (["--scale", "5000"], "--scale 5000 would make a picture of 80000x80000"),
-    "a prompt too long": (["--prompt", "red " * 40], "40|41"),
+    "a prompt too long": (["--prompt", "draw a " + "red " * 40], r"\d\d T5 tokens .* but 20 are read"),
 }
 
 
@@ -220,7 +226,7 @@ def test_ctrl_c_stops_it_with_a_line(
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(command, "generate", interrupted)
+    monkeypatch.setattr(CoLoGenPipeline, "__call__", interrupted)
     assert main(arguments) == 130
     assert capsys.readouterr().err == "stopped; nothing was written\n"
 
