@@ -123,6 +123,7 @@ def _draw(asked: argparse.Namespace, console: Console) -> Image:
         num_inference_steps=steps,
         return_dict=False,
         guidance_scale=guidance,
+        max_sequence_length=model.max_text_tokens,
     )
     return np.asarray(images[0])
 
