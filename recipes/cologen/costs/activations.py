@@ -8,7 +8,7 @@ kind adds the same.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,6 +19,7 @@ import prw
 from prw.config import PoolSettings
 from recipes.cologen.costs.live_bytes import LiveBytes, saved_bytes
 from recipes.cologen.costs.shapes import BaseShape
+from recipes.cologen.flux.flux2_model import Flux2Model
 from recipes.cologen.flux.model import FluxModel
 from recipes.cologen.flux.tokens import ImageTokens, PromptIds, TextTokens
 
@@ -92,20 +93,37 @@ def encode(shape: BaseShape, load: Load) -> Encoded:
         with LiveBytes(weights) as live:
             pixels = torch.zeros(load.batch, 3, load.height, load.width)
             clean = model.encode_images(pixels)
-            length = model.text_encoder.config.max_position_embeddings
-            ids = PromptIds(
-                clip=torch.zeros(load.batch, length, dtype=torch.long),
-                t5=torch.zeros(load.batch, model.max_text_tokens, dtype=torch.long),
-            )
-            text = model.encode_ids(ids)
+            text = encode_text(model, load.batch)
             source = model.encode_images(pixels)
         sizes = (source.rows, clean.columns, clean.tokens.shape[-1])
         return Encoded(live.peak, *sizes, tuple(text.embeds.shape), tuple(text.pooled.shape))
 
 
+def encode_text(model: FluxModel | Flux2Model, batch: int) -> TextTokens:
+    """Run the text encoders on prompts of the length that is read."""
+    if isinstance(model, Flux2Model):
+        every_prompt: Any = _LongestPrompts()
+        model.tokenizer, model.long_prompts = every_prompt, "truncate"
+        return model.encode_prompts([""] * batch)
+    longest = torch.zeros(batch, model.max_text_tokens, dtype=torch.long)
+    length = model.text_encoder.config.max_position_embeddings
+    return model.encode_ids(PromptIds(clip=torch.zeros(batch, length, dtype=torch.long), t5=longest))
+
+
+class _LongestPrompts:
+    """A tokenizer to which every prompt is as long as is read."""
+
+    def apply_chat_template(self, message: object, **settings: object) -> str:
+        return ""
+
+    def __call__(self, text: str, *, max_length: int, **settings: object) -> dict[str, Tensor]:
+        ids = torch.zeros(1, max_length, dtype=torch.long)
+        return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+
+
 def woven(
     shape: BaseShape, pool: PoolSettings, load: Load, blocks: tuple[int, int]
-) -> tuple[FluxModel, prw.Weave]:
+) -> tuple[FluxModel | Flux2Model, prw.Weave]:
     """A base of some blocks with its pool, in training mode; called under `FakeTensorMode`."""
     model = shape.build(load.dtype, blocks, encoders=False)
     # A kernel is never chosen by values, and a pool with a generator of its own would read them.
@@ -137,7 +155,7 @@ def _trace(
         return sum(saved), live.peak
 
 
-def step_loss(model: FluxModel, weave: prw.Weave, load: Load, encoded: Encoded) -> Tensor:
+def step_loss(model: FluxModel | Flux2Model, weave: prw.Weave, load: Load, encoded: Encoded) -> Tensor:
     """The loss of the training step, `training/step.py`, whose numbers nobody reads here."""
     dtype, mixed = load.dtype, load.dtype == torch.bfloat16
     text = TextTokens(torch.empty(encoded.embeds, dtype=dtype), torch.empty(encoded.pooled, dtype=dtype))
@@ -151,6 +169,6 @@ def step_loss(model: FluxModel, weave: prw.Weave, load: Load, encoded: Encoded) 
             text,
             source,
             source_timestep=load.source_timestep,
-            guidance=1.0 if model.transformer.config.guidance_embeds else None,
+            guidance=1.0 if model.reads_guidance else None,
         )
     return F.mse_loss(velocity.float(), wanted) + prw.veteran_loss(routing, rho=0.8, alpha=0.5)

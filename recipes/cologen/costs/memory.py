@@ -109,7 +109,7 @@ def _lasting(config: RunConfig, counts: Counts, experts: int) -> Iterator[Part]:
     one, trained = counts.per_expert + counts.router_per_expert, trained_parameters(config, counts, experts)
     stays = config.machine.encoders == "resident"
     where = f"frozen, {dtype}, resident" if stays else "offloaded: layers come one by one"
-    encoders = counts.base["text_encoder"] + counts.base["text_encoder_2"]
+    encoders = sum(count for name, count in counts.base.items() if name.startswith("text_encoder"))
     states = STATES[config.optimizer.name]
     yield Part("transformer", weight_bytes(config, counts), f"frozen, {config.base.quantisation or dtype}")
     yield Part("text encoders", encoders * size * stays, where)

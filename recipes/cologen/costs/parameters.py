@@ -9,7 +9,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import prw
 from prw.config import PoolSettings
-from recipes.cologen.costs.shapes import PARTS, BaseShape
+from recipes.cologen.costs.shapes import BaseShape
 
 
 class Counts(NamedTuple):
@@ -30,7 +30,7 @@ def count_parameters(shape: BaseShape, pool: PoolSettings) -> Counts:
     """Count a base and one expert of a pool."""
     with FakeTensorMode():
         model = shape.build(torch.float32)
-        base = {name: _numel(getattr(model, name)) for name in PARTS}
+        base = {name: _numel(getattr(model, name)) for name in shape.parts}
         linear = sum(
             module.weight.numel()
             for module in model.transformer.modules()

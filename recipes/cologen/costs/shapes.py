@@ -14,6 +14,8 @@ import torch
 import transformers
 
 from recipes.cologen.errors import BaseModelError
+from recipes.cologen.flux.families import FAMILIES
+from recipes.cologen.flux.flux2_model import MAX_TEXT_TOKENS, Flux2Model
 from recipes.cologen.flux.folder import INDEX_FILE
 from recipes.cologen.flux.model import FluxModel
 from recipes.cologen.flux.pixel_vae import PixelUnshuffleVAE
@@ -28,18 +30,30 @@ PUBLISHED: dict[str, dict[str, Any]] = {
     "black-forest-labs/FLUX.1-schnell": {"guidance_embeds": False},
 }
 """Bases of FLUX.1-dev's shape by their names on the hub, and what else their configs say."""
-PARTS = ("transformer", "vae", "text_encoder", "text_encoder_2")
+PARTS: dict[type[FluxModel] | type[Flux2Model], tuple[str, ...]] = {
+    FluxModel: ("transformer", "vae", "text_encoder", "text_encoder_2"),
+    Flux2Model: ("transformer", "vae", "text_encoder"),
+}
+"""The parts of each family's bases that hold weights."""
+LONGEST_TOKENIZER = {FluxModel: "tokenizer_2", Flux2Model: "tokenizer"}
+"""The tokenizer whose length is that of the text tokens."""
 
 
 @dataclass(frozen=True)
 class BaseShape:
     """The configs of a base's parts, and what can be built of them."""
 
+    family: type[FluxModel] | type[Flux2Model]
     folder: Path
     classes: Mapping[str, str]
     """Class of each part, as `model_index.json` names it."""
     transformer: Mapping[str, Any]
     max_text_tokens: int
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """Names of the parts that hold weights."""
+        return PARTS[self.family]
 
     @property
     def blocks(self) -> tuple[int, int]:
@@ -48,7 +62,7 @@ class BaseShape:
 
     def build(
         self, dtype: torch.dtype, blocks: tuple[int, int] | None = None, *, encoders: bool = True
-    ) -> FluxModel:
+    ) -> FluxModel | Flux2Model:
         """Build the parts, frozen and in eval mode; called under `FakeTensorMode`, it takes no memory.
 
         Args:
@@ -58,18 +72,18 @@ class BaseShape:
         """
         depth = dict(zip(BLOCKS, blocks or self.blocks, strict=True))
         absent: Any = None
-        parts = dict.fromkeys((*PARTS, "tokenizer", "tokenizer_2", "scheduler"), absent)
+        tokenizers = [name.replace("text_encoder", "tokenizer") for name in self.parts if "text" in name]
+        parts = dict.fromkeys((*self.parts, *tokenizers, "scheduler"), absent)
         with _default_dtype(dtype):
             kind = self._class("transformer", diffusers)
             parts["transformer"] = kind.from_config({**self.transformer, **depth})
             if encoders:
                 parts["vae"] = self._vae()
-                parts["text_encoder"] = self._encoder("text_encoder")
-                parts["text_encoder_2"] = self._encoder("text_encoder_2")
-        for name in PARTS:
+                parts |= {name: self._encoder(name) for name in self.parts if "text" in name}
+        for name in self.parts:
             if parts[name] is not None:
                 parts[name].requires_grad_(False).eval()
-        model = FluxModel(**parts, max_text_tokens=self.max_text_tokens)
+        model = self.family(**parts, max_text_tokens=self.max_text_tokens)
         install_source_stream(model.transformer)
         return model
 
@@ -124,21 +138,26 @@ def read_shape(folder: Path) -> BaseShape:
             "(huggingface-cli download), or give its folder with --set base.path=PATH."
         )
     index = read_json(folder / INDEX_FILE)
-    lacking = [name for name in PARTS if not isinstance(index.get(name), list)]
+    family = FAMILIES.get(str(index.get("_class_name")), FluxModel)
+    lacking = [name for name in PARTS[family] if not isinstance(index.get(name), list)]
     if lacking:
         raise BaseModelError(
             f"{folder / INDEX_FILE} describes a {index.get('_class_name', 'pipeline of unknown class')} "
-            f"without {', '.join(lacking)}, which a FLUX.1 base has. Give another --set base.path=PATH."
+            f"without {', '.join(lacking)}, which a base of its family has. Give another --set "
+            "base.path=PATH."
         )
-    tokens = read_json(folder / "tokenizer_2" / "tokenizer_config.json").get("model_max_length")
+    file = folder / LONGEST_TOKENIZER[family] / "tokenizer_config.json"
+    tokens = read_json(file).get("model_max_length")
     if not isinstance(tokens, int):
         raise BaseModelError(
-            f"{folder / 'tokenizer_2' / 'tokenizer_config.json'} should give model_max_length, a number, "
-            f"but has {tokens!r}. Fetch the folder again."
+            f"{file} should give model_max_length, a number, but has {tokens!r}. Fetch the folder again."
         )
+    if family is Flux2Model:
+        tokens = min(tokens, MAX_TEXT_TOKENS)
     shape = BaseShape(
+        family=family,
         folder=folder,
-        classes={name: str(index[name][1]) for name in PARTS},
+        classes={name: str(index[name][1]) for name in PARTS[family]},
         transformer=read_json(folder / "transformer" / "config.json"),
         max_text_tokens=tokens,
     )

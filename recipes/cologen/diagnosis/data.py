@@ -16,6 +16,7 @@ from recipes.cologen.config import RunConfig
 from recipes.cologen.costs.shapes import BaseShape, read_json
 from recipes.cologen.data.annotators.drawing import Annotators
 from recipes.cologen.errors import CologenError
+from recipes.cologen.flux.flux2_model import Flux2Model
 from recipes.cologen.flux.folder import INDEX_FILE
 from recipes.cologen.flux.model import FluxModel
 from recipes.cologen.training.data_card import make_card
@@ -121,12 +122,12 @@ def _looked_at(
     return []
 
 
-def tokenizing_model(shape: BaseShape) -> FluxModel | None:
+def tokenizing_model(shape: BaseShape) -> FluxModel | Flux2Model | None:
     """A base without weights that can tell whether it would read a prompt; None where it has no tokenizer."""
     index = read_json(shape.folder / INDEX_FILE)
     with FakeTensorMode():
         model = shape.build(torch.float32, (1, 1), encoders=False)
-    for part in ("tokenizer", "tokenizer_2"):
+    for part in [name.replace("text_encoder", "tokenizer") for name in shape.parts if "text" in name]:
         folder = shape.folder / part
         if not _holds_tokenizer(folder):
             return None

@@ -11,7 +11,7 @@ from recipes.cologen.config import RunConfig
 from recipes.cologen.costs.memory import FLOAT32, Memory, estimate_memory, load_of, what_would_fit
 from recipes.cologen.costs.memory import trained_parameters as trained
 from recipes.cologen.costs.parameters import Counts, count_parameters
-from recipes.cologen.costs.shapes import PARTS, BaseShape, find_shape
+from recipes.cologen.costs.shapes import BaseShape, find_shape, read_shape
 from recipes.cologen.diagnosis.data import DataFacts, data_facts
 from recipes.cologen.diagnosis.environment import environment
 from recipes.cologen.diagnosis.probe import Probe
@@ -96,8 +96,12 @@ def find_base(config: RunConfig) -> tuple[Path, dict[str, Any], list[Problem]]:
     facts = {"path": name, "where": str(folder)}
     if not folder.exists():
         return folder, facts, [Problem("base", f"there is no FLUX base at {folder}. {HOW_TO_GET_ONE}")]
-    bare = [part for part in PARTS if not _has_weights(folder / part)]
-    if bare and (folder / INDEX_FILE).is_file():
+    try:
+        parts: tuple[str, ...] = read_shape(folder).parts
+    except CologenError:  # told by those who read the configs
+        parts = ()
+    bare = [part for part in parts if not _has_weights(folder / part)]
+    if bare:
         message = f"{folder} has no weights of {', '.join(bare)}: fetch the whole folder. {HOW_TO_GET_ONE}"
         return folder, facts, [Problem("base", message)]
     return folder, facts, []
