@@ -48,7 +48,7 @@ def load_base_model(path: str | Path, dtype: torch.dtype = torch.float32, **opti
         raise BaseModelError(
             f"{folder / INDEX_FILE} names a {named or 'pipeline of unknown class'}; this recipe loads "
             f"{', '.join(FAMILIES)}. A base of another kind needs a class that offers what "
-            "recipes/cologen/flux/base.py asks for, and a row in FAMILIES of recipes/cologen/flux/families.py: "
+            "recipes/cologen/flux/base.py asks for, and a row in FAMILIES of flux/families.py beside it; "
             'see "Another MMDiT" in docs/recipes/flux2.md.'
         )
     return family.load(folder, dtype, **options)

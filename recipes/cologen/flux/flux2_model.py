@@ -7,16 +7,17 @@ reference picture of `Flux2KleinPipeline`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from diffusers import (
     AutoencoderKLFlux2,
+    FlowMatchEulerDiscreteScheduler,
     Flux2KleinPipeline,
     Flux2Transformer2DModel,
-    FlowMatchEulerDiscreteScheduler,
 )
 from diffusers.pipelines.flux2.pipeline_flux2_klein import compute_empirical_mu
 from torch import Tensor
@@ -49,7 +50,9 @@ class Flux2Model(SourceVelocity):
     tokenizer: PreTrainedTokenizerBase
     scheduler: FlowMatchEulerDiscreteScheduler
     max_text_tokens: int = MAX_TEXT_TOKENS
-    """Length to which prompts are padded, the chat template included; longer ones are refused."""
+    """Length to which prompts are padded, the chat template included."""
+    long_prompts: Literal["truncate", "refuse"] = "refuse"
+    """What becomes of longer ones: cut at the end, as the pipeline does, or an error."""
     is_distilled: bool = True
     """Whether the stock pipeline draws in few steps without steering by an empty prompt."""
 
@@ -77,7 +80,7 @@ class Flux2Model(SourceVelocity):
         return model
 
     def pipeline(self) -> Flux2KleinPipeline:
-        """Give a stock pipeline over the very same parts (its reference pictures are not the source stream)."""
+        """Give a stock pipeline over the very same parts; its reference pictures are no source stream."""
         return Flux2KleinPipeline(
             scheduler=self.scheduler,
             vae=self.vae,
@@ -99,21 +102,29 @@ class Flux2Model(SourceVelocity):
     # ------------------------------------------------------------------------------------------------ text
 
     def check_length(self, prompt: str) -> None:
-        """Refuse a prompt that is too long.
+        """Refuse a prompt that is too long, unless long prompts are cut.
 
         Raises:
             PromptError: says by how much.
         """
-        message = [{"role": "user", "content": prompt}]
-        text = self.tokenizer.apply_chat_template(
-            message, tokenize=False, add_generation_prompt=True, enable_thinking=False
-        )
-        length = len(self.tokenizer(text).input_ids)
-        if length > self.max_text_tokens:
+        length = self._length(prompt)
+        if length > self.max_text_tokens and self.long_prompts == "refuse":
             raise PromptError(
                 f"the prompt has {length} tokens (its chat template included), but at most "
                 f"{self.max_text_tokens} are read: {prompt!r}. Shorten it."
             )
+
+    def too_long(self, prompts: Sequence[str]) -> list[str]:
+        """Those prompts that have more than `max_text_tokens`, chat template included."""
+        return [prompt for prompt in prompts if self._length(prompt) > self.max_text_tokens]
+
+    def _length(self, prompt: str) -> int:
+        message = [{"role": "user", "content": prompt}]
+        text = self.tokenizer.apply_chat_template(
+            message, tokenize=False, add_generation_prompt=True, enable_thinking=False
+        )
+        # Said explicitly, because a tokenizer keeps the truncation that it was last called with.
+        return len(self.tokenizer(text, padding=False, truncation=False).input_ids)
 
     def unknown_words(self, prompt: str) -> tuple[str, ...]:
         """Give nothing: the tokenizer spells any text byte by byte."""
@@ -231,6 +242,6 @@ class Flux2Model(SourceVelocity):
 
 
 def _is_distilled(folder: Path) -> bool:
-    """Read from the index whether a base is distilled; the KV pipeline has such bases only and need not say."""
+    """Read from the index whether a base is distilled; those of the KV pipeline all are."""
     index = read_index(folder)
     return bool(index.get("is_distilled", index["_class_name"] == "Flux2KleinKVPipeline"))

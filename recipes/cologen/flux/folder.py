@@ -17,7 +17,6 @@ LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 """How the few lines begin that stand for a large file in a clone made without git-lfs."""
 
 
-
 class Layout(NamedTuple):
     """What the folder of a family's base holds."""
 
@@ -118,8 +117,8 @@ def _check_parts(folder: Path, index: dict[str, Any], layout: Layout) -> None:
     missing = [name for name in layout.parts if not _names_class(index.get(name))]
     if missing:
         raise BaseModelError(
-            f"{folder / INDEX_FILE} describes a {index.get('_class_name', 'pipeline of unknown class')} without "
-            f"{', '.join(missing)}, which a {layout.family} base has. Use {layout.published}."
+            f"{folder / INDEX_FILE} describes a {index.get('_class_name', 'pipeline of unknown class')} "
+            f"without {', '.join(missing)}, which a {layout.family} base has. Use {layout.published}."
         )
 
 

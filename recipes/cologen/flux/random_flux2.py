@@ -1,5 +1,6 @@
-"""Builds and writes a FLUX.2 klein base with random weights: every class, shape rule and file of the real one,
-some ten thousand parameters a block. It draws noise; it is there to try out everything else.
+"""Builds and writes a FLUX.2 klein base with random weights: every class and file of the real one, but small.
+
+It draws noise; it is there to try out everything else.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import torch
 from diffusers import AutoencoderKLFlux2, FlowMatchEulerDiscreteScheduler, Flux2Transformer2DModel
 from pydantic import BaseModel, ConfigDict
 from tokenizers.pre_tokenizers import ByteLevel
-from transformers import Qwen2TokenizerFast, Qwen3Config, Qwen3ForCausalLM
+from transformers import Qwen2Tokenizer, Qwen3Config, Qwen3ForCausalLM
 
 from recipes.cologen.flux.flux2_model import Flux2Model
 from recipes.cologen.flux.source_stream import install_source_stream
@@ -49,9 +50,7 @@ class RandomFlux2Shape(BaseModel):
     """Whether the transformer takes a guidance scale: FLUX.2-dev does, klein does not."""
 
 
-def build_random_flux2(
-    *, seed: int = 0, **shape: int | bool | tuple[int, int, int, int]
-) -> Flux2Model:
+def build_random_flux2(*, seed: int = 0, **shape: int | bool | tuple[int, int, int, int]) -> Flux2Model:
     """Build such a base, trainable, in eval mode, with the source stream installed.
 
     Args:
@@ -127,10 +126,10 @@ def _vae(sizes: RandomFlux2Shape) -> AutoencoderKLFlux2:
     return vae
 
 
-def _tokenizer(sizes: RandomFlux2Shape) -> Qwen2TokenizerFast:
+def _tokenizer(sizes: RandomFlux2Shape) -> Qwen2Tokenizer:
     """A tokenizer of Qwen3's class that spells byte by byte, without a learnt vocabulary."""
     pieces = [*sorted(ByteLevel.alphabet()), END, START_TURN, END_TURN]
-    return Qwen2TokenizerFast(
+    return Qwen2Tokenizer(
         vocab={piece: i for i, piece in enumerate(pieces)},
         merges=[],
         pad_token=END,
@@ -141,7 +140,7 @@ def _tokenizer(sizes: RandomFlux2Shape) -> Qwen2TokenizerFast:
     )
 
 
-def _text_config(sizes: RandomFlux2Shape, tokenizer: Qwen2TokenizerFast) -> Qwen3Config:
+def _text_config(sizes: RandomFlux2Shape, tokenizer: Qwen2Tokenizer) -> Qwen3Config:
     return Qwen3Config(
         vocab_size=len(tokenizer),
         hidden_size=sizes.text_width,

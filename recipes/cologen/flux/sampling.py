@@ -46,7 +46,7 @@ def generate(
     generator: Generators | int,
     **settings: int | float | str | None,
 ) -> Tensor:
-    """Draw one picture per prompt; without a source, exactly what the stock pipeline draws from the same noise.
+    """Draw one picture per prompt; without a source, just what the stock pipeline draws from the same noise.
 
     Models run in eval mode meanwhile, and are put back as they were.
 
@@ -111,8 +111,8 @@ def denoise(
         read = model.source_kv(source, text, sampling.guidance)
     tokens = noise.tokens
     for timestep in timesteps:
-        # The stock pipelines round the timestep to the tokens' dtype before they divide; so do we, to be equal to
-        # the bit.
+        # The stock pipelines round the timestep to the tokens' dtype before they divide; so do we, to be
+        # equal to the bit.
         fraction = timestep.expand(tokens.shape[0]).to(tokens.dtype) / 1000
         velocity = model.velocity(
             noise.with_tokens(tokens), fraction, text, read, sampling.source_timestep, sampling.guidance
@@ -121,9 +121,7 @@ def denoise(
     return noise.with_tokens(tokens)
 
 
-def _schedule(
-    model: FluxBase, num_tokens: int, steps: int
-) -> tuple[FlowMatchEulerDiscreteScheduler, Tensor]:
+def _schedule(model: FluxBase, num_tokens: int, steps: int) -> tuple[FlowMatchEulerDiscreteScheduler, Tensor]:
     """Give a fresh scheduler of the base's settings and its timesteps, shifted for the picture's size."""
     config = model.scheduler.config
     scheduler = FlowMatchEulerDiscreteScheduler.from_config(config)

@@ -2,8 +2,8 @@
 
 Source tokens run through the image stream's weights, attend only to themselves, and are the only tokens that
 see experts; noise and text attend to text, noise and source (CoLoGen equations 5-7). No block is subclassed.
-The two steps are in `two_step.py`, FLUX.2's fused single blocks in `parallel_attention.py`; how the tokens and
-their position ids are made is not here (`model.py`, `flux2_model.py`).
+The two steps are in `two_step.py`, FLUX.2's fused single blocks in `parallel_attention.py`; how the tokens
+and their position ids are made is not here (`model.py`, `flux2_model.py`).
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ __all__ = [
 
 
 class SourceStreamProcessor(TwoStepProcessor):
-    """Two-step attention for a `FluxAttention` or `Flux2Attention`; without a source, what the stock one does."""
+    """Two-step attention where K and V have projections of their own; without a source, as the stock one."""
 
     def __call__(
         self,
