@@ -26,11 +26,11 @@ def git(*arguments: str) -> str:
 
 @cache
 def digest_of_code() -> str:
-    """Digest of every module of prw and of the benchmarks, by name and content, without the report's."""
+    """Digest of every module of prw and of the benchmarks, by name and content, without report and input."""
     found = hashlib.sha256()
     for path in sorted([*(ROOT / "prw").rglob("*.py"), *(ROOT / "benchmarks").rglob("*.py")]):
         name = path.relative_to(ROOT).as_posix()
-        if not name.startswith(("benchmarks/report", "benchmarks/gpu")):
+        if not name.startswith(("benchmarks/report", "benchmarks/gpu", "benchmarks/input")):
             found.update(name.encode() + path.read_bytes())
     return found.hexdigest()[:16]
 

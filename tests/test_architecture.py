@@ -15,7 +15,18 @@ MAX_FILE_LINES = 300
 MAX_FUNCTION_LINES = 50
 NAMES_THAT_SAY_NOTHING = {"utils", "util", "common", "misc", "helpers", "helper"}
 # A package imported inside a function is one that an installation may lack.
-OPTIONAL = {"triton", "matplotlib", "tensorboard", "datasets", "webdataset", "pycocotools"}
+OPTIONAL = {
+    "triton",
+    "matplotlib",
+    "tensorboard",
+    "datasets",
+    "webdataset",
+    "pycocotools",
+    "controlnet_aux",
+    "skimage",
+    "torchao",
+    "bitsandbytes",
+}
 
 
 def name(path: Path) -> str:

@@ -65,6 +65,9 @@ class Site:
         self.pool = pool
         self.adapter = adapter
         self.projections: dict[str, nn.Module] = {}
+        # The members again, without their paths: a block compiled once serves all blocks of its class, unless
+        # it looks something up by a path, which is another one in each of them.
+        self._members: list[nn.Module] = []
         self._pending: dict[int, Pending] = {}
         self._checkpointed = Checkpointed()
         self._drawn = Drawn()
@@ -76,7 +79,12 @@ class Site:
     @property
     def router(self) -> nn.Module:
         """The projection that keeps the router vectors."""
-        return next(iter(self.projections.values()))
+        return self._members[0]
+
+    def add(self, path: str, projection: nn.Module) -> None:
+        """Make a projection a member."""
+        self.projections[path] = projection
+        self._members.append(projection)
 
     def path_of(self, projection: nn.Module) -> str:
         """Give the path of a member."""
@@ -120,7 +128,7 @@ class Site:
         if waiting is not None and self._fits(waiting, hidden, asker):
             return waiting.turn
         turn = Turn(self._fresh(as_batch(hidden), asker.training, recomputing))
-        if len(self.projections) > 1:
+        if len(self._members) > 1:
             grad, version = torch.is_grad_enabled(), version_of(hidden)
             self._pending[slot] = Pending(hidden, version, asker, self.pool.scope, grad, turn)
         if self.pool.recorder is not None and not recomputing:

@@ -48,7 +48,7 @@ class PrwLinear(RoutedProjection, BaseTunerLayer):
         self.parts[adapter] = parts
         self.strengths[adapter] = 1.0
         self.scales[adapter] = site.pool.settings.scale_at(path)
-        site.projections[path] = self
+        site.add(path, self)
         for index in range(len(site.pool.experts)):
             self.add_expert(adapter, index)
 

@@ -11,7 +11,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 from pydantic import Field, ValidationError, model_validator
@@ -19,6 +19,7 @@ from pydantic import Field, ValidationError, model_validator
 from prw.config import PoolSettings
 from recipes.cologen.config_data import DataSettings
 from recipes.cologen.config_errors import ConfigError, explain
+from recipes.cologen.config_extends import extended
 from recipes.cologen.config_model import (
     BaseSettings,
     FlowSettings,
@@ -42,9 +43,13 @@ CONFIGS = Path(__file__).parent / "configs"
 REPOSITORY = Path(__file__).resolve().parents[2]
 FREE_TO_CHANGE = ("machine", "logging", "validation", "sampling", "report")
 """Groups that a run may be continued with in another form: none of them changes what is learnt."""
-FREE_SETTINGS = {"base": {"path"}, "data": {"held_out", "held_out_seed", "held_out_sets", "max_broken"}}
+FREE_SETTINGS = {
+    "base": {"path", "revision"},
+    "data": {"held_out", "held_out_seed", "held_out_sets", "max_broken", "cache"},
+    "optimizer": {"max_skipped_in_a_row", "max_skipped"},
+}
 """Settings of other groups of which that is true too: where the base lies (a run knows its base by its
-weights), what is measured on, and how much may be broken."""
+weights), what is measured on, how much may be broken, what is kept in caches, and when a run gives up."""
 
 
 class RunConfig(Settings):
@@ -82,11 +87,23 @@ class RunConfig(Settings):
             )
         if self.data.source == "world" and self.data.seed == self.data.held_out_seed:
             raise ValueError("data.held_out_seed equals data.seed: validation would show what is trained on")
+        replaying = [name for name, stage in self.stages.items() if stage.replay]
+        if self.data.buckets.on and replaying:
+            raise ValueError(
+                f"stages.{replaying[0]}.replay mixes tasks into a batch, and data.buckets makes every batch "
+                "of one size; leave one of them out"
+            )
         for position, (name, stage) in enumerate(self.stages.items()):
             earlier = list(self.stages)[:position]
             if stage.init not in ("zero", "previous", *earlier):
                 raise ValueError(
                     f"stages.{name}.init is {stage.init!r}; expected 'zero', 'previous' or an earlier stage "
+                    f"({', '.join(earlier) or 'there is none'})"
+                )
+            late = [task for task in stage.replay if task not in earlier]
+            if late:
+                raise ValueError(
+                    f"stages.{name}.replay names {', '.join(late)}; expected earlier stages "
                     f"({', '.join(earlier) or 'there is none'})"
                 )
         return self
@@ -101,6 +118,11 @@ class RunConfig(Settings):
         """Where the base is: relative paths are looked up here, then in the repository."""
         path = Path(self.base.path).expanduser()
         return path if path.is_absolute() or path.exists() else REPOSITORY / path
+
+    @property
+    def long_prompts(self) -> Literal["truncate", "refuse"]:
+        """What becomes of prompts that are too long for the base."""
+        return self.base.long_prompts or ("truncate" if self.data.source == "sets" else "refuse")
 
     def fingerprint(self) -> str:
         """Short hash of the settings that decide what is learnt."""
@@ -121,11 +143,8 @@ def load_config(name_or_path: str | Path, overrides: Sequence[str] = ()) -> RunC
         a value is wrong.
         UnknownStageError: A stage is not one of CoLoGen's.
     """
-    path = _find_config(name_or_path)
-    values = read_yaml(path)
-    if not isinstance(values, dict):
-        raise ConfigError(f"{path} should hold settings by name, but holds {type(values).__name__}.")
-    return parse_config(values, overrides, origin=str(path))
+    path, values = _read(name_or_path)
+    return parse_config(extended(values, path, _read), overrides, origin=str(path))
 
 
 def parse_config(
@@ -144,6 +163,14 @@ def parse_config(
         return RunConfig.model_validate(resolved)
     except ValidationError as error:
         raise ConfigError(explain(error, RunConfig, origin)) from error
+
+
+def _read(name_or_path: str | Path) -> tuple[Path, dict[str, Any]]:
+    path = _find_config(name_or_path)
+    values = read_yaml(path)
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path} should hold settings by name, but holds {type(values).__name__}.")
+    return path, values
 
 
 def _find_config(name_or_path: str | Path) -> Path:

@@ -6,6 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from recipes.cologen.config_annotators import AnnotatorTable
+from recipes.cologen.config_input import BucketSettings, CacheSettings
 from recipes.cologen.stages import COLOGEN_STAGES
 
 Side = Annotated[int, Field(gt=0)]
@@ -81,6 +83,15 @@ class DataSettings(BaseModel):
     """Whether rows of data sets without a caption or prompt are an error."""
     max_broken: float = Field(default=0.01, ge=0, le=1)
     """Largest fraction of rows that may be skipped because they cannot be read."""
+    max_sources: int = Field(default=1, gt=0)
+    """Source pictures that a pair may have; one with more is an error. All pairs of a batch have as many."""
+    annotators: AnnotatorTable = {}
+    """What draws the control maps that are not stored, by map; without one there are edges and lines by
+    OpenCV, and neither depth nor classes."""
+    buckets: BucketSettings = BucketSettings()
+    """Several sizes instead of one, for pictures of many shapes."""
+    cache: CacheSettings = CacheSettings()
+    """Whether latents and text embeddings are kept on disk."""
 
     @model_validator(mode="after")
     def _check_sets(self) -> DataSettings:
@@ -93,4 +104,15 @@ class DataSettings(BaseModel):
                 raise ValueError(f"data.{key} is 'sets', but data.{name} names none")
             if sets and place != "sets":
                 raise ValueError(f"data.{name} is given, but data.{key} is {place!r}; set it to 'sets'")
+        if self.annotators and self.source == "world":
+            raise ValueError("data.annotators are for pictures from elsewhere; the world draws its own maps")
+        if self.buckets.on and (self.size is not None or self.source == "world"):
+            raise ValueError(
+                "data.buckets is for pictures of many shapes, in place of data.size and not of the world; "
+                "leave one of them out"
+            )
+        if self.cache.folder is not None and self.source == "world":
+            raise ValueError(
+                "data.cache is for pictures that come again; the world's are endless. Leave data.cache out"
+            )
         return self

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from recipes.cologen.config_model import Settings
+from recipes.cologen.config_model import Settings, Shift
 
 
 class VeteranSettings(Settings):
@@ -34,15 +34,26 @@ class LoggingSettings(Settings):
     """Steps between two resumable checkpoints."""
     plain_seconds: float = Field(default=15.0, gt=0)
     """Seconds between two lines of progress where there is no terminal."""
+    trackers: tuple[str, ...] = ("tensorboard",)
+    """Which of accelerate's trackers get the numbers and pictures too: `tensorboard`, `wandb`, `trackio` ...
+    metrics.jsonl is written in any case."""
+    project: str = "cologen"
+    """What trackers that know projects call this one."""
 
 
 class ValidationSettings(Settings):
-    """Scores during training, on the stage's own task."""
+    """Scores, losses and pictures during training, on held-out examples that are always the same."""
 
     every: int = Field(default=200, gt=0)
     """Steps between two validations; there is always one at the end of a stage."""
     samples: int = Field(default=32, ge=0)
-    """Held-out examples; 0 leaves validation out."""
+    """Held-out examples of a task, which are drawn and scored; 0 leaves validation out."""
+    tasks: Literal["own", "seen"] = "own"
+    """Of which tasks: the stage's own, or also those of the stages before, which shows what is forgotten."""
+    loss_samples: int = Field(default=8, ge=0)
+    """How many of them the loss at eight fixed times, the shares and the router's entropy are measured on."""
+    pictures: int = Field(default=8, ge=0)
+    """How many of them are shown as a grid in `validation/` and by the trackers."""
 
 
 class SamplingSettings(Settings):
@@ -51,6 +62,8 @@ class SamplingSettings(Settings):
     steps: int = Field(default=28, gt=0)
     guidance: float = 3.5
     """Guidance of a guidance-distilled base; not read by others."""
+    shift: Shift = "base"
+    """How the sampling steps are shifted towards noise; `base` is what FluxPipeline would do."""
 
 
 class ReportSettings(Settings):

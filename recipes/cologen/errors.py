@@ -6,13 +6,16 @@ CologenError
 │   ├── FolderDataError                a folder of pictures (--data folder:PATH)
 │   ├── DataSetError                   a data set of `data.sets`: its files, columns, captions, settings
 │   └── BrokenPictureError             one row that cannot be read; training skips, counts and lists it
+├── AnnotatorError (ValueError)        what should draw a control map is missing, or draws something else
 ├── TooManyBrokenError (RuntimeError)  more rows were skipped than `data.max_broken` allows
 ├── PromptError (ValueError)           a prompt the base cannot read
 ├── PictureError (ValueError)          a picture that cannot be used as asked
 ├── BaseModelError (ValueError)        a folder or model that is no FLUX base this recipe can use
+├── MachineError (RuntimeError)        a setting asks for a package or a GPU that is not there
 ├── ShapeError (ValueError)            a tensor whose shape does not fit
 ├── GuidanceError (ValueError)         a guidance scale that the base lacks or needs
 ├── VocabularyError (ValueError)       a word that cannot be one token of the tiny tokenizers
+├── RoutingQuestionError (ValueError)  a question to the routing of a generation that it cannot answer
 └── SourceStreamError (RuntimeError)   the two-step attention is missing, or something is in its way
 """
 
@@ -43,6 +46,10 @@ class BrokenPictureError(DataError):
     """One row cannot be read: a picture or mask is broken. Training skips, counts and lists such rows."""
 
 
+class AnnotatorError(CologenError, ValueError):
+    """What should draw control maps cannot be loaded, or what it draws is no map."""
+
+
 class TooManyBrokenError(CologenError, RuntimeError):
     """More rows had to be skipped than `data.max_broken` allows."""
 
@@ -59,6 +66,10 @@ class BaseModelError(CologenError, ValueError):
     """A folder or a set of models is not a FLUX base that this recipe can use."""
 
 
+class MachineError(CologenError, RuntimeError):
+    """A setting asks this machine for something that it cannot do: a package or a GPU is missing."""
+
+
 class ShapeError(CologenError, ValueError):
     """A tensor's shape does not fit what it is used for."""
 
@@ -69,6 +80,10 @@ class GuidanceError(CologenError, ValueError):
 
 class VocabularyError(CologenError, ValueError):
     """A word of a closed vocabulary cannot be one token in both tokenizers."""
+
+
+class RoutingQuestionError(CologenError, ValueError):
+    """The routing of a generation was asked of something that was not recorded."""
 
 
 class SourceStreamError(CologenError, RuntimeError):

@@ -3,7 +3,7 @@
     python -m recipes.cologen.generate --checkpoint runs/tiny --task editing \
         --image in.png --prompt "make the red circle blue" --output out.png
 
-Reading and writing pictures is in pictures.py, sampling in flux/.
+Reading and writing pictures is in pictures.py, drawing them in pipeline/.
 """
 
 from __future__ import annotations
@@ -14,28 +14,34 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from rich.console import Console
 
 from prw.errors import PrwError
+from recipes.cologen.config import RunConfig
+from recipes.cologen.config_annotators import MAP_KINDS
+from recipes.cologen.data.annotators.drawing import draw_map
 from recipes.cologen.data.control import PROMPTS
 from recipes.cologen.data.record import Image
 from recipes.cologen.data.scene import SIDE
 from recipes.cologen.data.views import VIEWS
 from recipes.cologen.errors import CologenError, PictureError, PromptError, RunFolderError
 from recipes.cologen.flux.base import FluxBase
+from recipes.cologen.flux.pixels import to_unit_range
 from recipes.cologen.flux.sampling import generate
+from recipes.cologen.flux.shift import scheduler_for
 from recipes.cologen.pictures import (
     check_output,
-    cut_hole,
     enlarge,
     fit_picture,
     read_picture,
     write_picture,
 )
+from recipes.cologen.pipeline import pipeline_over
+from recipes.cologen.pipeline.tasks import worded
 from recipes.cologen.report.run_reader import RunReader
 from recipes.cologen.terminal import positive, silence_loading_bars
-from recipes.cologen.training.batches import to_unit_range
 from recipes.cologen.training.growth import load_base, load_stage
 from recipes.cologen.training.interruption import STOPPED
 from recipes.cologen.training.validation import to_pictures
@@ -92,21 +98,56 @@ def _draw(asked: argparse.Namespace, console: Console) -> Image:
     picture = read_picture(asked.image)
     mask = None if asked.mask is None else read_picture(asked.mask)
     model = load_base(settings, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-    check_words(model, asked.prompt)
-    source = _source(asked, picture, mask, _size(run, model, picture), console)
+    model.long_prompts = "refuse"  # whoever typed it should know
+    check_words(model, worded(asked.prompt, asked.task, None))
+    source, hole = _source(asked, picture, mask, _size(run, model, picture), console)
+    if asked.draw_map is not None:
+        source = draw_map(source, asked.draw_map, settings.data.annotators, model.device)
+    further = _further(asked, settings.data.max_sources, source.shape, console)
     if stage is not None:  # the pool saved at a stage's end is the later pool as of that stage, bit for bit
         name = run.finished_stages()[-1] if stage == FULL_POOL else stage
         load_stage(model, run.pool(name), name)
+    steps = asked.steps or settings.sampling.steps
+    guidance = settings.sampling.guidance if model.reads_guidance else None
+    if further:
+        return _draw_from_several(model, settings, asked, [source, *further], steps, guidance)
+    pipe = pipeline_over(model, settings.flow.source_timestep)
+    pipe.scheduler = scheduler_for(model.scheduler.config, settings.sampling.shift)
+    pipe.set_progress_bar_config(disable=True)
+    (images,) = pipe(
+        asked.prompt,
+        source,
+        hole,
+        asked.task,
+        generator=torch.Generator().manual_seed(asked.seed),
+        num_inference_steps=steps,
+        return_dict=False,
+        guidance_scale=guidance,
+        max_sequence_length=model.max_text_tokens,
+    )
+    return np.asarray(images[0])
+
+
+def _draw_from_several(
+    model: FluxBase,
+    settings: RunConfig,
+    asked: argparse.Namespace,
+    sources: list[Image],
+    steps: int,
+    guidance: float | None,
+) -> Image:
+    """Draw from several sources, which the pipeline does not take."""
     pixels = generate(
         model,
-        [asked.prompt],
-        to_unit_range(torch.from_numpy(source).permute(2, 0, 1)[None], model.device),
+        [worded(asked.prompt, asked.task, None)],
+        [to_unit_range(torch.from_numpy(one).permute(2, 0, 1)[None], model.device) for one in sources],
         generator=[torch.Generator().manual_seed(asked.seed)],
-        height=source.shape[0],
-        width=source.shape[1],
-        steps=asked.steps or settings.sampling.steps,
+        height=sources[0].shape[0],
+        width=sources[0].shape[1],
+        steps=steps,
         source_timestep=settings.flow.source_timestep,
-        guidance=settings.sampling.guidance if model.reads_guidance else None,
+        guidance=guidance,
+        shift=settings.sampling.shift,
     )
     return to_pictures(pixels)[0]
 
@@ -131,27 +172,40 @@ def _stage(run: RunReader, asked: argparse.Namespace) -> str | None:
 
 def _source(
     asked: argparse.Namespace, picture: Image, mask: Image | None, size: tuple[int, int], console: Console
-) -> Image:
-    """What the model gets to see, at its size; says on the console what had to be changed for that."""
-    fitted = fit_picture(picture, *size, name=str(asked.image))
-    notices = [fitted.notice]
-    if asked.task == "inpainting":
-        if mask is not None:
-            hole = fit_picture(mask, *size, name=str(asked.mask))
-            notices.append(hole.notice)
-            mask = hole.image
-        source = cut_hole(fitted.image, mask)
-    elif mask is not None:
+) -> tuple[Image, Image | None]:
+    """Picture and mask at the model's size; says on the console what had to be changed for that."""
+    if mask is not None and asked.task != "inpainting":
         raise PictureError(f"--mask is for --task inpainting; {asked.task} reads the whole picture.")
-    else:
-        source = fitted.image
+    if asked.draw_map is not None and asked.task != "control":
+        raise PictureError(f"--draw-map is for --task control; {asked.task} reads the picture itself.")
+    fitted = fit_picture(picture, *size, name=str(asked.image))
+    hole = None if mask is None else fit_picture(mask, *size, name=str(asked.mask))
+    notices = [fitted.notice, None if hole is None else hole.notice]
     if asked.task == "control" and not asked.prompt.startswith(tuple(PROMPTS.values())):
         kinds = ", ".join(f'"{prompt}"' for prompt in PROMPTS.values())
         notices.append(f"control was trained on prompts that begin with the kind of map: {kinds}.")
     for notice in notices:
         if notice is not None:
             console.print(f"note: {notice}")
-    return source
+    return fitted.image, None if hole is None else hole.image
+
+
+def _further(asked: argparse.Namespace, most: int, shape: tuple[int, ...], console: Console) -> list[Image]:
+    """The further sources at the first one's size.
+
+    Raises:
+        PictureError: More than the run was trained on.
+    """
+    if 1 + len(asked.also) > most:
+        raise PictureError(
+            f"{1 + len(asked.also)} sources were given, but the run was trained on at most {most} "
+            "(data.max_sources); leave some of --also out"
+        )
+    fitted = [fit_picture(read_picture(path), shape[0], shape[1], name=str(path)) for path in asked.also]
+    for one in fitted:
+        if one.notice is not None:
+            console.print(f"note: {one.notice}")
+    return [one.image for one in fitted]
 
 
 def _size(run: RunReader, model: FluxBase, picture: Image) -> tuple[int, int]:
@@ -198,10 +252,18 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--image", type=Path, help="the source: a picture, or for control the map itself", required=True
     )
+    parser.add_argument(
+        "--also", type=Path, nargs="+", default=[], help="further sources, where a run was trained on several"
+    )
     parser.add_argument("--prompt", required=True)
     parser.add_argument("--output", type=Path, help="file to write, in a folder that is there", required=True)
     parser.add_argument(
         "--mask", type=Path, help="inpainting: white where to paint (else: black holes in --image)"
+    )
+    parser.add_argument(
+        "--draw-map",
+        choices=MAP_KINDS,
+        help="control: --image is a photograph; draw this map of it first, as the run's data.annotators do",
     )
     parser.add_argument("--seed", type=int, default=0, help="of the starting noise (default: 0)")
     parser.add_argument("--steps", type=positive, help="sampling steps (default: those of the run)")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from recipes.cologen.errors import CologenError
 
@@ -30,6 +30,15 @@ class StageSettings(BaseModel):
     init: str
     """Where the expert starts: `zero` (it changes nothing at first), `previous` (as a copy of the stage
     before), or the name of an earlier stage. The first stage always starts from zero."""
+    replay: dict[str, float] = {}
+    """Fraction of the draws that are of earlier stages' tasks, by stage; see `training/replay.py`."""
+
+    @field_validator("replay")
+    @classmethod
+    def _leave_some(cls, replay: dict[str, float]) -> dict[str, float]:
+        if any(not 0 < fraction < 1 for fraction in replay.values()) or sum(replay.values()) >= 1:
+            raise ValueError("fractions are above 0, and together below 1: the stage's own task is the rest")
+        return replay
 
 
 class UnknownStageError(CologenError, ValueError):

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from itertools import count, islice
+from collections.abc import Callable
 
-import cv2
-import numpy as np
-from numpy.typing import NDArray
-
-from recipes.cologen.data.record import Example, Image, MissingMetadataError, Record
+from recipes.cologen.data.annotators.opencv import as_gray, draw_canny, draw_lineart, draw_soft_edge
+from recipes.cologen.data.class_colours import CLASS_COLOURS, CLASSES
+from recipes.cologen.data.record import ALL_FIXED, Example, Image, MissingMetadataError, Record
 from recipes.cologen.data.seeding import view_rng
 from recipes.cologen.data.world import pick
 
@@ -20,71 +17,21 @@ PROMPTS = {
     "lineart": "line art to image",
     "segmentation": "segmentation map to image",
 }
-CLASSES = 256
-"""Most segmentation classes that can be told apart; their numbers start at 0, the background."""
-_FIRST_COLOURS = (
-    (0, 0, 0),
-    (180, 60, 120),
-    (110, 190, 40),
-    (20, 110, 200),
-    (230, 160, 200),
-    (90, 20, 10),
-    (10, 220, 180),
-)
-_LEAST_DISTANCE = 24
-"""Levels, in some channel, that a further colour is away from each of the first."""
-
-
-def _spread_colours() -> Iterator[tuple[int, int, int]]:
-    """PASCAL VOC's map: the bits of a number dealt to red, green and blue in turn, highest first."""
-    for number in count(1):
-        bits = [number >> place & 1 for place in range(24)]
-        red, green, blue = (sum(bits[channel + 3 * i] << 7 - i for i in range(8)) for channel in range(3))
-        yield red, green, blue
-
-
-def _class_colours() -> NDArray[np.uint8]:
-    """The first colours, then those of VOC's map that none of the first is near to."""
-    first = np.array(_FIRST_COLOURS)
-    told_apart = (
-        colour for colour in _spread_colours() if np.abs(first - colour).max(-1).min() >= _LEAST_DISTANCE
-    )
-    return np.array([*_FIRST_COLOURS, *islice(told_apart, CLASSES - len(_FIRST_COLOURS))], dtype=np.uint8)
-
-
-CLASS_COLOURS = _class_colours()
-"""The colour of every segmentation class, uint8 [256, 3], no two alike; class 0, the background, is black."""
-
-
-def _steps(image: Image) -> NDArray[np.float32]:
-    """Largest change to the right or downward neighbour over the channels.
-
-    Float [height, width], 0 to 255.
-    """
-    values = image.astype(np.float32)
-    down = np.abs(np.diff(values, axis=0, append=values[-1:])).max(-1)
-    right = np.abs(np.diff(values, axis=1, append=values[:, -1:])).max(-1)
-    steps: NDArray[np.float32] = np.maximum(down, right)
-    return steps
 
 
 def canny(record: Record) -> Image:
     """White edges on black, by Canny's detector with thresholds 100 and 200."""
-    edges = np.max(
-        [cv2.Canny(np.ascontiguousarray(record.image[..., c]), 100, 200) for c in range(3)], axis=0
-    )
-    return _gray(edges.astype(np.float32))
+    return draw_canny(record.image)
 
 
 def soft_edge(record: Record) -> Image:
     """Blurred edge strength, white on black: the look of HED maps, without its network."""
-    strength = cv2.GaussianBlur(_steps(record.image), (3, 3), 0.8)
-    return _gray(255 * strength / max(float(strength.max()), 1.0))
+    return draw_soft_edge(record.image)
 
 
 def lineart(record: Record) -> Image:
     """Dark lines on white wherever the picture changes by more than 30 levels."""
-    return _gray(np.where(_steps(record.image) > 30, 20.0, 255.0).astype(np.float32))
+    return draw_lineart(record.image)
 
 
 def depth(record: Record) -> Image:
@@ -93,7 +40,7 @@ def depth(record: Record) -> Image:
         raise MissingMetadataError(
             f"control: record {record.id!r} has no depth map; add `depth` to its metadata"
         )
-    return _gray(255 * record.depth)
+    return as_gray(255 * record.depth)
 
 
 def segmentation(record: Record) -> Image:
@@ -115,10 +62,6 @@ def segmentation(record: Record) -> Image:
     return CLASS_COLOURS[record.segmentation]
 
 
-def _gray(values: NDArray[np.float32]) -> Image:
-    return np.repeat(np.rint(values).clip(0, 255).astype(np.uint8)[..., None], 3, axis=-1)
-
-
 MAPS: dict[str, Callable[[Record], Image]] = {
     "canny": canny,
     "depth": depth,
@@ -129,14 +72,31 @@ MAPS: dict[str, Callable[[Record], Image]] = {
 
 
 def available_kinds(record: Record) -> list[str]:
-    """The maps that this record allows: edges always, depth and classes where the record has them."""
+    """The maps that this record allows: edges always, depth and classes where they are stored or drawn."""
     missing = {"depth": record.depth is None, "segmentation": record.segmentation is None}
-    return [kind for kind in MAPS if kind in record.maps or not missing.get(kind, False)]
+    return [
+        kind
+        for kind in MAPS
+        if kind in record.maps or kind in record.annotators or not missing.get(kind, False)
+    ]
 
 
-def control_map(record: Record, kind: str) -> Image:
-    """The map that the record's data set stores, or else the one made from the record."""
-    return record.maps[kind] if kind in record.maps else MAPS[kind](record)
+def _is_stored(record: Record, kind: str) -> bool:
+    given = {"depth": record.depth, "segmentation": record.segmentation}
+    return kind in record.maps or given.get(kind) is not None
+
+
+def control_map(record: Record, kind: str) -> Image | None:
+    """The map that is stored; else what the record's annotator draws; else the one made without any.
+
+    None: the annotator runs on the training device, which is yet to draw it.
+    """
+    if kind in record.maps:
+        return record.maps[kind]
+    if kind in record.annotators and not _is_stored(record, kind):
+        annotator = record.annotators[kind]
+        return None if annotator is None else annotator(record.image)
+    return MAPS[kind](record)
 
 
 def control(record: Record, seed: int) -> Example:
@@ -145,8 +105,22 @@ def control(record: Record, seed: int) -> Example:
     The kind of map is uniform over those that the record allows (CoLoGen, training data).
     """
     rng = view_rng("control", record.id, seed)
-    kind = pick(rng, available_kinds(record))
-    prompt = f"{PROMPTS[kind]} {record.caption}"
-    meta = {"scene": record.scene}
+    return control_example(record, pick(rng, available_kinds(record)))
+
+
+def control_example(record: Record, kind: str) -> Example:
+    """The example of one kind of map."""
     source = control_map(record, kind)
-    return Example(record.id, "control", kind, source, record.image, prompt, meta, record.origin)
+    return Example(
+        id=record.id,
+        task="control",
+        kind=kind,
+        source=record.image if source is None else source,
+        target=record.image,
+        prompt=f"{PROMPTS[kind]} {record.caption}",
+        meta={"scene": record.scene},
+        origin=record.origin,
+        annotator=kind if source is None else None,
+        # What is still to be drawn is not there yet to be known by a key.
+        fixed=ALL_FIXED if source is not None else ALL_FIXED - {"source"},
+    )

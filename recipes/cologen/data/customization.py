@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from recipes.cologen.data.record import Example, MissingMetadataError, Pair, Record
+from recipes.cologen.data.record import ALL_FIXED, Example, MissingMetadataError, Pair, Record
 from recipes.cologen.data.scene import BACKGROUNDS, PLACES, Scene, SceneObject, draw
 from recipes.cologen.data.seeding import view_rng
 from recipes.cologen.data.world import pick, random_object
@@ -30,7 +30,15 @@ def given_pair(record: Record, task: str, rng: np.random.Generator) -> Pair:
 def paired_example(record: Record, pair: Pair) -> Example:
     """The record's picture as source, the pair's as target."""
     return Example(
-        record.id, pair.task, pair.kind, record.image, pair.image, pair.prompt, origin=record.origin
+        id=record.id,
+        task=pair.task,
+        kind=pair.kind,
+        source=record.image,
+        target=pair.image,
+        prompt=pair.prompt,
+        origin=record.origin,
+        further=pair.further,
+        fixed=ALL_FIXED,
     )
 
 

@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image as PilImage
 from PIL import ImageOps
 
+_EXIF_ORIENTATION = 0x0112
 _USUAL_TOP = {"I": 65535.0, "F": 1.0}
 """White in a gray picture of more than 8 bits, by the first letter of PIL's mode: `I`, `I;16`, `F` ..."""
 
@@ -23,6 +24,24 @@ def open_upright(path: Path | BinaryIO) -> PilImage.Image:
     """
     with PilImage.open(path) as opened:
         return ImageOps.exif_transpose(opened)
+
+
+def upright_stand_in(path: Path | BinaryIO) -> PilImage.Image:
+    """A black picture of the size that `open_upright` would give, from the file's header alone.
+
+    Raises:
+        OSError, SyntaxError: The file is missing, or no picture.
+    """
+    with PilImage.open(path) as opened:
+        return PilImage.new("L", upright_size(opened))
+
+
+def upright_size(picture: PilImage.Image) -> tuple[int, int]:
+    """(width, height) once the picture is turned the way its EXIF data says."""
+    width, height = picture.size
+    # The method of the base class: that of PNG pictures would decode all pixels to look for late EXIF chunks.
+    lies = PilImage.Image.getexif(picture).get(_EXIF_ORIENTATION, 1) >= 5
+    return (height, width) if lies else (width, height)
 
 
 def is_deep(picture: PilImage.Image) -> bool:

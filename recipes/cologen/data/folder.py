@@ -15,26 +15,32 @@ What a picture lacks is not made up: views that need it say so.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 from PIL import Image as PilImage
 
-from recipes.cologen.data.decoding import open_upright
+from recipes.cologen.data.buckets import PAIRED_TASKS, Buckets, Size
+from recipes.cologen.data.decoding import open_upright, upright_size
 from recipes.cologen.data.folder_metadata import (
     METADATA,
     Entry,
     ObjectLine,
+    PictureLine,
     check_files,
     fault,
     read_entries,
 )
 from recipes.cologen.data.framing import framed
 from recipes.cologen.data.licences import UNSTATED
+from recipes.cologen.data.needs import needs_of
 from recipes.cologen.data.raw import RawObject, RawPair, RawRecord
 from recipes.cologen.data.record import Mask, Origin, Record
+from recipes.cologen.data.size_index import UNKNOWN, Sizes
 from recipes.cologen.errors import BrokenPictureError
+from recipes.cologen.stages import COLOGEN_STAGES
 
 
 class PictureFolder:
@@ -44,16 +50,25 @@ class PictureFolder:
 
     Args:
         path: The folder that holds `metadata.jsonl`.
-        size: (height, width) that every picture gets, its middle cut to that shape; None keeps its own.
+        size: (height, width) that every picture gets, its middle cut to that shape; None keeps its own. Of
+            buckets each picture gets the nearest.
         licence: Of the pictures, as records and the data card tell it.
+        max_sources: Source pictures that a pair may have.
 
     Raises:
         FolderDataError: The folder, a line of its metadata, or a file that a line names has a fault.
     """
 
-    def __init__(self, path: Path, size: tuple[int, int] | None = None, licence: str = UNSTATED) -> None:
+    def __init__(
+        self,
+        path: Path,
+        size: Size | Buckets | None = None,
+        licence: str = UNSTATED,
+        max_sources: int = 1,
+    ) -> None:
         """Read and check the metadata; see the class."""
-        self.path, self.size, self.licence = path, size, licence
+        self.path, self.size, self.licence, self.max_sources = path, size, licence, max_sources
+        self._tasks: tuple[str, ...] = tuple(COLOGEN_STAGES)
         self._entries = tuple(read_entries(path))
         for entry in self._entries:
             check_files(path, entry)
@@ -61,6 +76,12 @@ class PictureFolder:
     def __len__(self) -> int:
         """How many pictures the metadata lists."""
         return len(self._entries)
+
+    def for_task(self, task: str) -> PictureFolder:
+        """The same folder, read for one task alone: what that does not need is not decoded."""
+        other = copy.copy(self)
+        other._tasks = (task,)
+        return other
 
     def record(self, index: int) -> Record:
         """The record at an index, from 0 up.
@@ -72,7 +93,7 @@ class PictureFolder:
         """
         if index < 0:
             raise ValueError(f"a folder's index starts at 0, got {index}")
-        return framed(self._raw(self._entries[index % len(self._entries)]), self.size)
+        return framed(self._raw(self._entries[index % len(self._entries)]), self.size, self.max_sources)
 
     def records(self, start: int = 0) -> Iterator[Record]:
         """Stream records from an index on, round and round, without end."""
@@ -81,22 +102,49 @@ class PictureFolder:
             yield self.record(index)
             index += 1
 
+    def picture_sizes(self, task: str) -> Sizes:
+        """Sizes of the pictures that a task makes of every record, from the files' headers."""
+        return np.array([self._sizes(entry.line, task) for entry in self._entries], dtype=np.int32)
+
+    def _sizes(self, line: PictureLine, task: str) -> tuple[int, int, int, int]:
+        paired = [pair.image for pair in line.pairs if pair.task == task]
+        if task in PAIRED_TASKS and not paired:
+            return UNKNOWN
+        try:
+            source = self._stored_size(line.file_name)
+            target = self._stored_size(paired[0]) if task in PAIRED_TASKS else source
+        except (OSError, SyntaxError):
+            return UNKNOWN
+        return (*target, *source)
+
+    def _stored_size(self, name: str) -> Size:
+        with PilImage.open(self.path / name) as picture:
+            width, height = upright_size(picture)
+        return height, width
+
     def _raw(self, entry: Entry) -> RawRecord:
-        line = entry.line
+        line, needs = entry.line, needs_of(self._tasks)
         picture = self._open(entry, line.file_name)
         return RawRecord(
             id=f"{line.file_name}#{entry.number}",
             picture=picture,
             caption=line.text,
             origin=Origin(str(self.path), None, self.licence, *picture.size),
-            objects=tuple(self._object(entry, item) for item in line.objects),
-            depth=None if line.depth is None else self._open(entry, line.depth),
+            objects=tuple(self._object(entry, item) for item in line.objects if needs.objects),
+            depth=None if line.depth is None or not needs.maps else self._open(entry, line.depth),
             segmentation=None
-            if line.segmentation is None
+            if line.segmentation is None or not needs.maps
             else np.asarray(self._open(entry, line.segmentation), dtype=np.int32),
             pairs=tuple(
-                RawPair(pair.task, self._open(entry, pair.image), pair.prompt, pair.kind)
+                RawPair(
+                    task=pair.task,
+                    picture=self._open(entry, pair.image),
+                    prompt=pair.prompt,
+                    kind=pair.kind,
+                    further=tuple(self._open(entry, name) for name in pair.sources),
+                )
                 for pair in line.pairs
+                if pair.task not in needs.other_pairs
             ),
         )
 

@@ -13,11 +13,11 @@ from typing import Literal, NamedTuple
 from PIL import Image, UnidentifiedImageError
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from recipes.cologen.data.decoding import upright_size
 from recipes.cologen.errors import FolderDataError
 
 METADATA = "metadata.jsonl"
 Box = tuple[int, int, int, int]
-_EXIF_ORIENTATION = 0x0112
 
 
 class _Settings(BaseModel):
@@ -40,6 +40,8 @@ class PairLine(_Settings):
     image: str
     prompt: str = Field(min_length=1)
     kind: str = "given"
+    sources: tuple[str, ...] = ()
+    """Further source pictures beside the line's own, such as a second subject."""
 
 
 class PictureLine(_Settings):
@@ -116,7 +118,8 @@ def check_files(folder: Path, entry: Entry) -> None:
     for item in line.objects:
         _check_box(folder, number, item, (width, height))
     for pair in line.pairs:
-        _size(folder, number, pair.image)
+        for name in (pair.image, *pair.sources):
+            _size(folder, number, name)
 
 
 def _check_classes(folder: Path, number: int, name: str) -> None:
@@ -156,10 +159,3 @@ def _size(folder: Path, number: int, name: str) -> tuple[int, int]:
             return upright_size(picture)
     except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise fault(folder, number, f"{name} is not a picture that can be read ({error})") from error
-
-
-def upright_size(picture: Image.Image) -> tuple[int, int]:
-    """(width, height) once the picture is turned the way its EXIF data says."""
-    width, height = picture.size
-    # The method of the base class: that of PNG pictures would decode all pixels to look for late EXIF chunks.
-    return (height, width) if Image.Image.getexif(picture).get(_EXIF_ORIENTATION, 1) >= 5 else (width, height)

@@ -8,10 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image as PilImage
 
+from recipes.cologen.data.buckets import Buckets, Size
 from recipes.cologen.data.decoding import as_rgb, is_deep
 from recipes.cologen.data.raw import Box, RawObject, RawRecord
 from recipes.cologen.data.record import Image, Mask, Pair, Record, RecordObject
-from recipes.cologen.errors import BrokenPictureError
+from recipes.cologen.errors import BrokenPictureError, DataSetError
 
 
 class Frame(NamedTuple):
@@ -22,23 +23,31 @@ class Frame(NamedTuple):
     height: int
 
 
-def framed(raw: RawRecord, size: tuple[int, int] | None) -> Record:
-    """A record whose pictures all have one size.
+def framed(raw: RawRecord, size: Size | Buckets | None, max_sources: int = 1) -> Record:
+    """A record whose pictures all have one size; with buckets, its pairs may have another.
 
     Args:
         raw: As stored.
-        size: (height, width) to give; None keeps the picture's own, which its pairs then get too.
+        size: (height, width) to give; None keeps the picture's own, which its pairs then get too. Of buckets
+            the picture gets the nearest one, and all pairs of one task that of the first of them. Further
+            sources of a pair get the picture's own size.
+        max_sources: Source pictures that a pair may have, the record's own included.
 
     Raises:
         BrokenPictureError: A mask or a map has another size than its picture.
+        DataSetError: A pair has more sources.
     """
-    frame = frame_of(raw.picture.size, size)
+    _check_sources(raw, max_sources)
+    own = size.nearest(*raw.picture.size[::-1]) if isinstance(size, Buckets) else size
+    frame = frame_of(raw.picture.size, own)
     objects = (_object(raw, item, frame) for item in raw.objects)
     # Pairs that differ in their prompt alone share their picture, which is then resized once.
-    seconds = {id(pair.picture): pair.picture for pair in raw.pairs}
+    paired = paired_sizes(raw, size)
+    beside = own or (raw.picture.height, raw.picture.width)
+    seconds = {(id(pair.picture), paired[pair.task]): pair.picture for pair in raw.pairs}
+    seconds |= {(id(one), beside): one for pair in raw.pairs for one in pair.further}
     pixels = {
-        key: resized_pixels(picture, frame_of(picture.size, size or raw.picture.size[::-1]))
-        for key, picture in seconds.items()
+        key: resized_pixels(picture, frame_of(picture.size, key[1])) for key, picture in seconds.items()
     }
     return Record(
         id=raw.id,
@@ -47,7 +56,16 @@ def framed(raw: RawRecord, size: tuple[int, int] | None) -> Record:
         objects=tuple(item for item in objects if item is not None),
         depth=None if raw.depth is None else _depth(_alike(raw, raw.depth, "depth map"), frame),
         segmentation=None if raw.segmentation is None else _classes(raw, raw.segmentation, frame),
-        pairs=tuple(Pair(pair.task, pixels[id(pair.picture)], pair.prompt, pair.kind) for pair in raw.pairs),
+        pairs=tuple(
+            Pair(
+                task=pair.task,
+                image=pixels[id(pair.picture), paired[pair.task]],
+                prompt=pair.prompt,
+                kind=pair.kind,
+                further=tuple(pixels[id(one), beside] for one in pair.further),
+            )
+            for pair in raw.pairs
+        ),
         maps={
             kind: resized_pixels(_alike(raw, picture, f"{kind} map"), frame)
             for kind, picture in raw.maps.items()
@@ -56,13 +74,31 @@ def framed(raw: RawRecord, size: tuple[int, int] | None) -> Record:
     )
 
 
+def _check_sources(raw: RawRecord, most: int) -> None:
+    found = max((1 + len(pair.further) for pair in raw.pairs), default=1)
+    if found > most:
+        raise DataSetError(
+            f"{raw.id}: a pair has {found} source pictures, but data.max_sources is {most}. Read them all "
+            f"with --set data.max_sources={found}, or take the further ones (`sources`) out of the pair"
+        )
+
+
+def paired_sizes(raw: RawRecord, size: Size | Buckets | None) -> dict[str, Size]:
+    """The size (height, width) that the pairs of each task get."""
+    if not isinstance(size, Buckets):
+        return {pair.task: size or (raw.picture.height, raw.picture.width) for pair in raw.pairs}
+    first = {pair.task: pair.picture for pair in reversed(raw.pairs)}
+    return {task: size.nearest(picture.height, picture.width) for task, picture in first.items()}
+
+
 def frame_of(picture: tuple[int, int], size: tuple[int, ...] | None) -> Frame:
     """The middle of a picture (width, height) with the shape of `size` (height, width)."""
     width, height = picture
     if size is None:
         return Frame((0.0, 0.0, float(width), float(height)), width, height)
     scale = min(width / size[1], height / size[0])
-    left, top = (width - scale * size[1]) / 2, (height - scale * size[0]) / 2
+    # Rounding must not put the cut outside of the picture by a hair, which PIL refuses.
+    left, top = max(0.0, (width - scale * size[1]) / 2), max(0.0, (height - scale * size[0]) / 2)
     return Frame((left, top, width - left, height - top), size[1], size[0])
 
 

@@ -96,6 +96,8 @@ def grounding(record: Record, seed: int) -> Example:
     kind = str(rng.choice(list(GROUNDING_KINDS), p=list(GROUNDING_KINDS.values())))
     if only_instances:
         kind = "instance"
+    if kind == "instance" and record.scene is None:
+        candidates = list(record.objects)
     masked = [item for item in candidates if item.mask is not None]
     if kind == "mask" and masked:
         candidates = masked
@@ -116,4 +118,7 @@ def grounding(record: Record, seed: int) -> Example:
     if kind == "instance":
         others = (_marked_scene(record, peer.label, kind, colour) for peer in peers if peer is not item)
         meta["alternatives"] = tuple(scene for scene in others if scene is not None)
-    return Example(record.id, "grounding", kind, record.image, target, prompt, meta, record.origin)
+    fixed = frozenset({"source"})
+    return Example(
+        record.id, "grounding", kind, record.image, target, prompt, meta, record.origin, fixed=fixed
+    )

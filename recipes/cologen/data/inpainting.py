@@ -7,7 +7,14 @@ import zlib
 import numpy as np
 
 from recipes.cologen.data.masks import bezier_mask, random_mask
-from recipes.cologen.data.record import Example, Mask, MissingMetadataError, Record
+from recipes.cologen.data.record import (
+    ALL_FIXED,
+    Example,
+    Mask,
+    MissingMetadataError,
+    Record,
+    RecordObject,
+)
 from recipes.cologen.data.seeding import view_rng
 
 MASK_KINDS = {"random": 0.2, "object": 0.4, "bezier": 0.4}
@@ -34,17 +41,37 @@ def hole_of(record: Record, kind: str, rng: np.random.Generator) -> Mask:
     masks = [item.mask for item in record.objects if item.mask is not None]
     if kind == "random":
         return random_mask(rng, height, width, masks)
-    masked = [item for item in record.objects if item.mask is not None]
-    candidates = record.objects if kind == "bezier" or not masked else masked
+    partial = [item for item in record.objects if not _covers_all(item, kind, height, width)]
+    masked = [item for item in partial if item.mask is not None]
+    candidates = partial if kind == "bezier" or not masked else masked
+    if not candidates:
+        raise _nothing_left(record)
     chosen = candidates[int(rng.integers(len(candidates)))]
     if kind == "bezier":
-        return bezier_mask(rng, height, width, chosen.box)
+        hole = bezier_mask(rng, height, width, chosen.box)
+        if hole.all():
+            raise _nothing_left(record)
+        return hole
     if chosen.mask is None:
         raise MissingMetadataError(
             f"inpainting: an object-shaped hole needs the object's mask, but {chosen.label!r} of record "
             f"{record.id!r} has only a box; add a mask file to its metadata"
         )
     return chosen.mask
+
+
+def _covers_all(item: RecordObject, kind: str, height: int, width: int) -> bool:
+    """Whether a hole of this kind would leave nothing of the picture beside the object."""
+    if kind == "object" and item.mask is not None:
+        return bool(item.mask.all())
+    return item.box[0] <= 0 and item.box[1] <= 0 and item.box[2] >= width and item.box[3] >= height
+
+
+def _nothing_left(record: Record) -> MissingMetadataError:
+    return MissingMetadataError(
+        f"inpainting: the hole of an object of record {record.id!r} would be the whole picture, which leaves "
+        "nothing to go on; name smaller objects in its metadata"
+    )
 
 
 def inpainting(record: Record, seed: int) -> Example:
@@ -64,4 +91,15 @@ def inpainting(record: Record, seed: int) -> Example:
     source = record.image.copy()
     source[hole] = 0
     meta = {"hole": hole, "scene": record.scene}
-    return Example(record.id, "inpainting", kind, source, record.image, record.caption, meta, record.origin)
+    fixed = ALL_FIXED - {"source"}
+    return Example(
+        id=record.id,
+        task="inpainting",
+        kind=kind,
+        source=source,
+        target=record.image,
+        prompt=record.caption,
+        meta=meta,
+        origin=record.origin,
+        fixed=fixed,
+    )

@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from recipes.cologen.data.record import Mask
+from recipes.cologen.data.record import Mask, MissingMetadataError
 
 MAX_OBJECT_IOU = 0.3
 """A random mask that covers an object better than this is drawn again (CoLoGen, training data)."""
@@ -60,6 +60,9 @@ def random_mask(rng: np.random.Generator, height: int, width: int, objects: list
 
     Returns:
         bool [height, width] with at least one pixel set and one clear.
+
+    Raises:
+        MissingMetadataError: Even the smallest hole in a corner matches an object better.
     """
     for _ in range(_REDRAWS):
         mask = (_strokes if rng.random() < 0.5 else _boxes)(rng, height, width)
@@ -71,16 +74,23 @@ def random_mask(rng: np.random.Generator, height: int, width: int, objects: list
 
 
 def _corner_mask(height: int, width: int, objects: list[Mask]) -> Mask:
-    """The corner pixel block that objects cover least: what is left when every redraw hit an object."""
+    """The corner block that objects cover least, as large as the limit lets: when every redraw failed."""
     rows, columns = max(1, height // 8), max(1, width // 8)
-    corners = []
-    for top, left in ((0, 0), (0, width - columns), (height - rows, 0), (height - rows, width - columns)):
-        mask = np.zeros((height, width), dtype=bool)
-        mask[top : top + rows, left : left + columns] = True
-        corners.append(mask)
-    return min(
-        corners, key=lambda mask: max((intersection_over_union(mask, o) for o in objects), default=0.0)
-    )
+    while True:
+        overlaps = []
+        for top, left in ((0, 0), (0, width - columns), (height - rows, 0), (height - rows, width - columns)):
+            mask = np.zeros((height, width), dtype=bool)
+            mask[top : top + rows, left : left + columns] = True
+            overlaps.append((max((intersection_over_union(mask, o) for o in objects), default=0.0), mask))
+        overlap, best = min(overlaps, key=lambda pair: pair[0])
+        if overlap <= MAX_OBJECT_IOU:
+            return best
+        if rows == columns == 1:
+            raise MissingMetadataError(
+                f"inpainting: every hole matches one of {len(objects)} objects better than IoU "
+                f"{MAX_OBJECT_IOU}, even one pixel in a corner; the objects' masks are too small"
+            )
+        rows, columns = max(1, rows // 2), max(1, columns // 2)
 
 
 def _quadratic(

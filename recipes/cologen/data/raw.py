@@ -33,6 +33,8 @@ class RawPair:
     picture: PilImage.Image
     prompt: str
     kind: str = "given"
+    further: tuple[PilImage.Image, ...] = ()
+    """Further sources beside the first picture."""
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ business.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,6 +21,10 @@ Image = NDArray[np.uint8]
 """A picture: uint8 [height, width, 3], RGB."""
 Mask = NDArray[np.bool_]
 """A region: bool [height, width]."""
+
+
+ALL_FIXED = frozenset({"source", "target", "prompt"})
+"""Of an example in which nothing but its choice depends on the seed."""
 
 
 class MissingMetadataError(CologenError, ValueError):
@@ -67,6 +71,8 @@ class Pair:
     image: Image
     prompt: str
     kind: str = "given"
+    further: tuple[Image, ...] = ()
+    """Further sources beside the record's picture."""
 
 
 @dataclass(frozen=True)
@@ -74,8 +80,9 @@ class Record:
     """One picture and what is known about it.
 
     `depth` is float [height, width], 1 nearest; `segmentation` is int [height, width] of class numbers;
-    `maps` are control maps that a data set stores ready-made, by the names of control.py; `scene` is the
-    picture's own description when it was drawn by the world.
+    `maps` are control maps that a data set stores ready-made, by the names of control.py; `annotators` draw
+    maps that are not stored, None where the training device has to; `scene` is the picture's own description
+    when it was drawn by the world.
     """
 
     id: str
@@ -88,6 +95,7 @@ class Record:
     pairs: tuple[Pair, ...] = ()
     maps: Mapping[str, Image] = field(default_factory=dict)
     origin: Origin | None = None
+    annotators: Mapping[str, Callable[[Image], Image] | None] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -95,7 +103,9 @@ class Example:
     """What one training step or one score reads: a source, a prompt and the picture that should come out.
 
     `kind` names the variant of the task (`box`, `canny`, `recolour` ...). `meta["scene"]` is the scene the
-    target shows and `meta["hole"]` the masked region, where the task has them; the oracle reads both.
+    target shows and `meta["hole"]` the masked region, where the task has them; the oracle reads both. Where
+    `annotator` names a map, that is drawn on the training device, from the picture that `source` holds until
+    then.
     """
 
     id: str
@@ -106,3 +116,9 @@ class Example:
     prompt: str
     meta: dict[str, Any] = field(default_factory=dict)
     origin: Origin | None = None
+    annotator: str | None = None
+    further: tuple[Image, ...] = ()
+    """Further source pictures, in order, beside `source`."""
+    fixed: frozenset[str] = frozenset()
+    """Which of `source`, `target` and `prompt` are the same for every seed that makes this kind of example:
+    what may be kept in a cache."""

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from recipes.cologen.errors import CologenError
+
+if TYPE_CHECKING:
+    from recipes.cologen.data.bucket_order import BucketOrder
 
 _STREAM = 2**40
 """Length of the part of an endless source that one seed reads."""
@@ -28,6 +31,8 @@ class Draw(NamedTuple):
 
     record_index: int
     seed: int
+    bucket: int | None = None
+    """Number of the bucket that the example belongs to, where there are buckets."""
 
 
 def derive_seed(*parts: int | str) -> int:
@@ -50,9 +55,12 @@ class BatchSampler:
         seed: Decides the order and the seeds of all draws.
         rank: Which of `world_size` processes this is.
         world_size: Number of processes.
+        order: Of bucketed records, in place of a new random order each epoch. Micro-batches are then of one
+            bucket, and position p still belongs to the same draw for every number of ranks.
 
     Raises:
-        BatchSizeError: The batch is not a multiple of world_size * micro_batch, or a number is not positive.
+        BatchSizeError: The batch is not a multiple of world_size * micro_batch, or a number is not positive;
+            or a group of the order does not consist of whole micro-batches.
     """
 
     def __init__(
@@ -64,6 +72,7 @@ class BatchSampler:
         micro_batch: int | None = None,
         rank: int = 0,
         world_size: int = 1,
+        order: BucketOrder | None = None,
     ) -> None:
         """Check the numbers; see the class."""
         micro = micro_batch if micro_batch is not None else max(1, batch_size // world_size)
@@ -75,7 +84,14 @@ class BatchSampler:
             )
         if num_records is not None and num_records < 1:
             raise BatchSizeError(f"the source holds {num_records} records; it needs at least one")
+        if order is not None and (batch_size % order.group or order.group % micro):
+            raise BatchSizeError(
+                f"groups of {order.group} examples of one bucket do not fit a batch of {batch_size} in "
+                f"micro-batches of {micro}: data.buckets.group should divide stages.*.batch_size and be a "
+                "multiple of machine.micro_batch (without one: of a process's share of the batch)"
+            )
         self.batch_size = batch_size
+        self._bucket_order = order
         self.micro_batches = batch_size // (world_size * micro)
         self.position = 0
         self._num_records, self._seed, self._micro = num_records, seed, micro
@@ -86,11 +102,16 @@ class BatchSampler:
     @property
     def epoch(self) -> int:
         """How often the source has been gone through; 0 for ever when it is endless."""
+        if self._bucket_order is not None:
+            return self._bucket_order.epoch(self.position)
         return 0 if self._num_records is None else self.position // self._num_records
 
     def draw(self, position: int) -> Draw:
         """The draw at a position of the stream."""
         seed = derive_seed(self._seed, "draw", position)
+        if self._bucket_order is not None:
+            bucket, index = self._bucket_order.at(position)
+            return Draw(index, seed, bucket)
         if self._num_records is None:
             return Draw(self._start + position, seed)
         epoch, place = divmod(position, self._num_records)

@@ -2,25 +2,34 @@
 
 from __future__ import annotations
 
+import hashlib
 from array import array
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import accumulate
-from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from recipes.cologen.config_data import DataSettings, SetSettings
-from recipes.cologen.data.additions import read_additions
+from recipes.cologen.data.buckets import buckets_of
 from recipes.cologen.data.framing import framed
-from recipes.cologen.data.layouts import LAYOUTS, Layout, Reading
+from recipes.cologen.data.layouts import Reading
 from recipes.cologen.data.layouts.layout import is_text
 from recipes.cologen.data.record import Record
-from recipes.cologen.data.sources.json_files import JsonRows
-from recipes.cologen.data.sources.paired_folder import PairedFolder
-from recipes.cologen.data.sources.rows import Row, Rows
-from recipes.cologen.data.sources.shards import ShardRows
-from recipes.cologen.data.sources.tables import open_arrow, open_hub, open_parquet
+from recipes.cologen.data.set_opening import (
+    additions_of,
+    layout_of,
+    open_rows,
+    options_of,
+    root_of,
+    set_licence,
+    tasks_of,
+)
+from recipes.cologen.data.size_index import UNKNOWN, Sizes, kept_sizes, row_sizes, source_facts
+from recipes.cologen.data.sources.rows import Row
 from recipes.cologen.errors import BrokenPictureError, DataSetError
 
 _SHOWN = 3
@@ -46,15 +55,19 @@ class DataSet:
         """Open the files and look through the rows; see the class."""
         self.name, self.settings = name, settings
         self.origin = f"data.sets.{name}"
-        self.layout = _layout(settings, self.origin)
-        self.tasks = _tasks(settings, self.layout, self.origin)
+        self.layout = layout_of(settings, self.origin)
+        self.tasks = tasks_of(settings, self.layout, self.origin)
         self.licence = set_licence(settings, name)
-        self.options = _options(settings, self.layout, self.origin)
+        self.options = options_of(settings, self.layout, self.origin)
         self.rows = open_rows(settings, self.layout, self.origin)
         self.left_out: Counter[str] = Counter()
         """How many rows were left out, by reason."""
-        self._size, self._root = data.size, _root(settings)
-        self._additions = _read_additions(settings, self.layout, self.origin)
+        self.without_caption = 0
+        """How many of the kept rows have no caption or prompt; above 0 only where that is allowed."""
+        self._size, self._root = buckets_of(data.buckets) or data.size, root_of(settings)
+        self._max_sources = data.max_sources
+        self._index_folder, self._sizes = data.buckets.index, dict[str, Sizes]()
+        self._additions = additions_of(settings, self.layout, self.origin)
         self._check_columns()
         self._kept = self._look_through(data.empty_captions == "allow")
 
@@ -62,26 +75,56 @@ class DataSet:
         """How many records there are."""
         return len(self._kept) * self.layout.variants
 
-    def record(self, index: int) -> Record:
+    def record(self, index: int, task: str | None = None) -> Record:
         """The record at an index, from 0 up; past the end it is the first again.
+
+        Args:
+            index: Of the record.
+            task: What it is for, if only for one: what that does not need may be left out.
 
         Raises:
             BrokenPictureError: The row cannot be read.
+            DataSetError: It has more source pictures than `data.max_sources`.
             ValueError: The index is negative.
         """
         if index < 0:
             raise ValueError(f"a data set's index starts at 0, got {index}")
         place, variant = divmod(index % len(self), self.layout.variants)
         reading = self._reading(self._kept[place], variant)
+        if task is not None:
+            reading = replace(reading, tasks=(task,))
         try:
-            return framed(self.layout.record(reading), self._size)
+            return framed(self.layout.record(reading), self._size, self._max_sources)
         except BrokenPictureError as error:
             raise self._named(reading, str(error)) from error
+        except DataSetError:
+            raise
         # A row of a large public set may hold anything; what it is is said, and the row is skipped.
         except (LookupError, TypeError, ValueError, AttributeError) as error:
             raise self._named(
                 reading, f"not as the layout expects ({type(error).__name__}: {error})"
             ) from error
+
+    def picture_sizes(self, task: str) -> Sizes:
+        """Sizes of the pictures that a task makes of every record; read once, then kept in a file."""
+        if task not in self._sizes:
+            kept = hashlib.sha256(self._kept.tobytes()).hexdigest()
+            settings = self.settings.model_dump(mode="json")
+            facts = [task, self.tasks, settings, kept, source_facts(self.settings, self.rows)]
+            self._sizes[task] = kept_sizes(
+                self._index_folder, facts, len(self), lambda: self._read_sizes(task)
+            )
+        return self._sizes[task]
+
+    def _read_sizes(self, task: str) -> Iterator[tuple[int, int, int, int]]:
+        for index in self._kept:
+            for variant in range(self.layout.variants):
+                try:
+                    reading = self._reading(index, variant)
+                except BrokenPictureError:
+                    yield UNKNOWN
+                else:
+                    yield row_sizes(self.layout, reading, task)
 
     def _named(self, reading: Reading, problem: str) -> BrokenPictureError:
         return BrokenPictureError(problem if problem.startswith(reading.id) else f"{reading.id}: {problem}")
@@ -134,6 +177,7 @@ class DataSet:
             if lacks_text:
                 empty.append(self.rows.name(index))
             kept.append(index)
+        self.without_caption = len(empty)
         if empty and not may_be_empty:
             raise DataSetError(
                 f"{self.origin}: {len(empty)} of {len(self.rows)} rows have no caption or prompt (for "
@@ -159,8 +203,9 @@ class DataSet:
 class Mixture:
     """Several data sets one after the other, each as often as its `repeat` says; a sampler shuffles them."""
 
-    def __init__(self, sets: Sequence[DataSet]) -> None:
-        """Take sets that serve one stage."""
+    def __init__(self, sets: Sequence[DataSet], task: str | None = None) -> None:
+        """Take sets that serve one stage, and its task, so that they read no more than it needs."""
+        self._task = task
         self._parts = [part for part in sets for _ in range(part.settings.repeat)]
         self._ends = list(accumulate(len(part) for part in self._parts))
 
@@ -172,88 +217,8 @@ class Mixture:
         """The record at an index, from 0 up; past the end it is the first again."""
         place = index % len(self)
         part = bisect_right(self._ends, place)
-        return self._parts[part].record(place - (self._ends[part] - len(self._parts[part])))
+        return self._parts[part].record(place - (self._ends[part] - len(self._parts[part])), self._task)
 
-
-def set_licence(settings: SetSettings, name: str) -> str:
-    """The licence of a set: the layout's, unless its settings give another.
-
-    Raises:
-        DataSetError: There is no such layout.
-    """
-    return (settings.licence or _layout(settings, f"data.sets.{name}").licence).lower()
-
-
-def open_rows(settings: SetSettings, layout: Layout, origin: str) -> Rows:
-    """The rows of a set, by the kind of source that its path names.
-
-    Raises:
-        DataSetError: They cannot be opened, or the layout cannot be read from such a source.
-    """
-    if layout.open_rows is not None:
-        return layout.open_rows(settings, origin)
-    kind, _, path = settings.path.partition(":")
-    if kind == "parquet":
-        return open_parquet(path, origin)
-    if kind == "arrow":
-        return open_arrow(path, origin, settings.split)
-    if kind == "hub":
-        return open_hub(path, origin, settings.split, settings.subset, settings.revision)
-    if kind == "tar":
-        return ShardRows(path, origin)
-    if kind == "json":
-        return JsonRows(path, origin)
-    if layout.name == "paired":
-        return PairedFolder(path, origin)
-    if layout.name == "own":
-        return JsonRows(str(Path(path).expanduser() / "metadata.jsonl"), origin)
-    raise DataSetError(
-        f"{origin}: the layout {layout.name!r} is not read from a folder; 'own' and 'paired' are"
-    )
-
-
-def _layout(settings: SetSettings, origin: str) -> Layout:
-    if settings.layout not in LAYOUTS:
-        raise DataSetError(f"{origin}.layout is {settings.layout!r}; expected one of {', '.join(LAYOUTS)}")
-    return LAYOUTS[settings.layout]
-
-
-def _tasks(settings: SetSettings, layout: Layout, origin: str) -> tuple[str, ...]:
-    tasks = settings.tasks if settings.tasks is not None else layout.tasks
-    unable = [task for task in tasks if task not in layout.tasks]
-    if unable or not tasks:
-        raise DataSetError(
-            f"{origin}.tasks asks for {', '.join(unable) or 'nothing'}; the layout {layout.name!r} serves "
-            f"{', '.join(layout.tasks)}"
-        )
-    return tasks
-
-
-def _options(settings: SetSettings, layout: Layout, origin: str) -> Mapping[str, float]:
-    unknown = sorted(set(settings.options) - set(layout.options))
-    if unknown:
-        raise DataSetError(
-            f"{origin}.options: the layout {layout.name!r} has no {', '.join(unknown)}; it has "
-            f"{', '.join(layout.options) or 'none'}"
-        )
-    return {**layout.options, **settings.options}
-
-
-def _root(settings: SetSettings) -> Path | None:
-    """Where file names start: `images`, else the rows' own folder, where they lie in one."""
-    if settings.images is not None:
-        return Path(settings.images).expanduser()
-    kind, _, path = settings.path.partition(":")
-    if kind == "folder":
-        return Path(path).expanduser()
-    return Path(path.split(",")[0]).expanduser().parent if kind == "json" else None
-
-
-def _read_additions(settings: SetSettings, layout: Layout, origin: str) -> Mapping[str, Mapping[str, Any]]:
-    if settings.additions is None:
-        return {}
-    if layout.key is None:
-        raise DataSetError(
-            f"{origin}.additions: the layout {layout.name!r} takes none; its rows are complete"
-        )
-    return read_additions(settings.additions, origin)
+    def picture_sizes(self, task: str) -> Sizes:
+        """Sizes of the pictures that a task makes of every record."""
+        return np.concatenate([part.picture_sizes(task) for part in self._parts])

@@ -24,8 +24,10 @@ class Family(Protocol):
 FAMILIES: dict[str, type[FluxModel] | type[Flux2Model]] = {
     "FluxPipeline": FluxModel,
     "FluxKontextPipeline": FluxModel,
+    "CoLoGenPipeline": FluxModel,
     "Flux2KleinPipeline": Flux2Model,
     "Flux2KleinKVPipeline": Flux2Model,
+    "CoLoGenFlux2Pipeline": Flux2Model,
 }
 """By the class of pipeline that a folder's index names."""
 
@@ -48,7 +50,7 @@ def load_base_model(path: str | Path, dtype: torch.dtype = torch.float32, **opti
         raise BaseModelError(
             f"{folder / INDEX_FILE} names a {named or 'pipeline of unknown class'}; this recipe loads "
             f"{', '.join(FAMILIES)}. A base of another kind needs a class that offers what "
-            "recipes/cologen/flux/base.py asks for, and a row in FAMILIES of flux/families.py beside it; "
-            'see "Another MMDiT" in docs/recipes/flux2.md.'
+            "recipes/cologen/flux/base.py asks for, and a row in FAMILIES of recipes/cologen/flux/families.py"
+            ': see "Another MMDiT" in docs/recipes/flux2.md.'
         )
     return family.load(folder, dtype, **options)

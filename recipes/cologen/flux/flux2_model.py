@@ -23,12 +23,13 @@ from diffusers.pipelines.flux2.pipeline_flux2_klein import compute_empirical_mu
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase, Qwen3ForCausalLM
 
+from recipes.cologen.config_model import Quantisation
 from recipes.cologen.errors import PromptError
-from recipes.cologen.flux.base import SourceVelocity, check_sides, guidance_vector
 from recipes.cologen.flux.folder import Layout, load_components, read_index
 from recipes.cologen.flux.source_stream import install_source_stream
 from recipes.cologen.flux.tokens import ImageTokens, TextTokens
 from recipes.cologen.flux.two_step import SourceTokens
+from recipes.cologen.flux.velocity import SourceVelocity, check_sides, guidance_vector
 
 FLUX2_KLEIN = Layout(
     "FLUX.2 klein",
@@ -52,13 +53,17 @@ class Flux2Model(SourceVelocity):
     max_text_tokens: int = MAX_TEXT_TOKENS
     """Length to which prompts are padded, the chat template included."""
     long_prompts: Literal["truncate", "refuse"] = "refuse"
-    """What becomes of longer ones: cut at the end, as the pipeline does, or an error."""
+    """What becomes of longer ones: cut at the end, as `Flux2KleinPipeline` does, or an error."""
     is_distilled: bool = True
     """Whether the stock pipeline draws in few steps without steering by an empty prompt."""
 
     @classmethod
     def load(
-        cls, path: str | Path, dtype: torch.dtype = torch.float32, *, max_text_tokens: int | None = None
+        cls,
+        path: str | Path,
+        dtype: torch.dtype = torch.float32,
+        max_text_tokens: int | None = None,
+        quantisation: Quantisation | None = None,
     ) -> Flux2Model:
         """Load a FLUX.2 klein base from a diffusers folder, frozen, with the source stream installed.
 
@@ -67,11 +72,13 @@ class Flux2Model(SourceVelocity):
             dtype: of all weights.
             max_text_tokens: length to which prompts are padded; None for the pipeline's 512, or less if
                 the tokenizer says so.
+            quantisation: format that the transformer's weights are kept in.
 
         Raises:
             BaseModelError: if the folder is missing, holds something else, or lacks something.
+            MachineError: if the transformer cannot be quantised here.
         """
-        parts = load_components(Path(path), dtype, FLUX2_KLEIN)
+        parts = load_components(Path(path), dtype, FLUX2_KLEIN, quantisation)
         length = max_text_tokens or min(MAX_TEXT_TOKENS, parts["tokenizer"].model_max_length)
         model = cls(**parts, max_text_tokens=length, is_distilled=_is_distilled(Path(path)))
         for module in model.modules():
@@ -108,11 +115,23 @@ class Flux2Model(SourceVelocity):
             PromptError: says by how much.
         """
         length = self._length(prompt)
-        if length > self.max_text_tokens and self.long_prompts == "refuse":
+        if length > self.max_text_tokens:
             raise PromptError(
                 f"the prompt has {length} tokens (its chat template included), but at most "
-                f"{self.max_text_tokens} are read: {prompt!r}. Shorten it."
+                f"{self.max_text_tokens} are read: {prompt!r}. Shorten it, or set base.max_text_tokens "
+                "higher, or let its end be cut off (base.long_prompts=truncate)."
             )
+
+    def too_long(self, prompts: Sequence[str]) -> list[str]:
+        """Those prompts that have more than `max_text_tokens`, chat template included."""
+        return [prompt for prompt in prompts if self._length(prompt) > self.max_text_tokens]
+
+    def _length(self, prompt: str) -> int:
+        message = [{"role": "user", "content": prompt}]
+        text = self.tokenizer.apply_chat_template(
+            message, tokenize=False, add_generation_prompt=True, enable_thinking=False
+        )
+        return len(self.tokenizer(text).input_ids)
 
     def too_long(self, prompts: Sequence[str]) -> list[str]:
         """Those prompts that have more than `max_text_tokens`, chat template included."""
@@ -143,9 +162,9 @@ class Flux2Model(SourceVelocity):
         model's head, whose logits nobody reads, is left out.
 
         Raises:
-            PromptError: if a prompt is too long.
+            PromptError: if a prompt is too long, and `long_prompts` is `refuse`.
         """
-        for prompt in prompts:
+        for prompt in prompts if self.long_prompts == "refuse" else ():
             self.check_length(prompt)
         embeds = Flux2KleinPipeline._get_qwen3_prompt_embeds(
             self.text_encoder.model,
@@ -224,17 +243,18 @@ class Flux2Model(SourceVelocity):
         )[0]
         return velocity
 
-    def position_ids(self, image: ImageTokens, *, is_source: bool = False) -> Tensor:
+    def position_ids(self, image: ImageTokens, source: int | None = None) -> Tensor:
         """Number a picture's tokens `[rows * columns, 4]`: picture, row, column, and 0 where text counts.
 
-        The source has the picture index of the pipeline's first reference picture.
+        Sources have the picture indices of the pipeline's reference pictures.
         """
         grid = torch.empty(1, 1, image.rows, image.columns, device="meta")
-        if is_source:
-            ids: Tensor = Flux2KleinPipeline._prepare_image_ids([grid])
-        else:
-            ids = Flux2KleinPipeline._prepare_latent_ids(grid)
-        return ids[0].to(self.device)
+        if source is None:
+            ids: Tensor = Flux2KleinPipeline._prepare_latent_ids(grid)
+            return ids[0].to(self.device)
+        # The pipeline numbers all reference pictures together; those before this one are of any size.
+        ids = Flux2KleinPipeline._prepare_image_ids([grid] * (source + 1))
+        return ids[0, -image.rows * image.columns :].to(self.device)
 
     def schedule_shift(self, num_tokens: int, steps: int) -> float:
         """The mu by which the pipeline shifts the times, fitted to the picture's tokens and the steps."""
@@ -242,6 +262,6 @@ class Flux2Model(SourceVelocity):
 
 
 def _is_distilled(folder: Path) -> bool:
-    """Read from the index whether a base is distilled; those of the KV pipeline all are."""
+    """Read from the index whether a base is distilled; the KV pipeline has such bases only."""
     index = read_index(folder)
     return bool(index.get("is_distilled", index["_class_name"] == "Flux2KleinKVPipeline"))

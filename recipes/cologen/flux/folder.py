@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from diffusers import DiffusionPipeline, FluxPipeline
+from diffusers import DiffusionPipeline, FluxPipeline, PipelineQuantizationConfig
 
+from recipes.cologen.config_model import Quantisation
 from recipes.cologen.errors import BaseModelError
 from recipes.cologen.flux.pixel_vae import PixelUnshuffleVAE
+from recipes.cologen.flux.quantisation import quantization_config
 
 INDEX_FILE = "model_index.json"
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
@@ -37,7 +39,9 @@ FLUX1 = Layout(
 )
 
 
-def load_components(folder: Path, dtype: torch.dtype, layout: Layout = FLUX1) -> dict[str, Any]:
+def load_components(
+    folder: Path, dtype: torch.dtype, layout: Layout = FLUX1, quantisation: Quantisation | None = None
+) -> dict[str, Any]:
     """Load the parts of a base by the stock pipeline's `from_pretrained`.
 
     Code in the folder is never run: a folder that names `PixelUnshuffleVAE` gets the class of this package.
@@ -45,13 +49,15 @@ def load_components(folder: Path, dtype: torch.dtype, layout: Layout = FLUX1) ->
     Raises:
         BaseModelError: if the folder is missing, is of another layout, ships another VAE class of its own,
             or lacks a part of it; or a file of it is broken, or a pointer of git-lfs.
+        MachineError: the transformer cannot be quantised here.
     """
-    index = read_index(folder)
-    _check_parts(folder, index, layout)
-    own_vae = _ships_own_vae(folder, index)
-    _check_files(folder, layout.parts)
+    own_vae = check_base(folder, layout)
+    options: dict[str, Any] = {}
+    if quantisation is not None:
+        mapping = {"transformer": quantization_config(quantisation, dtype)}
+        options["quantization_config"] = PipelineQuantizationConfig(quant_mapping=mapping)
     try:
-        return _load(folder, dtype, own_vae, layout)
+        return _load(folder, dtype, own_vae, layout, options)
     except Exception as error:  # diffusers, transformers and safetensors raise many kinds for a broken file
         raise BaseModelError(
             f"the FLUX base at {folder} cannot be loaded ({type(error).__name__}: {error}). A file of it is "
@@ -59,10 +65,26 @@ def load_components(folder: Path, dtype: torch.dtype, layout: Layout = FLUX1) ->
         ) from error
 
 
-def _load(folder: Path, dtype: torch.dtype, own_vae: bool, layout: Layout) -> dict[str, Any]:
+def check_base(folder: Path, layout: Layout = FLUX1) -> bool:
+    """Check the folder of a base before anything of it is loaded; say whether its VAE is `PixelUnshuffleVAE`.
+
+    Raises:
+        BaseModelError: as `load_components`.
+    """
+    index = read_index(folder)
+    _check_parts(folder, index, layout)
+    own_vae = _ships_own_vae(folder, index)
+    _check_files(folder, layout.parts)
+    return own_vae
+
+
+def _load(
+    folder: Path, dtype: torch.dtype, own_vae: bool, layout: Layout, options: dict[str, Any]
+) -> dict[str, Any]:
     # A part passed as None is not looked up, so the folder's own module is neither imported nor needed.
-    skipped: dict[str, Any] = {"vae": None} if own_vae else {}
-    pipeline = layout.pipeline.from_pretrained(folder, dtype=dtype, local_files_only=True, **skipped)
+    if own_vae:
+        options = {**options, "vae": None}
+    pipeline = layout.pipeline.from_pretrained(folder, dtype=dtype, local_files_only=True, **options)
     parts = {name: getattr(pipeline, name) for name in layout.parts}
     if own_vae:
         parts["vae"] = PixelUnshuffleVAE.from_pretrained(folder / "vae", dtype=dtype)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from diffusers import FluxTransformer2DModel
 from torch import Tensor
 
-from recipes.cologen.flux.base import guidance_vector
 from recipes.cologen.flux.latents import text_position_ids
 from recipes.cologen.flux.tokens import TextTokens
 from recipes.cologen.flux.two_step import SourceTokens
+from recipes.cologen.flux.velocity import guidance_vector
 
 
 def run_transformer(

@@ -7,30 +7,34 @@ The parts are stock diffusers and transformers classes. Sampling is in `sampling
 from __future__ import annotations
 
 import string
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
-from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer, T5EncoderModel, T5Tokenizer
 
+from recipes.cologen.config_model import Quantisation
 from recipes.cologen.errors import PromptError
-from recipes.cologen.flux.base import SourceTimestep, SourceVelocity, check_sides
+from recipes.cologen.flux.base import SourceTimestep
 from recipes.cologen.flux.folder import load_components
 from recipes.cologen.flux.forward import run_transformer
 from recipes.cologen.flux.latents import image_position_ids, pack_latents, unpack_latents
 from recipes.cologen.flux.pixel_vae import PixelUnshuffleVAE
+from recipes.cologen.flux.shift import dynamic_mu
 from recipes.cologen.flux.source_stream import install_source_stream
 from recipes.cologen.flux.tokens import ImageTokens, PromptIds, TextTokens
 from recipes.cologen.flux.two_step import SourceTokens
+from recipes.cologen.flux.velocity import SourceVelocity, check_sides
 from recipes.cologen.flux.vocabulary import unknown_words
 
 __all__ = ["SOURCE_INDEX", "FluxModel", "SourceTimestep"]
 
 SOURCE_INDEX = 1
-"""Image index of the source in the position ids, as in FLUX.1 Kontext; the noise has 0."""
+"""Image index of the source in the position ids, as in FLUX.1 Kontext; noise has 0, further sources 2 ..."""
 
 
 @dataclass(eq=False)
@@ -45,22 +49,33 @@ class FluxModel(SourceVelocity):
     tokenizer_2: T5Tokenizer
     scheduler: FlowMatchEulerDiscreteScheduler
     max_text_tokens: int
-    """Length to which T5 prompts are padded; longer ones are refused."""
+    """Length to which T5 prompts are padded."""
+    long_prompts: Literal["truncate", "refuse"] = "refuse"
+    """What becomes of longer ones: cut at the end, as FluxPipeline does, or an error."""
 
     @classmethod
-    def load(cls, path: str | Path, dtype: torch.dtype = torch.float32) -> FluxModel:
+    def load(
+        cls,
+        path: str | Path,
+        dtype: torch.dtype = torch.float32,
+        max_text_tokens: int | None = None,
+        quantisation: Quantisation | None = None,
+    ) -> FluxModel:
         """Load a FLUX.1 base from a diffusers folder, frozen, in eval mode, with the source stream installed.
 
         Args:
             path: folder with `model_index.json`, as `FluxPipeline.save_pretrained` writes it.
             dtype: of all weights.
+            max_text_tokens: T5 tokens that prompts are padded to; None for those of the base's tokenizer.
+            quantisation: format that the transformer's weights are kept in.
 
         Raises:
             BaseModelError: if the folder is missing, holds something else, or ships a VAE class that is not
                 ours.
+            MachineError: if the transformer cannot be quantised here.
         """
-        parts = load_components(Path(path), dtype)
-        model = cls(**parts, max_text_tokens=parts["tokenizer_2"].model_max_length)
+        parts = load_components(Path(path), dtype, quantisation=quantisation)
+        model = cls(**parts, max_text_tokens=max_text_tokens or parts["tokenizer_2"].model_max_length)
         for module in model.modules():
             module.requires_grad_(False).eval()
         install_source_stream(model.transformer)
@@ -95,23 +110,28 @@ class FluxModel(SourceVelocity):
         CLIP, which only gives the pooled vector, truncates.
 
         Raises:
-            PromptError: if a prompt has more T5 tokens than `max_text_tokens`.
+            PromptError: if a prompt is too long, and `long_prompts` is `refuse`.
         """
-        length = self.max_text_tokens
+        length, cut = self.max_text_tokens, self.long_prompts == "truncate"
         t5: list[list[int]] = self.tokenizer_2(
-            prompts, padding="max_length", max_length=length, truncation=False
+            prompts, padding="max_length", max_length=length, truncation=cut
         ).input_ids
         for prompt, ids in zip(prompts, t5, strict=True):
             if len(ids) > length:
                 raise PromptError(
                     f"the prompt has {len(ids)} T5 tokens (its end mark included), but at most {length} are "
                     f"read: {prompt!r}. Shorten it, or set the base's max_text_tokens higher (FLUX.1-dev "
-                    "reads up to 512)."
+                    "reads up to 512), or let its end be cut off (base.long_prompts=truncate)."
                 )
         clip = self.tokenizer(
             prompts, padding="max_length", max_length=self.tokenizer.model_max_length, truncation=True
         ).input_ids
         return PromptIds(clip=torch.tensor(clip, device=self.device), t5=torch.tensor(t5, device=self.device))
+
+    def too_long(self, prompts: Sequence[str]) -> list[str]:
+        """Those prompts that have more than `max_text_tokens`, end mark included."""
+        ids = self.tokenizer_2(list(prompts), padding=False, truncation=False).input_ids
+        return [prompt for prompt, own in zip(prompts, ids, strict=True) if len(own) > self.max_text_tokens]
 
     def encode_ids(self, ids: PromptIds) -> TextTokens:
         """Run both text encoders, with gradients where their weights want them.
@@ -199,18 +219,11 @@ class FluxModel(SourceVelocity):
         """Call the transformer once, as FluxPipeline does; see `SourceVelocity.run`."""
         return run_transformer(self.transformer, tokens, ids, timestep, text, guidance, source)
 
-    def position_ids(self, image: ImageTokens, *, is_source: bool = False) -> Tensor:
-        """Number a picture's tokens `[rows * columns, 3]`; noise and source differ in the image index."""
-        return image_position_ids(image.rows, image.columns, SOURCE_INDEX if is_source else 0, self.device)
+    def position_ids(self, image: ImageTokens, source: int | None = None) -> Tensor:
+        """Number a picture's tokens `[rows * columns, 3]`; noise and sources differ in the image index."""
+        index = 0 if source is None else SOURCE_INDEX + source
+        return image_position_ids(image.rows, image.columns, index, self.device)
 
     def schedule_shift(self, num_tokens: int, steps: int) -> float:
         """The mu by which FluxPipeline shifts the times: linear in the picture's tokens."""
-        config = self.scheduler.config
-        shift: float = calculate_shift(
-            num_tokens,
-            config.get("base_image_seq_len", 256),
-            config.get("max_image_seq_len", 4096),
-            config.get("base_shift", 0.5),
-            config.get("max_shift", 1.15),
-        )
-        return shift
+        return dynamic_mu(self.scheduler.config, num_tokens)

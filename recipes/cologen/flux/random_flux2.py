@@ -1,6 +1,7 @@
-"""Builds and writes a FLUX.2 klein base with random weights: every class and file of the real one, but small.
+"""Builds and writes a FLUX.2 klein base with random weights, in the layout of the real one.
 
-It draws noise; it is there to try out everything else.
+Every class, shape rule and file is there, with some ten thousand parameters a block. It draws noise; it is
+there to try out everything else.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
@@ -13,8 +13,10 @@ from diffusers.utils.torch_utils import randn_tensor
 from pydantic import BaseModel, ConfigDict, PositiveInt
 from torch import Tensor
 
+from recipes.cologen.config_model import Shift
 from recipes.cologen.errors import ShapeError
 from recipes.cologen.flux.base import FluxBase, SourceTimestep
+from recipes.cologen.flux.shift import scheduler_for
 from recipes.cologen.flux.tokens import ImageTokens, TextTokens
 from recipes.cologen.flux.two_step import SourceKV
 
@@ -36,24 +38,27 @@ class Sampling(BaseModel):
     """`zero` runs the source once for all steps; use what the experts were trained with."""
     guidance: float | None = None
     """Scale for a guidance-distilled base, None for others."""
+    shift: Shift = "base"
+    """How the steps are shifted towards noise; `base` is FluxPipeline's way."""
 
 
 def generate(
     model: FluxBase,
     prompts: list[str],
-    source: Tensor | None = None,
+    source: Tensor | Sequence[Tensor] | None = None,
     *,
     generator: Generators | int,
     **settings: int | float | str | None,
 ) -> Tensor:
-    """Draw one picture per prompt; without a source, just what the stock pipeline draws from the same noise.
+    """Draw one picture per prompt; without a source, what the stock pipeline draws from the same noise.
 
     Models run in eval mode meanwhile, and are put back as they were.
 
     Args:
         model: the base, with or without experts.
         prompts: one per picture.
-        source: pixels `[batch, 3, height, width]` in [-1, 1], of any size; None for text alone.
+        source: pixels `[batch, 3, height, width]` in [-1, 1], of any size; several such, if every picture
+            has several sources; None for text alone.
         generator: of the starting noise; a list gives each picture its own, so that it does not depend on its
             batch-mates; a number seeds one for all.
         **settings: fields of `Sampling`.
@@ -68,8 +73,9 @@ def generate(
     with torch.no_grad(), _evaluating(model):
         text = model.encode_prompts(prompts)
         noise = starting_noise(model, len(prompts), sampling, generator)
-        picture = None if source is None else model.encode_images(source.to(model.device))
-        return model.decode(denoise(model, noise, text, picture, sampling)).clamp(-1, 1)
+        given = (source,) if isinstance(source, Tensor) else source
+        pictures = None if given is None else [model.encode_images(one.to(model.device)) for one in given]
+        return model.decode(denoise(model, noise, text, pictures, sampling)).clamp(-1, 1)
 
 
 def starting_noise(
@@ -98,16 +104,16 @@ def denoise(
     model: FluxBase,
     noise: ImageTokens,
     text: TextTokens,
-    source: ImageTokens | SourceKV | None,
+    source: ImageTokens | Sequence[ImageTokens] | SourceKV | None,
     sampling: Sampling,
 ) -> ImageTokens:
     """Follow the velocity from noise to picture; with `zero`, the source's K and V are computed once.
 
     With `zero` they may also be given, as `model.source_kv` made them.
     """
-    scheduler, timesteps = _schedule(model, noise.tokens.shape[1], sampling.steps)
+    scheduler, timesteps = _schedule(model, noise.tokens.shape[1], sampling)
     read = source
-    if isinstance(source, ImageTokens) and sampling.source_timestep == "zero":
+    if isinstance(source, ImageTokens | Sequence) and sampling.source_timestep == "zero":
         read = model.source_kv(source, text, sampling.guidance)
     tokens = noise.tokens
     for timestep in timesteps:
@@ -121,10 +127,12 @@ def denoise(
     return noise.with_tokens(tokens)
 
 
-def _schedule(model: FluxBase, num_tokens: int, steps: int) -> tuple[FlowMatchEulerDiscreteScheduler, Tensor]:
+def _schedule(
+    model: FluxBase, num_tokens: int, sampling: Sampling
+) -> tuple[FlowMatchEulerDiscreteScheduler, Tensor]:
     """Give a fresh scheduler of the base's settings and its timesteps, shifted for the picture's size."""
-    config = model.scheduler.config
-    scheduler = FlowMatchEulerDiscreteScheduler.from_config(config)
+    config, steps = model.scheduler.config, sampling.steps
+    scheduler = scheduler_for(config, sampling.shift)
     shift = model.schedule_shift(num_tokens, steps)
     sigmas = None if config.get("use_flow_sigmas", False) else np.linspace(1.0, 1 / steps, steps)
     timesteps, _ = retrieve_timesteps(scheduler, steps, model.device, sigmas=sigmas, mu=shift)

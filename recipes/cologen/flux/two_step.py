@@ -138,9 +138,9 @@ class TwoStepProcessor:
             key = apply_rotary_emb(key, rotary, sequence_dim=1)
         if source.write is not None:
             first = key.shape[1] - source.num_in_sequence
-            source.write.write(self.site, KeyValue(key[:, first:], value[:, first:]))
+            _write(self, source.write, KeyValue(key[:, first:], value[:, first:]))
         if source.read is not None:
-            pair = source.read.read(self.site)
+            pair = _read(self, source.read)
             key, value = torch.cat([key, pair.key], dim=1), torch.cat([value, pair.value], dim=1)
         attended = self._in_two_steps(query, key, value, mask, source.num_in_sequence)
         return attended.flatten(2, 3).to(query.dtype)
@@ -188,6 +188,17 @@ class TwoStepProcessor:
             parallel_config=self._parallel_config,
         )
         return attended
+
+
+# One compiled graph serves all blocks of a class, unless it holds the name of a site.
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def _write(processor: TwoStepProcessor, kept: SourceKV, pair: KeyValue) -> None:
+    kept.write(processor.site, pair)
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def _read(processor: TwoStepProcessor, kept: SourceKV) -> KeyValue:
+    return kept.read(processor.site)
 
 
 def segments_of(tokens: Tensor, num_source: int) -> list[tuple[Tensor, bool]]:

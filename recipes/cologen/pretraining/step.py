@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from recipes.cologen.data.record import Example
 from recipes.cologen.data.vocabulary import MAX_TEXT_TOKENS, VOCABULARY
 from recipes.cologen.flux import FluxModel, ImageTokens, SourceKV, TextTokens
+from recipes.cologen.flux.pixels import to_unit_range
 from recipes.cologen.flux.tiny import build_tiny_flux
 from recipes.cologen.pretraining.dialects import Dialects
 from recipes.cologen.pretraining.tasks import source_task, text_to_image
 from recipes.cologen.pretraining.wording import DIALECTS, sprinkle
-from recipes.cologen.training.batches import to_unit_range
 from recipes.cologen.training.checkpoint import ForeignCheckpointError
 
 SOURCE_SHARE = 0.75

@@ -21,10 +21,13 @@ from PIL import Image as PilImage
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 import prw
+from recipes.cologen.config_model import Shift
+from recipes.cologen.data.annotators.drawing import Annotators
 from recipes.cologen.data.record import Example
 from recipes.cologen.flux.base import FluxBase
 from recipes.cologen.report.run_reader import RunReader
 from recipes.cologen.training.checkpoint import write_text
+from recipes.cologen.training.growth import base_folder
 from recipes.cologen.training.sources import DataSource
 from recipes.cologen.training.validation import (
     TaskScore,
@@ -66,6 +69,7 @@ class Asked(BaseModel):
     steps: int
     source_timestep: str
     guidance: float
+    shift: Shift = "base"
     held_out: str
     examples: str
     """Hash of what the examples show and ask for."""
@@ -101,6 +105,8 @@ class Scorer:
     n: int
     announce: Callable[[str], None] = field(default=lambda line: None)
     """Told about every cell that is measured anew."""
+    annotators: Annotators = field(default_factory=Annotators)
+    """What draws control maps that are not stored."""
     _hashes: dict[str, str] = field(default_factory=dict, init=False, repr=False, compare=False)
     """Hash of each task's examples, once taken: making them anew for every cell would take long."""
 
@@ -110,15 +116,16 @@ class Scorer:
         return self.run.settings.machine.micro_batch or BATCH_SIZE
 
     def examples(self, task: str) -> list[Example]:
-        """The held-out examples of a task; the same ones for every cell."""
-        return held_out_examples(
+        """The held-out examples of a task, their sources drawn; the same ones for every cell."""
+        examples = held_out_examples(
             self.source.stage(task).records, task, self.n, seed=self.run.settings.data.held_out_seed
         )
+        return self.annotators.complete(examples, self.model.device)
 
     def asked(self, cell: Cell) -> Asked:
         """What a measurement of this cell depends on now."""
         settings = self.run.settings
-        weights = hash_files(settings.base_path, whole=False)
+        weights = hash_files(base_folder(settings), whole=False)
         if cell.mode != "experts_off":
             weights = f"{weights}/{hash_files(self.run.pool(cell.checkpoint), whole=True)}"
         return Asked(
@@ -127,6 +134,7 @@ class Scorer:
             steps=settings.sampling.steps,
             source_timestep=settings.flow.source_timestep,
             guidance=settings.sampling.guidance,
+            shift=settings.sampling.shift,
             held_out=str(settings.data.held_out),
             examples=self._hash_of_examples(cell.task),
             weights=weights,
@@ -193,6 +201,7 @@ class Scorer:
                 batch_size=self.batch_size,
                 source_timestep=settings.flow.source_timestep,
                 guidance=settings.sampling.guidance,
+                shift=settings.sampling.shift,
             )
         return self._keep(cell, score, shown_examples(score.kinds))
 
@@ -231,7 +240,7 @@ def hash_examples(examples: Iterable[Example]) -> str:
     for example in examples:
         wanted = [example.meta.get(key) for key in ("scene", "alternatives")]
         total.update(repr((example.task, example.kind, example.prompt, *wanted)).encode())
-        for pixels in (example.source, example.target, example.meta.get("hole")):
+        for pixels in (example.source, example.target, example.meta.get("hole"), *example.further):
             if pixels is not None:
                 total.update(repr(pixels.shape).encode() + pixels.tobytes())
     return total.hexdigest()[:16]

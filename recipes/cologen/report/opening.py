@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from recipes.cologen.data.annotators.drawing import Annotators
 from recipes.cologen.errors import RunFolderError
 from recipes.cologen.flux.base import FluxBase
 from recipes.cologen.report.cells import Scorer
@@ -34,6 +35,7 @@ def open_scorer(
         RunFolderError: The folder holds no run, no finished stage, or nothing held out.
         BaseModelError: The base is missing.
         FolderDataError: The folder of held-out pictures has a fault.
+        AnnotatorError: What draws control maps cannot be loaded.
     """
     run = RunReader(path)
     if not run.finished_stages():
@@ -49,4 +51,6 @@ def open_scorer(
         )
     if model is None:
         model = load_base(run.settings, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-    return Scorer(model, run, source, n or run.settings.report.samples, announce=announce)
+    wanted = run.settings.data.annotators if "control" in run.settings.stage_names else {}
+    annotators = Annotators.load(wanted, model.device)
+    return Scorer(model, run, source, n or run.settings.report.samples, announce, annotators)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import torch
-from accelerate.utils import gather_object
+from accelerate.utils import broadcast_object_list, gather_object
 
 from recipes.cologen.config import RunConfig
 from recipes.cologen.training.checkpoint import (
@@ -19,6 +20,7 @@ from recipes.cologen.training.checkpoint import (
 )
 from recipes.cologen.training.interruption import StopSignals
 from recipes.cologen.training.metrics import MetricsLog
+from recipes.cologen.training.parallel import load_whole_state, splits, whole_state
 from recipes.cologen.training.progress import ProgressView
 from recipes.cologen.training.run_folder import RunFolder, StageRecord, now
 from recipes.cologen.training.skips import SkipTally
@@ -73,24 +75,52 @@ def note_progress(
 
 
 def save_latest(bench: Bench, state: StageState, optimizer: torch.optim.Optimizer) -> None:
-    """Write checkpoints/latest; all ranks give their random state, rank 0 writes."""
-    trainee = bench.trainee
-    generators = gather_object([capture_rng()])
-    state = state.model_copy(update={"metrics_length": bench.metrics.length()})
-    if trainee.accelerator.is_main_process:
+    """Write checkpoints/latest; all ranks give their random state and their parts, rank 0 writes.
 
-        def write(folder: Path) -> None:
-            trainee.weave.save_pretrained(folder / "prw")
-            values = {
-                "names": _trained_names(bench),
-                "optimizer": optimizer.state_dict(),
-                "generators": generators,
-            }
+    Raises:
+        OSError: There is no room, or the disk fails; raised on all ranks, and what was there is kept.
+    """
+    generators, optimizer_state = gather_object([capture_rng()]), whole_state(optimizer)
+    state = state.model_copy(update={"metrics_length": bench.metrics.length()})
+
+    def write(pool: Callable[[Path], None]) -> None:
+        def fill(folder: Path) -> None:
+            pool(folder / "prw")
+            values = {"names": _trained_names(bench), "optimizer": optimizer_state, "generators": generators}
             save_tensors(folder, "training", values)
             write_state(folder, state, bench.folder.ledger.fingerprint)
 
-        write_folder(bench.folder.latest, write)
-    trainee.accelerator.wait_for_everyone()
+        write_folder(bench.folder.latest, fill)
+
+    _write_together(bench, write)
+
+
+def _write_together(bench: Bench, write: Callable[[Callable[[Path], None]], None]) -> None:
+    """Have rank 0 write a checkpoint; the others give their parts of a split pool, and fail if it fails.
+
+    Args:
+        bench: Of the run.
+        write: Writes the checkpoint; it is given what writes the pool into a folder.
+
+    Raises:
+        OSError: As `write` on rank 0.
+    """
+    accelerator, weave = bench.trainee.accelerator, bench.trainee.weave
+    problem: OSError | None = None
+    if accelerator.is_main_process:
+        try:
+            write(weave.save_pretrained)
+        except OSError as error:
+            problem = error
+    elif splits(accelerator):
+        weave.save_pretrained(bench.folder.path)  # only gathers: the file is rank 0's
+    if accelerator.num_processes > 1:
+        told = [None if problem is None else str(problem)]
+        broadcast_object_list(told)
+        if problem is None and told[0] is not None:
+            problem = OSError(told[0])
+    if problem is not None:
+        raise problem
 
 
 def restore_latest(bench: Bench, optimizer: torch.optim.Optimizer) -> None:
@@ -113,15 +143,20 @@ def restore_latest(bench: Bench, optimizer: torch.optim.Optimizer) -> None:
             f"{folder} was written by {len(values['generators'])} process(es), this run has "
             f"{accelerator.num_processes}. Start as many as before, or remove it to start the stage anew."
         )
-    optimizer.load_state_dict(values["optimizer"])
+    load_whole_state(optimizer, values["optimizer"])
     restore_rng(values["generators"][accelerator.process_index])
 
 
 def finish_stage(bench: Bench, state: StageState) -> None:
-    """Keep a stage that has come to its end in checkpoints/<stage>, and say so in the ledger."""
+    """Keep a stage that has come to its end in checkpoints/<stage>, and say so in the ledger.
+
+    Raises:
+        OSError: There is no room, or the disk fails; raised on all ranks.
+    """
     trainee = bench.trainee
     trainee.weave.freeze()
-    if trainee.accelerator.is_main_process:
+
+    def write(pool: Callable[[Path], None]) -> None:
         known = bench.folder.ledger.stages[state.stage]
         summary = {
             "fingerprint": bench.folder.ledger.fingerprint,
@@ -130,13 +165,16 @@ def finish_stage(bench: Bench, state: StageState) -> None:
             "share": known.share,
             "score": known.score,
             "seconds": round(state.seconds, 1),
+            "skipped_steps": state.skipped_steps,
             "metrics_length": bench.metrics.length(),
             "finished": now(),
         }
-        bench.folder.finish(state.stage, trainee.weave.save_pretrained, summary)
+        bench.folder.finish(state.stage, pool, summary)
         note_progress(bench, state, "finished")
+
+    _write_together(bench, write)
+    if trainee.accelerator.is_main_process:
         bench.progress.say(f"stage {state.stage} is finished: {bench.folder.stage(state.stage)}")
-    trainee.accelerator.wait_for_everyone()
 
 
 def _trained_names(bench: Bench) -> list[str]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from recipes.cologen.config import RunConfig
+from recipes.cologen.data.annotators.drawing import Annotators
 from recipes.cologen.data.licences import PERMISSIVE
 from recipes.cologen.data.sets import DataSet
 from recipes.cologen.training.checkpoint import write_text
@@ -19,9 +20,20 @@ from recipes.cologen.training.sources import DataSource
 CARD = "data_card"
 
 
-def write_card(run: Path, config: RunConfig, data: DataSource, held_out: DataSource | None) -> None:
+def write_card(
+    run: Path, config: RunConfig, data: DataSource, held_out: DataSource | None, annotators: Annotators
+) -> None:
     """Write both files into a run's folder."""
-    card = {
+    card = make_card(config, data, held_out, annotators)
+    write_text(run / f"{CARD}.json", json.dumps(card, indent=2, ensure_ascii=False) + "\n")
+    write_text(run / f"{CARD}.md", "\n".join(_page(card)) + "\n")
+
+
+def make_card(
+    config: RunConfig, data: DataSource, held_out: DataSource | None, annotators: Annotators
+) -> dict[str, Any]:
+    """What both files say, as plain values."""
+    return {
         "run": config.name,
         "source": config.data.source,
         "size": config.data.size,
@@ -29,11 +41,12 @@ def write_card(run: Path, config: RunConfig, data: DataSource, held_out: DataSou
         "sets": [_set_facts(part) for part in data.sets],
         "left_out_by_licence": dict(data.refused),
         "stages": {stage: _stage_facts(stage, data) for stage in config.stage_names},
+        "annotators": {
+            name: {"needs": one.needs, "fingerprint": one.fingerprint()} for name, one in annotators.items()
+        },
         "held_out": config.data.held_out or ("world" if config.data.source == "world" else None),
         "held_out_sets": [_set_facts(part) for part in held_out.sets] if held_out is not None else [],
     }
-    write_text(run / f"{CARD}.json", json.dumps(card, indent=2, ensure_ascii=False) + "\n")
-    write_text(run / f"{CARD}.md", "\n".join(_page(card)) + "\n")
 
 
 def _set_facts(part: DataSet) -> dict[str, Any]:
@@ -51,6 +64,7 @@ def _set_facts(part: DataSet) -> dict[str, Any]:
         "stages": list(part.tasks),
         "rows": len(part.rows),
         "left_out": dict(part.left_out),
+        "without_caption": part.without_caption,
         "records": len(part),
         "repeat": settings.repeat,
         "options": dict(part.options),
@@ -87,6 +101,10 @@ def _page(card: dict[str, Any]) -> Iterator[str]:
             for stage, facts in card["stages"].items()
         ],
     )
+    if card["annotators"]:
+        yield from ("", "## Control maps that are drawn where none is stored", "")
+        rows = [(name, one["needs"], one["fingerprint"]) for name, one in card["annotators"].items()]
+        yield from _table(("map", "by", "fingerprint"), rows)
     yield from ("", "## Held out", "", card["held_out"] or "nothing")
     if card["held_out_sets"]:
         yield from ("", *(f"- {facts['name']}: {facts['path']}" for facts in card["held_out_sets"]))

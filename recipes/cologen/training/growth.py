@@ -14,7 +14,10 @@ from recipes.cologen.config import RunConfig
 from recipes.cologen.data.sampler import derive_seed
 from recipes.cologen.flux.base import FluxBase
 from recipes.cologen.flux.families import load_base_model
+from recipes.cologen.flux.locate import locate_base
+from recipes.cologen.flux.placement import place
 from recipes.cologen.training.checkpoint import ForeignCheckpointError, read_state
+from recipes.cologen.training.parallel import wants_split
 from recipes.cologen.training.run_folder import RunFolder
 from recipes.cologen.training.state import StageState, seed_all
 
@@ -29,17 +32,32 @@ class OpenedPool(NamedTuple):
 
 
 def load_base(config: RunConfig, device: torch.device) -> FluxBase:
-    """Load the frozen base onto the device.
+    """Load the frozen base onto the device, as the machine's settings say.
+
+    What FSDP2 is going to split stays in the machine's memory until then.
 
     Raises:
-        BaseModelError: It is missing, or is of a family that this recipe does not know.
+        BaseModelError: It is missing, or is no FLUX.
+        MachineError: A setting asks for what this machine lacks.
     """
-    model = load_base_model(config.base_path, dtype=getattr(torch, config.base.dtype))
-    for module in model.modules():
-        module.to(device)
-    if config.machine.gradient_checkpointing:
-        model.transformer.enable_gradient_checkpointing()
+    model = load_base_model(
+        base_folder(config),
+        dtype=getattr(torch, config.base.dtype),
+        max_text_tokens=config.base.max_text_tokens,
+        quantisation=config.base.quantisation,
+    )
+    model.long_prompts = config.long_prompts
+    place(model, config.machine, device, torch.device("cpu") if wants_split() else device)
     return model
+
+
+def base_folder(config: RunConfig) -> Path:
+    """The folder of the base, fetched from the hub if it is not here.
+
+    Raises:
+        BaseModelError: It is neither here nor there.
+    """
+    return locate_base(config.base.path, config.base.revision, config.base_path)
 
 
 def open_pool(config: RunConfig, folder: RunFolder, model: FluxBase, name: str) -> OpenedPool:

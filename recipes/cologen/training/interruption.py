@@ -1,4 +1,7 @@
-"""Turns Ctrl-C and SIGTERM into a wish to stop, which training grants after the step it is in."""
+"""Turns Ctrl-C, SIGTERM and SIGUSR1 into a wish to stop, granted after the step that training is in.
+
+SIGUSR1 is what SLURM is usually told to send ahead of a job's end (`--signal=USR1@120`).
+"""
 
 from __future__ import annotations
 
@@ -10,12 +13,13 @@ from typing import Self
 import torch
 from accelerate import Accelerator
 
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 STOPPED = 130
 """Exit status of a command that was asked to stop, as shells have it for Ctrl-C."""
 
 
 class StopSignals:
-    """Notes SIGINT and SIGTERM while it is entered; a second Ctrl-C interrupts at once.
+    """Notes `STOP_SIGNALS` while it is entered; a second Ctrl-C interrupts at once.
 
     Outside the main thread, where Python delivers no signals, it never asks to stop.
     """
@@ -26,9 +30,9 @@ class StopSignals:
         self._previous: dict[int, object] = {}
 
     def __enter__(self) -> Self:
-        """Take over both signals."""
+        """Take over the signals."""
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
+            for number in STOP_SIGNALS:
                 self._previous[number] = signal.signal(number, self._note)
         return self
 

@@ -8,35 +8,42 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 
 import torch
+from torch.utils.data import Dataset
 
+from recipes.cologen.data.bucket_order import BucketOrder
 from recipes.cologen.data.sampler import BatchSampler, derive_seed
 from recipes.cologen.errors import CologenError
-from recipes.cologen.training.batches import Batch, batches
+from recipes.cologen.training.batches import Batch, Examples, Prepared, loaded
 from recipes.cologen.training.bench import Bench, note_progress, restore_latest, save_latest
-from recipes.cologen.training.sources import DataSource
+from recipes.cologen.training.long_prompts import LongPrompts
+from recipes.cologen.training.optimizers import ExpertAverage, make_average, make_optimizer
+from recipes.cologen.training.replay import ReplayedExamples
 from recipes.cologen.training.state import StageState
-from recipes.cologen.training.step import StepLosses, learning_rate, make_optimizer, train_step
-from recipes.cologen.training.validation import evaluate_task, held_out_examples
+from recipes.cologen.training.step import NonFiniteError, StepLosses, learning_rate, train_step
+from recipes.cologen.training.validating import validate
 
 
 class DivergedError(CologenError, ArithmeticError):
-    """The loss is no longer a finite number."""
+    """Loss or gradient was not a finite number too often."""
 
 
 def train_stage(bench: Bench, state: StageState, resumed: bool) -> StageState:
     """Train a stage from `state` to its end, or until somebody asks to stop; says how far it came.
 
     Raises:
-        DivergedError: The loss is not finite; the last checkpoint is as it was.
+        DivergedError: Loss or gradient was not finite too often; the last checkpoint is as it was.
         ForeignCheckpointError: The checkpoint to go on from does not fit the pool or the number of processes.
     """
     trainee, settings = bench.trainee, bench.trainee.config.stages[state.stage]
     optimizer = make_optimizer(trainee.weave.trainable_parameters(), trainee.config.optimizer)
+    average = make_average(optimizer, trainee.config.optimizer)
     if resumed:
         restore_latest(bench, optimizer)
     stream, micro_batches = _stream(bench, state)
+    long_prompts = LongPrompts(trainee.model, bench.progress.say)
     clock = time.monotonic() - state.seconds
     note_progress(bench, state, "started")
     bench.progress.begin(state.stage, state.step, settings.steps)
@@ -45,113 +52,133 @@ def train_stage(bench: Bench, state: StageState, resumed: bool) -> StageState:
         micro = [next(stream) for _ in range(micro_batches)]
         for batch in micro:
             bench.skips.add(state.stage, batch)
-        measured = train_step(trainee, settings, step, optimizer, micro)
-        _check_finite(measured, state.stage, step, settings.lr)
+            long_prompts.add(batch)
+        try:
+            measured = train_step(trainee, settings, step, optimizer, micro)
+        except NonFiniteError as problem:
+            state = _skip(bench, state, step, problem)
+            bench.progress.step(None)
+        else:
+            bench.progress.step(measured)
+            window = (*state.window, tuple(measured))
+            state = state.model_copy(update={"skipped_in_a_row": 0, "window": window})
         state = state.model_copy(
             update={
                 "step": step,
                 "position": step * settings.batch_size,
                 "seconds": time.monotonic() - clock,
-                "window": (*state.window, tuple(measured)),
             }
         )
-        bench.progress.step(measured)
-        state = _after_step(bench, state, step == settings.steps)
+        state = _after_step(bench, state, step == settings.steps, average)
         stopping = bench.stop.agreed(trainee.accelerator)
         if step < settings.steps and (stopping or step % trainee.config.logging.checkpoint_every == 0):
             save_latest(bench, state, optimizer)
         if stopping:
             break
+    if average is not None and state.step == settings.steps:
+        average.keep()
+    trainee.encoder.flush()
     return state
 
 
-def _after_step(bench: Bench, state: StageState, last: bool) -> StageState:
+def _after_step(
+    bench: Bench, state: StageState, last: bool, average: ExpertAverage | None = None
+) -> StageState:
     """Log and validate where it is time; the state then counts from there."""
     config = bench.trainee.config
     if last or state.step % config.logging.every == 0:
         _log(bench, state)
         state = state.model_copy(update={"window": ()})
     if bench.held_out is not None and (last or state.step % config.validation.every == 0):
-        _validate(bench, state, bench.held_out)
+        with nullcontext() if average is None else average.in_place():
+            validate(bench, state, bench.held_out)
     return state
 
 
 def _log(bench: Bench, state: StageState) -> None:
+    """Write the mean of the steps since the last row; nothing if all of them were skipped."""
+    if not state.window:
+        return
     accelerator, config = bench.trainee.accelerator, bench.trainee.config
     here = torch.tensor(
         StepLosses.mean([StepLosses(*row) for row in state.window]), device=accelerator.device
     )
-    mean = StepLosses(*accelerator.reduce(here, "mean").tolist())
+    counted = accelerator.reduce(here.isfinite().float(), "sum")  # a rank may have had no share to measure
+    mean = StepLosses(*(accelerator.reduce(here.nan_to_num(), "sum") / counted.clamp(min=1.0)).tolist())
     row = {
         "stage": state.stage,
         "step": state.step,
         "loss": mean.loss,
         **mean._asdict(),
         "lr": learning_rate(state.step, config.stages[state.stage], config.optimizer),
+        "skipped_steps": state.skipped_steps,
         "seconds": round(state.seconds, 3),
     }
     bench.metrics.train(bench.steps_before(state.stage) + state.step, row)
     note_progress(bench, state, "started", share=mean.share)
 
 
-def _validate(bench: Bench, state: StageState, held_out: DataSource) -> None:
-    """Score the stage's own task on held-out examples; rank 0 does it, the others wait."""
-    trainee, config = bench.trainee, bench.trainee.config
-    if trainee.accelerator.is_main_process:
-        guided = trainee.model.reads_guidance
-        result = evaluate_task(
-            trainee.model,
-            trainee.weave,
-            held_out_examples(
-                held_out.stage(state.stage).records,
-                state.stage,
-                config.validation.samples,
-                seed=config.data.held_out_seed,
-            ),
-            steps=config.sampling.steps,
-            seed=config.data.held_out_seed,
-            batch_size=config.machine.micro_batch or config.stages[state.stage].batch_size,
-            source_timestep=config.flow.source_timestep,
-            guidance=config.sampling.guidance if guided else None,
-        )
-        row = {
-            "stage": state.stage,
-            "step": state.step,
-            "scores": {state.stage: result.score},
-            "by_kind": result.by_kind,
-            "usage": result.usage.tolist(),
-            "sites": [site.name for site in trainee.weave.sites],
-            "experts": list(trainee.weave.experts),
-        }
-        bench.metrics.validation(bench.steps_before(state.stage) + state.step, row)
-        bench.progress.say(
-            f"{state.stage} {state.step}: score {result.score:.2f} on {len(result.values)} held out"
-        )
-        note_progress(bench, state, "started", score=result.score)
-    trainee.accelerator.wait_for_everyone()
+def _skip(bench: Bench, state: StageState, step: int, problem: NonFiniteError) -> StageState:
+    """Count a step that was skipped, write down what it was of, and end the run at too many.
 
-
-def _check_finite(measured: StepLosses, stage: str, step: int, lr: float) -> None:
-    if not math.isfinite(measured.loss):
+    Raises:
+        DivergedError: More were skipped in a row, or in this stage, than `optimizer` allows.
+    """
+    limits, lr = bench.trainee.config.optimizer, bench.trainee.config.stages[state.stage].lr
+    count, in_a_row = state.skipped_steps + 1, state.skipped_in_a_row + 1
+    row = {
+        "stage": state.stage,
+        "step": step,
+        "losses": [loss if math.isfinite(loss) else str(loss) for loss in problem.losses],
+        "records": list(problem.records),
+        "skipped_steps": count,
+    }
+    bench.metrics.skipped(bench.steps_before(state.stage) + step, row)
+    bench.progress.say(f"{state.stage} {step}: step skipped, {problem}")
+    if in_a_row > limits.max_skipped_in_a_row or count > limits.max_skipped:
         raise DivergedError(
-            f"the loss of stage {stage!r} became {measured.loss} at step {step} (learning rate {lr}). The "
-            "run is kept as of its last checkpoint. Start anew in another --output with a lower --set "
-            f"stages.{stage}.lr, or with --set base.dtype=float32 if the base runs in bfloat16."
+            f"loss or gradient of stage {state.stage!r} was not finite at step {step} (learning rate {lr}): "
+            f"{problem}. Such steps are skipped, but this is number {in_a_row} in a row and {count} in the "
+            f"stage; optimizer.max_skipped_in_a_row={limits.max_skipped_in_a_row} and max_skipped="
+            f"{limits.max_skipped} allow no more. The run is kept as of its last checkpoint. If the same "
+            "records come again and again, look at them; else the training has diverged: start anew in "
+            f"another --output with a lower --set stages.{state.stage}.lr, or with --set base.dtype=float32 "
+            "if the base runs in bfloat16."
         )
+    return state.model_copy(update={"skipped_steps": count, "skipped_in_a_row": in_a_row})
 
 
 def _stream(bench: Bench, state: StageState) -> tuple[Iterator[Batch], int]:
     """This rank's batches from the state's position on, and how many make a step."""
     config, accelerator = bench.trainee.config, bench.trainee.accelerator
     source = bench.data.stage(state.stage)
+    batch_size, seed = (
+        config.stages[state.stage].batch_size,
+        derive_seed(config.data.seed, "stream", state.stage),
+    )
+    bucketed = source.bucketed(state.stage, config.data.buckets)
+    order = None
+    if bucketed is not None:
+        order = BucketOrder(bucketed.members, config.data.buckets.group or batch_size, seed)
+        counts = [f"{bucket} {len(of)}" for bucket, of in zip(*bucketed, strict=True)]
+        bench.progress.say(f"{state.stage}: records by height x width: {', '.join(counts)}")
     sampler = BatchSampler(
         source.num_records,
-        batch_size=config.stages[state.stage].batch_size,
+        batch_size=batch_size,
         micro_batch=config.machine.micro_batch,
-        seed=derive_seed(config.data.seed, "stream", state.stage),
+        seed=seed,
         rank=accelerator.process_index,
         world_size=accelerator.num_processes,
+        order=order,
     )
     sampler.load_state_dict({"position": state.position})
-    stream = batches(source.records, state.stage, sampler, config.dropout, config.machine.workers)
-    return stream, sampler.micro_batches
+    own, replay = (
+        Examples(source.records, state.stage, config.dropout, bucketed),
+        config.stages[state.stage].replay,
+    )
+    examples: Dataset[Prepared] = own
+    if replay:
+        examples = ReplayedExamples(own, bench.data, replay, config.dropout)
+    cache = config.data.cache
+    keyed = cache.folder is not None and (cache.stages is None or state.stage in cache.stages)
+    return loaded(examples, sampler, config.machine.workers, keyed), sampler.micro_batches

@@ -1,15 +1,16 @@
-"""Writes what a run measures: a JSON object a line in metrics.jsonl, and the same numbers for TensorBoard."""
+"""Writes what a run measures: a JSON object a line in metrics.jsonl, and the same numbers for trackers."""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from torch.utils.tensorboard import SummaryWriter
+from recipes.cologen.data.record import Image
+from recipes.cologen.training.trackers import Trackers
 
 
 class MetricsLog:
@@ -20,31 +21,56 @@ class MetricsLog:
         enabled: Whether this process writes.
         length: Bytes of metrics.jsonl that the checkpoint knows of; later rows are cut off and written anew.
         step: Optimiser steps done so far, over all stages; TensorBoard forgets what came after.
+        trackers: Which of accelerate's trackers get the numbers too.
+        project: What trackers that know projects call this one.
+
+    Raises:
+        TrackerError: A tracker is unknown or not installed.
     """
 
-    def __init__(self, run: Path, enabled: bool, length: int, step: int) -> None:
-        """Open both files; see the class."""
+    def __init__(
+        self,
+        run: Path,
+        enabled: bool,
+        length: int,
+        step: int,
+        trackers: Sequence[str] = ("tensorboard",),
+        project: str = "cologen",
+    ) -> None:
+        """Open the file and start the trackers; see the class."""
         self.path = run / "metrics.jsonl"
         self._enabled = enabled
-        self._board: SummaryWriter | None = None
+        self._trackers: Trackers | None = None
         if not enabled:
             return
         self.path.touch()
         with self.path.open("r+b") as file:
             file.truncate(min(length, self.path.stat().st_size))
-        self._board = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1)
+        self._trackers = Trackers(trackers, run, project, step)
 
     def train(self, step_overall: int, row: Mapping[str, Any]) -> None:
         """Write a row of training; `step_overall` counts over all stages."""
         self._write({"kind": "train", **row})
-        for name in ("loss", "task_loss", "veteran_loss", "share", "gate", "lr"):
-            self._scalar(f"train/{name}", row[name], step_overall)
+        names = ("loss", "task_loss", "veteran_loss", "share", "gate", "lr", "skipped_steps")
+        self._log({f"train/{name}": row[name] for name in names if name in row}, step_overall)
+
+    def skipped(self, step_overall: int, row: Mapping[str, Any]) -> None:
+        """Write down a step that was skipped."""
+        self._write({"kind": "skipped", **row})
+        self._log({"train/skipped_steps": row["skipped_steps"]}, step_overall)
 
     def validation(self, step_overall: int, row: Mapping[str, Any]) -> None:
         """Write a row of validation."""
         self._write({"kind": "validation", **row})
-        for task, score in row["scores"].items():
-            self._scalar(f"validation/{task}", score, step_overall)
+        numbers = {f"validation/{task}": score for task, score in row["scores"].items()}
+        for name in ("loss", "share", "entropy"):
+            numbers |= {f"validation_{name}/{task}": value for task, value in row.get(name, {}).items()}
+        self._log(numbers, step_overall)
+
+    def picture(self, step_overall: int, name: str, picture: Image) -> None:
+        """Show a picture in the trackers that take any."""
+        if self._trackers is not None:
+            self._trackers.picture(name, picture, step_overall)
 
     def length(self) -> int:
         """Bytes written so far, all of them on disk."""
@@ -61,15 +87,15 @@ class MetricsLog:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Write out what TensorBoard still holds."""
-        if self._board is not None:
-            self._board.close()
+        """Write out what trackers still hold."""
+        if self._trackers is not None:
+            self._trackers.close()
 
     def _write(self, row: Mapping[str, Any]) -> None:
         if self._enabled:
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")
 
-    def _scalar(self, name: str, value: float, step: int) -> None:
-        if self._board is not None:
-            self._board.add_scalar(name, value, step)
+    def _log(self, values: Mapping[str, float], step: int) -> None:
+        if self._trackers is not None:
+            self._trackers.log(values, step)

@@ -53,8 +53,8 @@ class ProgressView(Protocol):
     def begin(self, stage: str, step: int, steps: int) -> None:
         """A stage starts, or goes on after `step` steps."""
 
-    def step(self, measured: StepLosses) -> None:
-        """One more step is done."""
+    def step(self, measured: StepLosses | None) -> None:
+        """One more step is done, or was skipped (None)."""
 
     def say(self, text: str) -> None:
         """Show a line of text."""
@@ -82,7 +82,7 @@ class Lines:
         self._stage, self._step, self._steps = stage, step, steps
         self.say(f"stage {stage}: {steps} steps" + (f", going on after step {step}" if step else ""))
 
-    def step(self, measured: StepLosses) -> None:
+    def step(self, measured: StepLosses | None) -> None:
         """Count, and say where we are if it is time."""
         self._clock.tick()
         self._step += 1
@@ -129,7 +129,7 @@ class Bars:
         """Add the stage's bar; those of finished stages stay."""
         self._stage = self._progress.add_task(stage, total=steps, completed=step, note="")
 
-    def step(self, measured: StepLosses) -> None:
+    def step(self, measured: StepLosses | None) -> None:
         """Move both bars."""
         self._clock.tick()
         if self._stage is not None:
@@ -141,8 +141,10 @@ class Bars:
         self._progress.console.print(text, markup=False, highlight=False)
 
 
-def numbers(measured: StepLosses) -> str:
+def numbers(measured: StepLosses | None) -> str:
     """A step's numbers on a line."""
+    if measured is None:
+        return "step skipped"
     return f"loss {measured.loss:.4f}  share {measured.share:.2f}"
 
 

@@ -3,32 +3,43 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
 from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs
 from rich.console import Console
 
+from recipes.cologen.caching.encoder import Encoder, open_encoder
 from recipes.cologen.config import RunConfig
-from recipes.cologen.errors import CologenError
+from recipes.cologen.data.annotators.drawing import Annotators
+from recipes.cologen.flux.base import FluxBase
 from recipes.cologen.stages import select_stages, stage_index
 from recipes.cologen.training.bench import Bench, finish_stage, steps_before
 from recipes.cologen.training.data_card import write_card
 from recipes.cologen.training.data_check import check_sources
-from recipes.cologen.training.growth import begin_state, curriculum, grow, load_base, open_pool
+from recipes.cologen.training.growth import base_folder, begin_state, curriculum, grow, load_base, open_pool
 from recipes.cologen.training.interruption import StopSignals
 from recipes.cologen.training.loop import train_stage
 from recipes.cologen.training.metrics import MetricsLog
+from recipes.cologen.training.parallel import (
+    LaunchError,
+    Parallel,
+    refuse_deepspeed,
+    sharding_plugin,
+    splits,
+)
+from recipes.cologen.training.preflight import refuse_what_cannot_work
 from recipes.cologen.training.progress import ProgressView, progress_view
 from recipes.cologen.training.run_folder import RunFolder, base_fingerprint, open_run, stage_file
 from recipes.cologen.training.skips import SkipTally
 from recipes.cologen.training.sources import DataSource, held_out_records, training_records
 from recipes.cologen.training.state import StageState
 from recipes.cologen.training.step import Trainee
-
-
-class LaunchError(CologenError, RuntimeError):
-    """Several processes were started in a way that does not let them work together."""
+from recipes.cologen.training.trackers import check_trackers
+from recipes.cologen.training.validating import validated_tasks
 
 
 class Sources(NamedTuple):
@@ -36,6 +47,7 @@ class Sources(NamedTuple):
 
     data: DataSource
     held_out: DataSource | None
+    annotators: Annotators
 
 
 class Outcome(NamedTuple):
@@ -65,19 +77,26 @@ def train(
         UnknownStageError, StageOrderError: The stages cannot be trained as asked.
         BaseModelError: The base is missing or is no FLUX.
         FolderDataError: A folder of pictures has a fault, or a stage cannot be made from it.
+        AnnotatorError: What should draw control maps cannot be loaded.
         RunFolderError: The folder belongs to another run, or a checkpoint in it is foreign.
         LaunchError: Processes that were launched together do not know of each other.
+        TrackerError: A tracker of `logging.trackers` is unknown or not installed.
+        PreflightError: Settings of a stage cannot work.
     """
     names = select_stages(wanted, config.stage_names)
+    check_trackers(config.logging.trackers)
     if restart is not None:
         stage_index(restart, config.stage_names)
     accelerator = join_processes(config)
     console.quiet = console.quiet or not accelerator.is_main_process
     with accelerator.main_process_first():
-        base = base_fingerprint(config.base_path)
+        place = base_folder(config)
+        base = base_fingerprint(place)
         # Opened here if there is work to do, so that a fault in the data is found before anything is written.
         idle = restart is None and all(stage_file(output, name).is_file() for name in names)
-        sources = None if idle else _open_sources(config, names)
+        if not idle:
+            refuse_what_cannot_work(config, names, place, accelerator.num_processes)
+        sources = None if idle else _open_sources(config, names, accelerator.device)
         folder = open_run(output, config, base, restart if accelerator.is_main_process else None)
     folder.check_order(names, config.stage_names)
     todo = tuple(name for name in names if not folder.is_finished(name))
@@ -87,7 +106,7 @@ def train(
     trained: tuple[str, ...] = ()
     stopped = None
     if todo:
-        sources = sources or _open_sources(config, todo)
+        sources = sources or _open_sources(config, todo, accelerator.device)
         trained, stopped = _train_stages(config, folder, todo, sources, accelerator, console)
     return Outcome(trained, stopped, all(folder.is_finished(name) for name in config.stage_names))
 
@@ -96,14 +115,21 @@ def join_processes(config: RunConfig) -> Accelerator:
     """Join the processes that were launched together; asked again, it gives the same.
 
     Raises:
-        LaunchError: accelerate counts fewer processes than the launcher, so all would write one folder.
+        LaunchError: accelerate counts fewer processes than the launcher, so all would write one folder; or
+            it was launched with DeepSpeed or with FSDP 1.
     """
-    accelerator = Accelerator(mixed_precision="bf16" if config.base.dtype == "bfloat16" else "no")
+    refuse_deepspeed()
+    accelerator = Accelerator(
+        mixed_precision="bf16" if config.base.dtype == "bfloat16" else "no",
+        fsdp_plugin=sharding_plugin(),
+        kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],  # no second copy
+    )
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     if launched != accelerator.num_processes:
         raise LaunchError(
             f"{launched} processes were launched, but accelerate sees {accelerator.num_processes}. Without "
-            "GPUs, start them with: accelerate launch --cpu --num_processes N -m recipes.cologen.train ..."
+            "GPUs, start them with: ACCELERATE_USE_CPU=true accelerate launch --config_file "
+            "recipes/cologen/accelerate/ddp.yaml --num_processes N -m recipes.cologen.train ..."
         )
     return accelerator
 
@@ -119,7 +145,7 @@ def _train_stages(
     model = load_base(config, accelerator.device)
     check_sources(sources.data, config, todo, model, console)
     if accelerator.is_main_process:
-        write_card(folder.path, config, sources.data, sources.held_out)
+        write_card(folder.path, config, sources.data, sources.held_out, sources.annotators)
     weave, state, resumed = open_pool(config, folder, model, todo[0])
     walk = curriculum(config).stages(weave)
     trained: list[str] = []
@@ -129,7 +155,14 @@ def _train_stages(
         _metrics(config, folder, state, accelerator) as metrics,
     ):
         bench = Bench(
-            trainee=Trainee(model, weave, accelerator, config),
+            trainee=Trainee(
+                model,
+                weave,
+                accelerator,
+                config,
+                _encoder(config, model, accelerator, console),
+                annotators=sources.annotators,
+            ),
             data=sources.data,
             held_out=sources.held_out,
             folder=folder,
@@ -139,9 +172,18 @@ def _train_stages(
             skips=SkipTally(folder.path, config.data.max_broken, accelerator.process_index),
         )
         for name in todo:
-            if trained:
+            if trained and splits(accelerator):  # a pool that is split cannot grow
+                model = load_base(config, accelerator.device)
+                encoder = _encoder(config, model, accelerator, Console(quiet=True))
+                bench = replace(bench, trainee=replace(bench.trainee, encoder=encoder))
+                weave, state, resumed = open_pool(config, folder, model, name)
+                walk = curriculum(config).stages(weave)
+            elif trained:
                 state, resumed = begin_state(config, folder, name), False
             grow(config, model, walk, name, accelerator.process_index)
+            parallel = Parallel(model, accelerator)
+            trainee = replace(bench.trainee, model=model, weave=weave, parallel=parallel)
+            bench = replace(bench, trainee=trainee)
             state = train_stage(bench, state, resumed)
             if state.step < config.stages[name].steps:
                 return tuple(trained), state
@@ -152,14 +194,33 @@ def _train_stages(
     return tuple(trained), None
 
 
-def _open_sources(config: RunConfig, names: tuple[str, ...]) -> Sources:
+def _encoder(config: RunConfig, model: FluxBase, accelerator: Accelerator, console: Console) -> Encoder:
+    """The frozen encoders; says what the caches hold already and what was damaged in them."""
+
+    def announce(text: str) -> None:
+        console.print(text, markup=False, highlight=False)
+
+    at_once = config.machine.encode_batch
+    encoder = open_encoder(model, accelerator.device, config.data.cache, at_once, announce)
+    for line in encoder.facts():
+        announce(line)
+    return encoder
+
+
+def _open_sources(config: RunConfig, names: tuple[str, ...], device: torch.device) -> Sources:
     """Open what these stages read; a stage that nothing serves is found here, not when its turn comes."""
     held_out = held_out_records(config.data) if config.validation.samples else None
-    sources = Sources(training_records(config.data), held_out)
-    for name in names:
-        sources.data.stage(name)
-        if held_out is not None:
-            held_out.stage(name)
+    trained = dict.fromkeys(task for name in names for task in (name, *config.stages[name].replay))
+    validated = dict.fromkeys(task for name in names for task in validated_tasks(config, name))
+    read = trained if held_out is None else trained | validated
+    wanted = config.data.annotators if "control" in read else {}
+    sources = Sources(training_records(config.data), held_out, Annotators.load(wanted, device))
+    for task in trained:
+        # Picture sizes are read here, by the first process; the others find them kept.
+        sources.data.stage(task).bucketed(task, config.data.buckets)
+    if held_out is not None:
+        for task in validated:
+            held_out.stage(task)
     return sources
 
 
@@ -176,4 +237,6 @@ def _metrics(config: RunConfig, folder: RunFolder, state: StageState, accelerato
         accelerator.is_main_process,
         length=state.metrics_length,
         step=steps_before(config, state.stage) + state.step,
+        trackers=config.logging.trackers,
+        project=config.logging.project,
     )

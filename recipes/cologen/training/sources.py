@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
+from recipes.cologen.config_annotators import AnnotatorSettings
 from recipes.cologen.config_data import DataSettings, SetSettings
+from recipes.cologen.config_input import BucketSettings
+from recipes.cologen.data.annotated import AnnotatedRecords
+from recipes.cologen.data.annotators.drawing import worker_annotators
+from recipes.cologen.data.buckets import BucketedRecords, bucketed, buckets_of
 from recipes.cologen.data.folder import PictureFolder
 from recipes.cologen.data.layouts import LAYOUTS
 from recipes.cologen.data.licences import is_allowed
 from recipes.cologen.data.record import Record
-from recipes.cologen.data.sets import DataSet, Mixture, set_licence
+from recipes.cologen.data.set_opening import set_licence
+from recipes.cologen.data.sets import DataSet, Mixture
+from recipes.cologen.data.size_index import Sizes
 from recipes.cologen.data.world import World
 from recipes.cologen.errors import DataSetError
 
@@ -30,6 +37,15 @@ class StageSource(NamedTuple):
     records: RecordSource
     num_records: int | None
     """None: endless."""
+    sizes: Callable[[str], Sizes] | None = None
+    """Sizes of the pictures that a task makes of every record; None where they are all alike."""
+
+    def bucketed(self, task: str, settings: BucketSettings) -> BucketedRecords | None:
+        """The records of a stage by compound bucket; None without buckets."""
+        buckets = buckets_of(settings)
+        if buckets is None or self.sizes is None:
+            return None
+        return bucketed(self.sizes(task), buckets)
 
 
 @dataclass(frozen=True)
@@ -40,6 +56,8 @@ class DataSource:
     sets: tuple[DataSet, ...] = ()
     refused: Mapping[str, str] = field(default_factory=dict)
     """Data sets that `data.licence` leaves out, with their licences."""
+    annotators: Mapping[str, AnnotatorSettings] = field(default_factory=dict)
+    """What draws maps that the sets do not store."""
 
     def stage(self, task: str) -> StageSource:
         """What a stage reads.
@@ -48,12 +66,15 @@ class DataSource:
             DataSetError: No data set serves it.
         """
         if self.place is not None:
-            return self.place
+            records = self.place.records
+            # A folder's pictures may have much that one stage does not read.
+            one = records.for_task(task) if isinstance(records, PictureFolder) else records
+            return self.place._replace(records=one)
         serving = [part for part in self.sets if task in part.tasks]
         if not serving:
             raise DataSetError(_nothing_for(task, self.sets, self.refused))
-        mixture = Mixture(serving)
-        return StageSource(mixture, len(mixture))
+        mixture = Mixture(serving, task)
+        return StageSource(_annotated(mixture, self.annotators), len(mixture), mixture.picture_sizes)
 
 
 def training_records(data: DataSettings) -> DataSource:
@@ -84,8 +105,15 @@ def held_out_records(data: DataSettings) -> DataSource | None:
 
 
 def _folder(place: str, data: DataSettings) -> DataSource:
-    folder = PictureFolder(Path(place.removeprefix("folder:")).expanduser(), data.size)
-    return DataSource(StageSource(folder, len(folder)))
+    size = buckets_of(data.buckets) or data.size
+    path = Path(place.removeprefix("folder:")).expanduser()
+    folder = PictureFolder(path, size, max_sources=data.max_sources)
+    return DataSource(StageSource(_annotated(folder, data.annotators), len(folder), folder.picture_sizes))
+
+
+def _annotated(records: Mixture | PictureFolder, annotators: Mapping[str, AnnotatorSettings]) -> RecordSource:
+    """Records that know what draws the maps that they lack, where there is something."""
+    return AnnotatedRecords(records, worker_annotators(annotators)) if annotators else records
 
 
 def _opened_sets(sets: Mapping[str, SetSettings], data: DataSettings) -> DataSource:
@@ -93,7 +121,7 @@ def _opened_sets(sets: Mapping[str, SetSettings], data: DataSettings) -> DataSou
     licences = {name: set_licence(settings, name) for name, settings in sets.items()}
     refused = {name: licence for name, licence in licences.items() if not is_allowed(licence, data.licence)}
     opened = (DataSet(name, settings, data) for name, settings in sets.items() if name not in refused)
-    return DataSource(None, tuple(opened), refused)
+    return DataSource(None, tuple(opened), refused, data.annotators)
 
 
 def _nothing_for(task: str, sets: tuple[DataSet, ...], refused: Mapping[str, str]) -> str:

@@ -24,6 +24,10 @@ class StageState(BaseModel):
     """Bytes of metrics.jsonl when this was saved."""
     seconds: float = Field(default=0.0, ge=0)
     """Time this stage has taken so far."""
+    skipped_steps: int = Field(default=0, ge=0)
+    """Steps of this stage that were skipped because loss or gradient was not finite."""
+    skipped_in_a_row: int = Field(default=0, ge=0)
+    """Of these, how many came last, one after another."""
     window: tuple[tuple[float, float, float, float], ...] = ()
     """What the steps since the last row of metrics.jsonl measured (step.StepLosses)."""
 

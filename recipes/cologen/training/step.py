@@ -2,24 +2,33 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 import prw
 from prw import Weave
+from recipes.cologen.caching.encoder import Encoder
 from recipes.cologen.config import RunConfig
 from recipes.cologen.config_model import OptimizerSettings
+from recipes.cologen.data.annotators.drawing import Annotators
+from recipes.cologen.errors import CologenError
 from recipes.cologen.flux.base import FluxBase
+from recipes.cologen.flux.shift import shift_factor, shift_times
 from recipes.cologen.flux.tokens import ImageTokens, TextTokens
 from recipes.cologen.stages import StageSettings
-from recipes.cologen.training.batches import Batch, to_unit_range
+from recipes.cologen.training.batches import Batch
 from recipes.cologen.training.flow import FlowSample, draw_noise, draw_timesteps, flow_sample
+from recipes.cologen.training.parallel import Parallel, whole
+from recipes.cologen.training.replay import own_tokens
 
 
 @dataclass(frozen=True)
@@ -30,6 +39,12 @@ class Trainee:
     weave: Weave
     accelerator: Accelerator
     config: RunConfig
+    encoder: Encoder
+    """The frozen VAE and text encoders, with the caches that the config asks for."""
+    parallel: Parallel | None = None
+    """How the base is spread over processes; None: there is one."""
+    annotators: Annotators = field(default_factory=Annotators)
+    """What draws control maps that are not stored."""
 
     @property
     def guidance(self) -> float | None:
@@ -44,6 +59,27 @@ class Encoded(NamedTuple):
     source: ImageTokens
     noise: ImageTokens
     flow: FlowSample
+    further: tuple[ImageTokens, ...] = ()
+    """Further sources, where examples have several."""
+
+    @property
+    def sources(self) -> tuple[ImageTokens, ...]:
+        """All sources, the first one first."""
+        return self.source, *self.further
+
+
+class NonFiniteError(CologenError, ArithmeticError):
+    """A step's loss or gradient is not finite; raised on all ranks alike, and nothing was changed.
+
+    Attributes:
+        losses: What the step measured on each rank, as means over its examples.
+        records: Ids of the examples that it came from, as far as that can be told.
+    """
+
+    def __init__(self, losses: Sequence[float], records: Sequence[str]) -> None:
+        """Keep what is known."""
+        super().__init__(f"the loss is {', '.join(map(str, losses))}, on {', '.join(records)}")
+        self.losses, self.records = tuple(losses), tuple(records)
 
 
 class StepLosses(NamedTuple):
@@ -53,6 +89,7 @@ class StepLosses(NamedTuple):
     veteran_loss: float
     """Already multiplied by alpha."""
     share: float
+    """Of the stage's own examples; nan where all were replayed."""
     gate: float
 
     @property
@@ -62,25 +99,33 @@ class StepLosses(NamedTuple):
 
     @staticmethod
     def mean(several: Sequence[StepLosses]) -> StepLosses:
-        """The mean of each number."""
-        return StepLosses(*(sum(values) / len(values) for values in zip(*several, strict=True)))
+        """The mean of each number, over those that have it."""
+        return StepLosses(*(_mean(values) for values in zip(*several, strict=True)))
+
+
+def _mean(values: Sequence[float]) -> float:
+    known = [value for value in values if not math.isnan(value)]
+    return sum(known) / len(known) if known else math.nan
 
 
 @torch.no_grad()
 def encode(trainee: Trainee, batch: Batch) -> Encoded:
-    """Run the frozen text encoders and VAE, and draw the noise and times that belong to the batch's seeds."""
-    model, device, flow = trainee.model, trainee.accelerator.device, trainee.config.flow
-    clean = model.encode_images(to_unit_range(batch.target, device))
+    """Draw maps that sources wait for, run the frozen text encoders and VAE; noise and times as seeded."""
+    model, encoder, flow = trainee.model, trainee.encoder, trainee.config.flow
+    first = trainee.annotators.sources(batch.source.to(trainee.accelerator.device), batch.annotators)
+    clean = encoder.images(batch.target, batch.keys.target)
+    times = draw_timesteps(batch.seeds, flow.timestep_mean, flow.timestep_std)
+    mu = model.schedule_shift(clean.tokens.shape[1], trainee.config.sampling.steps)
+    factor = shift_factor(model.scheduler.config, flow.shift, mu)
     sample = flow_sample(
-        clean.tokens,
-        draw_noise(batch.seeds, clean.tokens.shape[1:]),
-        draw_timesteps(batch.seeds, flow.timestep_mean, flow.timestep_std),
+        clean.tokens, draw_noise(batch.seeds, clean.tokens.shape[1:]), shift_times(times, factor)
     )
     return Encoded(
-        text=model.encode_prompts(list(batch.prompts)),
-        source=model.encode_images(to_unit_range(batch.source, device)),
+        text=encoder.prompts(batch.prompts, batch.keys.prompts),
+        source=encoder.images(first, batch.keys.source),
         noise=clean.with_tokens(sample.noisy),
         flow=sample,
+        further=tuple(encoder.images(one) for one in batch.further),
     )
 
 
@@ -91,26 +136,22 @@ def batch_loss(trainee: Trainee, stage: StageSettings, batch: Batch) -> tuple[Te
     float32.
     """
     encoded, config = encode(trainee, batch), trainee.config
+    velocity_of = trainee.model.velocity if trainee.parallel is None else trainee.parallel.velocity
     with trainee.accelerator.autocast(), trainee.weave.record() as routing:
-        velocity = trainee.model.velocity(
+        velocity = velocity_of(
             encoded.noise,
             encoded.flow.timestep,
             encoded.text,
-            encoded.source,
+            encoded.sources,
             source_timestep=config.flow.source_timestep,
             guidance=trainee.guidance,
         )
     task = F.mse_loss(velocity.float(), encoded.flow.velocity)
-    veteran = prw.veteran_loss(routing, rho=stage.rho, alpha=stage.alpha, per=config.veteran.per)
-    measured = StepLosses(task.item(), veteran.item(), routing.share(), routing.gate())
+    own = own_tokens(batch, sum(one.tokens.shape[1] for one in encoded.sources), trainee.accelerator.device)
+    veteran = prw.veteran_loss(routing, rho=stage.rho, alpha=stage.alpha, per=config.veteran.per, mask=own)
+    share = math.nan if all(batch.replayed) and batch.replayed else routing.share(own)
+    measured = StepLosses(task.item(), veteran.item(), share, routing.gate())
     return task + veteran, measured
-
-
-def make_optimizer(parameters: list[nn.Parameter], settings: OptimizerSettings) -> torch.optim.AdamW:
-    """AdamW on these parameters and no others; the learning rate is set before each step."""
-    return torch.optim.AdamW(
-        parameters, lr=0.0, betas=settings.betas, eps=settings.eps, weight_decay=settings.weight_decay
-    )
 
 
 def learning_rate(step: int, stage: StageSettings, settings: OptimizerSettings) -> float:
@@ -128,35 +169,51 @@ def train_step(
     optimizer: torch.optim.Optimizer,
     micro: Sequence[Batch],
 ) -> StepLosses:
-    """Make one update from this rank's micro-batches, and say what it measured here."""
+    """Make one update from this rank's micro-batches, and say what it measured here.
+
+    Raises:
+        NonFiniteError: A loss or gradient of any rank is not finite; neither weights nor optimiser moved.
+    """
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     optimizer.zero_grad(set_to_none=True)
     measured = []
-    for batch in micro:
-        loss, losses = batch_loss(trainee, stage, batch)
-        (loss / len(micro)).backward()
+    for place, batch in enumerate(micro):
+        with _gathering(trainee, last=place == len(micro) - 1):
+            loss, losses = batch_loss(trainee, stage, batch)
+            (loss / len(micro)).backward()
         measured.append(losses)
-    average_gradients(parameters, trainee.accelerator)
-    nn.utils.clip_grad_norm_(parameters, trainee.config.optimizer.clip_norm)
+    norm = nn.utils.clip_grad_norm_(parameters, trainee.config.optimizer.clip_norm)
+    _check_finite(trainee.accelerator, float(whole(norm)), measured, micro)
     for group in optimizer.param_groups:
         group["lr"] = learning_rate(step, stage, trainee.config.optimizer)
     optimizer.step()
     return StepLosses.mean(measured)
 
 
-def average_gradients(parameters: Sequence[nn.Parameter], accelerator: Accelerator) -> None:
-    """Average gradients over all ranks, in place; an expert that nobody on a rank picked counts as 0 there.
+def _gathering(trainee: Trainee, last: bool) -> AbstractContextManager[Any]:
+    """Where gradients of a micro-batch are averaged over ranks: only with those of the step's last one."""
+    return nullcontext() if trainee.parallel is None or last else trainee.parallel.gather_later()
 
-    One reduction of a flat tensor instead of a DistributedDataParallel wrapper: only the pool is trained,
-    and a wrapper waits for ever for an expert that no example of a rank went to.
+
+def _check_finite(
+    accelerator: Accelerator, norm: float, measured: Sequence[StepLosses], micro: Sequence[Batch]
+) -> None:
+    """Refuse a step of which any rank's loss or gradient is not finite; all ranks decide alike.
+
+    Raises:
+        NonFiniteError: Names the examples of the batches whose loss is not finite; where all losses are, and
+            only the gradient is not, every example of the step.
     """
-    if accelerator.num_processes == 1:
+    bad = [not math.isfinite(losses.loss) for losses in measured]
+    finite = math.isfinite(norm) and not any(bad)
+    if accelerator.num_processes > 1:
+        faults = torch.tensor([int(not finite)], device=accelerator.device)
+        finite = not accelerator.reduce(faults, "sum").item()
+    if finite:
         return
-    for parameter in parameters:
-        if parameter.grad is None:
-            parameter.grad = torch.zeros_like(parameter)
-    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    flat = accelerator.reduce(torch.cat([gradient.flatten() for gradient in gradients]), "mean")
-    parts = flat.split([gradient.numel() for gradient in gradients])
-    for gradient, part in zip(gradients, parts, strict=True):
-        gradient.copy_(part.view_as(gradient))
+    batches = [(is_bad, batch.ids) for is_bad, batch in zip(bad, micro, strict=True)]
+    here = [(sum(losses.loss for losses in measured) / len(measured), batches)]
+    ranks = gather_object(here) if accelerator.num_processes > 1 else here
+    all_batches = [batch for _, of_rank in ranks for batch in of_rank]
+    named = [ids for is_bad, ids in all_batches if is_bad] or [ids for _, ids in all_batches]
+    raise NonFiniteError([loss for loss, _ in ranks], [record for ids in named for record in ids])

@@ -16,15 +16,16 @@ import torch
 from torch import Tensor
 
 from prw import Weave
+from recipes.cologen.config_model import Shift
 from recipes.cologen.data import oracle
 from recipes.cologen.data.record import Example, Image
 from recipes.cologen.data.sampler import derive_seed
 from recipes.cologen.data.scene import Scene
 from recipes.cologen.data.views import VIEWS
-from recipes.cologen.errors import BrokenPictureError
+from recipes.cologen.errors import AnnotatorError, BrokenPictureError
 from recipes.cologen.flux.base import FluxBase, SourceTimestep
+from recipes.cologen.flux.pixels import to_unit_range
 from recipes.cologen.flux.sampling import generate
-from recipes.cologen.training.batches import to_unit_range
 from recipes.cologen.training.sources import RecordSource
 
 _logger = logging.getLogger(__name__)
@@ -108,6 +109,7 @@ def evaluate_task(
     batch_size: int,
     source_timestep: SourceTimestep,
     guidance: float | None = None,
+    shift: Shift = "base",
 ) -> TaskScore:
     """Generate the target of every example and score it.
 
@@ -122,8 +124,10 @@ def evaluate_task(
         batch_size: Most pictures that are generated at once; all of a batch have one size.
         source_timestep: "same" or "zero", as the pool was trained.
         guidance: Scale for a guidance-distilled base; other bases do not read it.
+        shift: How the sampling steps are shifted towards noise.
 
     Raises:
+        AnnotatorError: A source is still to be drawn by an annotator.
         ValueError: There are no examples, or they are of several tasks.
     """
     tasks = {example.task for example in examples}
@@ -131,22 +135,24 @@ def evaluate_task(
         raise ValueError(
             f"evaluate_task scores the examples of one task, got {sorted(tasks) or 'no examples'}"
         )
+    _check_sources(examples)
     usage = _UsageCount()
     images: list[Image] = []
     while len(images) < len(examples):
-        batch = _next_batch(examples[len(images) :], batch_size)
+        batch = same_sized(examples[len(images) :], batch_size)
         seeds = [derive_seed(seed, "noise", len(images) + place) for place in range(len(batch))]
         with usage.counting(weave, len(batch)):
             pixels = generate(
                 model,
                 [example.prompt for example in batch],
-                _stacked_sources(batch, model.device),
+                stacked_sources(batch, model.device),
                 generator=[torch.Generator().manual_seed(noise_seed) for noise_seed in seeds],
                 height=batch[0].target.shape[0],
                 width=batch[0].target.shape[1],
                 steps=steps,
                 source_timestep=source_timestep,
                 guidance=guidance if model.reads_guidance else None,
+                shift=shift,
             )
         images.extend(to_pictures(pixels))
     return TaskScore(
@@ -161,22 +167,36 @@ def evaluate_task(
     )
 
 
+def _check_sources(examples: Sequence[Example]) -> None:
+    waiting = sorted({str(example.annotator) for example in examples if example.annotator is not None})
+    if waiting:
+        raise AnnotatorError(
+            f"sources wait for {', '.join(waiting)} maps, and would be read as they are; draw them first "
+            "with Annotators.complete"
+        )
+
+
 def to_pictures(pixels: Tensor) -> list[Image]:
     """Pixels [batch, 3, height, width] in [-1, 1] as uint8 pictures [height, width, 3], rounded."""
     levels = ((pixels.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
     return list(levels.permute(0, 2, 3, 1).cpu().numpy())
 
 
-def _next_batch(examples: Sequence[Example], batch_size: int) -> Sequence[Example]:
+def same_sized(examples: Sequence[Example], batch_size: int) -> Sequence[Example]:
     """The first examples, at most `batch_size`, that share the sizes of the very first."""
-    sizes = [(example.source.shape, example.target.shape) for example in examples[:batch_size]]
+    sizes = [
+        [picture.shape for picture in (example.target, example.source, *example.further)]
+        for example in examples[:batch_size]
+    ]
     same = next((place for place, size in enumerate(sizes) if size != sizes[0]), len(sizes))
     return examples[:same]
 
 
-def _stacked_sources(examples: Sequence[Example], device: torch.device) -> Tensor:
-    sources = torch.from_numpy(np.stack([example.source for example in examples]))
-    return to_unit_range(sources.permute(0, 3, 1, 2), device)
+def stacked_sources(examples: Sequence[Example], device: torch.device) -> list[Tensor]:
+    """The first sources of all examples, then the second ones, and so on."""
+    places = zip(*((example.source, *example.further) for example in examples), strict=True)
+    stacks = (torch.from_numpy(np.stack(pictures)) for pictures in places)
+    return [to_unit_range(stack.permute(0, 3, 1, 2), device) for stack in stacks]
 
 
 def _has_scene(example: Example) -> bool:

@@ -6,6 +6,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 import prw
+from prw.kernels import grouped, select
 
 KERNELS = ("reference", "dense", "grouped")
 WIDTH = 16
@@ -41,7 +42,8 @@ def woven(kind, kernel, wake=None, **settings):
     torch.manual_seed(5)
     model = nn.Sequential(Block(kind)).eval()
     target = {"conv1d": ["c_attn"]}.get(kind, "kv")
-    weave = prw.inject(model, target=target, rank=3, experts=["a", "b", "c"], kernel=kernel, **settings)
+    sizes = {"rank": 3, **settings}
+    weave = prw.inject(model, target=target, experts=["a", "b", "c"], kernel=kernel, **sizes)
     if wake is not None:
         wake(weave)
     return model, weave
@@ -99,6 +101,23 @@ def test_every_kernel_gives_what_the_reference_gives(wake, kind, kernel, setting
         got = step(*woven(kind, kernel, wake, **settings), hidden)
         wanted = step(*woven(kind, "reference", wake, **settings), hidden)
         assert all(torch.allclose(x, y, atol=1e-4) for x, y in zip(got, wanted, strict=True))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"granularity": "sample"}, {"top_k": 2}, {"granularity": "sample", "top_k": 2}],
+    ids=str,
+)
+def test_cudas_way_of_grouped_gives_a_pool_what_the_reference_gives(wake, monkeypatch, kind, settings):
+    hidden, sizes = torch.randn(3, 7, WIDTH), {"rank": 8, **settings}
+    wanted = step(*woven(kind, "reference", wake, **sizes), hidden)
+    calls = []
+    monkeypatch.setattr(select, "segments", grouped)
+    monkeypatch.setattr(grouped, "by_group", lambda *a, by=grouped.by_group: calls.append(a) or by(*a))
+    got = step(*woven(kind, "grouped", wake, **sizes), hidden)
+    assert calls
+    assert all(torch.allclose(x, y, atol=1e-4) for x, y in zip(got, wanted, strict=True))
 
 
 @pytest.mark.parametrize("kernel", KERNELS)

@@ -9,9 +9,11 @@ import pytest
 from PIL import Image
 
 from recipes.cologen import generate as command
+from recipes.cologen.data.annotators.opencv import draw_canny
 from recipes.cologen.data.world import World
 from recipes.cologen.generate import main
 from recipes.cologen.pictures import enlarge
+from recipes.cologen.pipeline import CoLoGenPipeline
 from recipes.cologen.report.run_reader import RunReader
 
 PROMPTS = {
@@ -120,11 +122,28 @@ def test_a_mask_says_where_to_paint(arguments: list[str], picture: Path, tmp_pat
     assert np.array_equal(by_mask, draw(arguments, *inpaint, "--image", str(picture)))
 
 
+def test_a_phrase_is_enough_for_grounding(arguments: list[str]) -> None:
+    by_order = draw(arguments)  # "draw a red box around the blue square"
+    assert np.array_equal(by_order, draw(arguments, "--prompt", "blue square"))
+
+
 def test_a_control_prompt_without_its_kind_gets_a_hint(
     arguments: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     draw(arguments, "--task", "control", "--prompt", "small red circle top left on gray")
     assert "canny edge to image" in capsys.readouterr().err
+
+
+def test_the_map_of_a_photograph_is_drawn_first_on_request(arguments: list[str], tmp_path: Path) -> None:
+    image = World(3).record(0).image
+    maps = {"photo": image, "map": draw_canny(image)}
+    for name, pixels in maps.items():
+        Image.fromarray(pixels).save(tmp_path / f"{name}.png")
+    control = ["--task", "control", "--prompt", PROMPTS["control"], "--image"]
+    by_map = draw(arguments, *control, str(tmp_path / "map.png"))
+    plain = draw(arguments, *control, str(tmp_path / "photo.png"))
+    drawn = draw(arguments, *control, str(tmp_path / "photo.png"), "--draw-map", "canny")
+    assert np.array_equal(drawn, by_map) and not np.array_equal(plain, by_map)
 
 
 REFUSALS = {
@@ -142,12 +161,17 @@ REFUSALS = {
     "no folder": (["--output", "nowhere/out.png"], "there is no folder nowhere"),
     "no format": (["--output", "out.txt"], r"out\.txt does not end like a picture"),
     "a mask for grounding": (["--mask", "{image}"], "--mask is for --task inpainting"),
+    "a map for grounding": (["--draw-map", "canny"], "--draw-map is for --task control; grounding reads"),
+    "a map that nobody draws": (
+        ["--task", "control", "--prompt", PROMPTS["control"], "--draw-map", "depth"],
+        "depth map needs a network, but data.annotators names none",
+    ),
     "an empty mask": (["--task", "inpainting", "--mask", "{black}"], "no white pixel"),
     "not a picture": (["--image", "{text}"], "cannot be read as a picture"),
     "no hole": (["--task", "inpainting", "--image", "{white}"], "there is no hole"),
     "nothing but a hole": (["--task", "inpainting", "--image", "{black}"], "covers the whole picture"),
     "a picture too large": (["--scale", "5000"], "--scale 5000 would make a picture of 80000x80000"),
-    "a prompt too long": (["--prompt", "red " * 40], "40|41"),
+    "a prompt too long": (["--prompt", "draw a " + "red " * 40], r"\d\d T5 tokens .* but 20 are read"),
 }
 
 
@@ -202,7 +226,7 @@ def test_ctrl_c_stops_it_with_a_line(
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(command, "generate", interrupted)
+    monkeypatch.setattr(CoLoGenPipeline, "__call__", interrupted)
     assert main(arguments) == 130
     assert capsys.readouterr().err == "stopped; nothing was written\n"
 

@@ -12,6 +12,7 @@ from recipes.cologen.data.layouts.layout import Layout, Reading
 from recipes.cologen.data.layouts.own import OWN, PAIRED
 from recipes.cologen.data.layouts.pictures import ADE20K, JOURNEYDB
 from recipes.cologen.data.layouts.refcoco import REFCOCO
+from recipes.cologen.data.layouts.stamps import STAMPS
 from recipes.cologen.data.layouts.subjects import SUBJECTS200K, UNO
 
 LAYOUTS: dict[str, Layout] = {
@@ -22,7 +23,7 @@ LAYOUTS: dict[str, Layout] = {
         *(MULTIGEN, MULTIGEN_DEPTH, CAPTIONED_ADE20K, CAPTIONED_COCOSTUFF),
         *(SUBJECTS200K, UNO),
         *(OMNIEDIT, MAGICBRUSH, ULTRAEDIT, INSTRUCTPIX2PIX, IMGEDIT),
-        *(OWN, PAIRED),
+        *(STAMPS, OWN, PAIRED),
     )
 }
 """By name, in the order of CoLoGen's stages."""

@@ -34,6 +34,8 @@ class Reading:
     """The folder that names of picture files start from."""
     addition: Mapping[str, Any] = field(default_factory=dict)
     """What the set's `additions` say of this row."""
+    sizes_only: bool = False
+    """Whether only sizes are wanted: pictures are then black, and no pixel is decoded."""
 
     def picture(self, value: Any) -> PilImage.Image:
         """The picture that a value of the row stands for.
@@ -41,7 +43,7 @@ class Reading:
         Raises:
             BrokenPictureError: It is missing or broken.
         """
-        return open_picture(value, self.row, self.root, self.id)
+        return open_picture(value, self.row, self.root, self.id, sizes_only=self.sizes_only)
 
     def origin(self, picture: PilImage.Image, scores: Mapping[str, Any] | None = None) -> Origin:
         """Where the record's picture comes from; scores that are no numbers are left out."""

@@ -12,24 +12,27 @@ from pydantic import ValidationError
 from recipes.cologen.data.folder_metadata import ObjectLine
 from recipes.cologen.data.layouts.layout import Layout, Reading, text_of
 from recipes.cologen.data.licences import UNSTATED
+from recipes.cologen.data.needs import needs_of
 from recipes.cologen.data.raw import RawObject, RawPair, RawRecord
 
 ALL_TASKS = ("inpainting", "grounding", "control", "customization", "editing")
 
 
 def _record(reading: Reading) -> RawRecord:
-    row = reading.row
+    row, needs = reading.row, needs_of(reading.tasks)
     picture = reading.picture(row.get("image") or row.get("file_name"))
-    segmentation = row.get("segmentation")
+    objects = _plain(row.get("objects")) or () if needs.objects else ()
+    depth, segmentation = (row.get(name) if needs.maps else None for name in ("depth", "segmentation"))
+    pairs = [pair for pair in _plain(row.get("pairs")) or () if pair.get("task") not in needs.other_pairs]
     return RawRecord(
         id=reading.id,
         picture=picture,
         caption=text_of(row.get("text")),
         origin=reading.origin(picture, _plain(row.get("scores")) or {}),
-        objects=tuple(_object(reading, item, picture) for item in _plain(row.get("objects")) or ()),
-        depth=reading.picture(row["depth"]) if row.get("depth") else None,
+        objects=tuple(_object(reading, item, picture) for item in objects),
+        depth=reading.picture(depth) if depth else None,
         segmentation=np.asarray(reading.picture(segmentation), dtype=np.int32) if segmentation else None,
-        pairs=tuple(_pair(reading, pair) for pair in _plain(row.get("pairs")) or ()),
+        pairs=tuple(_pair(reading, pair) for pair in pairs),
     )
 
 
@@ -64,7 +67,8 @@ def _pair(reading: Reading, pair: Any) -> RawPair:
     if pair.get("task") not in ("customization", "editing"):
         raise reading.broken(f"a pair's task is {pair.get('task')!r}; expected 'customization' or 'editing'")
     prompt, kind = text_of(pair.get("prompt")), pair.get("kind") or "given"
-    return RawPair(pair["task"], reading.picture(pair.get("image")), prompt, kind)
+    further = tuple(reading.picture(value) for value in pair.get("sources") or ())
+    return RawPair(pair["task"], reading.picture(pair.get("image")), prompt, kind, further)
 
 
 def _paired_record(reading: Reading) -> RawRecord:

@@ -25,7 +25,8 @@ class PairedFolder:
 
     def __init__(self, path: str, origin: str) -> None:
         """Match the names; see the class."""
-        self._root = Path(path).expanduser()
+        # Rows name whole paths: before a relative one, the folder that a set reads names from comes again.
+        self._root = Path(path).expanduser().absolute()
         sources, targets = (_pictures(self._root / side, origin) for side in ("source", "target"))
         alone = sorted(set(sources) ^ set(targets))
         if alone:

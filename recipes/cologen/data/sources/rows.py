@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from PIL import Image as PilImage
 
-from recipes.cologen.data.decoding import open_upright
+from recipes.cologen.data.decoding import open_upright, upright_stand_in
 from recipes.cologen.errors import BrokenPictureError, DataSetError
 
 Row = Mapping[str, Any]
@@ -36,14 +36,25 @@ class Rows(Protocol):
         """All rows in order, some columns of each: cheap, since pictures are left out."""
 
 
+def is_remote(path: str) -> bool:
+    """Whether a path is an address such as https://... or hf://..."""
+    return "://" in path
+
+
 def matching_files(pattern: str, origin: str) -> list[Path]:
     """The files that a comma-separated list of paths and glob patterns names; each pattern's are sorted.
 
     Raises:
-        DataSetError: A pattern matches nothing.
+        DataSetError: A pattern matches nothing, or is the address of a remote file.
     """
     files: list[Path] = []
     for part in pattern.split(","):
+        if is_remote(part):
+            raise DataSetError(
+                f"{origin}: {part} is not on this machine. Tar shards and annotation files are read in "
+                "place, here and there in them, so fetch them first, for example with `hf download "
+                "--repo-type dataset` or curl; parquet files may be remote (parquet:https://..., parquet:hf://...)"
+            )
         # Not Path.glob: a pattern may begin at the root, or name a file with marks in its path.
         found = sorted(glob.glob(str(Path(part).expanduser()), recursive=True))  # noqa: PTH207
         if Path(part).expanduser().is_file():
@@ -54,7 +65,9 @@ def matching_files(pattern: str, origin: str) -> list[Path]:
     return files
 
 
-def open_picture(value: Any, row: Row, root: Path | None, name: str) -> PilImage.Image:
+def open_picture(
+    value: Any, row: Row, root: Path | None, name: str, *, sizes_only: bool = False
+) -> PilImage.Image:
     """The picture that a row's value stands for, upright.
 
     Args:
@@ -63,6 +76,7 @@ def open_picture(value: Any, row: Row, root: Path | None, name: str) -> PilImage
         row: The row itself.
         root: The folder that names of files start from.
         name: What messages call the row.
+        sizes_only: Read the header alone, and give a black picture of that size.
 
     Raises:
         BrokenPictureError: There is no picture, or it cannot be decoded. Nothing takes its place.
@@ -75,7 +89,7 @@ def open_picture(value: Any, row: Row, root: Path | None, name: str) -> PilImage
         raise BrokenPictureError(f"{name}: a picture is missing")
     where: Path | io.BytesIO = io.BytesIO(value) if isinstance(value, bytes) else _below(value, root, name)
     try:
-        return open_upright(where)
+        return upright_stand_in(where) if sizes_only else open_upright(where)
     except (OSError, SyntaxError, ValueError, PilImage.DecompressionBombError) as error:
         what = "a picture" if isinstance(value, bytes) else value
         raise BrokenPictureError(f"{name}: {what} cannot be decoded ({error})") from error

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from recipes.cologen.data.sources.rows import Row, matching_files
+from recipes.cologen.data.sources.rows import Row, is_remote, matching_files
 from recipes.cologen.errors import DataSetError
 
 _SCAN_ROWS = 1000
@@ -20,6 +20,8 @@ class TableRows:
         # As arrow: the library would otherwise decode every picture of a row, wanted or not.
         self._dataset = dataset.with_format("arrow")
         self.columns: tuple[str, ...] = tuple(dataset.column_names)
+        self.fingerprint: str = dataset._fingerprint
+        """The library's own hash of what the rows are and where they come from."""
 
     def __len__(self) -> int:
         """How many rows there are."""
@@ -46,10 +48,15 @@ class TableRows:
 def open_parquet(path: str, origin: str) -> TableRows:
     """Parquet files; `datasets` turns them into arrow files in its cache, once.
 
+    Those at an address (https://, hf://) are downloaded into the same cache first, by the same library;
+    it reads https:// with `aiohttp`.
+
     Raises:
-        DataSetError: No file matches, or one is no parquet.
+        DataSetError: No file matches or can be had, or one is no parquet.
     """
-    files = [str(file) for file in matching_files(path, origin)]
+    files: list[str] = []
+    for part in path.split(","):
+        files += [part] if is_remote(part) else map(str, matching_files(part, origin))
     return _opened(origin, "load_dataset", "parquet", data_files={"train": files}, split="train")
 
 

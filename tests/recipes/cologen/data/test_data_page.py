@@ -7,6 +7,7 @@ import pytest
 import yaml
 
 from recipes.cologen.config import parse_config
+from recipes.cologen.config_annotators import OPTIONS
 from recipes.cologen.data.layouts import LAYOUTS
 from recipes.cologen.stages import COLOGEN_STAGES
 
@@ -33,7 +34,29 @@ def test_every_stage_has_a_published_set():
 
 
 def test_the_config_of_the_page_is_read():
-    (block,) = re.findall(r"^```yaml\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
-    config = parse_config({"name": "page", "base": {"path": "x"}, **yaml.safe_load(block)})
-    assert set(config.data.sets) == {"album", "subjects", "edits", "brush"}
-    assert all(part.layout in LAYOUTS for part in config.data.sets.values())
+    blocks = re.findall(r"^```yaml\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
+    first, buckets, cache = (yaml.safe_load(block)["data"] for block in blocks)
+
+    def read(data):
+        return parse_config({"name": "page", "base": {"path": "x"}, "data": data}).data
+
+    assert set(read(first).sets) == {"album", "subjects", "edits", "brush"}
+    assert all(part.layout in LAYOUTS for part in read(first).sets.values())
+    assert read({**first, **cache}).cache.stages == ("customization", "editing")
+    assert read({**first, **buckets, "size": None}).buckets.group == 8
+
+
+MAPS = (Path(__file__).parents[4] / "docs/recipes/maps.md").read_text(encoding="utf-8")
+
+
+def test_the_configs_of_the_page_about_maps_are_read():
+    blocks = re.findall(r"^```yaml\n(.*?)^```$", MAPS, re.MULTILINE | re.DOTALL)
+    maps, stamps = (parse_config({"name": "p", "base": {"path": "x"}, **yaml.safe_load(b)}) for b in blocks)
+    assert set(maps.data.annotators) == {"depth", "segmentation", "soft_edge", "lineart", "canny"}
+    assert stamps.data.sets["stamps"].layout == "stamps"
+
+
+def test_the_page_about_maps_has_every_option_of_stamps_and_annotators():
+    told = set(re.findall(r"`(\w+)`", MAPS))
+    assert set(LAYOUTS["stamps"].options) <= told
+    assert {option for maps in OPTIONS.values() for each in maps.values() for option in each} <= told

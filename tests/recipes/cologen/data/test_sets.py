@@ -128,7 +128,7 @@ class Numbered:
     def __len__(self):
         return self.length
 
-    def record(self, index):
+    def record(self, index, task=None):
         assert 0 <= index < self.length
         return Record(f"{self.name}{index}", np.zeros((1, 1, 3), np.uint8), "")
 

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recipes.cologen.data import oracle
-from recipes.cologen.data.control import CLASS_COLOURS, MAPS, available_kinds
+from recipes.cologen.data.class_colours import CLASS_COLOURS
+from recipes.cologen.data.control import MAPS, available_kinds
 from recipes.cologen.data.editing import EDITS
 from recipes.cologen.data.grounding import draw_box
 from recipes.cologen.data.inpainting import MASK_KINDS

@@ -9,7 +9,7 @@ from accelerate import Accelerator
 from recipes.cologen.training.interruption import StopSignals
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
 def test_a_signal_is_a_wish_to_stop(number):
     before = signal.getsignal(number)
     with StopSignals() as stop:

@@ -9,7 +9,7 @@ from PIL import Image
 from recipes.cologen.config_data import DataSettings, SetSettings
 from recipes.cologen.data.world import World
 from recipes.cologen.errors import DataSetError, FolderDataError
-from recipes.cologen.training.sources import held_out_records, training_records
+from recipes.cologen.training.sources import StageSource, held_out_records, training_records
 
 
 @pytest.fixture
@@ -24,12 +24,12 @@ def pictures(tmp_path):
 
 def test_the_world_is_endless_and_held_out_by_its_seed():
     data = DataSettings(seed=3, held_out_seed=4)
-    assert training_records(data).stage("control") == (World(3), None)
-    assert held_out_records(data).stage("control") == (World(4, held_out=True), None)
+    assert training_records(data).stage("control") == StageSource(World(3), None)
+    assert held_out_records(data).stage("control") == StageSource(World(4, held_out=True), None)
 
 
 def test_a_folder_has_a_length_and_one_size(pictures):
-    records, count = training_records(DataSettings(source=pictures, size=(16, 16))).stage("editing")
+    records, count, _ = training_records(DataSettings(source=pictures, size=(16, 16))).stage("editing")
     assert count == 3
     assert records.record(1).image.shape == (16, 16, 3)
 

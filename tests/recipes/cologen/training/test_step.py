@@ -7,6 +7,7 @@ import torch
 from accelerate import Accelerator
 
 import prw
+from recipes.cologen.caching.encoder import Encoder
 from recipes.cologen.data.sampler import BatchSampler
 from recipes.cologen.data.vocabulary import VOCABULARY
 from recipes.cologen.data.world import World
@@ -14,13 +15,12 @@ from recipes.cologen.flux.model import FluxModel
 from recipes.cologen.flux.tiny import build_tiny_flux, save_tiny_flux
 from recipes.cologen.training.batches import batches
 from recipes.cologen.training.growth import load_base
+from recipes.cologen.training.optimizers import make_optimizer
 from recipes.cologen.training.step import (
     StepLosses,
     Trainee,
-    average_gradients,
     batch_loss,
     learning_rate,
-    make_optimizer,
     train_step,
 )
 from tests.recipes.cologen.training.conftest import make_config
@@ -39,7 +39,7 @@ def trainee_of(base_path):
                 parameter.normal_(std=0.2)
         weave.add_expert("grounding", init="inpainting")
         model.transformer.train()
-        return Trainee(model, weave, Accelerator(), config)
+        return Trainee(model, weave, Accelerator(), config, Encoder(model, model.device))
 
     return make
 
@@ -173,12 +173,6 @@ def test_the_learning_rate_rises_stays_and_falls(warmup, decay, expected):
     config = make_config("x", f"optimizer.warmup_steps={warmup}", f"optimizer.decay_fraction={decay}")
     settings = config.stages["grounding"].model_copy(update={"steps": 4, "lr": 1.0})
     assert [learning_rate(step, settings, config.optimizer) for step in (1, 2, 3, 4)] == expected
-
-
-def test_alone_gradients_are_left_as_they_are():
-    parameter = torch.nn.Parameter(torch.zeros(2))
-    average_gradients([parameter], Accelerator())
-    assert parameter.grad is None
 
 
 def test_the_mean_of_measurements_is_taken_number_by_number():

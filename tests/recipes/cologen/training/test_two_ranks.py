@@ -1,41 +1,63 @@
-"""Two processes train what one does, and launched wrongly they refuse before they write."""
+"""Two processes train what one does, under DDP and FSDP2; launched wrongly they refuse before they write."""
 
 import fcntl
-import io
-import os
-import subprocess
-import sys
 
 import pytest
-from rich.console import Console
+import torch
+import yaml
 from safetensors.torch import load_file
 from torch.testing import assert_close
 
-from recipes.cologen.training.run import LaunchError, train
+from recipes.cologen.training.parallel import sharding_plugin
+from recipes.cologen.training.run import LaunchError
 from recipes.cologen.training.run_lock import LOCK_FILE
 from tests.recipes.cologen.training.conftest import make_config
+from tests.recipes.cologen.training.killing import quiet
+from tests.recipes.cologen.training.launching import FILES, launch
 
 # Routers draw their noise on each rank, and |U - rho| of a batch is no mean over its halves.
-ALIKE = ("pool.noise=false", "veteran.per=sample", "optimizer.eps=1e-3", "validation.samples=0")
+ALIKE = ("pool.noise=false", "veteran.per=sample", "optimizer.eps=1e-3", "validation.samples=1")
+STAGES = "inpainting..grounding"
+WEIGHTS = "prw/adapter_model.safetensors"
 
 
 def test_processes_that_do_not_know_of_each_other_are_refused(config, run, monkeypatch, tmp_path):
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(LaunchError, match=r"2 processes were launched.*sees 1.*accelerate launch --cpu"):
+    with pytest.raises(LaunchError, match=r"2 processes were launched.*sees 1.*ACCELERATE_USE_CPU=true"):
         run(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
-def launch(*arguments):
-    """The command on two ranks."""
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    return subprocess.run(
-        [*launcher, "-m", "recipes.cologen.train", *map(str, arguments)],
-        env={**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
+def test_fsdp_of_the_first_kind_is_refused(config, run, monkeypatch, tmp_path):
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(LaunchError, match=r"FSDP version 1.*fsdp_version: 2"):
+        run(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_deepspeed_is_refused(config, run, monkeypatch, tmp_path):
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    with pytest.raises(LaunchError, match=r"DeepSpeed, which this recipe does not train under.*fsdp2\.yaml"):
+        run(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_fsdp_casts_nothing(monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    monkeypatch.setenv("FSDP_VERSION", "2")
+    plugin = sharding_plugin()
+    plugin.set_mixed_precision("bf16")  # as accelerate does for a base in bfloat16
+    policy = plugin.mixed_precision_policy
+    assert (policy.param_dtype, policy.reduce_dtype, policy.output_dtype) == (None, None, None)
+
+
+@pytest.mark.parametrize("how", ["ddp", "fsdp2"])
+def test_the_files_we_ship_are_whole_and_leave_precision_to_the_recipe(how):
+    from accelerate.commands.config.config_args import load_config_from_file
+
+    loaded = load_config_from_file(str(FILES / f"{how}.yaml"))
+    assert loaded.distributed_type == {"ddp": "MULTI_GPU", "fsdp2": "FSDP"}[how]
+    assert yaml.safe_load((FILES / f"{how}.yaml").read_text())["mixed_precision"] == "no"
 
 
 @pytest.mark.slow
@@ -45,26 +67,57 @@ def test_two_ranks_are_both_refused_a_folder_that_is_taken(base_path, tmp_path):
     (tmp_path / "run").mkdir()
     with (tmp_path / "run" / LOCK_FILE).open("w") as lock:
         fcntl.lockf(lock, fcntl.LOCK_EX)
-        ended = launch("--config", file, "--output", tmp_path / "run")
+        ended = launch("ddp", "--config", file, "--output", tmp_path / "run")
     assert ended.returncode != 0
     assert ended.stderr.count("error: another command is working") == 2
     assert "barrier" not in ended.stderr
 
 
 @pytest.mark.slow
-def test_two_ranks_equal_one_with_the_same_global_batch(base_path, tmp_path):
-    config = make_config(base_path, *ALIKE)
+@pytest.mark.parametrize(
+    ("how", "settings"),
+    [
+        ("ddp", ["flow.source_timestep=zero", "machine.micro_batch=1", "optimizer.ema_decay=0.9"]),
+        ("ddp", ["flow.source_timestep=same", "machine.gradient_checkpointing=true"]),
+        ("fsdp2", ["flow.source_timestep=zero", "machine.micro_batch=1", "optimizer.ema_decay=0.9"]),
+        ("fsdp2", ["flow.source_timestep=zero", "machine.gradient_checkpointing=true"]),
+        ("fsdp2", ["flow.source_timestep=same", "machine.gradient_checkpointing=true"]),
+    ],
+)
+def test_two_ranks_equal_one_with_the_same_global_batch(how, settings, base_path, tmp_path):
+    config = make_config(base_path, *ALIKE, *settings)
     file = tmp_path / "two.yaml"
     file.write_text(config.to_yaml())
-    launch(
-        "--config", file, "--stage", "inpainting..grounding", "--output", tmp_path / "two"
-    ).check_returncode()
-    train(config, tmp_path / "one", "inpainting..grounding", Console(file=io.StringIO()))
+    ended = launch(how, "--config", file, "--stage", STAGES, "--output", tmp_path / "two")
+    assert ended.returncode == 0, ended.stderr
+    quiet(config, tmp_path / "one", STAGES)
     for stage in ("inpainting", "grounding"):
-        weights = f"checkpoints/{stage}/prw/adapter_model.safetensors"
-        assert_close(
-            load_file(tmp_path / "two" / weights),
-            load_file(tmp_path / "one" / weights),
-            rtol=1e-4,
-            atol=1e-6,
-        )
+        two, one = (load_file(tmp_path / ranks / "checkpoints" / stage / WEIGHTS) for ranks in ("two", "one"))
+        assert_close(two, one, rtol=1e-4, atol=1e-6)
+        assert two.keys() == one.keys()
+    # What two ranks wrote is whole: one goes on from it, with the stage that is left.
+    assert quiet(config, tmp_path / "two", "control").trained == ("control",)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["ddp", "fsdp2"])
+def test_a_spoilt_batch_on_one_rank_is_skipped_on_both(how, base_path, tmp_path):
+    config = make_config(base_path, "validation.samples=0", "logging.checkpoint_every=3", "stages.*.steps=4")
+    file = tmp_path / "two.yaml"
+    file.write_text(config.to_yaml())
+    ended = launch(
+        how,
+        file,
+        tmp_path / "run",
+        module="tests.recipes.cologen.training.spoiling",
+        env={"SPOILT_RANK": "1"},
+    )
+    assert ended.returncode == 0, ended.stderr
+    lines = (tmp_path / "run/metrics.jsonl").read_text().splitlines()
+    (row,) = [line for line in map(yaml.safe_load, lines) if line["kind"] == "skipped"]
+    assert (row["step"], row["losses"][1], len(row["records"])) == (2, "nan", 2)
+    assert isinstance(row["losses"][0], float)
+    optimizer = torch.load(tmp_path / "run/checkpoints/latest/training.pt", weights_only=True)["optimizer"]
+    assert {int(state["step"]) for state in optimizer["state"].values()} == {2}  # of three steps
+    weights = load_file(tmp_path / "run/checkpoints/inpainting" / WEIGHTS)
+    assert all(value.isfinite().all() for value in weights.values())

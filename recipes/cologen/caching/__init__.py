@@ -1,0 +1,1 @@
+"""Caches of latents and text embeddings: what is kept, by which key, and what stands in for the encoders."""

@@ -1,0 +1,156 @@
+"""What a training step holds besides weights: traced through the real classes on tensors without data.
+
+The trace runs the recipe's own encoders, two-step attention, experts, loss and backward pass, so whatever
+autograd keeps is counted as it is kept. Deep bases are traced with a few blocks: every further block of a
+kind adds the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn import functional as F
+
+import prw
+from prw.config import PoolSettings
+from recipes.cologen.costs.live_bytes import LiveBytes, saved_bytes
+from recipes.cologen.costs.shapes import BaseShape
+from recipes.cologen.flux.model import FluxModel
+from recipes.cologen.flux.tokens import ImageTokens, PromptIds, TextTokens
+
+FEW = 2
+"""Blocks of a kind that are traced; the difference that a third makes is that of each further one."""
+
+
+class Load(NamedTuple):
+    """One micro-batch on one device."""
+
+    batch: int
+    height: int
+    width: int
+    experts: int
+    dtype: torch.dtype = torch.float32
+    checkpointing: bool = False
+    source_timestep: Literal["same", "zero"] = "same"
+
+
+class StepBytes(NamedTuple):
+    """Bytes of a step, without weights, gradients and optimiser states."""
+
+    encoding: int
+    """The most that is alive at once while text encoders and VAE run; no gradients are wanted there."""
+    saved: int
+    """What autograd keeps at the end of the forward pass."""
+    training: int
+    """The most that is alive at once in forward and backward pass, what is saved included."""
+
+
+class Encoded(NamedTuple):
+    """A micro-batch as the transformer reads it, by the shapes of its tensors; and what encoding it took."""
+
+    peak: int
+    rows: int
+    columns: int
+    channels: int
+    embeds: tuple[int, ...]
+    pooled: tuple[int, ...]
+
+
+def step_bytes(shape: BaseShape, pool: PoolSettings, load: Load) -> StepBytes:
+    """Bytes of a training step of a base with a pool of experts.
+
+    Without numbers, experts are computed by plain operations, which keep a little more than the kernels do.
+    """
+    encoded = encode(shape, load)
+    saved, held = over_depth(shape, lambda blocks: _trace(shape, pool, load, encoded, blocks))
+    return StepBytes(encoded.peak, saved, held)
+
+
+def over_depth(shape: BaseShape, trace: Callable[[tuple[int, int]], Sequence[int]]) -> list[int]:
+    """What a trace of some double and single blocks would give for all blocks of a base."""
+    few = [min(number, FEW) for number in shape.blocks]
+    start = trace((few[0], few[1]))
+    total = list(start)
+    for kind, number in enumerate(shape.blocks):
+        further = number - few[kind]
+        if further:
+            more = trace((few[0] + (kind == 0), few[1] + (kind == 1)))
+            total = [a + further * (b - c) for a, b, c in zip(total, more, start, strict=True)]
+    return total
+
+
+@torch.no_grad()
+def encode(shape: BaseShape, load: Load) -> Encoded:
+    """Encode prompts, source and target of a micro-batch, in the order in which training encodes them."""
+    with FakeTensorMode():
+        model = shape.build(load.dtype, (1, 1))
+        weights = [weight for part in model.modules() for weight in (*part.parameters(), *part.buffers())]
+        with LiveBytes(weights) as live:
+            pixels = torch.zeros(load.batch, 3, load.height, load.width)
+            clean = model.encode_images(pixels)
+            length = model.text_encoder.config.max_position_embeddings
+            ids = PromptIds(
+                clip=torch.zeros(load.batch, length, dtype=torch.long),
+                t5=torch.zeros(load.batch, model.max_text_tokens, dtype=torch.long),
+            )
+            text = model.encode_ids(ids)
+            source = model.encode_images(pixels)
+        sizes = (source.rows, clean.columns, clean.tokens.shape[-1])
+        return Encoded(live.peak, *sizes, tuple(text.embeds.shape), tuple(text.pooled.shape))
+
+
+def woven(
+    shape: BaseShape, pool: PoolSettings, load: Load, blocks: tuple[int, int]
+) -> tuple[FluxModel, prw.Weave]:
+    """A base of some blocks with its pool, in training mode; called under `FakeTensorMode`."""
+    model = shape.build(load.dtype, blocks, encoders=False)
+    # A kernel is never chosen by values, and a pool with a generator of its own would read them.
+    settings = {**pool.model_dump(), "kernel": "dense", "noise_seed": None}
+    weave = prw.inject(model.transformer, target="kv", **settings)
+    for number in range(load.experts):
+        weave.add_expert(f"expert_{number}")
+    model.transformer.train()
+    if load.checkpointing:
+        model.transformer.enable_gradient_checkpointing()
+    for parameter in weave.trainable_parameters():
+        # There from the step's first micro-batch on, and counted by themselves.
+        parameter.grad = torch.zeros_like(parameter)
+    return model, weave
+
+
+def _trace(
+    shape: BaseShape, pool: PoolSettings, load: Load, encoded: Encoded, blocks: tuple[int, int]
+) -> tuple[int, int]:
+    """What a step saves and holds with these numbers of double and single blocks."""
+    with FakeTensorMode():
+        model, weave = woven(shape, pool, load, blocks)
+        weights = [*model.transformer.parameters(), *model.transformer.buffers()]
+        gradients = [weight.grad for weight in weights if weight.grad is not None]
+        with LiveBytes([*weights, *gradients]) as live:
+            with saved_bytes(weights) as saved:
+                loss = step_loss(model, weave, load, encoded)
+            loss.backward()
+        return sum(saved), live.peak
+
+
+def step_loss(model: FluxModel, weave: prw.Weave, load: Load, encoded: Encoded) -> Tensor:
+    """The loss of the training step, `training/step.py`, whose numbers nobody reads here."""
+    dtype, mixed = load.dtype, load.dtype == torch.bfloat16
+    text = TextTokens(torch.empty(encoded.embeds, dtype=dtype), torch.empty(encoded.pooled, dtype=dtype))
+    tokens = (load.batch, encoded.rows * encoded.columns, encoded.channels)
+    source = ImageTokens(torch.empty(tokens, dtype=dtype), encoded.rows, encoded.columns)
+    wanted, noisy = torch.empty(tokens), source.with_tokens(torch.empty(tokens))
+    with torch.autocast("cpu", torch.bfloat16, enabled=mixed), weave.record() as routing:
+        velocity = model.velocity(
+            noisy,
+            torch.empty(load.batch),
+            text,
+            source,
+            source_timestep=load.source_timestep,
+            guidance=1.0 if model.transformer.config.guidance_embeds else None,
+        )
+    return F.mse_loss(velocity.float(), wanted) + prw.veteran_loss(routing, rho=0.8, alpha=0.5)

@@ -1,0 +1,1 @@
+"""Annotators: what draws the control maps that a data set does not store."""

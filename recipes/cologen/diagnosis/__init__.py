@@ -1,0 +1,1 @@
+"""What `doctor` finds out about a run, and how it shows it."""

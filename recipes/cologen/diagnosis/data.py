@@ -1,0 +1,140 @@
+"""What a run would be trained on: records by source and stage, and what keeps a stage from its pictures."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import transformers
+from rich.console import Console
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from recipes.cologen.config import RunConfig
+from recipes.cologen.costs.shapes import BaseShape, read_json
+from recipes.cologen.data.annotators.drawing import Annotators
+from recipes.cologen.errors import CologenError
+from recipes.cologen.flux.folder import INDEX_FILE
+from recipes.cologen.flux.model import FluxModel
+from recipes.cologen.training.data_card import make_card
+from recipes.cologen.training.data_check import check_sources
+from recipes.cologen.training.preflight import Problem
+from recipes.cologen.training.sources import DataSource, held_out_records, training_records
+
+
+class DataFacts(NamedTuple):
+    """What was found."""
+
+    card: dict[str, Any] | None
+    """The data card that a run would write; None where the data cannot be opened."""
+    size: tuple[int, int] | None
+    """Height and width of pictures; None where they are not known."""
+    problems: tuple[Problem, ...]
+
+
+def data_facts(config: RunConfig, stages: Sequence[str], shape: BaseShape | None) -> DataFacts:
+    """Open what these stages read, and look at some pictures of each, as training does first."""
+    problems, size = [], config.data.size
+    try:
+        data = training_records(config.data)
+        held_out = held_out_records(config.data) if config.validation.samples else None
+    except CologenError as error:
+        return DataFacts(None, size, _each_fault(config, str(error)))
+    serving = []
+    for name in stages:
+        try:
+            source = data.stage(name)
+        except CologenError as error:
+            problems.append(Problem("data", str(error)))
+        else:
+            serving.append(name)
+            size = size or _first_size(source.records)
+    problems += _looked_at(config, serving, data, shape)
+    annotators, lacking = _annotators(config, stages)
+    problems += lacking
+    card = make_card(config.model_copy(update={"stages": _only(config, serving)}), data, held_out, annotators)
+    card["buckets"], largest = _buckets(config, serving, data)
+    return DataFacts(card, largest or size, tuple(problems))
+
+
+def _annotators(config: RunConfig, stages: Sequence[str]) -> tuple[Annotators, list[Problem]]:
+    """What draws control maps, loaded where the run would need it."""
+    wanted = config.data.annotators if "control" in stages else {}
+    try:
+        return Annotators.load(wanted, torch.device("cpu")), []
+    except CologenError as error:
+        return Annotators(), [Problem("data", str(error))]
+
+
+def _each_fault(config: RunConfig, first: str) -> tuple[Problem, ...]:
+    """What is wrong with every data set, where training would stop at the first."""
+    found = []
+    for name, settings in config.data.sets.items():
+        try:
+            training_records(config.data.model_copy(update={"sets": {name: settings}}))
+        except CologenError as error:
+            found.append(Problem("data", str(error)))
+    return tuple(found) or (Problem("data", first),)
+
+
+def _buckets(
+    config: RunConfig, stages: Sequence[str], data: DataSource
+) -> tuple[dict[str, dict[str, int]], tuple[int, int] | None]:
+    """Records of each stage by aspect bucket, and the largest size; nothing where there are no buckets."""
+    settings: Any = getattr(config.data, "buckets", None)
+    if settings is None or not settings.on:
+        return {}, None
+    counts, sizes = {}, []
+    for name in stages:
+        source: Any = data.stage(name)
+        found = source.bucketed(name, settings)
+        counts[name] = {str(bucket): len(of) for bucket, of in zip(*found, strict=True)}
+        sizes += [size for bucket in found.buckets for size in bucket]
+    return counts, max(sizes, key=lambda size: size[0] * size[1], default=None)
+
+
+def _only(config: RunConfig, serving: Sequence[str]) -> dict[str, Any]:
+    return {name: stage for name, stage in config.stages.items() if name in serving}
+
+
+def _first_size(records: Any) -> tuple[int, int] | None:
+    try:
+        height, width = records.record(0).image.shape[:2]
+        return int(height), int(width)
+    except CologenError:  # told by those who look at more than one
+        return None
+
+
+def _looked_at(
+    config: RunConfig, stages: Sequence[str], data: DataSource, shape: BaseShape | None
+) -> list[Problem]:
+    model = None if shape is None else tokenizing_model(shape)
+    if model is None:
+        return []
+    model.long_prompts = config.long_prompts
+    try:
+        check_sources(data, config, stages, model, Console(file=io.StringIO()))
+    except CologenError as error:
+        return [Problem("data", str(error))]
+    return []
+
+
+def tokenizing_model(shape: BaseShape) -> FluxModel | None:
+    """A base without weights that can tell whether it would read a prompt; None where it has no tokenizer."""
+    index = read_json(shape.folder / INDEX_FILE)
+    with FakeTensorMode():
+        model = shape.build(torch.float32, (1, 1), encoders=False)
+    for part in ("tokenizer", "tokenizer_2"):
+        folder = shape.folder / part
+        if not _holds_tokenizer(folder):
+            return None
+        kind = getattr(transformers, index[part][1])
+        setattr(model, part, kind.from_pretrained(folder, local_files_only=True))
+    return model
+
+
+def _holds_tokenizer(folder: Path) -> bool:
+    """Whether there is more than the settings of a tokenizer."""
+    return any((folder / name).is_file() for name in ("tokenizer.json", "vocab.json", "spiece.model"))

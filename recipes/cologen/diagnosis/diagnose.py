@@ -1,0 +1,194 @@
+"""Puts together what a run needs and costs, as plain values, and all that keeps it from working."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from huggingface_hub import try_to_load_from_cache
+
+from recipes.cologen.config import RunConfig
+from recipes.cologen.costs.memory import FLOAT32, Memory, estimate_memory, load_of, what_would_fit
+from recipes.cologen.costs.memory import trained_parameters as trained
+from recipes.cologen.costs.parameters import Counts, count_parameters
+from recipes.cologen.costs.shapes import PARTS, BaseShape, find_shape
+from recipes.cologen.diagnosis.data import DataFacts, data_facts
+from recipes.cologen.diagnosis.environment import environment
+from recipes.cologen.diagnosis.probe import Probe
+from recipes.cologen.errors import CologenError
+from recipes.cologen.flux.folder import INDEX_FILE
+from recipes.cologen.flux.locate import HOW_TO_GET_ONE, HUB_NAME
+from recipes.cologen.training.preflight import Problem, cheap_problems
+
+
+class Gpu(NamedTuple):
+    """The device that memory is compared with."""
+
+    name: str
+    bytes: int
+
+
+class Asked(NamedTuple):
+    """What a diagnosis is about."""
+
+    config: RunConfig
+    stages: tuple[str, ...]
+    output: Path
+    processes: int
+    gpu: Gpu | None
+
+    @property
+    def micro_batch(self) -> int:
+        """Examples that a device takes at once: of the stage that takes most."""
+        largest = max(self.config.stages[name].batch_size for name in self.stages)
+        return self.config.machine.micro_batch or max(1, largest // self.processes)
+
+    @property
+    def experts(self) -> int:
+        """Of the pool in the last stage, which needs most."""
+        return self.config.stage_names.index(self.stages[-1]) + 1
+
+
+class Diagnosis(NamedTuple):
+    """Facts as plain values, and what keeps the run from working."""
+
+    facts: dict[str, Any]
+    problems: tuple[Problem, ...]
+
+
+def diagnose(asked: Asked) -> Diagnosis:
+    """Look at everything that can be told without loading weights or taking a step."""
+    folder, base, problems = find_base(asked.config)
+    facts: dict[str, Any] = {
+        "config": asked.config.name,
+        "environment": environment(asked.output, asked.processes),
+        "base": base,
+    }
+    problems += cheap_problems(asked.config, asked.stages, folder, asked.processes)
+    shape = None
+    try:
+        shape = find_shape(asked.config.base.path, folder, asked.config.base.max_text_tokens)
+    except CologenError as error:
+        problems.append(Problem("base", str(error)))
+    data = data_facts(asked.config, asked.stages, shape)
+    problems += data.problems
+    facts["data"] = data.card
+    facts["stages"] = {name: _stage_facts(asked, data, name) for name in asked.stages}
+    if shape is not None:
+        counts = count_parameters(shape, asked.config.pool)
+        facts["parameters"] = _parameter_facts(counts, asked)
+        problems += _disk(asked, counts, facts)
+        if data.size is not None and not any(problem.about == "picture size" for problem in problems):
+            facts["memory"], found = _memory(asked, shape, counts, data.size)
+            problems += found
+    return Diagnosis(facts, tuple(dict.fromkeys(problems)))
+
+
+def find_base(config: RunConfig) -> tuple[Path, dict[str, Any], list[Problem]]:
+    """Where the base is, without fetching it; and what is wrong with it."""
+    folder, name = config.base_path, config.base.path
+    if not folder.exists() and HUB_NAME.fullmatch(name):
+        cached = try_to_load_from_cache(name, INDEX_FILE, revision=config.base.revision)
+        if not isinstance(cached, str):
+            where = "not here; train fetches it from the Hugging Face hub"
+            return folder, {"path": name, "where": where}, []
+        folder = Path(cached).parent
+    facts = {"path": name, "where": str(folder)}
+    if not folder.exists():
+        return folder, facts, [Problem("base", f"there is no FLUX base at {folder}. {HOW_TO_GET_ONE}")]
+    bare = [part for part in PARTS if not _has_weights(folder / part)]
+    if bare and (folder / INDEX_FILE).is_file():
+        message = f"{folder} has no weights of {', '.join(bare)}: fetch the whole folder. {HOW_TO_GET_ONE}"
+        return folder, facts, [Problem("base", message)]
+    return folder, facts, []
+
+
+def _has_weights(part: Path) -> bool:
+    return any(file.suffix in (".safetensors", ".bin") for file in part.glob("*"))
+
+
+def _parameter_facts(counts: Counts, asked: Asked) -> dict[str, Any]:
+    return {
+        "sites": counts.sites,
+        "experts": asked.experts,
+        "per_expert": counts.per_expert,
+        "all_experts": asked.experts * counts.per_expert,
+        "routers": asked.experts * counts.router_per_expert,
+        "trained_at_once": trained(asked.config, counts, asked.experts),
+        "base": counts.base,
+    }
+
+
+def _stage_facts(asked: Asked, data: DataFacts, name: str) -> dict[str, Any]:
+    stage = asked.config.stages[name]
+    known = {} if data.card is None else data.card["stages"].get(name, {})
+    records = known.get("records") if known else "unknown"
+    return {
+        "steps": stage.steps,
+        "batch_size": stage.batch_size,
+        "examples": stage.steps * stage.batch_size,
+        "records": "endless" if records is None else records,
+        "epochs": stage.steps * stage.batch_size / records if isinstance(records, int) else None,
+        "shares": known.get("shares", {}),
+    }
+
+
+def _disk(asked: Asked, counts: Counts, facts: dict[str, Any]) -> list[Problem]:
+    """Room for a pool of every stage, and for the stage in progress twice, since it is replaced at once."""
+    one = (counts.per_expert + counts.router_per_expert) * FLOAT32
+    finished = sum(one * (asked.config.stage_names.index(name) + 1) for name in asked.stages)
+    needed = finished + 2 * (asked.experts + 2) * one
+    facts["environment"]["needed_disk_bytes"] = needed
+    free = facts["environment"]["free_disk_bytes"]
+    if needed <= free:
+        return []
+    message = (
+        f"checkpoints of this run need about {needed / 1e9:.1f} GB, but {asked.output} has "
+        f"{free / 1e9:.1f} GB left: give another --output, or make room."
+    )
+    return [Problem("disk", message)]
+
+
+def _memory(
+    asked: Asked, shape: BaseShape, counts: Counts, size: tuple[int, int]
+) -> tuple[dict[str, Any], list[Problem]]:
+    """Memory by part, beside what the device has; and what would make it fit."""
+    load = load_of(asked.config, asked.micro_batch, size, asked.experts)
+    memory = estimate_memory(asked.config, shape, counts, load)
+    facts = memory_facts(memory, asked.gpu)
+    if asked.gpu is None or memory.total <= asked.gpu.bytes:
+        return facts, []
+    change = what_would_fit(asked.config, shape, counts, load, asked.gpu.bytes)
+    advice = (
+        "no setting makes it fit: take a larger GPU, or smaller pictures (data.size)."
+        if change is None
+        else f"--set {' '.join(change.settings)} would need {change.memory.total / 1e9:.1f} GB."
+    )
+    message = (
+        f"a step needs about {memory.total / 1e9:.1f} GB (computed), but {asked.gpu.name} has "
+        f"{asked.gpu.bytes / 1e9:.1f} GB; {advice}"
+    )
+    return facts, [Problem("memory", message)]
+
+
+def memory_facts(memory: Memory, gpu: Gpu | None) -> dict[str, Any]:
+    """Memory by part, as plain values."""
+    return {
+        "micro_batch": memory.load.batch,
+        "size": [memory.load.height, memory.load.width],
+        "parts": [part._asdict() for part in memory.parts],
+        "total_bytes": memory.total,
+        "gpu": None if gpu is None else gpu._asdict(),
+        "measured": False,
+    }
+
+
+def add_probe(facts: dict[str, Any], asked: Asked, measured: Probe) -> None:
+    """Put what was measured beside what was computed: hours of every stage, and the memory that was used."""
+    for name in asked.stages:
+        stage = facts["stages"][name]
+        at_once = asked.micro_batch * asked.processes
+        steps = stage["steps"] * max(1, stage["batch_size"] // at_once)
+        stage["seconds_per_micro_batch"] = measured.seconds[name]
+        stage["hours"] = steps * measured.seconds[name] / 3600
+    facts["measured_peak_bytes"] = measured.peak_bytes

@@ -1,0 +1,106 @@
+"""Says before a run what it trains, needs and costs: `python -m recipes.cologen.doctor --config tiny`.
+
+Loads no weights and takes no step, unless --probe asks for three. Its exit status is 1 if something would
+keep the run from working; each such thing is named with the setting to change.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from prw.errors import PrwError
+from recipes.cologen.config import load_config
+from recipes.cologen.costs.gpus import GPUS, gpu_memory, memory_size
+from recipes.cologen.diagnosis.diagnose import Asked, Diagnosis, Gpu, add_probe, diagnose
+from recipes.cologen.diagnosis.environment import gpu_bytes
+from recipes.cologen.diagnosis.probe import probe
+from recipes.cologen.diagnosis.show import show
+from recipes.cologen.errors import CologenError
+from recipes.cologen.stages import select_stages
+from recipes.cologen.terminal import positive, silence_loading_bars
+from recipes.cologen.training.preflight import Problem
+
+
+def main(arguments: Sequence[str] | None = None, console: Console | None = None) -> int:
+    """Run the command and return its exit status: 0 the run can work, 1 it cannot, or a wrong question."""
+    given = _parser().parse_args(arguments)
+    console = console or Console()
+    silence_loading_bars()
+    try:
+        asked = _asked(given)
+        found = diagnose(asked)
+        if given.probe and not found.problems:
+            found = _probed(asked, found)
+    except (CologenError, PrwError) as error:
+        Console(stderr=True).print(f"error: {error}", markup=False, highlight=False, soft_wrap=True)
+        return 1
+    show(found, console)
+    if given.probe and "measured_peak_bytes" not in found.facts:
+        console.print("not probed, since the run would not work", markup=False, highlight=False)
+    if given.json is not None:
+        given.json.write_text(json.dumps(_as_json(found), indent=2) + "\n", encoding="utf-8")
+    return 1 if found.problems else 0
+
+
+def _asked(given: argparse.Namespace) -> Asked:
+    data = [] if given.data is None else [f"data.source={json.dumps(given.data, ensure_ascii=False)}"]
+    config = load_config(given.config, [*given.set, *data])
+    return Asked(
+        config, select_stages(given.stage, config.stage_names), given.output, given.processes, _gpu(given)
+    )
+
+
+def _gpu(given: argparse.Namespace) -> Gpu | None:
+    """The GPU that is named, or the one that is here."""
+    if given.gpu_memory is not None:
+        return Gpu(given.gpu or "the GPU", memory_size(given.gpu_memory))
+    if given.gpu is not None:
+        return Gpu(*gpu_memory(given.gpu))
+    here = gpu_bytes()
+    return None if here is None else Gpu("this GPU", here)
+
+
+def _probed(asked: Asked, found: Diagnosis) -> Diagnosis:
+    """Add what a few real steps take; training refuses what only it can see."""
+    try:
+        measured = probe(asked.config, asked.stages, asked.micro_batch, asked.output)
+    except (CologenError, PrwError) as error:
+        return found._replace(problems=(*found.problems, Problem("probe", str(error))))
+    add_probe(found.facts, asked, measured)
+    return found
+
+
+def _as_json(found: Diagnosis) -> dict[str, Any]:
+    return {**found.facts, "problems": [problem._asdict() for problem in found.problems]}
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m recipes.cologen.doctor", description=__doc__)
+    parser.add_argument("--config", required=True, help="as of train: a config's name, or a YAML file")
+    parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE")
+    parser.add_argument("--data", help="as of train: folder:PATH in place of the config's")
+    parser.add_argument("--stage", default="all", help="all, a stage, or a range FIRST..LAST (default: all)")
+    parser.add_argument("--output", type=Path, default=Path("runs/run"), help="the folder of the run")
+    parser.add_argument("--gpu", metavar="NAME", help=f"plan for another GPU: {', '.join(GPUS)}")
+    parser.add_argument("--gpu-memory", metavar="SIZE", help="plan for a GPU of this memory, such as 24GB")
+    parser.add_argument(
+        "--processes",
+        type=positive,
+        default=int(os.environ.get("WORLD_SIZE", "1")),
+        help="how many share a batch (default: 1)",
+    )
+    parser.add_argument("--probe", action="store_true", help="take three real steps of every stage here")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all of it for a machine, too")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

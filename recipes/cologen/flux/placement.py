@@ -1,0 +1,100 @@
+"""Puts a loaded base on a device as the machine's settings say: where encoders wait, compiling, attention."""
+
+from __future__ import annotations
+
+import torch
+from accelerate import cpu_offload
+from diffusers import ModelMixin
+from torch import nn
+
+from recipes.cologen.config_model import MachineSettings
+from recipes.cologen.errors import MachineError
+from recipes.cologen.flux.base import FluxBase
+
+TRACES_OF_A_BLOCK = 64
+"""How often torch may trace a block in a process: in training and sampling, five stages, some sizes."""
+
+
+def place(
+    model: FluxBase,
+    machine: MachineSettings,
+    device: torch.device,
+    transformer_device: torch.device | None = None,
+) -> None:
+    """Move the parts to the device, and prepare the transformer, which may be wanted elsewhere at first.
+
+    Args:
+        model: the base.
+        machine: how it is to fit.
+        device: where to.
+        transformer_device: where the transformer goes instead, to be split over devices later.
+
+    Raises:
+        MachineError: attention or compiling is asked for in a way that this machine cannot do.
+    """
+    transformer, *encoders = model.modules()
+    transformer.to(transformer_device or device)
+    for encoder in encoders:
+        if machine.encoders == "offload":
+            offload(encoder, device)
+        else:
+            encoder.to(device)
+    if machine.gradient_checkpointing:
+        model.transformer.enable_gradient_checkpointing()
+    if machine.attention is not None:
+        set_attention(model.transformer, machine.attention)
+    if machine.compile:
+        compile_blocks(model.transformer, machine.compile_backend)
+
+
+def offload(encoder: nn.Module, device: torch.device) -> None:
+    """Keep a frozen part's weights in the machine's memory; each layer's visit the device while it runs.
+
+    A forward costs one copy of all weights to the device. On a CPU it works and saves nothing.
+    """
+    # Weights without a storage of their own, as the anchor of the weightless VAE, have no layer to come with.
+    if next(encoder.children(), None) is None:
+        encoder.to(device)
+        return
+    cpu_offload(encoder.to("cpu"), execution_device=device)
+
+
+def set_attention(transformer: ModelMixin, backend: str) -> None:
+    """Choose how attention is computed.
+
+    diffusers keeps the choice on each attention of this transformer, and makes it the default of the whole
+    process for others, which `reset_attention_backend` does not undo.
+
+    Raises:
+        MachineError: diffusers does not know the backend, or its package is missing.
+    """
+    try:
+        transformer.set_attention_backend(backend)
+    except (ValueError, RuntimeError, ImportError) as error:
+        raise MachineError(
+            f"machine.attention={backend} cannot be used: {error} Install what it needs, or leave it out: "
+            "torch's own attention is used then."
+        ) from error
+
+
+def compile_blocks(transformer: ModelMixin, backend: str) -> None:
+    """Let torch compile every block at its first call.
+
+    Each block notes its own decisions under its own name, so each is traced by itself, where plain blocks of
+    one kind would share a trace; inductor takes what comes out alike from its cache. Torch's limits on
+    traces of one function, which are the process's, are raised so far that a run keeps below them.
+
+    Raises:
+        MachineError: torch has no such backend.
+    """
+    known = torch.compiler.list_backends(exclude_tags=())
+    if backend not in known:
+        raise MachineError(
+            f"machine.compile_backend is {backend!r}; this torch has {', '.join(known)}. Leave it out for "
+            "inductor."
+        )
+    blocks = sum(type(part).__name__ in transformer._repeated_blocks for part in transformer.modules())
+    limits, most = torch._dynamo.config, blocks * TRACES_OF_A_BLOCK
+    limits.recompile_limit = max(limits.recompile_limit, most)
+    limits.accumulated_recompile_limit = max(limits.accumulated_recompile_limit, most)
+    transformer.compile_repeated_blocks(fullgraph=True, backend=backend)

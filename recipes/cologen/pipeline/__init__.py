@@ -1,0 +1,34 @@
+"""Diffusers pipelines over FLUX.1 and FLUX.2 klein with a source stream and a pool of routed experts."""
+
+from __future__ import annotations
+
+from diffusers import Flux2KleinPipeline
+
+from recipes.cologen.flux.base import FluxBase, SourceTimestep
+from recipes.cologen.pipeline.flux2_pipeline import CoLoGenFlux2Pipeline
+from recipes.cologen.pipeline.output import CoLoGenPipelineOutput
+from recipes.cologen.pipeline.pipeline import CoLoGenPipeline
+from recipes.cologen.pipeline.plotting import plot_routing
+from recipes.cologen.pipeline.routing import RoutingTrace
+
+__all__ = [
+    "CoLoGenFlux2Pipeline",
+    "CoLoGenPipeline",
+    "CoLoGenPipelineOutput",
+    "RoutingTrace",
+    "pipeline_over",
+    "plot_routing",
+]
+
+
+def pipeline_over(
+    model: FluxBase, source_timestep: SourceTimestep = "same"
+) -> CoLoGenPipeline | CoLoGenFlux2Pipeline:
+    """Give the pipeline of a base's family, over the very same parts, its pool among them."""
+    stock = model.pipeline()
+    if isinstance(stock, Flux2KleinPipeline):
+        distilled = stock.config.is_distilled
+        return CoLoGenFlux2Pipeline(
+            **stock.components, is_distilled=distilled, source_timestep=source_timestep
+        )
+    return CoLoGenPipeline(**stock.components, source_timestep=source_timestep)

@@ -1,0 +1,132 @@
+"""What a call does before and after its steps: prompts, schedule, pictures into tokens and back."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers.pipelines.flux.pipeline_flux import retrieve_timesteps
+from torch import Tensor
+
+from recipes.cologen.errors import PromptError, ShapeError
+from recipes.cologen.pipeline.adapters import LorasBesidePool
+from recipes.cologen.pipeline.denoiser import SourceBatch, Text
+from recipes.cologen.pipeline.request import Asked
+from recipes.cologen.pipeline.sources import Sources
+from recipes.cologen.pipeline.tasks import worded
+
+
+class Parts(LorasBesidePool):
+    """Steps of a call, on the models of the pipeline; a family of bases fills in what is its own."""
+
+    @property
+    def _side(self) -> int:
+        """Pixels a side that a token covers: 16 with FLUX's own VAE."""
+        return int(2 * self.vae_scale_factor)
+
+    def _texts(self, asked: Asked, device: torch.device) -> tuple[Text, Text | None]:
+        """Encode the prompts and, where it is asked for, the negative ones."""
+        prompts = asked.prompts()
+        second = asked.prompt_2
+        if prompts is not None:
+            prompts = [worded(prompt, asked.task, asked.control) for prompt in prompts]
+            second = [
+                worded(one, asked.task, asked.control)
+                for one in _each(second, len(prompts), "prompt_2") or ()
+            ]
+        text = self._text(
+            asked, device, prompts, second or None, asked.prompt_embeds, asked.pooled_prompt_embeds
+        )
+        if not asked.has_negative:
+            return text, None
+        batch = text.embeds.shape[0] // asked.num_images_per_prompt
+        away = self._text(
+            asked,
+            device,
+            _each(asked.negative_prompt, batch, "negative_prompt"),
+            _each(asked.negative_prompt_2, batch, "negative_prompt_2"),
+            asked.negative_prompt_embeds,
+            asked.negative_pooled_prompt_embeds,
+        )
+        if away.embeds.shape != text.embeds.shape:
+            raise ShapeError(
+                f"the negative prompt's embeddings {list(away.embeds.shape)} have another shape than the "
+                f"prompt's {list(text.embeds.shape)}; make both from as many prompts, with one length."
+            )
+        return text, away
+
+    def _text(
+        self,
+        asked: Asked,
+        device: torch.device,
+        prompts: list[str] | None,
+        second: Any,
+        embeds: Tensor | None,
+        pooled: Tensor | None,
+    ) -> Text:
+        """Encode prompts, or take their embeddings; one row for each picture."""
+        raise NotImplementedError
+
+    def _check_stock(self, asked: Asked) -> None:
+        """Refuse what the stock pipeline refuses."""
+        raise NotImplementedError
+
+    def _start(
+        self, asked: Asked, pictures: int, size: tuple[int, int], like: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Draw the starting noise `[pictures, tokens, channels]`, or take it; and its positions."""
+        raise NotImplementedError
+
+    def _shift(self, num_tokens: int, steps: int) -> float:
+        """The mu by which the stock pipeline shifts the times of a picture of so many tokens."""
+        raise NotImplementedError
+
+    def _encode(self, pixels: Tensor, like: Tensor) -> Tensor:
+        """Turn pictures `[batch, 3, height, width]` in [-1, 1] into tokens, by the mode of the VAE.
+
+        Args:
+            pixels: The pictures.
+            like: A tensor of the dtype, on the device, that the tokens get.
+        """
+        raise NotImplementedError
+
+    def _decode(self, tokens: Tensor, size: tuple[int, int], output_type: str) -> Any:
+        """Turn tokens into what the stock pipeline gives for an output type."""
+        raise NotImplementedError
+
+    def _source_ids(self, rows: int, columns: int) -> Tensor:
+        """Number the source's tokens `[rows * columns, axes]`."""
+        raise NotImplementedError
+
+    def _schedule(self, asked: Asked, num_tokens: int, device: torch.device) -> Tensor:
+        """Set the scheduler's timesteps, shifted for the picture's size; a strength leaves the last."""
+        steps, shift = asked.num_inference_steps, self._shift(num_tokens, asked.num_inference_steps)
+        sigmas: Any = np.linspace(1.0, 1 / steps, steps) if asked.sigmas is None else asked.sigmas
+        if self.scheduler.config.get("use_flow_sigmas", False):
+            sigmas = None
+        timesteps, steps = retrieve_timesteps(self.scheduler, steps, device, sigmas=sigmas, mu=shift)
+        first = int(max(steps - min(steps * asked.strength, steps), 0)) * self.scheduler.order
+        self.scheduler.set_begin_index(first)
+        chosen: Tensor = timesteps[first:]
+        return chosen
+
+    def _source_batch(
+        self, sources: Sources, size: tuple[int, int], several: int, like: Tensor
+    ) -> SourceBatch:
+        index = torch.tensor(sources.index, device=like.device).repeat_interleave(several)
+        rows, columns = (length // self._side for length in size)
+        ids = self._source_ids(rows, columns).to(like.device)
+        return SourceBatch(self._encode(sources.pixels, like), ids, rows, columns, index)
+
+
+def _each(prompts: str | list[str] | None, batch: int, what: str) -> list[str] | None:
+    """One for each prompt."""
+    if prompts is None:
+        return None
+    listed = [prompts] * batch if isinstance(prompts, str) else list(prompts)
+    if len(listed) != batch:
+        raise PromptError(
+            f"{what}: got {len(listed)} for {batch} prompts. Give one for all, or one for each."
+        )
+    return listed

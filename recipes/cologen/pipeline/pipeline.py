@@ -1,0 +1,210 @@
+"""CoLoGenPipeline: a diffusers pipeline that draws with a source picture and a pool of experts, on FLUX.1.
+
+It is stock `FluxPipeline` where there is nothing to say about sources and experts: prompts, latents, offload,
+LoRAs, saving of parts. What a call does with its arguments is in `calling.py`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from diffusers import (
+    AutoencoderKL,
+    FlowMatchEulerDiscreteScheduler,
+    FluxPipeline,
+    FluxTransformer2DModel,
+)
+from diffusers.pipelines.flux.pipeline_flux import calculate_shift
+from diffusers.utils.torch_utils import get_module_execution_device
+from torch import Tensor
+from transformers import (
+    CLIPImageProcessor,
+    CLIPTextModel,
+    CLIPTokenizer,
+    CLIPVisionModelWithProjection,
+    T5EncoderModel,
+    T5Tokenizer,
+)
+
+from recipes.cologen.errors import PromptError, SourceStreamError
+from recipes.cologen.flux.folder import FLUX1
+from recipes.cologen.flux.latents import image_position_ids, pack_latents
+from recipes.cologen.flux.model import SOURCE_INDEX
+from recipes.cologen.flux.pixel_vae import PixelUnshuffleVAE
+from recipes.cologen.pipeline.denoiser import Text
+from recipes.cologen.pipeline.opening import PIXEL_VAE
+from recipes.cologen.pipeline.request import Asked
+from recipes.cologen.pipeline.whole import Whole
+
+MOST_TEXT = 512
+"""T5 tokens that FLUX reads at most."""
+
+
+class CoLoGenPipeline(Whole, FluxPipeline):  # type: ignore[misc]  # diffusers is untyped
+    """Draws pictures from a prompt and a source picture, with a pool of routed experts on FLUX.1.
+
+    Made by `from_pretrained(base, prw=path)`, or from the parts of a FluxPipeline; the transformer then gets
+    the source stream's attention processors, which change nothing where there is no source.
+
+    Attributes:
+        annotators: Kind of control map to the function that makes it of a picture, uint8 [height, width, 3];
+            add your own.
+    """
+
+    layout = FLUX1
+
+    def __init__(
+        self,
+        scheduler: FlowMatchEulerDiscreteScheduler,
+        vae: AutoencoderKL,
+        text_encoder: CLIPTextModel,
+        tokenizer: CLIPTokenizer,
+        text_encoder_2: T5EncoderModel,
+        tokenizer_2: T5Tokenizer,
+        transformer: FluxTransformer2DModel,
+        image_encoder: CLIPVisionModelWithProjection | None = None,
+        feature_extractor: CLIPImageProcessor | None = None,
+        source_timestep: str = "same",
+    ) -> None:
+        """Take the parts.
+
+        Raises:
+            SourceStreamError: The source timestep is neither `same` nor `zero`; or projections are fused or
+                an attention has a processor of somebody else's.
+        """
+        super().__init__(
+            scheduler=scheduler,
+            vae=vae,
+            text_encoder=text_encoder,
+            tokenizer=tokenizer,
+            text_encoder_2=text_encoder_2,
+            tokenizer_2=tokenizer_2,
+            transformer=transformer,
+            image_encoder=image_encoder,
+            feature_extractor=feature_extractor,
+        )
+        if isinstance(vae, PixelUnshuffleVAE):
+            self.register_to_config(vae=PIXEL_VAE)
+        self._begin(source_timestep)
+
+    def load_ip_adapter(self, *args: Any, **kwargs: Any) -> None:
+        """Refuse an IP-Adapter, whose attention processors would replace the source stream's.
+
+        Raises:
+            SourceStreamError: Always.
+        """
+        raise SourceStreamError(
+            "an IP-Adapter replaces the attention processors of every block, and with them the source stream "
+            "and the experts. Give the picture as `image` instead, or use a plain FluxPipeline."
+        )
+
+    def _check_stock(self, asked: Asked) -> None:
+        self.check_inputs(
+            asked.prompt,
+            asked.prompt_2,
+            self._side,
+            self._side,
+            negative_prompt=asked.negative_prompt,
+            negative_prompt_2=asked.negative_prompt_2,
+            prompt_embeds=asked.prompt_embeds,
+            negative_prompt_embeds=asked.negative_prompt_embeds,
+            pooled_prompt_embeds=asked.pooled_prompt_embeds,
+            negative_pooled_prompt_embeds=asked.negative_pooled_prompt_embeds,
+            callback_on_step_end_tensor_inputs=asked.callback_on_step_end_tensor_inputs,
+            max_sequence_length=asked.max_sequence_length,
+        )
+
+    def _text(
+        self,
+        asked: Asked,
+        device: torch.device,
+        prompts: list[str] | None,
+        second: Any,
+        embeds: Tensor | None,
+        pooled: Tensor | None,
+    ) -> Text:
+        several = asked.num_images_per_prompt
+        longest = asked.max_sequence_length
+        if longest is None and self.tokenizer_2 is not None:
+            longest = min(MOST_TEXT, self.tokenizer_2.model_max_length)
+        encoded = self.encode_prompt(
+            prompt=prompts,
+            prompt_2=second,
+            prompt_embeds=embeds,
+            pooled_prompt_embeds=pooled,
+            device=device,
+            num_images_per_prompt=several,
+            max_sequence_length=longest or MOST_TEXT,
+            lora_scale=(asked.joint_attention_kwargs or {}).get("scale"),
+        )
+        if embeds is not None and pooled is not None:  # FluxPipeline leaves given ones as they are
+            return Text(
+                embeds.to(device).repeat_interleave(several, 0),
+                pooled.to(device).repeat_interleave(several, 0),
+                encoded[2],
+            )
+        return Text(*encoded)
+
+    def _start(
+        self, asked: Asked, pictures: int, size: tuple[int, int], like: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        channels = self.transformer.config.in_channels // 4
+        drawn: tuple[Tensor, Tensor] = self.prepare_latents(
+            pictures, channels, *size, like.dtype, like.device, asked.generator, asked.latents
+        )
+        return drawn
+
+    def _shift(self, num_tokens: int, steps: int) -> float:
+        config = self.scheduler.config
+        return float(
+            calculate_shift(
+                num_tokens,
+                config.get("base_image_seq_len", 256),
+                config.get("max_image_seq_len", 4096),
+                config.get("base_shift", 0.5),
+                config.get("max_shift", 1.15),
+            )
+        )
+
+    def _source_ids(self, rows: int, columns: int) -> Tensor:
+        return image_position_ids(rows, columns, SOURCE_INDEX)
+
+    def _encode(self, pixels: Tensor, like: Tensor) -> Tensor:
+        """Turn pictures `[batch, 3, height, width]` in [-1, 1] into tokens, by the mode of the VAE.
+
+        Args:
+            pixels: The pictures.
+            like: A tensor of the dtype, on the device, that the tokens get.
+        """
+        config = self.vae.config
+        pixels = pixels.to(get_module_execution_device(self.vae), self.vae.dtype)
+        latents = self.vae.encode(pixels, return_dict=False)[0].mode()
+        return pack_latents((latents - config.shift_factor) * config.scaling_factor).to(like)
+
+    def _decode(self, tokens: Tensor, size: tuple[int, int], output_type: str) -> Any:
+        """Turn tokens into pictures, as `FluxPipeline` does."""
+        if output_type == "latent":
+            return tokens
+        latents = self._unpack_latents(tokens, *size, self.vae_scale_factor)
+        latents = latents / self.vae.config.scaling_factor + self.vae.config.shift_factor
+        latents = latents.to(get_module_execution_device(self.vae))
+        pixels = self.vae.decode(latents, return_dict=False)[0]
+        return self.image_processor.postprocess(pixels, output_type=output_type)
+
+    def _get_t5_prompt_embeds(self, prompt: Any = None, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """Encode as `FluxPipeline` does, but refuse what it would cut off.
+
+        Raises:
+            PromptError: A prompt has more T5 tokens than are read.
+        """
+        most = kwargs.get("max_sequence_length", 512)
+        prompts = [prompt] if isinstance(prompt, str) else list(prompt or ())
+        for text, ids in zip(prompts, self.tokenizer_2(prompts).input_ids if prompts else (), strict=True):
+            if len(ids) > most:
+                raise PromptError(
+                    f"the prompt has {len(ids)} T5 tokens (its end mark included), but {most} are read: "
+                    f"{text!r}. Shorten it, or give a larger max_sequence_length (FLUX.1-dev reads 512)."
+                )
+        embeds: torch.Tensor = super()._get_t5_prompt_embeds(prompt, *args, **kwargs)
+        return embeds

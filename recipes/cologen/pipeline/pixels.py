@@ -1,0 +1,145 @@
+"""Pictures as users hand them over (PIL, numpy, torch) as uint8 arrays of one size, and that size itself."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image as PilImage
+from PIL import ImageOps
+
+from recipes.cologen.data.decoding import as_rgb
+from recipes.cologen.data.framing import frame_of, resized_pixels
+from recipes.cologen.data.record import Image
+from recipes.cologen.errors import PictureError, ShapeError
+
+
+def listed(pictures: Any, batch: int, what: str) -> list[PilImage.Image]:
+    """One picture for each prompt, from one picture for all or a list; a batch of arrays is a list too.
+
+    Raises:
+        PictureError: It is no picture, there are not as many as prompts, or one prompt has several.
+    """
+    if isinstance(pictures, np.ndarray | torch.Tensor) and pictures.ndim == 4:
+        pictures = list(pictures)
+    if not isinstance(pictures, list | tuple):
+        return [as_picture(pictures, what)] * batch
+    if any(isinstance(one, list | tuple) for one in pictures):
+        raise PictureError(
+            f"{what}: several pictures for one prompt are not supported: the experts were trained with one "
+            "source. Give a flat list, one picture for each prompt."
+        )
+    if len(pictures) != batch:
+        raise PictureError(
+            f"{what}: got {len(pictures)} pictures for {batch} prompts. Give one for all, or one for each."
+        )
+    made: dict[int, PilImage.Image] = {}  # the same object twice stays one picture
+    return [made.setdefault(id(one), as_picture(one, what)) for one in pictures]
+
+
+def as_picture(picture: Any, what: str) -> PilImage.Image:
+    """Turn one picture into an upright PIL picture of 8 bits: RGB.
+
+    Args:
+        picture: PIL; or numpy [height, width] or [height, width, channels]; or torch [channels, height,
+            width]. Whole numbers count from 0 to 255, floats from 0 to 1.
+        what: What messages call it.
+
+    Raises:
+        PictureError: It is none of these, or its values are out of range.
+    """
+    if isinstance(picture, PilImage.Image):
+        return as_rgb(ImageOps.exif_transpose(picture))
+    if isinstance(picture, torch.Tensor):
+        if picture.ndim != 3:
+            raise _not_a_picture(what, f"a tensor of shape {list(picture.shape)}")
+        moved = picture.detach().to("cpu").movedim(0, -1)
+        picture = (moved.float() if moved.is_floating_point() else moved).numpy()
+    if not isinstance(picture, np.ndarray):
+        raise _not_a_picture(what, type(picture).__name__)
+    values = picture[..., 0] if picture.ndim == 3 and picture.shape[-1] == 1 else picture
+    if values.ndim not in (2, 3) or (values.ndim == 3 and values.shape[-1] != 3) or 0 in values.shape:
+        raise _not_a_picture(what, f"an array of shape {list(picture.shape)}")
+    if values.dtype.kind == "b":
+        values = values * np.uint8(255)
+    elif values.dtype.kind == "f":
+        values = _bytes_of(values, what)
+    elif values.dtype != np.uint8:
+        raise _not_a_picture(what, f"an array of {values.dtype}")
+    return PilImage.fromarray(np.ascontiguousarray(values)).convert("RGB")
+
+
+def _bytes_of(values: np.ndarray, what: str) -> np.ndarray:
+    # A pixel of a picture that was decoded may lie a rounding beside its range.
+    if not np.isfinite(values).all() or values.min() < -1e-3 or values.max() > 1 + 1e-3:
+        raise _not_a_picture(what, f"floats from {values.min():.3g} to {values.max():.3g}")
+    levels: np.ndarray = np.rint(values.clip(0, 1) * 255).astype(np.uint8)
+    return levels
+
+
+def _not_a_picture(what: str, found: str) -> PictureError:
+    return PictureError(
+        f"{what}: expected a PIL picture, a numpy array [height, width, 3] or a tensor [3, height, width], "
+        f"of uint8 or of floats from 0 to 1; got {found}."
+    )
+
+
+def chosen_size(
+    height: int | None, width: int | None, picture: PilImage.Image | None, side: int, default: int
+) -> tuple[int, int]:
+    """Height and width to draw at: as asked, else as the source is, in whole tokens.
+
+    Args:
+        height: As asked; None follows the source's aspect ratio.
+        width: As asked, likewise.
+        picture: The first source; None without one.
+        side: Pixels that a token covers: 16 with FLUX's own VAE.
+        default: Side of a picture without source.
+
+    Raises:
+        ShapeError: A side that was asked for is no positive multiple of `side`.
+    """
+    for name, value in (("height", height), ("width", width)):
+        if value is not None and (value <= 0 or value % side):
+            near = max(side, round(value / side) * side)
+            raise ShapeError(f"{name} must be a multiple of {side} for this base, got {value}; try {near}.")
+    if picture is None:
+        return height or default, width or default
+    own_width, own_height = picture.size
+    if height is None and width is None:
+        return _whole(own_height, side), _whole(own_width, side)
+    if height is None:
+        height = _whole(own_height * (width or 0) / own_width, side)
+    return height, width or _whole(own_width * height / own_height, side)
+
+
+def _whole(length: float, side: int) -> int:
+    return max(side, round(length / side) * side)
+
+
+def fitted(picture: PilImage.Image, size: tuple[int, int]) -> Image:
+    """A picture at (height, width) as in training: scaled to cover it, the middle kept."""
+    if picture.size == (size[1], size[0]):
+        return np.asarray(picture).copy()
+    return resized_pixels(picture, frame_of(picture.size, size))
+
+
+def in_unit_range(images: Sequence[Image]) -> torch.Tensor:
+    """Pictures of one size as float32 `[batch, 3, height, width]` in [-1, 1]."""
+    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 127.5 - 1.0
+
+
+def distinct(images: Sequence[Image]) -> tuple[list[Image], list[int]]:
+    """Pictures without repetition, and which of them each one is."""
+    places: dict[bytes, int] = {}
+    kept: list[Image] = []
+    index = []
+    for image in images:
+        key = image.tobytes()
+        if key not in places:
+            places[key] = len(kept)
+            kept.append(image)
+        index.append(places[key])
+    return kept, index

@@ -1,0 +1,121 @@
+"""What a task asks of a call: the form of its prompt, and what the source stream gets to see of a picture."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Mapping
+
+from recipes.cologen.data.control import PROMPTS, canny, lineart, soft_edge
+from recipes.cologen.data.grounding import MARK_COLOURS
+from recipes.cologen.data.record import Image, Record
+from recipes.cologen.data.views import VIEWS
+from recipes.cologen.errors import PictureError, PromptError
+from recipes.cologen.pictures import cut_hole
+
+TASKS = tuple(VIEWS)
+"""Names of the five tasks, which are the names of the stages too."""
+MARKED = ("draw a ", "cover the ")
+"""How grounding's prompts begin."""
+Annotator = Callable[[Image], Image]
+"""Makes a control map, uint8 [height, width, 3], of a picture of that size."""
+
+
+def _of_picture(map_of: Callable[[Record], Image]) -> Annotator:
+    return lambda image: map_of(Record("photo", image, ""))
+
+
+ANNOTATORS: Mapping[str, Annotator] = {
+    "canny": _of_picture(canny),
+    "soft_edge": _of_picture(soft_edge),
+    "lineart": _of_picture(lineart),
+}
+"""Control maps that need nothing but the picture; a pipeline's `annotators` starts with these."""
+
+
+def check_task(task: str | None, experts: tuple[str, ...]) -> None:
+    """Refuse a task that is neither one of the five nor the name of an expert of the pool.
+
+    Raises:
+        PromptError: Lists what there is, and names the nearest.
+    """
+    known = tuple(dict.fromkeys((*TASKS, *experts)))
+    if task is None or task in known:
+        return
+    near = difflib.get_close_matches(str(task), known, n=1, cutoff=0.4)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    raise PromptError(f"there is no task {task!r}; expected one of {', '.join(known)}, or None.{hint}")
+
+
+def worded(prompt: str, task: str | None, control: str | None) -> str:
+    """Give a prompt the form that its task was trained on; one that has it already stays as it is.
+
+    Grounding takes a phrase ("the blue car") and asks for a box around it; control begins with the kind of
+    map. The other tasks were trained on captions and instructions as they are.
+
+    Args:
+        prompt: As the user wrote it.
+        task: The task, or None for the prompt as it is.
+        control: Kind of the control map, where it is known.
+    """
+    if task == "grounding" and not prompt.lower().startswith(MARKED):
+        phrase = prompt.removeprefix("the ")
+        free = [colour for colour in MARK_COLOURS if colour not in phrase.split()]
+        return f"draw a {(free or MARK_COLOURS)[0]} box around the {phrase}"
+    if task == "control" and control is not None and not prompt.lower().startswith(tuple(PROMPTS.values())):
+        return f"{PROMPTS[control]} {prompt}"
+    return prompt
+
+
+def check_control(
+    task: str | None, control: str | None, annotate: bool, known: Mapping[str, Annotator]
+) -> None:
+    """Refuse a kind of map that does not exist, cannot be made here, or is not asked of the control task.
+
+    Raises:
+        PictureError: Says which kinds there are and where others come from.
+    """
+    if control is None:
+        return
+    if task != "control":
+        raise PictureError(
+            f'control={control!r} names a kind of control map, which only task="control" reads; the task is '
+            f"{task!r}."
+        )
+    if control not in PROMPTS:
+        raise PictureError(f"there is no control map {control!r}; expected one of {', '.join(PROMPTS)}.")
+    if annotate and control not in known:
+        raise PictureError(
+            f"no annotator here makes a {control!r} map of a photo (here are: {', '.join(known) or 'none'}). "
+            "Give the map itself with annotate=False, or a function from a picture to its map: "
+            f"pipe.annotators[{control!r}] = function."
+        )
+
+
+def prepared(image: Image, mask: Image | None, task: str | None, annotator: Annotator | None) -> Image:
+    """What the source stream sees of a picture.
+
+    Args:
+        image: uint8 [height, width, 3].
+        mask: uint8 of the same size, bright where to paint; for inpainting only.
+        task: The task.
+        annotator: Makes the control map; None where the picture is the map, or the task is another.
+
+    Raises:
+        PictureError: There is a mask for another task than inpainting, no hole to fill, or the annotator
+            gives something else than a map of the picture's size.
+    """
+    if task == "inpainting":
+        return cut_hole(image, mask)
+    if mask is not None:
+        raise PictureError(
+            f'mask is for task="inpainting"; the task is {task!r}, which reads all of the picture.'
+        )
+    if annotator is None:
+        return image
+    drawn = annotator(image)
+    if drawn.shape != image.shape or drawn.dtype != image.dtype:
+        raise PictureError(
+            f"the annotator gave {drawn.dtype} {list(drawn.shape)} for a picture {image.dtype} "
+            f"{list(image.shape)}; a map has the picture's size, three channels, and values from 0 to 255."
+        )
+    return drawn

@@ -1,0 +1,141 @@
+"""A pipeline as a whole: base and pool opened together, and saved together as one folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, ClassVar, get_args
+
+import torch
+
+from prw import Weave, load_pipeline
+from prw.errors import UnsupportedError
+from recipes.cologen.errors import SourceStreamError
+from recipes.cologen.flux.base import SourceTimestep
+from recipes.cologen.flux.folder import Layout
+from recipes.cologen.flux.pixel_vae import PixelUnshuffleVAE
+from recipes.cologen.flux.source_stream import has_source_stream, install_source_stream
+from recipes.cologen.pipeline.calling import Calling
+from recipes.cologen.pipeline.opening import (
+    add_pixel_vae,
+    base_of,
+    look_at,
+    refuse_what_cannot_be_saved,
+)
+from recipes.cologen.pipeline.pool import POOL, find_pool, pool_of
+from recipes.cologen.pipeline.tasks import ANNOTATORS
+
+
+class Whole(Calling):
+    """A pipeline that knows its pool; a family of bases says how it is made.
+
+    Attributes:
+        layout: What the folder of the family's base holds.
+        settings: What the constructor takes beside parts.
+    """
+
+    layout: ClassVar[Layout]
+    settings: ClassVar[tuple[str, ...]] = ("source_timestep",)
+
+    def _begin(self, source_timestep: str) -> None:
+        """Keep the setting and give the transformer its source stream.
+
+        Raises:
+            SourceStreamError: The source timestep is neither `same` nor `zero`; or projections are fused or
+                an attention has a processor of somebody else's.
+        """
+        if source_timestep not in get_args(SourceTimestep):
+            raise SourceStreamError(
+                f"source_timestep is {source_timestep!r}; expected 'same' or 'zero', as the experts were "
+                "trained."
+            )
+        self.register_to_config(source_timestep=source_timestep)
+        if self.transformer is not None and not has_source_stream(self.transformer):
+            install_source_stream(self.transformer)
+        self.annotators = dict(ANNOTATORS)
+
+    @property
+    def weave(self) -> Weave | None:
+        """The handle of the pool of experts; None where the transformer has none."""
+        return pool_of(self.transformer)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | Path,
+        *,
+        prw: str | Path | None = None,
+        source_timestep: SourceTimestep | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Load a base, and a pool of experts onto it.
+
+        Args:
+            pretrained_model_name_or_path: A base, or a whole pipeline that `save_pretrained` wrote: a
+                folder, or a repository on the hub. Code in it is never run.
+            prw: The pool: a folder that `weave.save_pretrained` wrote, a stage's checkpoint, or the run that
+                training wrote (its newest finished stage). None takes the one that the pipeline was saved
+                with, if there is one.
+            source_timestep: As the experts were trained; None reads it from the run around the pool or from
+                the saved pipeline, and is `same` where neither says it.
+            **kwargs: As for the stock pipeline: dtype (float32 if left out), device_map,
+                revision, parts by name ...
+
+        Raises:
+            BaseModelError: The folder is no base of this family that this recipe can use.
+            StorageError: The pool is missing, damaged or does not fit.
+            RunFolderError: The run has no finished stage.
+            SourceStreamError: The source timestep is unknown.
+        """
+        base = pretrained_model_name_or_path
+        if "torch_dtype" not in kwargs:
+            # diffusers would read the transformer as float32, and transformers the encoders as stored.
+            kwargs.setdefault("dtype", torch.float32)
+        dtype = kwargs.get("dtype", kwargs.get("torch_dtype"))
+        one_dtype = dtype if isinstance(dtype, torch.dtype) else None
+        opened = look_at(base, cls.layout, one_dtype, kwargs.get("revision"))
+        folder = opened.pool if prw is None else prw
+        found = None if folder is None else find_pool(folder)
+        timestep = source_timestep or (found.source_timestep if found else None)
+        if timestep is not None:
+            kwargs["source_timestep"] = timestep
+        if opened.own_vae is not None and "vae" not in kwargs:
+            # Given as None, it is not looked up in the folder, whose module is neither imported nor needed.
+            pipe = super().from_pretrained(str(base), vae=None, **kwargs)
+            parts = {**pipe.components, "vae": opened.own_vae}
+            pipe = cls(**parts, source_timestep=pipe.config.source_timestep)
+        else:
+            pipe = super().from_pretrained(str(base), **kwargs)
+        pipe.register_to_config(_name_or_path=str(base))
+        if found is not None:
+            load_pipeline(pipe, found.folder)
+        return pipe
+
+    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
+        """Save the whole: the base as any pipeline, and the pool in `prw/`; `from_pretrained` opens it again.
+
+        The stock pipeline opens it too, as the base alone.
+
+        Args:
+            save_directory: Folder to write.
+            **kwargs: As for any pipeline.
+
+        Raises:
+            UnsupportedError: There are LoRAs, weights are offloaded or quantised, or `push_to_hub` is given.
+        """
+        if kwargs.pop("push_to_hub", False):
+            raise UnsupportedError(
+                "save_pretrained writes a folder; pipe.push_to_hub(repository) saves and uploads the whole."
+            )
+        refuse_what_cannot_be_saved(self)
+        folder = Path(save_directory)
+        weave = self.weave
+        plain = self
+        if weave is not None:
+            parts = {**self.components, "transformer": base_of(self.transformer)}
+            settings = {name: self.config[name] for name in self.settings}
+            plain = type(self)(**parts, **settings)
+        super(Whole, plain).save_pretrained(str(folder), **kwargs)
+        if isinstance(self.vae, PixelUnshuffleVAE):
+            add_pixel_vae(folder)
+        if weave is not None:
+            weave.save_pretrained(folder / POOL)

@@ -1,0 +1,51 @@
+"""Writes a small FLUX.1 base of random weights in the real layout, and pictures to train it on.
+
+    python -m recipes.cologen.random_weights --output runs/random_weights
+    python -m recipes.cologen.train --config flux_dev_tiny_weights --output runs/flux_dev_tiny_weights
+
+What FLUX.1-dev would run through is then run through on a CPU in a minute; pictures stay noise.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from recipes.cologen.data.example_inputs import write_example_inputs
+from recipes.cologen.flux.random_weights import write_random_flux
+from recipes.cologen.terminal import positive, silence_loading_bars
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit status."""
+    asked = _parser().parse_args(arguments)
+    console = Console(soft_wrap=True, markup=False, highlight=False)
+    silence_loading_bars()
+    try:
+        write_random_flux(asked.output / "base", asked.seed, guidance_embeds=not asked.schnell)
+        paths = write_example_inputs(asked.output / "data", asked.pictures, asked.seed)
+    except OSError as error:
+        Console(stderr=True, soft_wrap=True, markup=False, highlight=False).print(f"error: {error}")
+        return 1
+    console.print(f"written: {asked.output / 'base'}, and pictures: {', '.join(paths.values())}")
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m recipes.cologen.random_weights",
+        description="Write a small FLUX.1 base of random weights in the real layout, and pictures for it.",
+    )
+    parser.add_argument("--output", type=Path, default=Path("runs/random_weights"), help="folder to write")
+    parser.add_argument("--seed", type=int, default=0, help="of weights and pictures (default: 0)")
+    parser.add_argument("--pictures", type=positive, default=12, help="in each form (default: 12)")
+    parser.add_argument("--schnell", action="store_true", help="a base without guidance, as FLUX.1-schnell")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

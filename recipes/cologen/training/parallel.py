@@ -1,0 +1,201 @@
+"""Spreads the model that is trained over processes, as accelerate was launched: DDP, FSDP2, or one alone.
+
+DDP keeps the whole base on every device and averages the pool's gradients. FSDP2 splits base and pool, block
+by block, and puts each block together for as long as it computes. A pool cannot grow once it is split, so a
+stage under FSDP2 begins with the base as it is on disk.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from accelerate import Accelerator, FullyShardedDataParallelPlugin
+from accelerate.utils import fsdp2_prepare_model
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from recipes.cologen.errors import CologenError
+from recipes.cologen.flux.base import FluxBase, Sources
+from recipes.cologen.flux.tokens import ImageTokens, TextTokens
+from recipes.cologen.flux.two_step import SourceKV
+from recipes.cologen.training.optimizers import AVERAGE
+
+
+class LaunchError(CologenError, RuntimeError):
+    """Several processes were started in a way that does not let them work together."""
+
+
+def wants_split() -> bool:
+    """Whether accelerate was launched with FSDP."""
+    return os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
+
+
+def splits(accelerator: Accelerator) -> bool:
+    """Whether base and pool are to be split over processes."""
+    return wants_split() and accelerator.num_processes > 1
+
+
+def refuse_deepspeed() -> None:
+    """Refuse a launch under DeepSpeed.
+
+    Raises:
+        LaunchError: Says what to take instead.
+    """
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true":
+        raise LaunchError(
+            "accelerate was launched with DeepSpeed, which this recipe does not train under: it has its own "
+            "step and its own checkpoints, and skipping a step and resuming exactly would be lost. ZeRO-2 "
+            "splits gradients and optimiser state alone, those of one expert: about 1 GB at rank 128. "
+            "Use recipes/cologen/accelerate/ddp.yaml, or fsdp2.yaml to split the base too."
+        )
+
+
+def sharding_plugin() -> FullyShardedDataParallelPlugin | None:
+    """What the launcher's environment says of FSDP; None where it says nothing.
+
+    Nothing is cast: accelerate would have experts computed in the base's 16 bits.
+
+    Raises:
+        LaunchError: It is FSDP 1, which flattens frozen and trained weights into one.
+    """
+    if not wants_split():
+        return None
+    if os.environ.get("FSDP_VERSION", "1") != "2":
+        raise LaunchError(
+            "accelerate was launched with FSDP version 1, which cannot hold frozen and trained weights of a "
+            "block apart. Set fsdp_version: 2, as recipes/cologen/accelerate/fsdp2.yaml does."
+        )
+    return FullyShardedDataParallelPlugin(
+        mixed_precision_policy=MixedPrecisionPolicy(cast_forward_inputs=False)
+    )
+
+
+class Forward(nn.Module):
+    """A base's velocity as one module, so that DDP sees one forward a step, however often the base runs."""
+
+    def __init__(self, model: FluxBase) -> None:
+        """Hold the transformer, whose parameters DDP then finds."""
+        super().__init__()
+        self.transformer = model.transformer
+        self._velocity: Callable[..., Tensor] = model.velocity
+
+    def forward(self, *inputs: Any, **settings: Any) -> Tensor:
+        """Predict the velocity."""
+        return self._velocity(*inputs, **settings)
+
+
+class Parallel:
+    """How training calls the base, and how its gradients come together.
+
+    Args:
+        model: The base with its pool, not yet split.
+        accelerator: As it was launched.
+    """
+
+    def __init__(self, model: FluxBase, accelerator: Accelerator) -> None:
+        """Split or wrap the model; see the class."""
+        self._model, self._accelerator = model, accelerator
+        self.split = splits(accelerator)
+        self._forward: nn.Module | None = None
+        if self.split:
+            _split(model, accelerator)
+        elif accelerator.num_processes > 1:
+            self._forward = accelerator.prepare_model(Forward(model))
+
+    def velocity(
+        self, noise: ImageTokens, timestep: Tensor, text: TextTokens, source: Sources, **settings: Any
+    ) -> Tensor:
+        """Predict the velocity with gradients, as `FluxBase.velocity`."""
+        if self._forward is not None:
+            velocity: Tensor = self._forward(noise, timestep, text, source, **settings)
+            return velocity
+        read: Sources | SourceKV = source
+        if self.split and settings["source_timestep"] == "zero":
+            read = self._model.source_kv(source, text, settings["guidance"])
+            _put_together_for_backward(self._model.transformer, read)
+        return self._model.velocity(noise, timestep, text, read, **settings)
+
+    def gather_later(self) -> AbstractContextManager[Any]:
+        """Leave gradients on this process, for a micro-batch that is not the last of a step."""
+        if self._forward is not None:
+            context: AbstractContextManager[Any] = self._forward.no_sync()  # type: ignore[operator]
+            return context
+        return nullcontext()
+
+
+def _split(model: FluxBase, accelerator: Accelerator) -> None:
+    """Split the transformer as accelerate's FSDP2 plugin does, each block by itself."""
+    state = accelerator.state
+    if getattr(state, "fsdp_plugin", None) is None:  # on CPUs accelerate reads the plugin and drops it
+        state.fsdp_plugin = sharding_plugin()
+    # FLUX's blocks return slices, and nothing is done to them in place.
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
+    fsdp2_prepare_model(accelerator, model.transformer)
+
+
+def _put_together_for_backward(transformer: nn.Module, pairs: SourceKV) -> None:
+    """Have blocks whole again when gradients come back to the keys and values that they gave the noise.
+
+    FSDP2 waits for gradients of a block's outputs, but these leave the block by the side door.
+    """
+    for site in pairs.sites:
+        block = transformer.get_submodule(site.rpartition(".")[0])
+        if isinstance(block, FSDPModule):
+            for tensor in pairs.read(site):
+                if tensor.requires_grad:
+                    tensor.register_hook(_unsharding(block))
+
+
+def _unsharding(block: FSDPModule) -> Callable[[Tensor], None]:
+    def before(gradient: Tensor) -> None:
+        block.unshard()
+
+    return before
+
+
+def whole(value: Any) -> Any:
+    """A tensor on the CPU with all its parts, also within dicts and lists; every process must ask."""
+    if isinstance(value, dict):
+        return {key: whole(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [whole(inner) for inner in value]
+    if isinstance(value, DTensor):
+        value = value.full_tensor()
+    return value.detach().cpu() if isinstance(value, Tensor) else value
+
+
+def whole_state(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """An optimiser's state, and the average that travels in it, as one process has them; all must ask."""
+    state: dict[str, Any] = whole(optimizer.state_dict())
+    return state
+
+
+def load_whole_state(optimizer: torch.optim.Optimizer, content: dict[str, Any]) -> None:
+    """Put a whole state back into an optimiser, whose parameters may be split."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    state = {
+        number: {name: _like(value, parameters[number]) for name, value in values.items()}
+        for number, values in content["state"].items()
+    }
+    content = {**content, "state": state}
+    if AVERAGE in content:
+        averages = zip(content[AVERAGE]["shadow_params"], parameters, strict=True)
+        content[AVERAGE] = {
+            **content[AVERAGE],
+            "shadow_params": [_like(value, parameter) for value, parameter in averages],
+        }
+    optimizer.load_state_dict(content)
+
+
+def _like(value: Any, parameter: Tensor) -> Any:
+    """A whole tensor split as a parameter is."""
+    if isinstance(parameter, DTensor) and isinstance(value, Tensor) and value.shape == parameter.shape:
+        there = value.to(parameter.device)
+        return distribute_tensor(there, parameter.device_mesh, parameter.placements)
+    return value

@@ -1,0 +1,127 @@
+"""The estimate is what training really holds: the same step with real tensors, through the training code."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+
+import prw
+from prw.config import PoolSettings
+from recipes.cologen.caching.encoder import Encoder
+from recipes.cologen.config import parse_config
+from recipes.cologen.costs.activations import Load, StepBytes, step_bytes
+from recipes.cologen.costs.live_bytes import LiveBytes
+from recipes.cologen.costs.shapes import read_shape
+from recipes.cologen.data.vocabulary import VOCABULARY
+from recipes.cologen.flux.model import FluxModel
+from recipes.cologen.flux.tiny import build_tiny_flux, save_tiny_flux
+from recipes.cologen.training.batches import Batch
+from recipes.cologen.training.step import Trainee, batch_loss
+
+LEAST, MOST_SAVED, MOST_HELD = 0.99, 1.05, 1.18
+"""Bounds of estimate / real. Without numbers, experts are computed by plain operations, which hold more than
+the kernels do, the more so the larger the rank is beside the width: here 1/16, in FLUX.1-dev 1/24."""
+POOL = PoolSettings(rank=2, kernel="dense")
+
+
+@pytest.fixture(scope="module")
+def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[int, int], Path]:
+    """Tiny bases by their numbers of double and single blocks."""
+    found = {}
+    for doubles, singles in ((1, 2), (3, 4)):
+        folder = tmp_path_factory.mktemp(f"base_{doubles}_{singles}")
+        model = build_tiny_flux(
+            VOCABULARY,
+            width=32,
+            heads=2,
+            axes=(4, 6, 6),
+            text_width=16,
+            double_blocks=doubles,
+            single_blocks=singles,
+            guidance_embeds=doubles == 1,
+        )
+        save_tiny_flux(model, folder, torch.float32)
+        found[doubles, singles] = folder
+    return found
+
+
+def measured(base: Path, load: Load) -> StepBytes:
+    """A real step through the training code; what autograd saves is counted here, by storage."""
+    config = parse_config(
+        {"name": "test", "base": {"path": str(base)}, "flow": {"source_timestep": load.source_timestep}}
+    )
+    model = FluxModel.load(base, load.dtype)
+    weave = prw.inject(model.transformer, target="kv", **POOL.model_dump())
+    for number in range(load.experts):
+        weave.add_expert(f"expert_{number}")
+    model.transformer.train()
+    if load.checkpointing:
+        model.transformer.enable_gradient_checkpointing()
+    for parameter in weave.trainable_parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    pictures = torch.randint(0, 256, (load.batch, 3, load.height, load.width), dtype=torch.uint8)
+    words = next(iter(VOCABULARY))
+    batch = Batch(pictures, pictures, (words,) * load.batch, tuple(range(load.batch)))
+    mixed = load.dtype == torch.bfloat16
+    AcceleratorState._reset_state(reset_partial_state=True)
+    trainee = Trainee(
+        model,
+        weave,
+        Accelerator(mixed_precision="bf16" if mixed else "no", cpu=True),
+        config,
+        Encoder(model, model.device),
+    )
+    known = {tensor.untyped_storage().data_ptr() for tensor in weights_of(model)}
+    kept: dict[int, torch.Tensor] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.untyped_storage().data_ptr() not in known:
+            kept.setdefault(tensor.untyped_storage().data_ptr(), tensor)
+        return tensor
+
+    with LiveBytes(weights_of(model)) as live:
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            loss, _ = batch_loss(trainee, config.stages["grounding"], batch)
+        saved = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+        kept.clear()
+        loss.backward()
+    return StepBytes(0, saved, live.peak)
+
+
+def weights_of(model: FluxModel) -> list[torch.Tensor]:
+    weights = [weight for module in model.modules() for weight in (*module.parameters(), *module.buffers())]
+    return weights + [weight.grad for weight in weights if weight.grad is not None]
+
+
+F32, BF16 = torch.float32, torch.bfloat16
+GRID = [
+    ((1, 2), Load(3, 36, 20, 3, BF16, False, "zero")),
+    ((1, 2), Load(2, 32, 28, 2, BF16, True, "same")),
+    ((3, 4), Load(2, 20, 36, 2, F32, False, "same")),
+    ((3, 4), Load(1, 36, 24, 3, F32, True, "zero")),
+]
+
+
+@pytest.mark.parametrize(("depth", "load"), GRID)
+def test_the_estimate_is_what_a_real_step_holds(bases, depth, load):
+    estimate = step_bytes(read_shape(bases[depth]), POOL, load)
+    real = measured(bases[depth], load)
+    assert LEAST * real.saved <= estimate.saved <= MOST_SAVED * real.saved
+    assert LEAST * real.training <= estimate.training <= MOST_HELD * real.training
+
+
+def test_bytes_alive_at_once_are_counted_by_storage() -> None:
+    old = torch.zeros(1000)
+    with LiveBytes([old]) as live:
+        first = torch.zeros(10)
+        second = first.view(2, 5)
+        old.view(10, 100)
+        assert live.now == 40
+        del first
+        assert live.now == 40
+        del second
+        assert (live.now, live.peak) == (0, 40)
+        torch.zeros(5)
+    assert live.peak == 40

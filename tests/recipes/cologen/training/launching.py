@@ -1,0 +1,37 @@
+"""Starts the training command on two ranks, as users do: `accelerate launch` with a file that we ship."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import recipes.cologen
+
+FILES = Path(recipes.cologen.__file__).parent / "accelerate"
+
+
+def environment() -> dict[str, str]:
+    """Of processes that must not look for a GPU."""
+    return {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+
+
+def launch(
+    how: str, *arguments: object, module: str = "recipes.cologen.train", env: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run a command on two ranks under `ddp` or `fsdp2`."""
+    launcher = [
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        "--config_file",
+        str(FILES / f"{how}.yaml"),
+    ]
+    return subprocess.run(
+        [*launcher, "--num_processes", "2", "-m", module, *map(str, arguments)],
+        env={**environment(), **(env or {})},
+        capture_output=True,
+        text=True,
+        timeout=900,
+    )
