@@ -109,7 +109,7 @@ class Flux2Model(SourceVelocity):
     # ------------------------------------------------------------------------------------------------ text
 
     def check_length(self, prompt: str) -> None:
-        """Refuse a prompt that is too long, unless long prompts are cut.
+        """Refuse a prompt that is too long.
 
         Raises:
             PromptError: says by how much.
@@ -121,17 +121,6 @@ class Flux2Model(SourceVelocity):
                 f"{self.max_text_tokens} are read: {prompt!r}. Shorten it, or set base.max_text_tokens "
                 "higher, or let its end be cut off (base.long_prompts=truncate)."
             )
-
-    def too_long(self, prompts: Sequence[str]) -> list[str]:
-        """Those prompts that have more than `max_text_tokens`, chat template included."""
-        return [prompt for prompt in prompts if self._length(prompt) > self.max_text_tokens]
-
-    def _length(self, prompt: str) -> int:
-        message = [{"role": "user", "content": prompt}]
-        text = self.tokenizer.apply_chat_template(
-            message, tokenize=False, add_generation_prompt=True, enable_thinking=False
-        )
-        return len(self.tokenizer(text).input_ids)
 
     def too_long(self, prompts: Sequence[str]) -> list[str]:
         """Those prompts that have more than `max_text_tokens`, chat template included."""
