@@ -1,4 +1,4 @@
-"""Writes a small FLUX.1 base of random weights in the real layout, and pictures to train it on.
+"""Writes a small FLUX base of random weights in the real layout, and pictures to train it on.
 
     python -m recipes.cologen.random_weights --output runs/random_weights
     python -m recipes.cologen.train --config flux_dev_tiny_weights --output runs/flux_dev_tiny_weights
@@ -16,6 +16,7 @@ from pathlib import Path
 from rich.console import Console
 
 from recipes.cologen.data.example_inputs import write_example_inputs
+from recipes.cologen.flux.random_flux2 import write_random_flux2
 from recipes.cologen.flux.random_weights import write_random_flux
 from recipes.cologen.terminal import positive, silence_loading_bars
 
@@ -26,7 +27,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     console = Console(soft_wrap=True, markup=False, highlight=False)
     silence_loading_bars()
     try:
-        write_random_flux(asked.output / "base", asked.seed, guidance_embeds=not asked.schnell)
+        if asked.klein:
+            write_random_flux2(asked.output / "base", asked.seed)
+        else:
+            write_random_flux(asked.output / "base", asked.seed, guidance_embeds=not asked.schnell)
         paths = write_example_inputs(asked.output / "data", asked.pictures, asked.seed)
     except OSError as error:
         Console(stderr=True, soft_wrap=True, markup=False, highlight=False).print(f"error: {error}")
@@ -38,12 +42,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m recipes.cologen.random_weights",
-        description="Write a small FLUX.1 base of random weights in the real layout, and pictures for it.",
+        description="Write a small FLUX base of random weights in the real layout, and pictures for it.",
     )
     parser.add_argument("--output", type=Path, default=Path("runs/random_weights"), help="folder to write")
     parser.add_argument("--seed", type=int, default=0, help="of weights and pictures (default: 0)")
     parser.add_argument("--pictures", type=positive, default=12, help="in each form (default: 12)")
-    parser.add_argument("--schnell", action="store_true", help="a base without guidance, as FLUX.1-schnell")
+    kind = parser.add_mutually_exclusive_group()
+    kind.add_argument("--schnell", action="store_true", help="a base without guidance, as FLUX.1-schnell")
+    kind.add_argument("--klein", action="store_true", help="a base in the layout of FLUX.2 klein")
     return parser
 
 

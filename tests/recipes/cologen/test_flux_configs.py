@@ -1,4 +1,4 @@
-"""The configs for the real FLUX.1 bases: the paper's numbers, what differs, and what extends what."""
+"""The configs for the real FLUX bases: the paper's numbers, what differs, and what extends what."""
 
 import pytest
 from accelerate import init_empty_weights
@@ -10,7 +10,7 @@ from recipes.cologen.data.layouts import LAYOUTS
 from recipes.cologen.flux import install_source_stream
 from recipes.cologen.stages import COLOGEN_STAGES
 
-FLUX = ("flux_dev", "flux_kontext", "flux_schnell")
+FLUX = ("flux_dev", "flux_kontext", "flux_schnell", "flux2_klein")
 PAPER = {  # cologen: steps, batch, rho, alpha (Table 1 and "progressive training")
     "inpainting": (200_000, 256, 1.0, 0.0),
     "grounding": (200_000, 256, 0.8, 0.5),
@@ -78,6 +78,7 @@ def differing(first, second, prefix=""):
     [
         ("flux_kontext", {"name", "base.path", "sampling.guidance"}),
         ("flux_schnell", {"name", "base.path", "base.max_text_tokens", "sampling.steps"}),
+        ("flux2_klein", {"name", "base.path", "sampling.steps"}),
     ],
 )
 def test_what_sets_a_flux_config_apart_from_dev(name, changed):
