@@ -131,8 +131,7 @@ class Flux2Model(SourceVelocity):
         text = self.tokenizer.apply_chat_template(
             message, tokenize=False, add_generation_prompt=True, enable_thinking=False
         )
-        # Said explicitly, because a tokenizer keeps the truncation that it was last called with.
-        return len(self.tokenizer(text, padding=False, truncation=False).input_ids)
+        return len(self.tokenizer(text).input_ids)
 
     def unknown_words(self, prompt: str) -> tuple[str, ...]:
         """Give nothing: the tokenizer spells any text byte by byte."""
