@@ -49,7 +49,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--pictures", type=positive, default=12, help="in each form (default: 12)")
     kind = parser.add_mutually_exclusive_group()
     kind.add_argument("--schnell", action="store_true", help="a base without guidance, as FLUX.1-schnell")
-    kind.add_argument("--klein", action="store_true", help="a base in the layout of FLUX.2 klein")
+    kind.add_argument("--klein", action="store_true", help="a base of the other family, as FLUX.2-klein-4B")
     return parser
 
 

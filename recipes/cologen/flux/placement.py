@@ -78,10 +78,9 @@ def set_attention(transformer: ModelMixin, backend: str) -> None:
 
 
 def compile_blocks(transformer: ModelMixin, backend: str) -> None:
-    """Let torch compile every block at its first call.
+    """Let torch compile each kind of block at its first call; all blocks of a kind share what was traced.
 
-    Each block notes its own decisions under its own name, so each is traced by itself, where plain blocks of
-    one kind would share a trace; inductor takes what comes out alike from its cache. Torch's limits on
+    Source keys and values are kept and read between graphs, so a block may be several. Torch's limits on
     traces of one function, which are the process's, are raised so far that a run keeps below them.
 
     Raises:
@@ -93,8 +92,7 @@ def compile_blocks(transformer: ModelMixin, backend: str) -> None:
             f"machine.compile_backend is {backend!r}; this torch has {', '.join(known)}. Leave it out for "
             "inductor."
         )
-    blocks = sum(type(part).__name__ in transformer._repeated_blocks for part in transformer.modules())
-    limits, most = torch._dynamo.config, blocks * TRACES_OF_A_BLOCK
-    limits.recompile_limit = max(limits.recompile_limit, most)
-    limits.accumulated_recompile_limit = max(limits.accumulated_recompile_limit, most)
-    transformer.compile_repeated_blocks(fullgraph=True, backend=backend)
+    limits = torch._dynamo.config
+    limits.recompile_limit = max(limits.recompile_limit, TRACES_OF_A_BLOCK)
+    limits.accumulated_recompile_limit = max(limits.accumulated_recompile_limit, TRACES_OF_A_BLOCK)
+    transformer.compile_repeated_blocks(backend=backend)

@@ -1,4 +1,4 @@
-"""The configs for the real FLUX bases: the paper's numbers, what differs, and what extends what."""
+"""The configs for the real FLUX.1 bases: the paper's numbers, what differs, and what extends what."""
 
 import pytest
 from accelerate import init_empty_weights
@@ -77,8 +77,8 @@ def differing(first, second, prefix=""):
     ("name", "changed"),
     [
         ("flux_kontext", {"name", "base.path", "sampling.guidance"}),
-        ("flux_schnell", {"name", "base.path", "base.max_text_tokens", "sampling.steps"}),
         ("flux2_klein", {"name", "base.path", "sampling.steps"}),
+        ("flux_schnell", {"name", "base.path", "base.max_text_tokens", "sampling.steps"}),
     ],
 )
 def test_what_sets_a_flux_config_apart_from_dev(name, changed):

@@ -1,220 +1,236 @@
-"""FLUX.2 klein: its stock pipeline's own prompts, latents and pictures; diffusers' own cached references."""
+"""FLUX.2 klein as a base: the same promises as FLUX.1's, on random weights of the real classes."""
 
-import math
+from collections.abc import Callable
 
 import pytest
 import torch
-from accelerate import init_empty_weights
-from diffusers import Flux2KleinPipeline, Flux2Transformer2DModel
-from diffusers.models.transformers.transformer_flux2 import (
-    Flux2KVAttnProcessor,
-    Flux2KVParallelSelfAttnProcessor,
-)
-from hypothesis import given
-from hypothesis import strategies as st
+from diffusers import Flux2KleinPipeline
+from torch import Tensor
 
 import prw
-from recipes.cologen.config import load_config
-from recipes.cologen.errors import PromptError, ShapeError
-from recipes.cologen.flux import Flux2Model, ImageTokens, SourceKV, TextTokens, generate
-from recipes.cologen.flux.random_flux2 import build_random_flux2
-from recipes.cologen.flux.source_stream import flux_attentions, install_source_stream, remove_source_stream
+from recipes.cologen.errors import PromptError, ShapeError, SourceStreamError
+from recipes.cologen.flux import ImageTokens, SourceKV, TextTokens
+from recipes.cologen.flux.families import load_base_model
+from recipes.cologen.flux.flux2_model import Flux2Model
+from recipes.cologen.flux.random_flux2 import build_random_flux2, write_random_flux2
+from recipes.cologen.flux.sampling import generate
+from recipes.cologen.flux.source_stream import has_source_stream, remove_source_stream
 from recipes.cologen.flux.two_step import SourceTokens
-from tests.recipes.cologen.flux.conftest import Inputs
 
-PROMPTS = ["a red circle", "ein Rätsel: 谜"]
+PROMPTS = ["a red circle", "blue"]
+Inputs = tuple[ImageTokens, Tensor, TextTokens, ImageTokens]
 
 
 @pytest.fixture(scope="module")
-def shared() -> Flux2Model:
-    """A base for tests that leave it as it is."""
-    return build_random_flux2()
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("klein")
+    write_random_flux2(path, seed=3)
+    return path
 
 
 @pytest.fixture
-def model() -> Flux2Model:
-    """A base of the test's own."""
-    return build_random_flux2()
+def klein() -> Flux2Model:
+    model = build_random_flux2(double_blocks=2, single_blocks=2)
+    for module in model.modules():
+        module.requires_grad_(False)
+    return model
 
 
-@pytest.mark.parametrize("guidance", [None, 2.5])
-def test_without_a_source_the_pictures_are_the_stock_pipelines(guidance: float | None) -> None:
-    model = build_random_flux2(guidance_embeds=guidance is not None)
-    ours = generate(model, PROMPTS, generator=7, height=48, width=32, steps=3, guidance=guidance)
-    pipeline = model.pipeline()
-    pipeline.set_progress_bar_config(disable=True)
-    if guidance is not None:  # klein's pipeline never passes the scale that a base of FLUX.2-dev's kind reads
-        forward = model.transformer.forward
-        scale = torch.full([2], guidance)
-        model.transformer.forward = lambda **given: forward(**{**given, "guidance": scale})
-    theirs = pipeline(
+def inputs(model: Flux2Model, seed: int = 0) -> Inputs:
+    """Noise, timestep, text and source; the grids are neither square nor equal."""
+    generator = torch.Generator().manual_seed(seed)
+    dtype = model.transformer.dtype
+    text = model.encode_prompts(PROMPTS)
+    noise = torch.randn(2, 6, 128, generator=generator, dtype=torch.float64).to(dtype)
+    source = torch.randn(2, 8, 128, generator=generator, dtype=torch.float64).to(dtype)
+    times = torch.tensor([0.3, 0.9], dtype=dtype)
+    text = TextTokens(text.embeds.to(dtype), text.pooled.to(dtype))
+    return ImageTokens(noise, 2, 3), times, text, ImageTokens(source, 4, 2)
+
+
+def beside(model: Flux2Model, given: Inputs, write: SourceKV | None = None) -> Tensor:
+    """Outputs of noise and source in one pass."""
+    noise, times, text, source = given
+    ids = torch.cat([model.position_ids(noise), model.position_ids(source, source=0)])
+    tokens = torch.cat([noise.tokens, source.tokens], dim=1)
+    use = SourceTokens(source.tokens.shape[1], write=write)
+    return model.run(tokens, ids, times, text, None, use)
+
+
+class Masked:
+    """The stock processor with a mask under which source rows see source columns only."""
+
+    _attention_backend = None
+    _parallel_config = None
+
+    def __init__(self, stock: Callable[..., object]) -> None:
+        self.stock = stock
+
+    def __call__(self, attn, hidden_states, *others, source=None):
+        *texts, _, rotary = others  # double blocks have text beside, single ones within
+        length = hidden_states.shape[1] + sum(text.shape[1] for text in texts)
+        is_source = torch.arange(length) >= length - source.num_in_sequence
+        mask = (~is_source[:, None] | is_source[None, :])[None, None]
+        return self.stock(attn, hidden_states, *texts, attention_mask=mask, image_rotary_emb=rotary)
+
+
+def attentions(model: Flux2Model) -> list[torch.nn.Module]:
+    return [module for module in model.transformer.modules() if hasattr(module, "set_processor")]
+
+
+def woken(model: Flux2Model, **settings) -> prw.Weave:
+    """A pool of two whose newest expert trains and is heard."""
+    torch.manual_seed(1)
+    weave = prw.inject(model.transformer, experts=["inpainting", "grounding"], rank=2, **settings)
+    with torch.no_grad():
+        for name, value in model.transformer.named_parameters():
+            if ".prw_B" in name or ".prw_gate" in name:
+                value.normal_(std=0.5)
+    return weave
+
+
+def test_a_folder_in_kleins_layout_is_loaded_frozen_with_a_source_stream(folder):
+    model = load_base_model(folder, torch.float32)
+    assert isinstance(model, Flux2Model) and has_source_stream(model.transformer)
+    assert not any(value.requires_grad for part in model.modules() for value in part.parameters())
+    assert not any(module.training for part in model.modules() for module in part.modules())
+    assert model.max_text_tokens == 128 and not model.reads_guidance and model.vae_scale_factor == 8
+
+
+def test_without_a_source_klein_draws_what_the_stock_pipeline_draws(folder):
+    model = load_base_model(folder, torch.float32)
+    drawn = generate(model, PROMPTS, None, generator=4, height=32, width=48, steps=3)
+    stock = Flux2KleinPipeline.from_pretrained(folder, dtype=torch.float32)
+    stock.set_progress_bar_config(disable=True)
+    expected = stock(
         prompt=PROMPTS,
-        height=48,
-        width=32,
+        height=32,
+        width=48,
         num_inference_steps=3,
         guidance_scale=1.0,
-        generator=torch.Generator().manual_seed(7),
-        max_sequence_length=model.max_text_tokens,
+        max_sequence_length=128,
+        generator=torch.Generator().manual_seed(4),
         output_type="pt",
     ).images
-    assert torch.equal(ours / 2 + 0.5, theirs)
+    assert drawn.shape == (2, 3, 32, 48)
+    torch.testing.assert_close(drawn / 2 + 0.5, expected, rtol=1e-5, atol=1e-5)
 
 
-def test_prompts_are_encoded_as_the_pipeline_does(shared: Flux2Model) -> None:
-    theirs, _ = shared.pipeline().encode_prompt(PROMPTS, max_sequence_length=shared.max_text_tokens)
-    text = shared.encode_prompts(PROMPTS)
-    assert torch.equal(text.embeds, theirs) and text.embeds.shape == (2, 128, 48)
-    assert text.pooled.shape == (2, 0)
-    assert not torch.allclose(theirs[0], theirs[1])
+@pytest.mark.parametrize("blocks", [(2, 2), (2, 1), (1, 2)], ids=str)
+def test_two_steps_equal_one_masked_attention(blocks):
+    model = build_random_flux2(double_blocks=blocks[0], single_blocks=blocks[1])
+    model.transformer.double()
+    given = inputs(model)
+    given[0].tokens.requires_grad_()
+    given[3].tokens.requires_grad_()
 
+    def run() -> tuple[Tensor, ...]:
+        output = beside(model, given)
+        return output, *torch.autograd.grad(output.square().sum(), [given[0].tokens, given[3].tokens])
 
-def test_the_language_models_head_is_left_out(model: Flux2Model) -> None:
-    model.text_encoder.lm_head.register_forward_hook(lambda *_: pytest.fail("logits that nobody reads"))
-    model.encode_prompts(PROMPTS)
-
-
-def test_a_long_prompt_is_refused_or_cut_and_counted_before_and_after(model: Flux2Model) -> None:
-    long = "x" * 128
-    assert model.too_long(["short", long]) == [long]
-    with pytest.raises(PromptError, match=r"has 166 tokens .* at most 128"):
-        model.encode_prompts(["short", long])
-    model.long_prompts = "truncate"
-    cut = model.encode_prompts([long]).embeds
-    assert torch.equal(cut, model.encode_prompts([long + "y"]).embeds)
-    assert model.too_long(["short", long]) == [long]  # encoding leaves the tokenizer as it was
-
-
-@given(rows=st.integers(1, 3), columns=st.integers(1, 3), batch=st.integers(1, 2))
-def test_pictures_become_the_pipelines_latents_and_come_back(rows: int, columns: int, batch: int) -> None:
-    model = MODEL
-    pixels = torch.rand(batch, 3, 16 * rows, 16 * columns) * 2 - 1
-    image = model.encode_images(pixels)
-    assert (image.rows, image.columns) == (rows, columns)
-    latents = model.pipeline()._encode_vae_image(pixels, generator=None)
-    assert torch.equal(image.tokens, Flux2KleinPipeline._pack_latents(latents))
-    mean = model.vae.bn.running_mean.view(1, -1, 1, 1)
-    std = torch.sqrt(model.vae.bn.running_var.view(1, -1, 1, 1) + model.vae.config.batch_norm_eps)
-    plain = Flux2KleinPipeline._unpatchify_latents(latents * std + mean)
-    with torch.no_grad():
-        expected = model.vae.decode(plain, return_dict=False)[0]
-    assert torch.equal(model.decode(image), expected) and expected.shape == pixels.shape
-
-
-MODEL = build_random_flux2()
-"""For hypothesis, which wants no fixtures."""
-
-
-@pytest.mark.parametrize("shape", [(1, 3, 32, 40), (1, 3, 40, 32), (1, 1, 32, 32)])
-def test_pictures_of_odd_sizes_are_refused(shared: Flux2Model, shape: tuple[int, ...]) -> None:
-    with pytest.raises(ShapeError, match="multiples of 16"):
-        shared.encode_images(torch.zeros(shape))
-
-
-def test_sources_are_numbered_as_the_pipelines_reference_pictures(shared: Flux2Model) -> None:
-    pictures = [torch.zeros(1, 128, 2, 3), torch.zeros(1, 128, 4, 1), torch.zeros(1, 128, 1, 2)]
-    theirs = Flux2KleinPipeline._prepare_image_ids(pictures)[0]
-    ours = [
-        shared.position_ids(ImageTokens(picture, *picture.shape[2:]), source=place)
-        for place, picture in enumerate(pictures)
-    ]
-    assert torch.equal(torch.cat(ours), theirs)
-    assert theirs[:, 0].unique().tolist() == [10, 20, 30]
-    noise = shared.position_ids(ImageTokens(pictures[0], 2, 3))
-    assert torch.equal(noise, Flux2KleinPipeline._prepare_latent_ids(pictures[0])[0])
-
-
-def test_the_shift_depends_on_tokens_and_steps(shared: Flux2Model) -> None:
-    """The anchors of diffusers' fit: mu at 10 and at 200 steps, and beyond 4300 tokens at any."""
-    assert math.isclose(shared.schedule_shift(1024, 200), 0.00016927 * 1024 + 0.45666666)
-    assert math.isclose(shared.schedule_shift(1024, 10), 8.73809524e-05 * 1024 + 1.89833333)
-    assert shared.schedule_shift(5000, 10) == shared.schedule_shift(5000, 200)
-
-
-def test_zero_is_what_diffusers_own_cached_references_give(model: Flux2Model, inputs: Inputs) -> None:
-    """`Flux2KleinKVPipeline` extracts references at timestep 0 that see themselves alone: the same idea."""
-    noise, timestep, text, source = inputs(model)
-    ours = model.velocity(noise, timestep, text, source, "zero")
-    kept = model.source_kv(source, text)
+    two_steps = run()
     remove_source_stream(model.transformer)
-    for attn in flux_attentions(model.transformer).values():
-        fused = hasattr(attn, "to_qkv_mlp_proj")
-        attn.set_processor(Flux2KVParallelSelfAttnProcessor() if fused else Flux2KVAttnProcessor())
-    ids = [model.position_ids(source, source=0), model.position_ids(noise)]
-    stock = {
-        "timestep": timestep,
-        "encoder_hidden_states": text.embeds,
-        "txt_ids": Flux2KleinPipeline._prepare_text_ids(text.embeds),
-        "return_dict": False,
+    for attention in attentions(model):
+        attention.set_processor(Masked(attention.processor))
+    torch.testing.assert_close(two_steps, run(), rtol=1e-8, atol=1e-8)
+
+
+@torch.no_grad()
+def test_noise_and_text_never_change_the_source_stream(klein):
+    woken(klein)
+    noise, times, text, source = inputs(klein)
+    other = inputs(klein, seed=9)[0], times, klein.encode_prompts(["x y z", "q"]), source
+    for one, another in [
+        (klein.source_kv(source, text), klein.source_kv(source, other[2])),
+        tuple(_written(klein, given) for given in ((noise, times, text, source), other)),
+    ]:
+        assert len(one) == 4 and one.sites == another.sites
+        for site in one.sites:
+            assert all(torch.equal(*pair) for pair in zip(one.read(site), another.read(site), strict=True))
+
+
+def _written(model: Flux2Model, given: Inputs) -> SourceKV:
+    kept = SourceKV()
+    beside(model, given, write=kept)
+    return kept
+
+
+def test_cached_source_keys_and_values_equal_uncached(klein):
+    woken(klein)
+    noise, times, text, source = inputs(klein)
+    uncached = klein.velocity(noise, times, text, source, "zero")
+    cached = klein.velocity(noise, times, text, klein.source_kv(source, text), "zero")
+    assert torch.equal(cached, uncached)
+    assert not torch.equal(uncached, klein.velocity(noise, times, text))
+    assert not torch.equal(uncached, klein.velocity(noise, times, text, source, "same"))
+    with pytest.raises(SourceStreamError, match="timestep 0 only"):
+        klein.velocity(noise, times, text, klein.source_kv(source, text), "same")
+
+
+def test_sources_are_numbered_as_the_pipelines_reference_pictures(klein):
+    pictures = [ImageTokens(torch.zeros(1, 6, 128), 2, 3), ImageTokens(torch.zeros(1, 8, 128), 4, 2)]
+    ours = torch.cat([klein.position_ids(one, source=place) for place, one in enumerate(pictures)])
+    grids = [torch.empty(1, 1, one.rows, one.columns) for one in pictures]
+    assert torch.equal(ours, Flux2KleinPipeline._prepare_image_ids(grids)[0])
+    noise = klein.position_ids(pictures[0])
+    assert torch.equal(noise, Flux2KleinPipeline._prepare_latent_ids(grids[0])[0])
+
+
+@pytest.mark.parametrize("timestep", ["same", "zero"])
+def test_source_tokens_alone_are_routed_and_the_newest_expert_alone_learns(klein, timestep):
+    weave = woken(klein)
+    noise, times, text, source = inputs(klein)
+    with weave.record() as routing:
+        klein.velocity(noise, times, text, source, timestep).square().mean().backward()
+    assert set(routing.decisions) == {site.name for site in weave.sites} and len(weave.sites) == 4
+    for (decision,) in routing.decisions.values():
+        assert int((decision.expert_ids >= 0).sum()) == source.tokens.shape[0] * source.tokens.shape[1]
+    trained = {id(value) for value in weave.trainable_parameters()}
+    with_gradient = {
+        id(value) for value in klein.transformer.parameters() if value.grad is not None and value.grad.any()
     }
-    theirs, cache = model.transformer(
-        hidden_states=torch.cat([source.tokens, noise.tokens], dim=1),
-        img_ids=torch.cat(ids),
-        kv_cache_mode="extract",
-        num_ref_tokens=source.tokens.shape[1],
-        **stock,
-    )
-    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
-    layers = [*cache.double_block_caches, *cache.single_block_caches]
-    for site, layer in zip(kept.sites, layers, strict=True):
-        torch.testing.assert_close(tuple(kept.read(site)), layer.get(), rtol=1e-4, atol=1e-5)
+    assert with_gradient and with_gradient <= trained
 
 
-@pytest.mark.parametrize("prompt", ["another", ""])
-def test_no_prompt_reaches_the_source_stream(shared: Flux2Model, inputs: Inputs, prompt: str) -> None:
-    """Nothing is pooled, so what is kept of a source serves every prompt; with `same`, every noise too."""
-    noise, timestep, text, source = inputs(shared)
-    other = shared.encode_prompts([prompt] * 2)
-    first, second = shared.source_kv(source, text), shared.source_kv(source, other)
-    beside: list[SourceKV] = [SourceKV(), SourceKV()]
-    ids = torch.cat([shared.position_ids(noise), shared.position_ids(source, source=0)])
-    for kv, said in zip(beside, (text, other), strict=True):
-        tokens = torch.cat([torch.randn_like(noise.tokens), source.tokens], dim=1)
-        shared.run(tokens, ids, timestep, said, None, SourceTokens(8, write=kv))
-    assert len(first) == 3
-    for site in first.sites:
-        for one, another in ((first, second), (beside[0], beside[1])):
-            assert all(torch.equal(x, y) for x, y in zip(one.read(site), another.read(site), strict=True))
-    assert not torch.equal(first.read(first.sites[-1]).key, beside[0].read(first.sites[-1]).key)
+@pytest.mark.parametrize("timestep", ["same", "zero"])
+def test_recomputed_blocks_give_the_same_gradients(klein, timestep):
+    weave = woken(klein)
+    given = inputs(klein)
+    klein.transformer.train()
+
+    def gradients() -> list[Tensor]:
+        klein.transformer.zero_grad()
+        torch.manual_seed(0)
+        klein.velocity(*given[:3], given[3], timestep).square().mean().backward()
+        return [value.grad.clone() for value in weave.trainable_parameters() if value.grad is not None]
+
+    plain = gradients()
+    klein.transformer.enable_gradient_checkpointing()
+    assert len(plain) > 8
+    torch.testing.assert_close(gradients(), plain, rtol=0, atol=0)
 
 
-def test_a_token_of_a_fused_block_is_projected_once(
-    shared: Flux2Model, inputs: Inputs, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    seen: list[int] = []
-    attn = shared.transformer.single_transformer_blocks[0].attn
-    hook = attn.to_qkv_mlp_proj.register_forward_hook(lambda _, given, __: seen.append(given[0].shape[1]))
-    noise, timestep, text, source = inputs(shared)
-    shared.velocity(noise, timestep, text, source, "same")
-    hook.remove()
-    assert seen == [text.embeds.shape[1] + 6, 8]
+def test_a_long_prompt_is_refused_or_cut_as_the_pipeline_cuts(folder):
+    model = load_base_model(folder, torch.float32, max_text_tokens=64)
+    long = "red " * 40
+    with pytest.raises(PromptError, match=r"has \d+ tokens .* at most 64"):
+        model.encode_prompts([long])
+    assert model.too_long(["red", long]) == [long]
+    model.long_prompts = "truncate"
+    expected, _ = model.pipeline().encode_prompt(long, max_sequence_length=64)
+    assert torch.equal(model.encode_prompts([long]).embeds, expected)
 
 
-def test_the_pool_on_klein_4b_has_25_sites_whose_fused_ones_adapt_keys_and_values_alone() -> None:
-    """FLUX.2-klein-4B as it is published, without weights: 5 double and 20 single blocks."""
-    with init_empty_weights():
-        klein = Flux2Transformer2DModel(
-            num_layers=5,
-            num_single_layers=20,
-            num_attention_heads=24,
-            joint_attention_dim=7680,
-            guidance_embeds=False,
-        )
-    assert sum(parameter.numel() for parameter in klein.parameters()) == 3_875_544_576
-    install_source_stream(klein)
-    settings = load_config("flux2_klein").pool.model_dump()
-    weave = prw.inject(klein, target="kv", experts=["inpainting"], **settings)
-    assert [site.name for site in weave.sites] == list(flux_attentions(klein))
-    gates = 2 * 3072 * 25
-    keys_and_values = 2 * 128 * (3072 + 3072)
-    trained = sum(parameter.numel() for parameter in weave.trainable_parameters())
-    assert trained - gates == 25 * keys_and_values == 39_321_600
+def test_pictures_keep_their_height_and_width(klein):
+    pixels = torch.rand(2, 3, 32, 48) * 2 - 1
+    tokens = klein.encode_images(pixels)
+    assert (tokens.rows, tokens.columns, *tokens.tokens.shape) == (2, 3, 2, 6, 128)
+    assert klein.decode(tokens).shape == (2, 3, 32, 48)
+    with pytest.raises(ShapeError, match="multiples of 16"):
+        klein.encode_images(pixels[..., :40])
 
 
-def test_text_tokens_without_a_pooled_vector_are_cut_like_others(shared: Flux2Model, inputs: Inputs) -> None:
-    noise, timestep, text, source = inputs(shared)
-    one = TextTokens(text.embeds[:1], text.pooled[:1])
-    alone = shared.velocity(
-        noise.with_tokens(noise.tokens[:1]), timestep[:1], one, source.with_tokens(source.tokens[:1])
-    )
-    both = shared.velocity(noise, timestep, text, source)
-    torch.testing.assert_close(alone, both[:1], rtol=1e-4, atol=1e-5)
+def test_the_same_seed_writes_the_same_base(folder, tmp_path):
+    write_random_flux2(tmp_path, seed=3)
+    one, other = (load_base_model(path).transformer.state_dict() for path in (folder, tmp_path))
+    assert all(torch.equal(value, other[name]) for name, value in one.items())

@@ -85,15 +85,14 @@ def test_offloaded_encoders_give_the_same_and_hold_no_memory_of_the_device(folde
 
 # torch's compiler looks at the .grad of a block's inputs, which come from other blocks, and warns of itself.
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
-def test_compiled_blocks_route_and_learn_alike(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # Two blocks of one kind are two traces of one function; FLUX.1-dev has 38, torch allows 8.
-    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 1)
-    monkeypatch.setattr(torch._dynamo.config, "accumulated_recompile_limit", 1)
-    eager = trained_once(placed(folder))
-    model = placed(folder, compile=True, compile_backend="eager")
-    torch._dynamo.reset()
-    compiled = trained_once(model)
-    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
+def test_compiled_blocks_route_and_learn_alike(folder: Path) -> None:
+    # Training and evaluation, and a pool that grows, are several traces of one block; torch allows 8.
+    with torch._dynamo.config.patch(recompile_limit=1, accumulated_recompile_limit=1):
+        eager = trained_once(placed(folder))
+        model = placed(folder, compile=True, compile_backend="eager")
+        torch._dynamo.reset()
+        compiled = trained_once(model)
+        assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
     assert_close(eager, compiled)
     torch._dynamo.reset()
 

@@ -1,6 +1,7 @@
 """What a stage lacks in the data is found before training, for all stages at once."""
 
 import string
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -64,14 +65,13 @@ def test_a_prompt_that_is_too_long_is_named(model):
         check_data(Given(long), 3, ("inpainting",), model)
 
 
-def test_words_are_looked_up_only_where_the_vocabulary_is_closed(model):
+def test_words_are_looked_up_only_where_the_vocabulary_is_closed(model, monkeypatch):
     def foreign(record):
         return Record(id="x", image=record.image, caption="Üzüm", objects=record.objects)
 
     with pytest.raises(FolderDataError, match="cannot read 'Üzüm'"):
         check_data(Given(foreign), 3, ("inpainting",), model)
     letters = {**dict.fromkeys(string.ascii_lowercase, 0), **dict.fromkeys(VOCABULARY, 0)}
-    spelling = SimpleNamespace(
-        tokenizer_2=SimpleNamespace(get_vocab=lambda: letters), tokenize=lambda _: None
-    )
+    spelling = replace(model, tokenizer_2=SimpleNamespace(get_vocab=lambda: letters), long_prompts="truncate")
+    monkeypatch.setattr(FluxModel, "check_length", lambda *_: None)
     check_data(Given(foreign), 3, ("inpainting",), spelling)
