@@ -1,4 +1,4 @@
-"""FLUX.2 klein against diffusers' own: prompts, latents, pictures, cached references; klein-4B's real sizes."""
+"""FLUX.2 klein against diffusers' own: prompts, latents, pictures, cached references; klein-4B's real size."""
 
 import math
 
