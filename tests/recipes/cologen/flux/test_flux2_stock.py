@@ -1,4 +1,4 @@
-"""FLUX.2 klein against diffusers' own: prompts, latents, pictures, cached references; klein-4B's real size."""
+"""FLUX.2 klein against diffusers' own: prompts, latents, pictures, cached references; klein-4B's size."""
 
 import math
 
