@@ -1,11 +1,12 @@
-"""A tiny random FLUX and inputs for it, shared by the tests of this folder."""
+"""Tiny random bases and inputs for it, shared by the tests of this folder."""
 
 from collections.abc import Callable
 
 import pytest
 import torch
 
-from recipes.cologen.flux import FluxModel, ImageTokens, TextTokens
+from recipes.cologen.flux import Flux2Model, FluxBase, FluxModel, ImageTokens, TextTokens
+from recipes.cologen.flux.random_flux2 import build_random_flux2
 from recipes.cologen.flux.tiny import build_tiny_flux
 
 WORDS = ("a", "red", "blue", "green", "circle", "square", "on", "the", "left", "right", ",", ".", "2")
@@ -25,16 +26,29 @@ def build() -> Build:
     return make
 
 
+@pytest.fixture(params=["FLUX.1", "FLUX.2"])
+def either(request: pytest.FixtureRequest, build: Build) -> Build:
+    """Build a tiny random base of each family in turn, with as many blocks."""
+
+    def make(**shape: int | bool) -> FluxModel | Flux2Model:
+        if request.param == "FLUX.1":
+            return build(**shape)
+        small = {"double_blocks": 2, "single_blocks": 2, "axes": (2, 2, 2, 2), "max_text_tokens": 96}
+        return build_random_flux2(**(small | shape))
+
+    return make
+
+
 @pytest.fixture
 def inputs() -> Inputs:
     """Draw noise, timestep, text and source for a model; the grids are neither square nor equal."""
 
-    def make(model: FluxModel, batch: int = 2) -> tuple[ImageTokens, torch.Tensor, TextTokens, ImageTokens]:
-        dtype = model.transformer.dtype
+    def make(model: FluxBase, batch: int = 2) -> tuple[ImageTokens, torch.Tensor, TextTokens, ImageTokens]:
+        dtype, channels = model.transformer.dtype, model.transformer.config.in_channels
         text = model.encode_prompts(["a red circle", "blue square on the left", "green"][:batch])
         text = TextTokens(text.embeds.to(dtype).detach(), text.pooled.to(dtype).detach())
-        noise = ImageTokens(torch.randn(batch, 6, 48, dtype=dtype), rows=2, columns=3)
-        source = ImageTokens(torch.randn(batch, 8, 48, dtype=dtype), rows=4, columns=2)
+        noise = ImageTokens(torch.randn(batch, 6, channels, dtype=dtype), rows=2, columns=3)
+        source = ImageTokens(torch.randn(batch, 8, channels, dtype=dtype), rows=4, columns=2)
         return noise, torch.linspace(0.3, 0.9, batch, dtype=dtype), text, source
 
     return make

@@ -23,17 +23,17 @@ def with_experts(model: FluxModel, **settings: object) -> prw.Weave:
     return weave
 
 
-def test_a_pool_sits_on_the_image_projections_of_every_block(build: Build) -> None:
-    sites = [site.name for site in with_experts(build()).sites]
+def test_a_pool_sits_on_the_image_projections_of_every_block(either: Build) -> None:
+    sites = [site.name for site in with_experts(either()).sites]
     assert len(sites) == 4 and not any("add_" in name for name in sites)
 
 
 @pytest.mark.parametrize("granularity", ["token", "sample"])
 @both_timesteps
 def test_source_tokens_alone_are_routed_and_each_counts_once(
-    build: Build, inputs: Inputs, granularity: str, source_timestep: SourceTimestep
+    either: Build, inputs: Inputs, granularity: str, source_timestep: SourceTimestep
 ) -> None:
-    model = build()
+    model = either()
     weave = with_experts(model, granularity=granularity)
     model.transformer.enable_gradient_checkpointing()
     args = inputs(model)
@@ -46,8 +46,8 @@ def test_source_tokens_alone_are_routed_and_each_counts_once(
     assert routing.usage().sum(dim=1).allclose(torch.ones(4))
 
 
-def test_without_a_source_experts_are_not_asked(build: Build, inputs: Inputs) -> None:
-    model = build()
+def test_without_a_source_experts_are_not_asked(either: Build, inputs: Inputs) -> None:
+    model = either()
     noise, timestep, text, source = inputs(model)
     alone, beside = model.velocity(noise, timestep, text), model.velocity(noise, timestep, text, source)
     weave = with_experts(model)
@@ -59,9 +59,9 @@ def test_without_a_source_experts_are_not_asked(build: Build, inputs: Inputs) ->
 
 @both_timesteps
 def test_the_newest_expert_trains_and_checkpointing_changes_no_gradient(
-    build: Build, inputs: Inputs, source_timestep: SourceTimestep
+    either: Build, inputs: Inputs, source_timestep: SourceTimestep
 ) -> None:
-    model = build()
+    model = either()
     weave = with_experts(model)
     args = inputs(model)
 
@@ -80,10 +80,10 @@ def test_the_newest_expert_trains_and_checkpointing_changes_no_gradient(
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-7)
 
 
-def test_pictures_with_experts_are_deterministic_and_ejecting_gives_the_base_back(build: Build) -> None:
-    model = build()
-    source = torch.rand(1, 3, 8, 8) * 2 - 1
-    settings = {"generator": 0, "height": 8, "width": 8, "steps": 2, "source_timestep": "zero"}
+def test_pictures_with_experts_are_deterministic_and_ejecting_gives_the_base_back(either: Build) -> None:
+    model = either()
+    source = torch.rand(1, 3, 32, 16) * 2 - 1
+    settings = {"generator": 0, "height": 16, "width": 32, "steps": 2, "source_timestep": "zero"}
     base = generate(model, ["a red circle"], source, **settings)
     weave = with_experts(model)
     first, second = (generate(model, ["a red circle"], source, **settings) for _ in range(2))

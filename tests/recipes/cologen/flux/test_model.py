@@ -30,16 +30,16 @@ both_timesteps = pytest.mark.parametrize("source_timestep", ["same", "zero"])
 
 @pytest.mark.parametrize("guidance", [None, 2.5])
 def test_zero_reads_what_a_pass_at_timestep_zero_holds(
-    build: Build, inputs: Inputs, guidance: float | None
+    either: Build, inputs: Inputs, guidance: float | None
 ) -> None:
     """The source alone, without text tokens, has the same K and V as beside noise and text at timestep 0."""
-    model = build(guidance_embeds=guidance is not None)
+    model = either(guidance_embeds=guidance is not None)
     noise, _, text, source = inputs(model)
     alone, beside = model.source_kv(source, text, guidance), SourceKV()
-    ids = torch.cat([image_position_ids(2, 3), image_position_ids(4, 2, 1)])
+    ids = torch.cat([model.position_ids(noise), model.position_ids(source, source=0)])
     tokens = torch.cat([noise.tokens, source.tokens], dim=1)
     use = SourceTokens(8, write=beside)
-    run_transformer(model.transformer, tokens, ids, torch.zeros(2), text, guidance, use)
+    model.run(tokens, ids, torch.zeros(2), text, guidance, use)
     assert alone.sites == beside.sites == tuple(flux_attentions(model.transformer))
     for site in alone.sites:
         torch.testing.assert_close(alone.read(site), beside.read(site), rtol=1e-4, atol=1e-5)
@@ -54,8 +54,8 @@ def test_same_is_one_pass_over_noise_and_source_numbered_0_and_1(build: Build, i
     assert torch.equal(model.velocity(noise, timestep, text, source, "same"), whole[:, :6])
 
 
-def test_at_timestep_zero_same_and_zero_agree(build: Build, inputs: Inputs) -> None:
-    model = build()
+def test_at_timestep_zero_same_and_zero_agree(either: Build, inputs: Inputs) -> None:
+    model = either()
     noise, timestep, text, source = inputs(model)
     still = torch.zeros_like(timestep)
     same, zero = (model.velocity(noise, still, text, source, mode) for mode in ("same", "zero"))
@@ -67,8 +67,8 @@ def test_at_timestep_zero_same_and_zero_agree(build: Build, inputs: Inputs) -> N
     )
 
 
-def test_cached_source_keys_and_values_serve_every_timestep(build: Build, inputs: Inputs) -> None:
-    model = build()
+def test_cached_source_keys_and_values_serve_every_timestep(either: Build, inputs: Inputs) -> None:
+    model = either()
     noise, timestep, text, source = inputs(model)
     cached = model.source_kv(source, text)
     for t in (timestep, timestep / 3):
@@ -76,8 +76,8 @@ def test_cached_source_keys_and_values_serve_every_timestep(build: Build, inputs
         assert torch.equal(model.velocity(noise, t, text, cached, "zero"), uncached)
 
 
-def test_the_source_pass_spends_nothing_on_text_tokens(build: Build, inputs: Inputs) -> None:
-    model = build()
+def test_the_source_pass_spends_nothing_on_text_tokens(either: Build, inputs: Inputs) -> None:
+    model = either()
     _, _, text, source = inputs(model)
     lengths: list[int] = []
     model.transformer.context_embedder.register_forward_hook(
@@ -88,8 +88,8 @@ def test_the_source_pass_spends_nothing_on_text_tokens(build: Build, inputs: Inp
 
 
 @both_timesteps
-def test_guidance_enters_the_velocity(build: Build, inputs: Inputs, source_timestep: SourceTimestep) -> None:
-    model = build(guidance_embeds=True)
+def test_guidance_enters_the_velocity(either: Build, inputs: Inputs, source_timestep: SourceTimestep) -> None:
+    model = either(guidance_embeds=True)
     args = inputs(model)
     low, high = (model.velocity(*args, source_timestep, guidance=scale) for scale in (1.0, 4.0))
     assert not torch.allclose(low, high, atol=1e-4)
@@ -97,9 +97,9 @@ def test_guidance_enters_the_velocity(build: Build, inputs: Inputs, source_times
 
 @both_timesteps
 def test_checkpointing_changes_neither_velocity_nor_gradients(
-    build: Build, inputs: Inputs, source_timestep: SourceTimestep
+    either: Build, inputs: Inputs, source_timestep: SourceTimestep
 ) -> None:
-    model = build()
+    model = either()
     args = inputs(model)
 
     def run() -> tuple[Tensor, list[Tensor | None]]:
@@ -119,10 +119,10 @@ def test_checkpointing_changes_neither_velocity_nor_gradients(
 @both_timesteps
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_the_loss_reaches_the_source_picture(
-    build: Build, inputs: Inputs, source_timestep: SourceTimestep, checkpointing: bool
+    either: Build, inputs: Inputs, source_timestep: SourceTimestep, checkpointing: bool
 ) -> None:
     """A cached K/V pair that had lost its gradient would leave the experts of the source untrained."""
-    model = build()
+    model = either()
     if checkpointing:
         model.transformer.enable_gradient_checkpointing()
     noise, timestep, text, source = inputs(model)
@@ -132,9 +132,9 @@ def test_the_loss_reaches_the_source_picture(
 
 
 def test_reentrant_checkpointing_is_refused_where_it_would_stop_the_training(
-    build: Build, inputs: Inputs
+    either: Build, inputs: Inputs
 ) -> None:
-    model = build()
+    model = either()
     model.transformer.enable_gradient_checkpointing(
         lambda module, *args: checkpoint(module, *args, use_reentrant=True)
     )
@@ -147,9 +147,9 @@ def test_reentrant_checkpointing_is_refused_where_it_would_stop_the_training(
 @both_timesteps
 @pytest.mark.parametrize("autocast", [False, True])
 def test_lower_precision_gives_nearly_the_same(
-    build: Build, inputs: Inputs, source_timestep: SourceTimestep, autocast: bool
+    either: Build, inputs: Inputs, source_timestep: SourceTimestep, autocast: bool
 ) -> None:
-    model = build()
+    model = either()
     args = inputs(model)
     exact = model.velocity(*args, source_timestep)
     if not autocast:
@@ -162,9 +162,9 @@ def test_lower_precision_gives_nearly_the_same(
 
 @both_timesteps
 def test_a_sample_does_not_depend_on_its_batch_mates(
-    build: Build, inputs: Inputs, source_timestep: SourceTimestep
+    either: Build, inputs: Inputs, source_timestep: SourceTimestep
 ) -> None:
-    model = build()
+    model = either()
     noise, timestep, text, source = inputs(model, batch=3)
     together = model.velocity(noise, timestep, text, source, source_timestep)
     for i in range(3):
@@ -181,9 +181,9 @@ def test_a_sample_does_not_depend_on_its_batch_mates(
 
 @both_timesteps
 def test_rows_and_columns_are_not_interchangeable(
-    build: Build, inputs: Inputs, source_timestep: SourceTimestep
+    either: Build, inputs: Inputs, source_timestep: SourceTimestep
 ) -> None:
-    model = build()
+    model = either()
     noise, timestep, text, source = inputs(model)
     turned_noise = ImageTokens(noise.tokens, noise.columns, noise.rows)
     turned_source = ImageTokens(source.tokens, source.columns, source.rows)
@@ -241,23 +241,23 @@ def test_pictures_of_odd_sizes_are_refused(build: Build, shape: tuple[int, ...])
 
 
 def test_cached_keys_and_values_are_refused_where_they_change_with_the_timestep(
-    build: Build, inputs: Inputs
+    either: Build, inputs: Inputs
 ) -> None:
-    model = build()
+    model = either()
     noise, timestep, text, source = inputs(model)
     with pytest.raises(SourceStreamError, match='source_timestep="zero"'):
         model.velocity(noise, timestep, text, model.source_kv(source, text), "same")
 
 
-def test_a_source_without_source_stream_is_refused(build: Build, inputs: Inputs) -> None:
-    model = build()
+def test_a_source_without_source_stream_is_refused(either: Build, inputs: Inputs) -> None:
+    model = either()
     remove_source_stream(model.transformer)
     with pytest.raises(SourceStreamError, match="install_source_stream"):
         model.velocity(*inputs(model))
 
 
-def test_every_sample_needs_a_source(build: Build, inputs: Inputs) -> None:
-    model = build()
+def test_every_sample_needs_a_source(either: Build, inputs: Inputs) -> None:
+    model = either()
     noise, timestep, text, source = inputs(model)
     with pytest.raises(ShapeError, match="1 sources for 2"):
         model.velocity(noise, timestep, text, source.with_tokens(source.tokens[:1]))

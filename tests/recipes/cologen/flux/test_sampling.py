@@ -48,25 +48,25 @@ def test_a_source_is_read_and_may_have_another_size(build: Build) -> None:
 
 
 def test_zero_runs_the_source_once_and_draws_what_running_it_at_every_step_draws(
-    build: Build, monkeypatch: pytest.MonkeyPatch
+    either: Build, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = build()
+    model = either()
     sampling = Sampling(height=16, width=16, steps=3, source_timestep="zero")
     with torch.no_grad():
         text, source = model.encode_prompts(PROMPTS), model.encode_images(torch.rand(2, 3, 16, 16))
         noise = starting_noise(model, 2, sampling, 0)
         passes: list[ImageTokens] = []
-        once = FluxModel.source_kv
+        once = type(model).source_kv
         monkeypatch.setattr(
-            FluxModel,
+            type(model),
             "source_kv",
             lambda self, source, *rest: passes.append(source) or once(self, source, *rest),
         )
         cached = denoise(model, noise, text, source, sampling)
         assert len(passes) == 1
-        velocity = FluxModel.velocity
+        velocity = type(model).velocity
         monkeypatch.setattr(
-            FluxModel,
+            type(model),
             "velocity",
             lambda self, x, t, text, _, *rest: velocity(self, x, t, text, source, *rest),
         )
@@ -75,9 +75,9 @@ def test_zero_runs_the_source_once_and_draws_what_running_it_at_every_step_draws
 
 @pytest.mark.parametrize("source_timestep", ["same", "zero"])
 def test_with_a_generator_each_a_picture_does_not_depend_on_its_batch_mates(
-    build: Build, source_timestep: SourceTimestep
+    either: Build, source_timestep: SourceTimestep
 ) -> None:
-    model = build()
+    model = either()
     source = torch.rand(2, 3, 16, 16) * 2 - 1
     settings = {"height": 16, "width": 16, "steps": 2, "source_timestep": source_timestep}
     both = generate(

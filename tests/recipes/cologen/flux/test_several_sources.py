@@ -19,9 +19,9 @@ def second(source: ImageTokens) -> ImageTokens:
 
 @pytest.mark.parametrize("source_timestep", ["same", "zero"])
 def test_a_list_of_one_is_that_one_and_a_second_changes_the_velocity(
-    build: Build, inputs: Inputs, source_timestep: str
+    either: Build, inputs: Inputs, source_timestep: str
 ) -> None:
-    model = build()
+    model = either()
     noise, timestep, text, source = inputs(model)
     alone = model.velocity(noise, timestep, text, source, source_timestep)
     assert torch.equal(model.velocity(noise, timestep, text, [source], source_timestep), alone)
@@ -48,8 +48,8 @@ def test_sources_are_numbered_from_one_and_keep_their_own_grids(build: Build, in
     assert seen["joint_attention_kwargs"]["source"].num_in_sequence == 19
 
 
-def test_kept_keys_and_values_of_two_serve_as_the_two_do(build: Build, inputs: Inputs) -> None:
-    model = build()
+def test_kept_keys_and_values_of_two_serve_as_the_two_do(either: Build, inputs: Inputs) -> None:
+    model = either()
     noise, timestep, text, source = inputs(model)
     pair = (source, second(source))
     kept = model.source_kv(pair, text)

@@ -1,4 +1,4 @@
-"""Two-step attention on stock FluxTransformer2DModel; experts are played by a map on routed tokens."""
+"""Two-step attention on stock FLUX.1 and FLUX.2; experts are played by a map on routed tokens."""
 
 from collections.abc import Callable
 
@@ -12,15 +12,15 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from recipes.cologen.errors import SourceStreamError
 from recipes.cologen.flux import (
+    FluxBase,
     FluxModel,
     SourceKV,
     has_source_stream,
-    image_position_ids,
     install_source_stream,
+    parallel_attention,
     remove_source_stream,
     source_stream,
 )
-from recipes.cologen.flux.forward import run_transformer
 from recipes.cologen.flux.source_stream import KeyValue, SourceTokens, flux_attentions
 
 Build = Callable[..., FluxModel]
@@ -28,8 +28,23 @@ Inputs = Callable[..., tuple]
 
 
 def with_expert(module: nn.Linear, hidden: Tensor, routed: bool) -> Tensor:
-    """Play a pool of experts: routed tokens get something that plain ones do not."""
-    return module(hidden) + (torch.tanh(hidden.flip(-1)) if routed else 0)
+    """Play a pool of experts: keys and values of routed tokens get something that plain ones do not."""
+    output = module(hidden)
+    if not routed:
+        return output
+    plus = torch.tanh(hidden.flip(-1))
+    if output.shape[-1] == hidden.shape[-1]:
+        return output + plus
+    query, key, value, rest = output.split(
+        [*3 * [hidden.shape[-1]], output.shape[-1] - 3 * hidden.shape[-1]], -1
+    )
+    return torch.cat([query, key + plus, value + plus, rest], dim=-1)
+
+
+def play_experts(monkeypatch: pytest.MonkeyPatch, project: Callable[..., Tensor] = with_expert) -> None:
+    """Let every processor project by this function."""
+    for module in (source_stream, parallel_attention):
+        monkeypatch.setattr(module, "project", project)
 
 
 class MaskedOracle:
@@ -50,11 +65,12 @@ class MaskedOracle:
         length, num_source = hidden_states.shape[1], source.num_in_sequence
         routed = torch.arange(length) >= length - num_source
         plus = routed[:, None] * torch.tanh(hidden_states.flip(-1))
-        query, key, value = (
-            attn.to_q(hidden_states),
-            attn.to_k(hidden_states) + plus,
-            attn.to_v(hidden_states) + plus,
-        )
+        fused = getattr(attn, "to_qkv_mlp_proj", None)
+        if fused is None:
+            query, key, value = (linear(hidden_states) for linear in (attn.to_q, attn.to_k, attn.to_v))
+        else:
+            query, key, value = fused(hidden_states)[..., : 3 * attn.inner_dim].chunk(3, dim=-1)
+        key, value = key + plus, value + plus
         heads = [x.unflatten(-1, (attn.heads, -1)) for x in (query, key, value)]
         heads[0], heads[1] = attn.norm_q(heads[0]), attn.norm_k(heads[1])
         if encoder_hidden_states is not None:
@@ -67,26 +83,38 @@ class MaskedOracle:
         mask = ~is_source[:, None] | is_source[None, :]
         out = scaled_dot_product_attention(*(x.transpose(1, 2) for x in heads), attn_mask=mask)
         out = out.transpose(1, 2).flatten(2)
+        if fused is not None:
+            mlp = attn.mlp_act_fn(fused(hidden_states)[..., 3 * attn.inner_dim :])
+            return attn.to_out(torch.cat([out, mlp], dim=-1))
         if encoder_hidden_states is None:
             return out
         num_text = encoder_hidden_states.shape[1]
         return attn.to_out[0](out[:, num_text:]), attn.to_add_out(out[:, :num_text])
 
 
-def run_beside(model: FluxModel, noise, timestep, text, source, write: SourceKV | None = None) -> Tensor:
+class ParallelOracle(MaskedOracle):
+    """The same for FLUX.2's single blocks, which hand over no text of its own."""
+
+    def __call__(
+        self, attn, hidden_states, attention_mask=None, image_rotary_emb=None, source=None
+    ) -> Tensor:
+        return super().__call__(attn, hidden_states, image_rotary_emb=image_rotary_emb, source=source)
+
+
+def run_beside(model: FluxBase, noise, timestep, text, source, write: SourceKV | None = None) -> Tensor:
     """Run noise and source in one pass; give the outputs of both."""
-    ids = torch.cat([image_position_ids(2, 3), image_position_ids(4, 2, 1)])
+    ids = torch.cat([model.position_ids(noise), model.position_ids(source, source=0)])
     tokens = torch.cat([noise.tokens, source.tokens], dim=1)
     use = SourceTokens(source.tokens.shape[1], write=write)
-    return run_transformer(model.transformer, tokens, ids, timestep, text, None, use)
+    return model.run(tokens, ids, timestep, text, None, use)
 
 
 @pytest.mark.parametrize("blocks", [(2, 2), (1, 0), (0, 1)], ids=["both", "double", "single"])
 def test_two_steps_equal_one_masked_attention(
-    build: Build, inputs: Inputs, blocks: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+    either: Build, inputs: Inputs, blocks: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(source_stream, "project", with_expert)
-    model = build(double_blocks=blocks[0], single_blocks=blocks[1])
+    play_experts(monkeypatch)
+    model = either(double_blocks=blocks[0], single_blocks=blocks[1])
     model.transformer.double()
     args = inputs(model)
     args[0].tokens.requires_grad_()
@@ -98,7 +126,8 @@ def test_two_steps_equal_one_masked_attention(
 
     two_steps = run()
     for attn in flux_attentions(model.transformer).values():
-        attn.set_processor(MaskedOracle())
+        fused = hasattr(attn, "to_qkv_mlp_proj")
+        attn.set_processor(ParallelOracle() if fused else MaskedOracle())
     torch.testing.assert_close(two_steps, run(), rtol=1e-8, atol=1e-8)
 
 
@@ -113,7 +142,7 @@ def test_only_source_tokens_are_routed_and_k_and_v_get_one_tensor(
         seen.append(hidden)
         return module(hidden)
 
-    monkeypatch.setattr(source_stream, "project", spy)
+    play_experts(monkeypatch, spy)
     model = build(double_blocks=1, single_blocks=1)
     run_beside(model, *inputs(model))
     noise, source, text = (6, False), (8, True), (8, False)
@@ -123,10 +152,10 @@ def test_only_source_tokens_are_routed_and_k_and_v_get_one_tensor(
 
 
 def test_without_a_source_nothing_is_routed_and_stock_flux_comes_out_bit_by_bit(
-    build: Build, inputs: Inputs, monkeypatch: pytest.MonkeyPatch
+    either: Build, inputs: Inputs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(source_stream, "project", with_expert)
-    model = build()
+    play_experts(monkeypatch)
+    model = either()
     noise, timestep, text, _ = inputs(model)
     ours = model.velocity(noise, timestep, text)
     remove_source_stream(model.transformer)
@@ -134,12 +163,12 @@ def test_without_a_source_nothing_is_routed_and_stock_flux_comes_out_bit_by_bit(
 
 
 def test_a_source_and_its_experts_change_the_velocity(
-    build: Build, inputs: Inputs, monkeypatch: pytest.MonkeyPatch
+    either: Build, inputs: Inputs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = build()
+    model = either()
     args = inputs(model)
     alone, plain = model.velocity(*args[:3]), model.velocity(*args)
-    monkeypatch.setattr(source_stream, "project", with_expert)
+    play_experts(monkeypatch)
     routed = model.velocity(*args)
     assert (plain - alone).abs().max() > 1e-3
     assert (routed - plain).abs().max() > 1e-3
@@ -147,10 +176,10 @@ def test_a_source_and_its_experts_change_the_velocity(
 
 @pytest.mark.parametrize("changed", ["noise", "text", "both"])
 def test_noise_and_text_tokens_never_reach_the_source_stream(
-    build: Build, inputs: Inputs, changed: str
+    either: Build, inputs: Inputs, changed: str
 ) -> None:
     """Timestep and pooled text do reach it, through the modulation that all streams share."""
-    model = build()
+    model = either()
     noise, timestep, text, source = inputs(model)
     before, after = SourceKV(), SourceKV()
     first = run_beside(model, noise, timestep, text, source, before)
@@ -198,8 +227,8 @@ def test_removing_gives_back_the_very_processors(build: Build) -> None:
         assert attn.processor is processor
 
 
-def test_a_backend_chosen_before_is_kept(build: Build) -> None:
-    transformer = build().transformer
+def test_a_backend_chosen_before_is_kept(either: Build) -> None:
+    transformer = either().transformer
     remove_source_stream(transformer)
     with attention_backend("native"):  # diffusers sets it for every model of the process; this puts it back
         transformer.set_attention_backend("_native_math")
@@ -208,8 +237,8 @@ def test_a_backend_chosen_before_is_kept(build: Build) -> None:
     assert len(backends) == 1 and "math" in backends.pop().lower()
 
 
-def test_a_foreign_processor_is_named_and_nothing_changes(build: Build) -> None:
-    transformer = build().transformer
+def test_a_foreign_processor_is_named_and_nothing_changes(either: Build) -> None:
+    transformer = either().transformer
     remove_source_stream(transformer)
     before = [attn.processor for attn in flux_attentions(transformer).values()]
     transformer.single_transformer_blocks[1].attn.set_processor(MaskedOracle())
@@ -219,8 +248,8 @@ def test_a_foreign_processor_is_named_and_nothing_changes(build: Build) -> None:
     assert all(old is new for old, new in zip(before, kept, strict=False))
 
 
-def test_installing_twice_and_removing_twice_are_refused(build: Build) -> None:
-    transformer = build().transformer
+def test_installing_twice_and_removing_twice_are_refused(either: Build) -> None:
+    transformer = either().transformer
     with pytest.raises(SourceStreamError, match="installed already"):
         install_source_stream(transformer)
     remove_source_stream(transformer)
@@ -228,8 +257,8 @@ def test_installing_twice_and_removing_twice_are_refused(build: Build) -> None:
         remove_source_stream(transformer)
 
 
-def test_fused_projections_are_refused_before_and_after_installing(build: Build, inputs: Inputs) -> None:
-    model = build()
+def test_fused_projections_are_refused_before_and_after_installing(either: Build, inputs: Inputs) -> None:
+    model = either()
     remove_source_stream(model.transformer)
     model.transformer.fuse_qkv_projections()
     with pytest.raises(SourceStreamError, match="unfuse_qkv_projections"):
@@ -241,8 +270,8 @@ def test_fused_projections_are_refused_before_and_after_installing(build: Build,
         model.velocity(*inputs(model))
 
 
-def test_a_mask_or_context_parallelism_beside_a_source_is_refused(build: Build) -> None:
-    attn = build().transformer.single_transformer_blocks[0].attn
+def test_a_mask_or_context_parallelism_beside_a_source_is_refused(either: Build) -> None:
+    attn = either().transformer.single_transformer_blocks[0].attn
     hidden = torch.randn(1, 4, 16)
     with pytest.raises(SourceStreamError, match="attention_mask must be None"):
         attn(hidden, attention_mask=torch.ones(4, 4, dtype=torch.bool), source=SourceTokens(2))
