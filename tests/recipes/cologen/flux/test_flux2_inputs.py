@@ -1,4 +1,4 @@
-"""What FLUX.2 klein is given: long prompts cut as its pipeline cuts them, sources numbered as its references."""
+"""What FLUX.2 klein is given: prompts cut as its pipeline cuts, sources numbered as its references."""
 
 import pytest
 import torch
