@@ -9,7 +9,6 @@ Reading and writing pictures is in pictures.py, sampling in flux/.
 from __future__ import annotations
 
 import argparse
-import difflib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,10 +21,10 @@ from recipes.cologen.data.control import PROMPTS
 from recipes.cologen.data.record import Image
 from recipes.cologen.data.scene import SIDE
 from recipes.cologen.data.views import VIEWS
-from recipes.cologen.errors import CologenError, PictureError, PromptError, RunFolderError
+from recipes.cologen.errors import CologenError, GuidanceError, PictureError, RunFolderError
 from recipes.cologen.flux.model import FluxModel
 from recipes.cologen.flux.sampling import generate
-from recipes.cologen.flux.vocabulary import unknown_words
+from recipes.cologen.picture_settings import FULL_POOL, reads_settings, same_run
 from recipes.cologen.pictures import (
     check_output,
     cut_hole,
@@ -40,8 +39,8 @@ from recipes.cologen.training.batches import to_unit_range
 from recipes.cologen.training.growth import load_base, load_stage
 from recipes.cologen.training.interruption import STOPPED
 from recipes.cologen.training.validation import to_pictures
+from recipes.cologen.words import check_words as check_words
 
-FULL_POOL = "full-pool"
 SHOWN_PIXELS = 256
 """Pixels that the shorter side of a small output is enlarged to, unless --scale says otherwise."""
 MOST_PIXELS = 8192
@@ -56,6 +55,7 @@ prompts that the embedded world's tasks were trained on:
 """
 
 
+@reads_settings
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit status: 0 done, 1 refused, 130 stopped."""
     asked = _parser().parse_args(arguments)
@@ -89,6 +89,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _draw(asked: argparse.Namespace, console: Console) -> Image:
     run = RunReader(asked.checkpoint)
     settings = run.settings
+    same_run(settings.fingerprint(), asked.of_run, asked.checkpoint)
     stage = _stage(run, asked)
     picture = read_picture(asked.image)
     mask = None if asked.mask is None else read_picture(asked.mask)
@@ -107,9 +108,17 @@ def _draw(asked: argparse.Namespace, console: Console) -> Image:
         width=source.shape[1],
         steps=asked.steps or settings.sampling.steps,
         source_timestep=settings.flow.source_timestep,
-        guidance=settings.sampling.guidance if model.transformer.config.guidance_embeds else None,
+        guidance=_guidance(asked, settings.sampling.guidance, model),
     )
     return to_pictures(pixels)[0]
+
+
+def _guidance(asked: argparse.Namespace, usual: float, model: FluxModel) -> float | None:
+    if not model.transformer.config.guidance_embeds:
+        if asked.guidance is not None:
+            raise GuidanceError("this base reads no guidance scale; leave --guidance out.")
+        return None
+    return usual if asked.guidance is None else float(asked.guidance)
 
 
 def _stage(run: RunReader, asked: argparse.Namespace) -> str | None:
@@ -167,25 +176,6 @@ def _size(run: RunReader, model: FluxModel, picture: Image) -> tuple[int, int]:
     return height, width
 
 
-def check_words(model: FluxModel, prompt: str) -> None:
-    """Refuse a prompt with words that the base cannot read.
-
-    Raises:
-        PromptError: Names each of them with the nearest words that it knows.
-    """
-    unknown = unknown_words(model.tokenizer_2, prompt)
-    if not unknown:
-        return
-    known = sorted({piece.removeprefix("▁") for piece in model.tokenizer_2.get_vocab()} - {""})
-    known = [word for word in known if word.isalpha()]
-    hints = []
-    for word in dict.fromkeys(unknown):
-        near = difflib.get_close_matches(word.lower(), known, n=3, cutoff=0.5)
-        hints.append(f"{word!r}" + (f" (near: {', '.join(near)})" if near else ""))
-    words = f" It knows: {', '.join(known)}." if len(known) < 200 else ""
-    raise PromptError(f"the base cannot read {'; '.join(hints)}.{words}")
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m recipes.cologen.generate",
@@ -207,6 +197,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--seed", type=int, default=0, help="of the starting noise (default: 0)")
     parser.add_argument("--steps", type=positive, help="sampling steps (default: those of the run)")
+    parser.add_argument("--guidance", type=float, help="for a guidance-distilled base (default: the run's)")
+    parser.add_argument(
+        "--settings", metavar="FILE", help="a picture's settings, as the page gives them; what else is given wins"
+    )
+    parser.add_argument("--of-run", metavar="FINGERPRINT", help="refuse a run with other settings than these")
     experts = parser.add_mutually_exclusive_group()
     experts.add_argument(
         "--as-of",
