@@ -199,7 +199,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--steps", type=positive, help="sampling steps (default: those of the run)")
     parser.add_argument("--guidance", type=float, help="for a guidance-distilled base (default: the run's)")
     parser.add_argument(
-        "--settings", metavar="FILE", help="a picture's settings, as the page gives them; what else is given wins"
+        "--settings",
+        metavar="FILE",
+        help="a picture's settings, as the page gives them; what else is given wins",
     )
     parser.add_argument("--of-run", metavar="FINGERPRINT", help="refuse a run with other settings than these")
     experts = parser.add_mutually_exclusive_group()
