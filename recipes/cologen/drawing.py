@@ -148,9 +148,10 @@ class DrawingRoom:
         """
         if wanted.task not in VIEWS:
             raise PictureError(f"there is no task {wanted.task!r}; expected one of {', '.join(VIEWS)}.")
-        check_words(self._model, wanted.prompt)
         seen = self.source(wanted.task, wanted.prompt, image, mask)
         with self._one_at_a_time, self._pool(wanted.pool):
+            # Behind the lock as well: a tokenizer keeps the padding of its last call, for whoever calls next.
+            check_words(self._model, wanted.prompt)
             recording = nullcontext() if wanted.pool == NO_EXPERTS else self._weave.record()
             with recording as routing:
                 drawn = self._drawn(wanted, seen.image)

@@ -121,10 +121,11 @@ class Guard:
             return 400, "a file was named that was not uploaded to this page."
         if scope["path"] == UPLOADS:
             try:
-                form = await Request(scope, _replayed(body, _nothing)).form(max_files=1, max_fields=1)
-                for file in form.values():
-                    held = file.encode() if isinstance(file, str) else await file.read()
-                    await to_thread.run_sync(read_rgb, held, self.limits)
+                request = Request(scope, _replayed(body, _nothing))
+                async with request.form(max_files=1, max_fields=1) as form:
+                    for file in form.values():
+                        held = file.encode() if isinstance(file, str) else await file.read()
+                        await to_thread.run_sync(read_rgb, held, self.limits)
             except (HTTPException, MultiPartException):
                 return 400, "one file at a time is taken."
             except PictureError as error:
