@@ -24,6 +24,7 @@ from recipes.cologen.data.views import VIEWS
 from recipes.cologen.errors import CologenError, GuidanceError, PictureError, RunFolderError
 from recipes.cologen.flux.model import FluxModel
 from recipes.cologen.flux.sampling import generate
+from recipes.cologen.generate_batch import also_batches
 from recipes.cologen.picture_settings import FULL_POOL, reads_settings, same_run
 from recipes.cologen.pictures import (
     check_output,
@@ -55,6 +56,7 @@ prompts that the embedded world's tasks were trained on:
 """
 
 
+@also_batches
 @reads_settings
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit status: 0 done, 1 refused, 130 stopped."""
@@ -202,6 +204,9 @@ def _parser() -> argparse.ArgumentParser:
         "--settings",
         metavar="FILE",
         help="a picture's settings, as the page gives them; what else is given wins",
+    )
+    parser.add_argument(
+        "--batch", metavar="JOBS", help="a line of JSON for each picture; --output is a folder"
     )
     parser.add_argument("--of-run", metavar="FINGERPRINT", help="refuse a run with other settings than these")
     experts = parser.add_mutually_exclusive_group()
