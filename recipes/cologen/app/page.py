@@ -76,15 +76,21 @@ def _tab(answers: Answers, name: str, task: Task, prompts: tuple[str, ...]) -> N
             settings = _settings(answers, name)
             button = gr.Button("Draw", variant="primary", elem_id=f"{name}-draw")
         with gr.Column():
-            seen = gr.Image(label="What the model sees", interactive=False, visible=name == "control")
+            seen = gr.Image(
+                label="What the model sees", interactive=False, visible=name == "control", buttons=[]
+            )
             _as_pixels(seen, f"{name}-seen")
             result = gr.Image(label="Result", interactive=False, format="png", buttons=["download"])
             _as_pixels(result, f"{name}-result")
             notes = gr.Textbox(label="Notes", interactive=False, elem_id=f"{name}-notes")
             shares = gr.Image(
-                label="Which expert saw what", show_label=False, interactive=False, format="png", buttons=[]
+                label="Which expert saw what",
+                show_label=False,
+                interactive=False,
+                format="png",
+                buttons=[],
+                elem_id=f"{name}-shares",
             )
-            _as_pixels(shares, f"{name}-shares")
             download = gr.DownloadButton(
                 "Settings of this picture", interactive=False, elem_id=f"{name}-settings"
             )

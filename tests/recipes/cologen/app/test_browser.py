@@ -136,6 +136,7 @@ def by_command(settings: Path) -> np.ndarray:
 
 def keep(page: Page, name: str, tmp_path: Path) -> None:
     folder = Path(os.environ.get("PRW_APP_SCREENSHOTS", tmp_path))
+    page.wait_for_timeout(500)  # messages fade in
     page.screenshot(path=folder / f"app-{name}.png", full_page=True)
 
 
@@ -185,6 +186,8 @@ def test_what_is_no_picture_is_refused_in_words_and_the_page_goes_on(
     page.locator("#grounding-prompt textarea").fill("draw a red box around the blue square")
     page.locator("#grounding-draw").click()
     assert drawn(page, "grounding").shape == (256, 256, 3)
+    for message in page.get_by_test_id("toast-close").all():
+        message.click()
     keep(page, "grounding", tmp_path)
 
 
