@@ -14,9 +14,9 @@ import io
 import json
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol
 
 from PIL import Image as PilImage
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -31,7 +31,13 @@ FULL_POOL = "full-pool"
 NO_EXPERTS = "no-experts"
 """The base alone."""
 OPTION = "--settings"
-Command = Callable[[Sequence[str] | None], int]
+
+
+class Command(Protocol):
+    """The `main` of a command."""
+
+    def __call__(self, arguments: Sequence[str] | None = None) -> int:
+        """Run with these arguments, or those of the process, and return the exit status."""
 
 
 class PictureSettings(BaseModel):

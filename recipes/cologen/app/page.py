@@ -5,7 +5,9 @@ from __future__ import annotations
 import functools
 import html
 import logging
+import shutil
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,9 @@ from recipes.cologen.errors import CologenError
 from recipes.cologen.picture_settings import FULL_POOL, NO_EXPERTS
 
 LOG = logging.getLogger(__name__)
+KEPT_SECONDS = 3600
+"""How long uploads, results and files for download are kept."""
+SETTINGS = "cologen-settings-"
 CSS = """
 .cologen-picture img {image-rendering: pixelated; min-height: 14rem; object-fit: contain;}
 footer {display: none !important;}
@@ -31,7 +36,7 @@ def build_page(answers: Answers) -> gr.Blocks:
     """Make the page of a drawing room."""
     room, limits = answers.room, answers.limits
     world = room.settings.data.source == "world"
-    with gr.Blocks(title="CoLoGen", analytics_enabled=False, delete_cache=(600, 3600)) as page:
+    with gr.Blocks(title="CoLoGen", analytics_enabled=False, delete_cache=(600, KEPT_SECONDS)) as page:
         gr.Markdown(f"# CoLoGen\nThe run *{html.escape(room.settings.name)}*, on this machine.")
         with gr.Tabs():
             for name, task in TASKS.items():
@@ -96,9 +101,9 @@ def _tab(answers: Answers, name: str, task: Task, prompts: tuple[str, ...]) -> N
             )
 
     def draw(given: Any, kind: str, prompt: str, *rest: Any) -> tuple[Any, ...]:
-        *wanted, mask = (*rest[:-1], only_read_here(rest[-1])) if painted else (*rest, None)
-        picture = only_read_here(given)
-        answer = answers.draw(Asked(name, picture, mask, prompt or "", *wanted, kind=kind))
+        seed, steps, guidance, pool, *layers = rest
+        picture, mask = only_read_here(given), only_read_here(layers[0]) if layers else None
+        answer = answers.draw(Asked(name, picture, mask, prompt or "", seed, steps, guidance, pool, kind))
         file = gr.DownloadButton(value=str(_file(name, answer.settings)), interactive=True)
         return answer.picture, answer.shares, answer.notes, file
 
@@ -149,7 +154,10 @@ def _as_pixels(component: Any, name: str) -> None:
 
 
 def _file(name: str, text: str) -> Path:
-    """A new file for the download; gradio copies it to its cache, which is cleared by age."""
-    path = Path(tempfile.mkdtemp(prefix="settings-")) / f"{name}.json"
+    """A new file for the download, which gradio copies to its cache; those of an hour ago are removed."""
+    for old in Path(tempfile.gettempdir()).glob(f"{SETTINGS}*"):
+        if old.stat().st_mtime < time.time() - KEPT_SECONDS:
+            shutil.rmtree(old, ignore_errors=True)
+    path = Path(tempfile.mkdtemp(prefix=SETTINGS)) / f"{name}.json"
     path.write_text(text, encoding="utf-8")
     return path

@@ -40,7 +40,7 @@ def serve(
         PilImage.MAX_IMAGE_PIXELS = -(-limits.pixels // 2)
         page = build_page(Answers(room, limits))
         guard = Middleware(
-            Guard,  # type: ignore[arg-type]
+            Guard,
             limits=limits,
             uploads=Path(folder),
             names=LOOPBACK if host in LOOPBACK else None,

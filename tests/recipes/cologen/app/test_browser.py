@@ -186,9 +186,6 @@ def test_what_is_no_picture_is_refused_in_words_and_the_page_goes_on(
     page.locator("#grounding-prompt textarea").fill("draw a red box around the blue square")
     page.locator("#grounding-draw").click()
     assert drawn(page, "grounding").shape == (256, 256, 3)
-    for message in page.get_by_test_id("toast-close").all():
-        message.click()
-    keep(page, "grounding", tmp_path)
 
 
 def test_the_map_that_control_reads_is_shown(page: Page, photo: Path, tmp_path: Path) -> None:
