@@ -25,6 +25,7 @@ from recipes.cologen.errors import CologenError, GuidanceError, PictureError, Ru
 from recipes.cologen.flux.model import FluxModel
 from recipes.cologen.flux.sampling import generate
 from recipes.cologen.generate_batch import also_batches
+from recipes.cologen.generate_grid import axis, draw_grid
 from recipes.cologen.picture_settings import FULL_POOL, reads_settings, same_run
 from recipes.cologen.pictures import (
     check_output,
@@ -65,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     console = Console(stderr=True, soft_wrap=True, markup=False, highlight=False)
     try:
         check_output(asked.output)
-        drawn = _draw(asked, console)
+        drawn = draw_grid(asked) if asked.grid else _draw(asked, console)
         scale = asked.scale or max(1, SHOWN_PIXELS // min(drawn.shape[:2]))
         if scale * max(drawn.shape[:2]) > MOST_PIXELS:
             raise PictureError(
@@ -200,6 +201,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, default=0, help="of the starting noise (default: 0)")
     parser.add_argument("--steps", type=positive, help="sampling steps (default: those of the run)")
     parser.add_argument("--guidance", type=float, help="for a guidance-distilled base (default: the run's)")
+    parser.add_argument(
+        "--grid",
+        type=axis,
+        nargs="+",
+        metavar="SETTING=VALUES",
+        help="one sheet: seed=0..3, or steps=5,10 seed=0..3 (also guidance, pool); labelled, enlarged",
+    )
     parser.add_argument(
         "--settings",
         metavar="FILE",

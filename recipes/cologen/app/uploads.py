@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import gradio as gr
 import numpy as np
 from PIL import Image as PilImage
+from starlette.exceptions import HTTPException
 
 from recipes.cologen.app.answers import SHOWN_PIXELS, joined, shown
 from recipes.cologen.app.limits import Limits, read_rgb, read_strokes
@@ -113,13 +114,11 @@ def _bounded(component: Any) -> Any:
     take = component.accept_blobs
 
     def accept_blobs(data: Any) -> Any:
-        index = data.data.get("index")
-        many = len(component.blob_storage) >= MOST_BLOBS and data.data["id"] not in component.blob_storage
-        far = index not in (None, "", "null") and not 0 <= int(index) < MOST_LAYERS
-        if many:
-            component.blob_storage.pop(next(iter(component.blob_storage)))  # the oldest was never called for
-        if far:
-            raise gr.Error(f"a drawing has at most {MOST_LAYERS} layers.", print_exception=False)
+        index, held = data.data.get("index"), component.blob_storage
+        if index not in (None, "", "null") and str(index) not in map(str, range(MOST_LAYERS)):
+            raise HTTPException(400, f"a drawing has at most {MOST_LAYERS} layers.")
+        if len(held) >= MOST_BLOBS and data.data["id"] not in held:
+            held.pop(next(iter(held)))  # the oldest was never called for
         return take(data)
 
     accept_blobs._is_server_fn = True  # type: ignore[attr-defined]

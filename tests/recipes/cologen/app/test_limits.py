@@ -63,6 +63,7 @@ def test_a_turned_photo_is_turned_back() -> None:
         (b"GIF89a" + b"\1\0\1\0" + b"\0" * 20, "not a picture"),
         (encoded(Image.fromarray(NOISE))[:200], "broken"),
     ],
+    ids=["large", "a bomb", "empty inside", "long", "nothing", "svg", "eps", "gif", "cut off"],
 )
 def test_what_is_no_picture_or_too_large_is_refused_in_words(file: bytes, message: str) -> None:
     with pytest.raises(PictureError, match=message):

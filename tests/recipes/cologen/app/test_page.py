@@ -5,15 +5,17 @@ import re
 import runpy
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import gradio as gr
 import pytest
+from starlette.exceptions import HTTPException
 
 from recipes.cologen.app.__main__ import main
 from recipes.cologen.app.answers import Answers
 from recipes.cologen.app.limits import Limits
 from recipes.cologen.app.page import build_page, in_words
-from recipes.cologen.app.uploads import Upload, only_read_here
+from recipes.cologen.app.uploads import MOST_BLOBS, Upload, only_read_here
 from recipes.cologen.drawing import DrawingRoom
 from recipes.cologen.errors import PictureError
 from recipes.cologen.report.run_reader import RunReader
@@ -53,6 +55,21 @@ def test_pictures_reach_events_only_through_the_limits(page: gr.Blocks) -> None:
     assert all(isinstance(block.preprocess(None), Upload) for block in given)
     with pytest.raises(TypeError, match="not within the limits"):
         only_read_here("/etc/passwd")
+
+
+def test_parts_of_drawings_are_bounded(page: gr.Blocks) -> None:
+    (easel,) = (block for block in page.blocks.values() if str(block.elem_id).endswith("-easel"))
+    part = SimpleNamespace(data={"type": "layer", "index": "0", "id": "first"}, files=[("file", b"x")])
+    easel.accept_blobs(part)
+    for index in ("1000000000", "-1", "8", "x"):
+        part.data["index"] = index
+        with pytest.raises(HTTPException, match="at most 8 layers"):
+            easel.accept_blobs(part)
+    part.data["index"] = "0"
+    for number in range(MOST_BLOBS):
+        part.data["id"] = str(number)
+        easel.accept_blobs(part)
+    assert len(easel.blob_storage) == MOST_BLOBS and "first" not in easel.blob_storage
 
 
 def test_refusals_are_words_and_faults_are_no_tracebacks(caplog: pytest.LogCaptureFixture) -> None:
