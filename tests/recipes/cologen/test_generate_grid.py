@@ -44,7 +44,7 @@ def test_every_cell_is_the_picture_of_its_settings(arguments: list[str]) -> None
         cell = whole[top : top + CELL_PIXELS, left : left + CELL_PIXELS]
         assert np.array_equal(cell, enlarge(alone, CELL_PIXELS // 16)), (pool, seed)
         label = whole[top - lines : top, left : left + CELL_PIXELS]
-        assert label.min() == 0 and label.mean() > 200
+        assert label.min() < 50 and label.mean() > 200
 
 
 def test_one_axis_makes_a_row(arguments: list[str]) -> None:
