@@ -201,22 +201,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, default=0, help="of the starting noise (default: 0)")
     parser.add_argument("--steps", type=positive, help="sampling steps (default: those of the run)")
     parser.add_argument("--guidance", type=float, help="for a guidance-distilled base (default: the run's)")
-    parser.add_argument(
-        "--grid",
-        type=axis,
-        nargs="+",
-        metavar="SETTING=VALUES",
-        help="one sheet: seed=0..3, or steps=5,10 seed=0..3 (also guidance, pool); labelled, enlarged",
-    )
-    parser.add_argument(
-        "--settings",
-        metavar="FILE",
-        help="a picture's settings, as the page gives them; what else is given wins",
-    )
-    parser.add_argument(
-        "--batch", metavar="JOBS", help="a line of JSON for each picture; --output is a folder"
-    )
-    parser.add_argument("--of-run", metavar="FINGERPRINT", help="refuse a run with other settings than these")
+    _add_other_forms(parser)
     experts = parser.add_mutually_exclusive_group()
     experts.add_argument(
         "--as-of",
@@ -234,6 +219,26 @@ def _parser() -> argparse.ArgumentParser:
     )
     size.add_argument("--native", dest="scale", action="store_const", const=1, help="do not enlarge")
     return parser
+
+
+def _add_other_forms(parser: argparse.ArgumentParser) -> None:
+    """Options that draw otherwise than from the options of one picture."""
+    parser.add_argument(
+        "--grid",
+        type=axis,
+        nargs="+",
+        metavar="SETTING=VALUES",
+        help="one sheet: seed=0..3, or steps=5,10 seed=0..3 (also guidance, pool); labelled, enlarged",
+    )
+    parser.add_argument(
+        "--settings",
+        metavar="FILE",
+        help="a picture's settings, as the page gives them; what else is given wins",
+    )
+    parser.add_argument(
+        "--batch", metavar="JOBS", help="a line of JSON for each picture; --output is a folder"
+    )
+    parser.add_argument("--of-run", metavar="FINGERPRINT", help="refuse a run with other settings than these")
 
 
 if __name__ == "__main__":

@@ -81,24 +81,7 @@ def _tab(answers: Answers, name: str, task: Task, prompts: tuple[str, ...]) -> N
             settings = _settings(answers, name)
             button = gr.Button("Draw", variant="primary", elem_id=f"{name}-draw")
         with gr.Column():
-            seen = gr.Image(
-                label="What the model sees", interactive=False, visible=name == "control", buttons=[]
-            )
-            _as_pixels(seen, f"{name}-seen")
-            result = gr.Image(label="Result", interactive=False, format="png", buttons=["download"])
-            _as_pixels(result, f"{name}-result")
-            notes = gr.Textbox(label="Notes", interactive=False, elem_id=f"{name}-notes")
-            shares = gr.Image(
-                label="Which expert saw what",
-                show_label=False,
-                interactive=False,
-                format="png",
-                buttons=[],
-                elem_id=f"{name}-shares",
-            )
-            download = gr.DownloadButton(
-                "Settings of this picture", interactive=False, elem_id=f"{name}-settings"
-            )
+            seen, *results = _results(name)
 
     def draw(given: Any, kind: str, prompt: str, *rest: Any) -> tuple[Any, ...]:
         seed, steps, guidance, pool, *layers = rest
@@ -110,7 +93,7 @@ def _tab(answers: Answers, name: str, task: Task, prompts: tuple[str, ...]) -> N
     button.click(
         in_words(draw),
         [image, kind, prompt, *settings, *painted],
-        [result, shares, notes, download],
+        results,
         concurrency_limit=1,
         concurrency_id="model",
         api_visibility="private",
@@ -126,6 +109,25 @@ def _tab(answers: Answers, name: str, task: Task, prompts: tuple[str, ...]) -> N
                 seen,
                 **quietly,
             )
+
+
+def _results(name: str) -> list[Any]:
+    """The map, the picture, its shares, notes and settings; all but the map in the order of an answer."""
+    seen = gr.Image(label="What the model sees", interactive=False, visible=name == "control", buttons=[])
+    _as_pixels(seen, f"{name}-seen")
+    result = gr.Image(label="Result", interactive=False, format="png", buttons=["download"])
+    _as_pixels(result, f"{name}-result")
+    notes = gr.Textbox(label="Notes", interactive=False, elem_id=f"{name}-notes")
+    shares = gr.Image(
+        label="Which expert saw what",
+        show_label=False,
+        interactive=False,
+        format="png",
+        buttons=[],
+        elem_id=f"{name}-shares",
+    )
+    download = gr.DownloadButton("Settings of this picture", interactive=False, elem_id=f"{name}-settings")
+    return [seen, result, shares, notes, download]
 
 
 def _settings(answers: Answers, name: str) -> list[Any]:
