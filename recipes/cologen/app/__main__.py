@@ -1,0 +1,77 @@
+"""Starts the page in the browser.
+
+python -m recipes.cologen.app --checkpoint runs/tiny
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from prw.errors import PrwError
+from recipes.cologen.app.limits import Limits
+from recipes.cologen.drawing import DrawingRoom
+from recipes.cologen.errors import CologenError
+from recipes.cologen.report.run_reader import RunReader
+from recipes.cologen.terminal import positive, silence_loading_bars
+
+try:
+    from recipes.cologen.app.serving import LOOPBACK, serve
+except ModuleNotFoundError as missing:
+    if missing.name not in ("gradio", "starlette"):
+        raise
+    sys.exit("error: the page needs gradio, which is not installed here. Run: pip install 'prw[app]'")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit status: 0 closed, 1 refused."""
+    asked = _parser().parse_args(arguments)
+    silence_loading_bars()
+    console = Console(stderr=True, soft_wrap=True, markup=False, highlight=False)
+    limits = Limits(upload_bytes=asked.most_upload * 2**20, pixels=asked.most_pixels * 1_000_000)
+    try:
+        room = DrawingRoom(RunReader(asked.checkpoint))
+        if asked.host not in LOOPBACK:
+            console.print(
+                f"note: the page listens on {asked.host}, so others may reach it. It asks nobody who they "
+                "are; put it behind something that does, or leave --host out."
+            )
+        serve(room, limits, asked.host, asked.port, console.print)
+    except (CologenError, PrwError) as error:
+        console.print(f"error: {error}")
+        return 1
+    except OSError as error:
+        console.print(f"error: the page cannot be served: {error}")
+        return 1
+    except KeyboardInterrupt:
+        console.print("closed")
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m recipes.cologen.app",
+        description="A page in the browser that draws with a trained run.",
+    )
+    parser.add_argument(
+        "--checkpoint", type=Path, metavar="RUN", help="the folder that training wrote", required=True
+    )
+    parser.add_argument(
+        "--host", default="127.0.0.1", help="address to listen on (default: this machine only)"
+    )
+    parser.add_argument("--port", type=positive, help="port (default: the first free one from 7860 on)")
+    parser.add_argument(
+        "--most-upload", type=positive, default=10, metavar="MIB", help="largest upload (default: 10)"
+    )
+    parser.add_argument(
+        "--most-pixels", type=positive, default=16, metavar="MILLIONS", help="largest picture (default: 16)"
+    )
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

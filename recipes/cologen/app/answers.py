@@ -1,0 +1,120 @@
+"""What the page answers, in plain Python: reads uploads, draws, and says in words what cannot be done."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from pydantic import ValidationError
+
+from recipes.cologen.app.limits import Limits, check_prompt
+from recipes.cologen.app.shares import shares_picture
+from recipes.cologen.data.record import Image
+from recipes.cologen.drawing import DrawingRoom
+from recipes.cologen.errors import PictureError
+from recipes.cologen.picture_settings import PictureSettings, settings_file
+from recipes.cologen.pictures import enlarge
+
+SHOWN_PIXELS = 256
+"""Pixels that the shorter side of a small picture is enlarged to, as `generate` does."""
+A_MAP = "a control map"
+"""What is given is the map itself."""
+
+
+class Asked(NamedTuple):
+    """What a user filled in; nothing of it is trusted."""
+
+    task: str
+    image: Image | None
+    mask: Image | None
+    prompt: str
+    seed: float | None
+    steps: float | None
+    guidance: float | None
+    pool: str
+    kind: str = A_MAP
+    """Control: what the picture is, a map, or the kind of map to make from it."""
+
+
+class Answer(NamedTuple):
+    """What the user gets."""
+
+    picture: Image
+    """Enlarged, as `generate` would write it."""
+    shares: Image | None
+    """Which expert saw what; None without experts."""
+    notes: str
+    """What had to be changed to draw it; may be empty."""
+    settings: str
+    """The text of the settings file."""
+
+
+class Answers:
+    """Answers of one drawing room; keeps nothing between two of them."""
+
+    def __init__(self, room: DrawingRoom, limits: Limits) -> None:
+        """Answer with this room, within these limits."""
+        self.room, self.limits = room, limits
+
+    def preview(self, image: Image | None, kind: str) -> Image | None:
+        """The control map that the model would see, enlarged; None without a picture."""
+        return None if image is None else shown(self.room.source("control", "", self._map(image, kind)).image)
+
+    def draw(self, asked: Asked) -> Answer:
+        """Draw.
+
+        Raises:
+            CologenError: What was asked for cannot be drawn; the message is for the user.
+        """
+        if asked.image is None:
+            raise PictureError("there is no picture; upload one first.")
+        check_prompt(asked.prompt, self.limits)
+        wanted = self._settings(asked)
+        image = self._map(asked.image, asked.kind) if asked.task == "control" else asked.image
+        if asked.task == "inpainting" and asked.mask is None and not (image == 0).all(-1).any():
+            raise PictureError("nothing is painted over; paint over what is to be filled in.")
+        drawn = self.room.draw(wanted, image, asked.mask)
+        run = self.room.run
+        return Answer(
+            picture=shown(drawn.image),
+            shares=shares_picture(drawn.routing, drawn.source),
+            notes="\n".join(drawn.notices),
+            settings=settings_file(wanted, run.path, run.settings.fingerprint(), image, asked.mask),
+        )
+
+    def _map(self, image: Image, kind: str) -> Image:
+        return image if kind == A_MAP else self.room.made_map(image, kind)
+
+    def _settings(self, asked: Asked) -> PictureSettings:
+        pools = self.room.pools(asked.task)
+        if asked.pool not in pools:
+            raise PictureError(f"there is no pool {asked.pool!r} for {asked.task}; choose one of {pools}.")
+        if asked.steps is not None and asked.steps > self.limits.steps:
+            raise PictureError(
+                f"{asked.steps:.0f} steps are too many; at most {self.limits.steps} are drawn."
+            )
+        try:
+            return PictureSettings.model_validate(
+                {
+                    "task": asked.task,
+                    "prompt": asked.prompt,
+                    "pool": asked.pool,
+                    "seed": asked.seed,
+                    "steps": asked.steps,
+                    "guidance": asked.guidance if self.room.reads_guidance else None,
+                }
+            )
+        except ValidationError as error:
+            first = error.errors()[0]
+            raise PictureError(f"{first['loc'][0]}: {first['msg']} (got {first['input']!r}).") from error
+
+
+def shown(image: Image) -> Image:
+    """A picture as the page shows it: a small one enlarged by whole pixels."""
+    return np.ascontiguousarray(enlarge(image, max(1, SHOWN_PIXELS // min(image.shape[:2]))))
+
+
+def joined(layers: list[Image]) -> Image | None:
+    """Layers of strokes as one mask, white where to paint; None when nothing is painted."""
+    painted = [layer for layer in layers if layer.any()]
+    return np.maximum.reduce(painted) if painted else None

@@ -1,0 +1,114 @@
+"""What the page takes from its users, and the one way in which their pictures are read."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from PIL import Image as PilImage
+from PIL import ImageOps
+from pydantic import BaseModel, ConfigDict, Field
+
+from recipes.cologen.data.decoding import as_rgb
+from recipes.cologen.data.record import Image
+from recipes.cologen.errors import PictureError, PromptError
+
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
+"""No other decoder is tried: some of PIL's start programs (EPS) or are seldom looked after."""
+
+
+class Limits(BaseModel):
+    """The most that one request may ask for."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    upload_bytes: int = Field(default=10 * 2**20, gt=0)
+    """Of one file."""
+    pixels: int = Field(default=16_000_000, gt=0)
+    """Width times height of a picture, read off its header before anything is decoded."""
+    letters: int = Field(default=2000, gt=0)
+    """Of a prompt; the base may read less and then says so."""
+    steps: int = Field(default=100, gt=0)
+    """Sampling steps."""
+    waiting: int = Field(default=16, gt=0)
+    """Pictures that may be asked for and not drawn yet, of all users together."""
+
+
+def read_rgb(file: Path | bytes, limits: Limits, what: str = "the file") -> Image:
+    """Read an upload as uint8 [height, width, 3].
+
+    Args:
+        file: The file, or what it holds.
+        limits: What is taken.
+        what: What a refusal calls it.
+
+    Raises:
+        PictureError: It is too large, or no picture, or broken; nothing was decoded if it is too large.
+    """
+    size = len(file) if isinstance(file, bytes) else file.stat().st_size
+    if size > limits.upload_bytes:
+        raise PictureError(
+            f"{what} has {size / 2**20:.1f} MiB; at most {limits.upload_bytes / 2**20:.1f} are taken. Save "
+            "it smaller, or as JPEG."
+        )
+    picture = opened(io.BytesIO(file) if isinstance(file, bytes) else file, limits, what)
+    try:
+        return np.asarray(as_rgb(ImageOps.exif_transpose(picture))).copy()
+    except Exception as error:  # a decoder may fail in any way on bytes that anybody can send
+        raise PictureError(f"{what} is broken: it cannot be decoded. Save it anew as PNG or JPEG.") from error
+    finally:
+        picture.close()
+
+
+def read_strokes(file: bytes | Path, limits: Limits) -> Image:
+    """Read a layer of drawing: white where anything was painted, black elsewhere; uint8 [height, width, 3].
+
+    Raises:
+        PictureError: As `read_rgb`.
+    """
+    picture = opened(io.BytesIO(file) if isinstance(file, bytes) else file, limits, "the drawn mask")
+    try:
+        painted = np.asarray(picture.convert("RGBA"))[..., 3] > 127
+    except Exception as error:  # as above
+        raise PictureError("the drawn mask cannot be read; draw it anew.") from error
+    finally:
+        picture.close()
+    return np.repeat(np.where(painted, 255, 0).astype(np.uint8)[..., None], 3, axis=-1)
+
+
+def opened(file: BinaryIO | Path, limits: Limits, what: str) -> PilImage.Image:
+    """Open a picture, its header only.
+
+    Raises:
+        PictureError: It is no picture of a format that is taken, or says that it is too large.
+    """
+    try:
+        picture = PilImage.open(file, formats=FORMATS)
+    except PilImage.DecompressionBombError as error:
+        raise PictureError(f"{what} claims to be larger than is taken ({error}).") from error
+    except Exception as error:  # as above
+        raise PictureError(
+            f"{what} is not a picture that can be read here; expected {', '.join(FORMATS)}."
+        ) from error
+    width, height = picture.size
+    if width * height > limits.pixels:
+        picture.close()
+        raise PictureError(
+            f"{what} is {width}x{height} pixels, {width * height / 1e6:.1f} million; at most "
+            f"{limits.pixels / 1e6:.1f} million are taken. Make it smaller."
+        )
+    return picture
+
+
+def check_prompt(prompt: str, limits: Limits) -> None:
+    """Refuse a prompt that is empty or endless.
+
+    Raises:
+        PromptError: Says which.
+    """
+    if not prompt.strip():
+        raise PromptError("there is no prompt; say what is to be drawn.")
+    if len(prompt) > limits.letters:
+        raise PromptError(f"the prompt has {len(prompt)} letters; at most {limits.letters} are taken.")

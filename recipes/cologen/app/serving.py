@@ -1,0 +1,77 @@
+"""Serves the page: one process, on loopback unless told otherwise, nothing shared, no telemetry."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from PIL import Image as PilImage
+from starlette.middleware import Middleware
+
+from recipes.cologen.app.answers import Answers
+from recipes.cologen.app.guard import Guard
+from recipes.cologen.app.limits import Limits
+from recipes.cologen.app.page import CSS, build_page
+from recipes.cologen.drawing import DrawingRoom
+
+LOOPBACK = frozenset({"127.0.0.1", "localhost", "[::1]", "::1"})
+
+
+def serve(
+    room: DrawingRoom, limits: Limits, host: str, port: int | None, said: Callable[[str], None]
+) -> None:
+    """Serve until interrupted.
+
+    Args:
+        room: Where pictures are drawn.
+        limits: What is taken from users.
+        host: Address to listen on.
+        port: Port; None takes the first free one from 7860 on.
+        said: Told where the page is, once it is there.
+
+    Raises:
+        OSError: The port is taken.
+    """
+    with tempfile.TemporaryDirectory(prefix="cologen-app-") as folder:
+        _only_our_settings(Path(folder))
+        # What gradio decodes by itself is refused by the same measure: PIL raises at twice this number.
+        PilImage.MAX_IMAGE_PIXELS = -(-limits.pixels // 2)
+        page = build_page(Answers(room, limits))
+        guard = Middleware(
+            Guard,
+            limits=limits,
+            uploads=Path(folder),
+            names=LOOPBACK if host in LOOPBACK else None,
+        )
+        _, url, _ = page.launch(
+            server_name=host,
+            server_port=port,
+            share=False,
+            inbrowser=False,
+            css=CSS,
+            max_file_size=limits.upload_bytes,
+            allowed_paths=[],
+            prevent_thread_lock=True,
+            quiet=True,
+            show_error=False,
+            ssr_mode=False,
+            pwa=False,
+            mcp_server=False,
+            enable_monitoring=False,
+            run_history=False,
+            footer_links=[],
+            app_kwargs={"middleware": [guard], "docs_url": None, "redoc_url": None},
+        )
+        said(f"the page is at {url} (Ctrl-C closes it)")
+        page.block_thread()
+
+
+def _only_our_settings(folder: Path) -> None:
+    """Keep gradio's environment variables from changing what the command line says."""
+    for name in [name for name in os.environ if name.startswith("GRADIO_")]:
+        del os.environ[name]
+    os.environ |= {"GRADIO_TEMP_DIR": str(folder), "GRADIO_ANALYTICS_ENABLED": "False"}
+    # Files for download are made here too, so that they go with the page.
+    tempfile.tempdir = str(folder)

@@ -1,0 +1,170 @@
+"""The drawing room: a run's model, loaded once, that draws one picture at a time for whoever asks.
+
+It keeps nothing about those who asked. The page (app/) and batches (generate_batch.py) draw here.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from typing import NamedTuple
+
+import torch
+
+import prw
+from recipes.cologen.config_annotators import OPTIONS
+from recipes.cologen.data.annotators.drawing import draw_map
+from recipes.cologen.data.record import Image
+from recipes.cologen.data.views import VIEWS
+from recipes.cologen.errors import PictureError, RunFolderError
+from recipes.cologen.flux.base import FluxBase
+from recipes.cologen.picture_settings import FULL_POOL, NO_EXPERTS, PictureSettings
+from recipes.cologen.pictures import cut_hole, fit_picture
+from recipes.cologen.pipeline.tasks import worded
+from recipes.cologen.report.run_reader import RunReader
+from recipes.cologen.sample_picture import map_notice, sample_picture, size_to_draw
+from recipes.cologen.training.growth import load_base, load_stage
+from recipes.cologen.words import check_words
+
+
+class Source(NamedTuple):
+    """What the model gets to see, and what had to be said about that."""
+
+    image: Image
+    notices: tuple[str, ...]
+
+
+class Drawn(NamedTuple):
+    """A picture and how it came about."""
+
+    image: Image
+    """Uint8 [height, width, 3], at the model's size."""
+    source: Image
+    """What the model saw, of the same size."""
+    notices: tuple[str, ...]
+    routing: prw.Routing | None
+    """Decisions of the source's tokens; None without experts."""
+
+
+class DrawingRoom:
+    """A finished run's model behind a lock: whoever draws waits for the one before."""
+
+    def __init__(self, run: RunReader) -> None:
+        """Load the base and the pool of the newest finished stage.
+
+        Raises:
+            RunFolderError: No stage is finished.
+            BaseModelError: The base is missing or is no FLUX.
+            ForeignCheckpointError: The pool cannot be read.
+        """
+        self.run, self.settings = run, run.settings
+        self.finished = run.finished_stages()
+        if not self.finished:
+            raise RunFolderError(
+                f"{run.path} has no finished stage yet; train it first: python -m recipes.cologen.train "
+                f"--config {run.path / 'config.yaml'} --stage {self.settings.stage_names[0]} "
+                f"--output {run.path}"
+            )
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._model: FluxBase = load_base(self.settings, device)
+        self._model.long_prompts = "refuse"  # whoever typed it should know
+        self._held = self.finished[-1]
+        self._weave = load_stage(self._model, run.pool(self._held), self._held)
+        self._one_at_a_time = threading.Lock()
+
+    @property
+    def reads_guidance(self) -> bool:
+        """Whether the base is guidance-distilled."""
+        return self._model.reads_guidance
+
+    def pools(self, task: str) -> tuple[str, ...]:
+        """Names of the pools that can draw a task, the usual one first."""
+        own = (task,) if task in self.finished else ()
+        return (*own, FULL_POOL, NO_EXPERTS)
+
+    @property
+    def made_maps(self) -> tuple[str, ...]:
+        """Control maps that can be made from a photo: by OpenCV, or by the networks that the run names."""
+        return tuple(dict.fromkeys((*OPTIONS["opencv"], *self.settings.data.annotators)))
+
+    def source(
+        self, task: str, prompt: str, image: Image, mask: Image | None = None, name: str = "the picture"
+    ) -> Source:
+        """Bring a picture to what the model reads: its size, and for inpainting its hole.
+
+        Raises:
+            PictureError: There is no hole, nothing but a hole, or a mask for another task.
+        """
+        size = size_to_draw(self.settings, self._model, image)
+        fitted = fit_picture(image, *size, name=name)
+        notices = [fitted.notice]
+        read = fitted.image
+        if task == "inpainting":
+            hole = None if mask is None else fit_picture(mask, *size, name="the mask")
+            read = cut_hole(read, None if hole is None else hole.image)
+        elif mask is not None:
+            raise PictureError(f"a mask is for inpainting; {task} reads the whole picture.")
+        if task == "control":
+            notices.append(map_notice(prompt))
+        return Source(read, tuple(notice for notice in notices if notice is not None))
+
+    def made_map(self, image: Image, kind: str) -> Image:
+        """Make a control map from a photo, at the size that the model reads.
+
+        Raises:
+            PictureError: This kind of map cannot be made from a photo alone.
+        """
+        if kind not in self.made_maps:
+            raise PictureError(
+                f"a map of kind {kind!r} cannot be made from a photo here; expected one of "
+                f"{', '.join(self.made_maps)}. Give the map itself."
+            )
+        size = size_to_draw(self.settings, self._model, image)
+        with self._one_at_a_time:
+            return draw_map(
+                fit_picture(image, *size).image, kind, self.settings.data.annotators, self._model.device
+            )
+
+    def draw(self, wanted: PictureSettings, image: Image, mask: Image | None = None) -> Drawn:
+        """Draw a picture, when all that were asked for before are drawn.
+
+        Args:
+            wanted: What is asked for.
+            image: The source, uint8 [any height, any width, 3].
+            mask: Inpainting: bright where to paint, of the same form; None when the hole is black in `image`.
+
+        Raises:
+            PromptError: The base cannot read the prompt.
+            PictureError: The source or the mask cannot be used.
+            RunFolderError: The pool's stage is not finished.
+        """
+        if wanted.task not in VIEWS:
+            raise PictureError(f"there is no task {wanted.task!r}; expected one of {', '.join(VIEWS)}.")
+        seen = self.source(wanted.task, wanted.prompt, image, mask)
+        with self._one_at_a_time, self._pool(wanted.pool):
+            # Behind the lock as well: a tokenizer keeps the padding of its last call, for whoever calls next.
+            check_words(self._model, worded(wanted.prompt, wanted.task, None))
+            recording = nullcontext() if wanted.pool == NO_EXPERTS else self._weave.record()
+            with recording as routing:
+                drawn = sample_picture(self._model, self.settings, wanted, [seen.image])
+        return Drawn(drawn, seen.image, seen.notices, routing)
+
+    @contextmanager
+    def _pool(self, name: str) -> Iterator[None]:
+        """Use a pool: as of a stage, whole, or none."""
+        if name == NO_EXPERTS:
+            with self._weave.disabled():
+                yield
+            return
+        stage = self.finished[-1] if name == FULL_POOL else name
+        self.run.pool(stage)  # says so where it is not finished
+        if not self.settings.pool.train_veteran_gates:
+            with self._weave.as_of(stage):
+                yield
+            return
+        # Their routers were trained on, so the pool of an earlier stage is in that stage's folder only.
+        if stage != self._held:
+            self._weave.eject()
+            self._weave, self._held = load_stage(self._model, self.run.pool(stage), stage), stage
+        yield

@@ -1,0 +1,94 @@
+"""The options of `generate`, and prompts to begin with."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from recipes.cologen.config_annotators import MAP_KINDS
+from recipes.cologen.data.views import VIEWS
+from recipes.cologen.generate_grid import axis
+from recipes.cologen.picture_settings import FULL_POOL
+from recipes.cologen.terminal import positive
+
+SHOWN_PIXELS = 256
+"""Pixels that the shorter side of a small output is enlarged to, unless --scale says otherwise."""
+EXAMPLES = """\
+prompts that the embedded world's tasks were trained on:
+  inpainting      --prompt "small red circle top left on gray"       (the whole picture, hole filled)
+  grounding       --prompt "draw a red box around the blue square" or "cover the blue square with a red mask"
+  control         --prompt "canny edge to image small red circle top left on gray"
+  customization   --prompt "the same object at the top left on navy"
+  editing         --prompt "make the red circle blue"                or remove, add, move, replace, change
+"""
+
+
+def options() -> argparse.ArgumentParser:
+    """What `python -m recipes.cologen.generate` reads off the command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m recipes.cologen.generate",
+        description="Draw one picture with a trained run.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--checkpoint", type=Path, metavar="RUN", help="the folder that training wrote", required=True
+    )
+    parser.add_argument("--task", choices=tuple(VIEWS), required=True)
+    parser.add_argument(
+        "--image", type=Path, help="the source: a picture, or for control the map itself", required=True
+    )
+    parser.add_argument(
+        "--also", type=Path, nargs="+", default=[], help="further sources, where a run was trained on several"
+    )
+    parser.add_argument("--prompt", required=True)
+    parser.add_argument("--output", type=Path, help="file to write, in a folder that is there", required=True)
+    parser.add_argument(
+        "--mask", type=Path, help="inpainting: white where to paint (else: black holes in --image)"
+    )
+    parser.add_argument(
+        "--draw-map",
+        choices=MAP_KINDS,
+        help="control: --image is a photograph; draw this map of it first, as the run's data.annotators do",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of the starting noise (default: 0)")
+    parser.add_argument("--steps", type=positive, help="sampling steps (default: those of the run)")
+    parser.add_argument("--guidance", type=float, help="for a guidance-distilled base (default: the run's)")
+    _add_other_forms(parser)
+    experts = parser.add_mutually_exclusive_group()
+    experts.add_argument(
+        "--as-of",
+        choices=(*VIEWS, FULL_POOL),
+        help="draw with the pool and router of the moment when this stage ended (default: the task's own "
+        "stage, because the router drifts: after later stages it sends old tasks to newer experts; "
+        f"{FULL_POOL} lets it)",
+    )
+    experts.add_argument("--experts-off", action="store_true", help="draw with the base alone")
+    size = parser.add_mutually_exclusive_group()
+    size.add_argument(
+        "--scale",
+        type=positive,
+        help=f"pixels a side that each pixel is shown as (default: to at least {SHOWN_PIXELS} in all)",
+    )
+    size.add_argument("--native", dest="scale", action="store_const", const=1, help="do not enlarge")
+    return parser
+
+
+def _add_other_forms(parser: argparse.ArgumentParser) -> None:
+    """Options that draw otherwise than from the options of one picture."""
+    parser.add_argument(
+        "--grid",
+        type=axis,
+        nargs="+",
+        metavar="SETTING=VALUES",
+        help="one sheet: seed=0..3, or steps=5,10 seed=0..3 (also guidance, pool); labelled, enlarged",
+    )
+    parser.add_argument(
+        "--settings",
+        metavar="FILE",
+        help="a picture's settings, as the page gives them; what else is given wins",
+    )
+    parser.add_argument(
+        "--batch", metavar="JOBS", help="a line of JSON for each picture; --output is a folder"
+    )
+    parser.add_argument("--of-run", metavar="FINGERPRINT", help="refuse a run with other settings than these")

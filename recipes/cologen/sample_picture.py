@@ -1,0 +1,112 @@
+"""Samples one picture with a loaded model: the one place where the commands and the page draw."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from recipes.cologen.config import RunConfig
+from recipes.cologen.data.control import PROMPTS
+from recipes.cologen.data.record import Image
+from recipes.cologen.data.scene import SIDE
+from recipes.cologen.errors import GuidanceError
+from recipes.cologen.flux.base import FluxBase
+from recipes.cologen.flux.pixels import to_unit_range
+from recipes.cologen.flux.sampling import generate
+from recipes.cologen.flux.shift import scheduler_for
+from recipes.cologen.picture_settings import PictureSettings
+from recipes.cologen.pipeline import pipeline_over
+from recipes.cologen.pipeline.tasks import worded
+from recipes.cologen.training.validation import to_pictures
+
+
+def sample_picture(
+    model: FluxBase,
+    settings: RunConfig,
+    wanted: PictureSettings,
+    sources: Sequence[Image],
+    *,
+    progress: bool = False,
+) -> Image:
+    """Draw a picture with the pool as the model holds it now; `wanted.pool` is not looked at.
+
+    Args:
+        model: The base, with or without its pool.
+        settings: Of the run that the pool is from.
+        wanted: What is asked for.
+        sources: One, or several where the run was trained on several; uint8 [height, width, 3], one size.
+            For inpainting the hole is black in it.
+        progress: Whether a bar is drawn, on terminals.
+
+    Raises:
+        GuidanceError: A scale is given, and the base reads none.
+    """
+    guidance = _guidance(wanted.guidance, settings.sampling.guidance, model)
+    if len(sources) > 1:
+        return _from_several(model, settings, wanted, sources, guidance)
+    pipe = pipeline_over(model, settings.flow.source_timestep)
+    pipe.scheduler = scheduler_for(model.scheduler.config, settings.sampling.shift)
+    pipe.set_progress_bar_config(disable=None if progress else True)  # None: where there is no terminal
+    (images,) = pipe(
+        wanted.prompt,
+        sources[0],
+        task=wanted.task,
+        generator=torch.Generator().manual_seed(wanted.seed),
+        num_inference_steps=wanted.steps,
+        return_dict=False,
+        guidance_scale=guidance,
+        max_sequence_length=model.max_text_tokens,
+    )
+    return np.asarray(images[0])
+
+
+def _from_several(
+    model: FluxBase,
+    settings: RunConfig,
+    wanted: PictureSettings,
+    sources: Sequence[Image],
+    guidance: float | None,
+) -> Image:
+    pixels = generate(
+        model,
+        [worded(wanted.prompt, wanted.task, None)],
+        [to_unit_range(torch.from_numpy(one).permute(2, 0, 1)[None], model.device) for one in sources],
+        generator=[torch.Generator().manual_seed(wanted.seed)],
+        height=sources[0].shape[0],
+        width=sources[0].shape[1],
+        steps=wanted.steps,
+        source_timestep=settings.flow.source_timestep,
+        guidance=guidance,
+        shift=settings.sampling.shift,
+    )
+    return to_pictures(pixels)[0]
+
+
+def _guidance(given: float | None, usual: float, model: FluxBase) -> float | None:
+    if model.reads_guidance:
+        return usual if given is None else given
+    if given is not None:
+        raise GuidanceError("this base reads no guidance scale; leave --guidance out.")
+    return None
+
+
+def size_to_draw(settings: RunConfig, model: FluxBase, picture: Image) -> tuple[int, int]:
+    """Height and width to draw at: those of training, else the picture's own in whole tokens."""
+    data = settings.data
+    if data.source == "world":
+        return SIDE, SIDE
+    if data.size is not None:
+        return data.size
+    side = 2 * model.vae_scale_factor
+    height, width = (max(side, length // side * side) for length in picture.shape[:2])
+    return height, width
+
+
+def map_notice(prompt: str) -> str | None:
+    """What to say of a control prompt that does not begin as those of training; None if it does."""
+    if prompt.startswith(tuple(PROMPTS.values())):
+        return None
+    kinds = ", ".join(f'"{words}"' for words in PROMPTS.values())
+    return f"control was trained on prompts that begin with the kind of map: {kinds}."

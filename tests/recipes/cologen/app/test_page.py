@@ -1,0 +1,113 @@
+"""The page as gradio is told of it: no way round the limits, nothing that leaves the machine."""
+
+import asyncio
+import re
+import runpy
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import gradio as gr
+import pytest
+from starlette.exceptions import HTTPException
+
+from recipes.cologen.app.__main__ import main
+from recipes.cologen.app.answers import Answers
+from recipes.cologen.app.limits import Limits
+from recipes.cologen.app.page import build_page, in_words
+from recipes.cologen.app.uploads import MOST_BLOBS, Upload, only_read_here
+from recipes.cologen.drawing import DrawingRoom
+from recipes.cologen.errors import PictureError
+from recipes.cologen.report.run_reader import RunReader
+
+
+@pytest.fixture(scope="module")
+def page(finished_run: Path) -> gr.Blocks:
+    async def built() -> gr.Blocks:  # outside a loop gradio makes some of its own, and never closes them
+        return build_page(Answers(DrawingRoom(RunReader(finished_run)), Limits(waiting=3)))
+
+    return asyncio.run(built())
+
+
+def test_there_is_a_tab_for_every_task_of_the_run(page: gr.Blocks, finished_run: Path) -> None:
+    tabs = [block.id for block in page.blocks.values() if isinstance(block, gr.Tab)]
+    assert tabs == list(RunReader(finished_run).settings.stage_names)
+
+
+def test_nothing_is_shared_and_nothing_is_an_api(page: gr.Blocks) -> None:
+    config = page.get_config_file()
+    assert all("share" not in (part["props"].get("buttons") or []) for part in config["components"])
+    pictures = [part for part in config["components"] if part["type"] in ("image", "imageeditor")]
+    assert pictures and all(part["props"].get("buttons") is not None for part in pictures)
+    assert all(event["api_visibility"] == "private" for event in config["dependencies"])
+    assert config["analytics_enabled"] is False and config["enable_queue"]
+
+
+def test_one_picture_at_a_time_is_drawn_and_few_wait(page: gr.Blocks) -> None:
+    drawing = [fn for fn in page.fns.values() if fn.concurrency_id == "model"]
+    assert len(drawing) == 4 and all(fn.concurrency_limit == 1 for fn in drawing)
+    assert page._queue.max_size == 3
+
+
+def test_pictures_reach_events_only_through_the_limits(page: gr.Blocks) -> None:
+    given = [block for block in page.blocks.values() if str(block.elem_id).endswith(("-image", "-easel"))]
+    assert len(given) == 5
+    assert all(isinstance(block.preprocess(None), Upload) for block in given)
+    with pytest.raises(TypeError, match="not within the limits"):
+        only_read_here("/etc/passwd")
+
+
+def test_parts_of_drawings_are_bounded(page: gr.Blocks) -> None:
+    (easel,) = (block for block in page.blocks.values() if str(block.elem_id).endswith("-easel"))
+    part = SimpleNamespace(data={"type": "layer", "index": "0", "id": "first"}, files=[("file", b"x")])
+    easel.accept_blobs(part)
+    for index in ("1000000000", "-1", "8", "x"):
+        part.data["index"] = index
+        with pytest.raises(HTTPException, match="at most 8 layers"):
+            easel.accept_blobs(part)
+    part.data["index"] = "0"
+    for number in range(MOST_BLOBS):
+        part.data["id"] = str(number)
+        easel.accept_blobs(part)
+    assert len(easel.blob_storage) == MOST_BLOBS and "first" not in easel.blob_storage
+
+
+def test_refusals_are_words_and_faults_are_no_tracebacks(caplog: pytest.LogCaptureFixture) -> None:
+    def refuse() -> None:
+        raise PictureError("no <b>hole</b>")
+
+    def fail() -> None:
+        raise KeyError("secret")
+
+    with pytest.raises(gr.Error) as refused:
+        in_words(refuse)()
+    assert refused.value.message == "no &lt;b&gt;hole&lt;/b&gt;"
+    with pytest.raises(gr.Error) as failed:
+        in_words(fail)()
+    assert "secret" not in failed.value.message and "KeyError" in failed.value.message
+    assert "secret" in caplog.text
+
+
+def test_the_command_refuses_in_a_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--checkpoint", str(tmp_path)]) == 1
+    assert re.search(r"^error: .* is not a training run", capsys.readouterr().err)
+
+
+def test_another_host_is_a_choice_with_a_notice(
+    finished_run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = []
+    monkeypatch.setattr("recipes.cologen.app.__main__.serve", lambda *values: asked.append(values[2:4]))
+    assert main(["--checkpoint", str(finished_run)]) == 0
+    assert "note" not in capsys.readouterr().err
+    assert main(["--checkpoint", str(finished_run), "--host", "0.0.0.0", "--port", "99"]) == 0
+    assert "others may reach it" in capsys.readouterr().err
+    assert asked == [("127.0.0.1", None), ("0.0.0.0", 99)]
+
+
+def test_without_gradio_the_command_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    for room in ("__main__", "serving", "page", "uploads"):
+        monkeypatch.delitem(sys.modules, f"recipes.cologen.app.{room}", raising=False)
+    with pytest.raises(SystemExit, match=r"pip install 'prw\[app\]'"):
+        runpy.run_module("recipes.cologen.app")
