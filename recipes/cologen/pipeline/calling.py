@@ -72,8 +72,11 @@ class Calling(Parts):
 
         Args:
             prompt: One, or a list. With a task it is brought to the form that the task was trained on.
-            image: The source: PIL, numpy or torch; one for all prompts, or a list with one for each.
-            mask: For inpainting: white where to paint; None takes the pure black of `image` as the hole.
+            image: The source: PIL, numpy or torch; one for all prompts, or a list with one for each. A list
+                in its place gives a prompt several sources, as many as the experts were trained with:
+                `[[first, second]]` for one prompt.
+            mask: For inpainting: white where to paint; None takes the pure black of `image` as the hole. Mask
+                and control map are of the first source; further ones are read as they are.
             task: inpainting, grounding, control, customization, editing, or the name of an expert; None takes
                 prompt and picture as they are.
             as_of: True draws with the pool as it was when the task's stage ended, a name with that of this
@@ -167,7 +170,7 @@ class Calling(Parts):
         if sources is not None and asked.strength < 1:
             start = self._encode(sources.start_pixels, latents).repeat_interleave(several, dim=0)
             latents = self.scheduler.scale_noise(start, timesteps[:1].expand(pictures), latents)
-        source = None if sources is None else self._source_batch(sources, size, several, latents)
+        source = None if sources is None else self._source_batch(sources, several, latents)
         denoiser = Denoiser(
             self.transformer,
             source,
@@ -182,8 +185,8 @@ class Calling(Parts):
         images = self._decode(latents, size, asked.output_type)
         if recorder is None or source is None or sources is None:
             return images, None
-        seen = tuple(sources.images[place] for place in source.index.tolist())
-        return images, recorder.trace(source.rows, source.columns, seen)
+        seen = tuple(sources.groups[place] for place in source.index.tolist())
+        return images, recorder.trace(source.grids, seen)
 
     def _denoise(
         self,
