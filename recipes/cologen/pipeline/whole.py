@@ -9,8 +9,8 @@ from typing import Any, ClassVar, get_args
 import torch
 from huggingface_hub import HfApi
 
-from prw import Weave, load_pipeline
-from prw.errors import UnsupportedError
+from prw import LoraExport, Weave, load_pipeline
+from prw.errors import PoolError, UnsupportedError
 from recipes.cologen.errors import SourceStreamError
 from recipes.cologen.flux.base import SourceTimestep
 from recipes.cologen.flux.folder import Layout
@@ -18,6 +18,7 @@ from recipes.cologen.flux.pixel_vae import PixelUnshuffleVAE
 from recipes.cologen.flux.source_stream import has_source_stream, install_source_stream
 from recipes.cologen.pipeline.calling import Calling
 from recipes.cologen.pipeline.card import README, Card, Facts, Origin, origin_of, write_card
+from recipes.cologen.pipeline.exporting import export_measured
 from recipes.cologen.pipeline.opening import (
     add_pixel_vae,
     base_of,
@@ -149,6 +150,31 @@ class Whole(Calling):
         if weave is not None:
             weave.save_pretrained(folder / POOL)
         write_card(folder, card, Facts(type(self).__name__, self.config.source_timestep, weave, self.origin))
+
+    def export_lora(self, name: str, path: str | Path, *, seed: int = 0, **call: Any) -> LoraExport:
+        """Save one expert as a plain LoRA for stock diffusers, and print how far it is from the pool.
+
+        Neither router nor source stream are part of it: it acts on every token with weight one.
+
+        Args:
+            name: Name of the expert.
+            path: Folder to write; `FluxPipeline.load_lora_weights` opens it.
+            seed: Of the noise.
+            **call: The call that is measured, with the pool and with the LoRA: prompt, image, task, ...
+
+        Returns:
+            The report.
+
+        Raises:
+            PoolError: The pipeline has no pool, or the pool no such expert.
+            RoutingQuestionError: The call has no picture.
+        """
+        weave = self.weave
+        if weave is None:
+            raise PoolError(
+                "the pipeline has no pool to export of: load one with prw.load_pipeline(pipe, path)."
+            )
+        return export_measured(self, weave, name, path, seed, call)
 
     def push_to_hub(
         self,
