@@ -13,6 +13,7 @@ from prw import Weave
 from prw.errors import PoolError
 from recipes.cologen.errors import RoutingQuestionError
 from recipes.cologen.flux.base import SourceTimestep
+from recipes.cologen.pipeline.caches import refuse_caches
 from recipes.cologen.pipeline.denoiser import Denoiser, Text, evaluating
 from recipes.cologen.pipeline.output import CoLoGenPipelineOutput
 from recipes.cologen.pipeline.parts import Parts
@@ -140,6 +141,8 @@ class Calling(Parts):
     def _check(self, asked: Asked) -> Weave | None:
         """Refuse what cannot be done, before anything is computed; give the pool."""
         refuse_what_breaks_routing(self.transformer)
+        timestep = asked.source_timestep or self.config.source_timestep
+        refuse_caches(self.transformer, asked.image is not None and timestep == "zero")
         weave = pool_of(self.transformer)
         experts = () if weave is None else weave.experts
         self._check_stock(asked)
