@@ -39,7 +39,7 @@ def refuse_caches(transformer: Any, source_runs_alone: bool) -> None:
     if isinstance(config, BY_ATTENTION) and source_runs_alone:
         raise SourceStreamError(
             f"{type(config).__name__} keeps what attention gave from step to step without regard to which "
-            "pass asks, and with source_timestep='zero' the source runs in a pass of its own: the noise would "
-            "get the source's. Switch it off (pipe.transformer.disable_cache()), or use "
-            "FirstBlockCacheConfig (FLUX.1), TaylorSeerCacheConfig or MagCacheConfig, which keep passes apart."
+            "pass asks, and with source_timestep='zero' the source runs in a pass of its own: the noise "
+            "would get the source's. Switch it off (pipe.transformer.disable_cache()), or use "
+            "FirstBlockCacheConfig (FLUX.1), TaylorSeerCacheConfig or MagCacheConfig: they keep passes apart."
         )

@@ -14,27 +14,9 @@ from diffusers import (
 )
 
 from recipes.cologen.errors import SourceStreamError
-from recipes.cologen.flux.random_flux2 import build_random_flux2
-from recipes.cologen.pipeline import pipeline_over
 
 both_timesteps = pytest.mark.parametrize("timestep", ["same", "zero"])
 both_families = pytest.mark.parametrize("family", ["flux1", "klein"])
-
-
-@pytest.fixture
-def made(build, tools) -> Any:
-    """A pipeline of either family."""
-
-    def make(family: str) -> Any:
-        if family == "flux1":
-            return build()
-        model = build_random_flux2(double_blocks=2, single_blocks=2)
-        tools.add_pool(model.transformer)
-        pipe = pipeline_over(model)
-        pipe.set_progress_bar_config(disable=True)
-        return pipe
-
-    return make
 
 
 def broadcast(pipe: Any) -> PyramidAttentionBroadcastConfig:
@@ -58,7 +40,7 @@ APART = {
 def test_a_cache_that_keeps_passes_apart_reads_the_source(
     made, tools, photo, family, config, timestep
 ) -> None:
-    pipe = made(family)
+    pipe = made(family, double_blocks=2)
     asked = {"source_timestep": timestep, "num_inference_steps": 4}
     plain = tools.draw(pipe, "a", photo, **asked)
     pipe.transformer.enable_cache(config)
@@ -74,7 +56,7 @@ def test_a_cache_that_keeps_passes_apart_reads_the_source(
 
 @both_families
 def test_a_cache_that_mixes_passes_is_refused_where_there_are_two(made, tools, photo, family) -> None:
-    pipe = made(family)
+    pipe = made(family, double_blocks=2)
     pipe.transformer.enable_cache(broadcast(pipe))
     for pictures in (photo, [[photo, photo]]):
         with pytest.raises(
@@ -92,7 +74,7 @@ def test_a_cache_that_mixes_passes_is_refused_where_there_are_two(made, tools, p
 
 
 def test_first_block_cache_is_refused_on_flux2_as_long_as_diffusers_fails(made, tools, photo) -> None:
-    pipe = made("klein")
+    pipe = made("klein", double_blocks=2)
     pipe.transformer.enable_cache(FirstBlockCacheConfig(threshold=0.0))
     for asked in ({}, {"image": photo}):
         with pytest.raises(SourceStreamError, match=r"does not work on FLUX\.2 in diffusers"):

@@ -11,21 +11,17 @@ from diffusers import Flux2KleinPipeline, FluxPipeline
 
 import prw
 from recipes.cologen.errors import RoutingQuestionError
-from recipes.cologen.flux.random_flux2 import build_random_flux2
-from recipes.cologen.pipeline import CoLoGenPipeline, pipeline_over
+from recipes.cologen.pipeline import CoLoGenPipeline
 
 both_timesteps = pytest.mark.parametrize("timestep", ["same", "zero"])
 
 
 @pytest.fixture(params=["flux1", "klein"])
-def pair(request: pytest.FixtureRequest, build: Any, tools: SimpleNamespace) -> SimpleNamespace:
+def pair(request: pytest.FixtureRequest, made: Any, tools: SimpleNamespace) -> SimpleNamespace:
     """A pipeline with a pool, the same without, and the stock pipeline over the latter's parts."""
-    if request.param == "flux1":
-        bare = build(experts=False)
-        stock = FluxPipeline(**copy.deepcopy(bare.components))
-    else:
-        bare = pipeline_over(build_random_flux2(double_blocks=1, single_blocks=2))
-        stock = Flux2KleinPipeline(**copy.deepcopy(bare.components), is_distilled=False)
+    bare = made(request.param, experts=False)
+    stock_class = FluxPipeline if request.param == "flux1" else Flux2KleinPipeline
+    stock = stock_class(**copy.deepcopy(bare.components))
     pipe = type(bare)(**copy.deepcopy(bare.components))
     tools.add_pool(pipe.transformer)
     for each in (bare, pipe, stock):

@@ -1,31 +1,19 @@
 """Folded experts of a call: the same pictures where routing is constant, refused where it is not."""
 
-from typing import Any
-
 import pytest
 import torch
 
 import prw
-from recipes.cologen.flux.random_flux2 import build_random_flux2
-from recipes.cologen.pipeline import pipeline_over
 
 both_timesteps = pytest.mark.parametrize("timestep", ["same", "zero"])
 BASE = {"num_inference_steps": 3}
 
 
-def klein(tools: Any, granularity: str) -> Any:
-    model = build_random_flux2(double_blocks=1, single_blocks=2)
-    tools.add_pool(model.transformer, granularity=granularity)
-    pipe = pipeline_over(model)
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
-
-
 @both_timesteps
 @pytest.mark.parametrize("granularity", ["token", "sample"])
 @pytest.mark.parametrize("family", ["flux1", "klein"])
-def test_folded_draws_the_same(build, tools, photo, timestep, granularity, family) -> None:
-    pipe = klein(tools, granularity) if family == "klein" else build(pool={"granularity": granularity})
+def test_folded_draws_the_same(made, tools, photo, timestep, granularity, family) -> None:
+    pipe = made(family, pool={"granularity": granularity})
     asked = {**BASE, "as_of": "inpainting", "source_timestep": timestep}
     pictures = [[photo, tools.picture(1, 32, 64)]]
     weights = {name: value.clone() for name, value in pipe.transformer.state_dict().items()}
