@@ -47,6 +47,8 @@ A LoRA on {count} key and value projections, for use without prw: {how}.
 EXACT = (
     """In its pool this expert has weight one for every token, whatever the input: this LoRA does the same."""
 )
+PARTLY = """In its pool this expert has weight one wherever the model lets the pool act. **That was not every
+token of the measured inputs**, and this LoRA acts on every one."""
 GATED = """**It is not what the pool does.** The pool has {size} experts ({experts}); its router sends each
 {item} to {top_k} of them and weighs an expert by {gate}. This LoRA acts on every token with weight one."""
 MEASURED = """
@@ -72,7 +74,8 @@ class LoraExport(NamedTuple):
     Attributes:
         path: The folder.
         expert: Name of the expert.
-        exact: Whether the pool gives this expert weight one everywhere, so that the LoRA is the pool.
+        exact: Whether the pool gives this expert weight one everywhere, so that the LoRA is the pool. What
+            was measured counts: a model may let the pool act on some tokens only.
         chosen: Fraction of items that the router sent to it.
         mean_gate: Its mean weight there.
         mean_difference: Relative norm of the difference between the expert's gated and its plain output at a
@@ -124,7 +127,8 @@ def write_lora(
     if layout not in ("peft", "diffusers"):
         raise ConfigError(f"export_lora writes the layouts 'peft' and 'diffusers', got {layout!r}.")
     pairs = pairs_of(layers, adapter, index, skip_empty=expert in config.imported)
-    report = LoraExport(path, expert, len(pool.experts) == 1, *(measured or ()))
+    exact = len(pool.experts) == 1 and (measured is None or measured.max_difference == 0.0)
+    report = LoraExport(path, expert, exact, *(measured or ()))
     scales = {name: layers[name].scales[adapter] for name in pairs}
     with one_writer(pool_parameters(layers, adapter).values()) as writes:
         if writes:
@@ -203,6 +207,8 @@ def card(report: LoraExport, config: PrwConfig, layout: Layout, count: int, comp
     }
     if report.exact:
         difference = EXACT
+    elif len(config.experts) == 1:
+        difference = PARTLY
     else:
         difference = GATED.format(
             size=len(config.experts),

@@ -3,6 +3,7 @@
 from prw.tuner.attention import PrwAttention
 from prw.tuner.checks import check_peft  # first: what follows needs what it looks for
 from prw.tuner.config import PrwConfig
+from prw.tuner.folding import folded
 from prw.tuner.growth import (
     Layers,
     freeze_newest,
@@ -41,6 +42,7 @@ __all__ = [
     "TrainedBefore",
     "check_peft",
     "constant_weights",
+    "folded",
     "freeze_newest",
     "grow",
     "holds",

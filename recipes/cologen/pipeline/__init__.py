@@ -5,6 +5,7 @@ from __future__ import annotations
 from diffusers import Flux2KleinPipeline
 
 from recipes.cologen.flux.base import FluxBase, SourceTimestep
+from recipes.cologen.pipeline.card import Card, Shown
 from recipes.cologen.pipeline.flux2_pipeline import CoLoGenFlux2Pipeline
 from recipes.cologen.pipeline.output import CoLoGenPipelineOutput
 from recipes.cologen.pipeline.pipeline import CoLoGenPipeline
@@ -12,10 +13,12 @@ from recipes.cologen.pipeline.plotting import plot_routing
 from recipes.cologen.pipeline.routing import RoutingTrace
 
 __all__ = [
+    "Card",
     "CoLoGenFlux2Pipeline",
     "CoLoGenPipeline",
     "CoLoGenPipelineOutput",
     "RoutingTrace",
+    "Shown",
     "pipeline_over",
     "plot_routing",
 ]

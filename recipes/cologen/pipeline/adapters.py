@@ -76,6 +76,45 @@ class LorasBesidePool(DiffusionPipeline):  # type: ignore[misc]  # diffusers is 
             self.transformer.load_state_dict(norms, strict=False)
             self.transformer._transformer_norm_layers = None
 
+    def fuse_lora(self, *args: Any, **kwargs: Any) -> None:
+        """Fuse LoRAs into the base as diffusers does, where there is no pool.
+
+        Raises:
+            UnsupportedError: There is a pool, whose experts would be asked to fuse too; nothing has changed.
+        """
+        self._refuse_beside_pool("fuse_lora", "LoRAs draw the same unfused, a little slower")
+        super().fuse_lora(*args, **kwargs)
+
+    def set_lora_device(self, adapter_names: list[str], device: Any) -> None:
+        """Move LoRAs as diffusers does, where there is no pool.
+
+        Raises:
+            UnsupportedError: There is a pool.
+        """
+        self._refuse_beside_pool("set_lora_device", "unload the LoRA instead: pipe.unload_lora_weights()")
+        super().set_lora_device(adapter_names, device)
+
+    def delete_adapters(self, adapter_names: list[str] | str) -> None:
+        """Delete LoRAs as diffusers does; the pool stays.
+
+        Raises:
+            UnsupportedError: The pool is named.
+        """
+        weave = pool_of(self.transformer)
+        names = [adapter_names] if isinstance(adapter_names, str) else list(adapter_names)
+        if weave is not None and weave.adapter in names:
+            raise UnsupportedError(
+                f"{weave.adapter!r} is the pool, not a LoRA. To take it out: pipe.weave.eject()."
+            )
+        super().delete_adapters(names)
+
+    def _refuse_beside_pool(self, what: str, instead: str) -> None:
+        if pool_of(self.transformer) is not None:
+            raise UnsupportedError(
+                f"{what} goes over every adapter of the transformer, the pool of experts among them, which "
+                f"is no LoRA: {instead}. Or take the pool out first (pipe.weave.eject())."
+            )
+
     def _pool_strength(self) -> float:
         weave = pool_of(self.transformer)
         if weave is None:

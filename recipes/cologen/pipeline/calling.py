@@ -13,6 +13,7 @@ from prw import Weave
 from prw.errors import PoolError
 from recipes.cologen.errors import RoutingQuestionError
 from recipes.cologen.flux.base import SourceTimestep
+from recipes.cologen.pipeline.caches import refuse_caches
 from recipes.cologen.pipeline.denoiser import Denoiser, Text, evaluating
 from recipes.cologen.pipeline.output import CoLoGenPipelineOutput
 from recipes.cologen.pipeline.parts import Parts
@@ -58,6 +59,7 @@ class Calling(Parts):
         negative_pooled_prompt_embeds: Tensor | None = None,
         source_timestep: SourceTimestep | None = None,
         cache_source: bool = True,
+        fold_experts: bool = False,
         output_type: str = "pil",
         output_routing: bool = False,
         return_dict: bool = True,
@@ -72,8 +74,11 @@ class Calling(Parts):
 
         Args:
             prompt: One, or a list. With a task it is brought to the form that the task was trained on.
-            image: The source: PIL, numpy or torch; one for all prompts, or a list with one for each.
-            mask: For inpainting: white where to paint; None takes the pure black of `image` as the hole.
+            image: The source: PIL, numpy or torch; one for all prompts, or a list with one for each. A list
+                in its place gives a prompt several sources, as many as the experts were trained with:
+                `[[first, second]]` for one prompt.
+            mask: For inpainting: white where to paint; None takes the pure black of `image` as the hole. Mask
+                and control map are of the first source; further ones are read as they are.
             task: inpainting, grounding, control, customization, editing, or the name of an expert; None takes
                 prompt and picture as they are.
             as_of: True draws with the pool as it was when the task's stage ended, a name with that of this
@@ -100,6 +105,8 @@ class Calling(Parts):
             negative_pooled_prompt_embeds: With them.
             source_timestep: As the experts were trained; None takes the pipeline's own setting.
             cache_source: With `zero`, False computes source keys and values at every step; to compare.
+            fold_experts: Let base and experts be one weight for this call, at the base's cost for source
+                tokens; where routing is constant: one expert, or the first by `as_of`. Equal to a rounding.
             output_type: pil, np, pt or latent.
             output_routing: Whether the result has `routing`.
             return_dict: False gives a tuple: the pictures, and the routing if asked for.
@@ -124,7 +131,7 @@ class Calling(Parts):
         stage: AbstractContextManager[None] = nullcontext()
         if weave is not None and (name := asked.stage()) is not None:
             stage = weave.as_of(name)
-        with evaluating(self.transformer), stage:
+        with evaluating(self.transformer), stage, self._folding(asked, weave):
             images, routing = self._draw(asked, weave if output_routing else None)
         self.maybe_free_model_hooks()
         if not return_dict:
@@ -134,6 +141,8 @@ class Calling(Parts):
     def _check(self, asked: Asked) -> Weave | None:
         """Refuse what cannot be done, before anything is computed; give the pool."""
         refuse_what_breaks_routing(self.transformer)
+        timestep = asked.source_timestep or self.config.source_timestep
+        refuse_caches(self.transformer, asked.image is not None and timestep == "zero")
         weave = pool_of(self.transformer)
         experts = () if weave is None else weave.experts
         self._check_stock(asked)
@@ -145,13 +154,21 @@ class Calling(Parts):
                 f"as_of={asked.as_of!r} asks for a stage of the pool, and the pipeline has no experts. Load "
                 "a pool: prw.load_pipeline(pipe, path)."
             )
+        missing = "no pool" if not experts else "no image"
+        if asked.fold_experts and (asked.image is None or not experts):
+            raise PoolError(
+                f"fold_experts folds the experts that source tokens meet, and there is {missing}; leave it "
+                "out."
+            )
         if asked.output_routing and (asked.image is None or not experts):
-            missing = "no pool" if not experts else "no image"
             raise RoutingQuestionError(
                 f"output_routing asks where source tokens went, and there is {missing}: only the tokens of a "
                 "source are routed."
             )
         return weave
+
+    def _folding(self, asked: Asked, weave: Weave | None) -> AbstractContextManager[None]:
+        return weave.folded() if asked.fold_experts and weave is not None else nullcontext()
 
     def _draw(self, asked: Asked, recorded: Weave | None) -> tuple[Any, RoutingTrace | None]:
         device, several = self._execution_device, asked.num_images_per_prompt
@@ -167,7 +184,7 @@ class Calling(Parts):
         if sources is not None and asked.strength < 1:
             start = self._encode(sources.start_pixels, latents).repeat_interleave(several, dim=0)
             latents = self.scheduler.scale_noise(start, timesteps[:1].expand(pictures), latents)
-        source = None if sources is None else self._source_batch(sources, size, several, latents)
+        source = None if sources is None else self._source_batch(sources, several, latents)
         denoiser = Denoiser(
             self.transformer,
             source,
@@ -182,8 +199,8 @@ class Calling(Parts):
         images = self._decode(latents, size, asked.output_type)
         if recorder is None or source is None or sources is None:
             return images, None
-        seen = tuple(sources.images[place] for place in source.index.tolist())
-        return images, recorder.trace(source.rows, source.columns, seen)
+        seen = tuple(sources.groups[place] for place in source.index.tolist())
+        return images, recorder.trace(source.grids, seen)
 
     def _denoise(
         self,

@@ -34,17 +34,15 @@ class SourceBatch:
     """The distinct sources of a call as tokens, and which of them each picture reads.
 
     Attributes:
-        tokens: `[distinct, rows * columns, channels]`.
-        ids: Their positions `[rows * columns, axes]`.
-        rows: Token rows of each.
-        columns: Token columns of each.
+        tokens: `[distinct, tokens, channels]`: the tokens of the first source, of the second, ...
+        ids: Their positions `[tokens, axes]`.
+        grids: Token rows and columns of the first source, of the second, ...
         index: Of each picture, int64 `[pictures]`.
     """
 
     tokens: Tensor
     ids: Tensor
-    rows: int
-    columns: int
+    grids: tuple[tuple[int, int], ...]
     index: Tensor
 
 

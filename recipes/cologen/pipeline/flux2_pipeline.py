@@ -5,6 +5,7 @@ Its parts are seen through `Flux2Model`, which knows FLUX.2's latents, positions
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -126,9 +127,8 @@ class CoLoGenFlux2Pipeline(Whole, Flux2KleinPipeline):  # type: ignore[misc]  # 
     def _shift(self, num_tokens: int, steps: int) -> float:
         return self._view().schedule_shift(num_tokens, steps)
 
-    def _source_ids(self, rows: int, columns: int) -> Tensor:
-        grid = torch.empty(1, 1, rows, columns, device="meta")
-        ids: Tensor = self._prepare_image_ids([grid])[0]
+    def _source_ids(self, grids: Sequence[tuple[int, int]]) -> Tensor:
+        ids: Tensor = self._prepare_image_ids([torch.empty(1, 1, *grid, device="meta") for grid in grids])[0]
         return ids
 
     def _encode(self, pixels: Tensor, like: Tensor) -> Tensor:

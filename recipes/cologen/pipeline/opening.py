@@ -13,10 +13,15 @@ from prw.errors import UnsupportedError
 from recipes.cologen.flux import pixel_vae
 from recipes.cologen.flux.folder import INDEX_FILE, Layout, check_base
 from recipes.cologen.flux.pixel_vae import PixelUnshuffleVAE
+from recipes.cologen.pipeline.card import DATA_CARDS, README
 from recipes.cologen.pipeline.pool import POOL, lora_names
 
 PIXEL_VAE = ("pixel_vae", PixelUnshuffleVAE.__name__)
 """How a folder's index names the weightless VAE, whose module it carries."""
+
+
+BESIDE = (INDEX_FILE, f"{POOL}/*", README, "LICENSE*", *DATA_CARDS)
+"""What is fetched of a repository beside diffusers' own parts."""
 
 
 class Opened(NamedTuple):
@@ -24,6 +29,8 @@ class Opened(NamedTuple):
 
     own_vae: PixelUnshuffleVAE | None
     pool: Path | None
+    folder: Path
+    """Where its card lies, and its licence."""
 
 
 def look_at(base: str | Path, layout: Layout, dtype: torch.dtype | None, revision: str | None) -> Opened:
@@ -38,19 +45,15 @@ def look_at(base: str | Path, layout: Layout, dtype: torch.dtype | None, revisio
     Raises:
         BaseModelError: The folder is no base of the family; see `check_base`.
     """
-    if not Path(base).is_dir():
-        return Opened(None, _pool_on_the_hub(str(base), revision))
     folder = Path(base)
+    if not folder.is_dir():
+        # Diffusers fetches the folders of its own parts only.
+        fetched = Path(snapshot_download(str(base), revision=revision, allow_patterns=list(BESIDE)))
+        return Opened(None, fetched / POOL if (fetched / POOL).is_dir() else None, fetched)
     vae = (
         PixelUnshuffleVAE.from_pretrained(folder / "vae", dtype=dtype) if check_base(folder, layout) else None
     )
-    return Opened(vae, folder / POOL if (folder / POOL).is_dir() else None)
-
-
-def _pool_on_the_hub(repository: str, revision: str | None) -> Path | None:
-    """The pool of a pipeline that was pushed whole; diffusers fetches the folders of its own parts only."""
-    fetched = Path(snapshot_download(repository, revision=revision, allow_patterns=[INDEX_FILE, f"{POOL}/*"]))
-    return fetched / POOL if (fetched / POOL).is_dir() else None
+    return Opened(vae, folder / POOL if (folder / POOL).is_dir() else None, folder)
 
 
 def refuse_what_cannot_be_saved(pipe: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -95,8 +96,12 @@ class Parts(LorasBesidePool):
         """Turn tokens into what the stock pipeline gives for an output type."""
         raise NotImplementedError
 
-    def _source_ids(self, rows: int, columns: int) -> Tensor:
-        """Number the source's tokens `[rows * columns, axes]`."""
+    def _source_ids(self, grids: Sequence[tuple[int, int]]) -> Tensor:
+        """Number the tokens `[tokens, axes]` of the first source, the second, ...
+
+        Args:
+            grids: Token rows and columns of each.
+        """
         raise NotImplementedError
 
     def _schedule(self, asked: Asked, num_tokens: int, device: torch.device) -> Tensor:
@@ -111,13 +116,12 @@ class Parts(LorasBesidePool):
         chosen: Tensor = timesteps[first:]
         return chosen
 
-    def _source_batch(
-        self, sources: Sources, size: tuple[int, int], several: int, like: Tensor
-    ) -> SourceBatch:
+    def _source_batch(self, sources: Sources, several: int, like: Tensor) -> SourceBatch:
         index = torch.tensor(sources.index, device=like.device).repeat_interleave(several)
-        rows, columns = (length // self._side for length in size)
-        ids = self._source_ids(rows, columns).to(like.device)
-        return SourceBatch(self._encode(sources.pixels, like), ids, rows, columns, index)
+        side, places = self._side, sources.pixels
+        grids = tuple((pixels.shape[2] // side, pixels.shape[3] // side) for pixels in places)
+        tokens = torch.cat([self._encode(pixels, like) for pixels in places], dim=1)
+        return SourceBatch(tokens, self._source_ids(grids).to(like.device), grids, index)
 
 
 def _each(prompts: str | list[str] | None, batch: int, what: str) -> list[str] | None:

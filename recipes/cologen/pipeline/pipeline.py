@@ -6,6 +6,7 @@ LoRAs, saving of parts. What a call does with its arguments is in `calling.py`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -167,8 +168,13 @@ class CoLoGenPipeline(Whole, FluxPipeline):  # type: ignore[misc]  # diffusers i
             )
         )
 
-    def _source_ids(self, rows: int, columns: int) -> Tensor:
-        return image_position_ids(rows, columns, SOURCE_INDEX)
+    def _source_ids(self, grids: Sequence[tuple[int, int]]) -> Tensor:
+        return torch.cat(
+            [
+                image_position_ids(rows, columns, SOURCE_INDEX + place)
+                for place, (rows, columns) in enumerate(grids)
+            ]
+        )
 
     def _encode(self, pixels: Tensor, like: Tensor) -> Tensor:
         """Turn pictures `[batch, 3, height, width]` in [-1, 1] into tokens, by the mode of the VAE.

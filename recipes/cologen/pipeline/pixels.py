@@ -22,21 +22,53 @@ def listed(pictures: Any, batch: int, what: str) -> list[PilImage.Image]:
     Raises:
         PictureError: It is no picture, there are not as many as prompts, or one prompt has several.
     """
+    given = _each_prompts(pictures, batch, what)
+    if any(isinstance(one, list | tuple) for one in given):
+        raise PictureError(
+            f"{what}: one prompt has one {what}, which belongs to its first source. Give a flat list, one "
+            "for each prompt."
+        )
+    made = _made(given, what)
+    return [made[id(one)] for one in given]
+
+
+def grouped(pictures: Any, batch: int, what: str) -> list[tuple[PilImage.Image, ...]]:
+    """The pictures of each prompt: one, or as many as the list has that is given in its place.
+
+    Raises:
+        PictureError: Something is no picture, there are not as many as prompts, or prompts have different
+            numbers of pictures.
+    """
+    given = _each_prompts(pictures, batch, what)
+    groups = [tuple(one) if isinstance(one, list | tuple) else (one,) for one in given]
+    counts = sorted({len(group) for group in groups})
+    if len(counts) > 1 or 0 in counts:
+        raise PictureError(
+            f"{what}: every prompt of a call has as many pictures as the others, and one at least; got "
+            f"{', '.join(str(len(group)) for group in groups)}. Draw the others in a call of their own."
+        )
+    made = _made([one for group in groups for one in group], what)
+    return [tuple(made[id(one)] for one in group) for group in groups]
+
+
+def _made(given: Sequence[Any], what: str) -> dict[int, PilImage.Image]:
+    """Each object as a picture, once, by its identity: the same object twice stays one picture."""
+    return {key: as_picture(one, what) for key, one in {id(one): one for one in given}.items()}
+
+
+def _each_prompts(pictures: Any, batch: int, what: str) -> list[Any]:
     if isinstance(pictures, np.ndarray | torch.Tensor) and pictures.ndim == 4:
         pictures = list(pictures)
     if not isinstance(pictures, list | tuple):
-        return [as_picture(pictures, what)] * batch
-    if any(isinstance(one, list | tuple) for one in pictures):
-        raise PictureError(
-            f"{what}: several pictures for one prompt are not supported: the experts were trained with one "
-            "source. Give a flat list, one picture for each prompt."
-        )
+        return [pictures] * batch
     if len(pictures) != batch:
+        nested = any(isinstance(one, list | tuple) for one in pictures)
+        hint = "" if nested or batch > 1 else " Several for the one prompt are a list in a list: [[a, b]]."
         raise PictureError(
-            f"{what}: got {len(pictures)} pictures for {batch} prompts. Give one for all, or one for each."
+            f"{what}: got {len(pictures)} pictures for {batch} prompts. Give one for all, or one for "
+            f"each.{hint}"
         )
-    made: dict[int, PilImage.Image] = {}  # the same object twice stays one picture
-    return [made.setdefault(id(one), as_picture(one, what)) for one in pictures]
+    return list(pictures)
 
 
 def as_picture(picture: Any, what: str) -> PilImage.Image:
@@ -109,10 +141,15 @@ def chosen_size(
         return height or default, width or default
     own_width, own_height = picture.size
     if height is None and width is None:
-        return _whole(own_height, side), _whole(own_width, side)
+        return own_size(picture, side)
     if height is None:
         height = _whole(own_height * (width or 0) / own_width, side)
     return height, width or _whole(own_width * height / own_height, side)
+
+
+def own_size(picture: PilImage.Image, side: int) -> tuple[int, int]:
+    """Height and width of a picture, rounded to whole tokens."""
+    return _whole(picture.height, side), _whole(picture.width, side)
 
 
 def _whole(length: float, side: int) -> int:
@@ -131,15 +168,15 @@ def in_unit_range(images: Sequence[Image]) -> torch.Tensor:
     return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 127.5 - 1.0
 
 
-def distinct(images: Sequence[Image]) -> tuple[list[Image], list[int]]:
-    """Pictures without repetition, and which of them each one is."""
-    places: dict[bytes, int] = {}
-    kept: list[Image] = []
+def distinct(groups: Sequence[tuple[Image, ...]]) -> tuple[list[tuple[Image, ...]], list[int]]:
+    """Groups of pictures without repetition, and which of them each one is."""
+    places: dict[tuple[bytes, ...], int] = {}
+    kept: list[tuple[Image, ...]] = []
     index = []
-    for image in images:
-        key = image.tobytes()
+    for group in groups:
+        key = tuple(image.tobytes() for image in group)
         if key not in places:
             places[key] = len(kept)
-            kept.append(image)
+            kept.append(group)
         index.append(places[key])
     return kept, index

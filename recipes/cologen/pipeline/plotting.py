@@ -25,6 +25,7 @@ def plot_routing(
     path: str | Path | None = None,
     *,
     picture: int = 0,
+    source: int = 0,
     sites: Sequence[str] | None = None,
     steps: Sequence[int] | None = None,
 ) -> Figure:
@@ -34,6 +35,7 @@ def plot_routing(
         result: What a call with `output_routing=True` gave, or its `routing`.
         path: Where the picture is also written; the ending says the format, as .png. None writes nothing.
         picture: Which of the pictures.
+        source: Which of its sources, where it has several.
         sites: Blocks that count; None means all.
         steps: Numbers of the steps that count; None means all.
 
@@ -42,7 +44,8 @@ def plot_routing(
 
     Raises:
         UnsupportedError: if matplotlib is not installed.
-        RoutingQuestionError: if the call did not record its routing, or had no such picture, block or step.
+        RoutingQuestionError: if the call did not record its routing, or had no such picture, source, block or
+            step.
     """
     trace = result if isinstance(result, RoutingTrace) else result.routing
     if trace is None:
@@ -53,21 +56,21 @@ def plot_routing(
         raise UnsupportedError(
             "plot_routing draws with matplotlib, which is not installed here. Run: pip install matplotlib"
         ) from error
-    shares = trace.region(picture, sites, steps).numpy()
-    source = trace.sources[picture]
+    shares = trace.region(picture, sites, steps, source).numpy()
+    seen = trace.groups[picture][source]
     panels = len(trace.experts) + 1
     across = min(panels, COLUMNS)
     down = -(-panels // across)
-    height, width = source.shape[:2]
+    height, width = seen.shape[:2]
     figure = Figure(
         figsize=(2.7 * across + 0.9, (2.7 * height / width + 0.4) * down + 0.6), layout="constrained"
     )
     axes = np.atleast_1d(figure.subplots(down, across)).ravel()
-    axes[0].imshow(source)
-    axes[0].set_title("source", fontsize=10)
+    axes[0].imshow(seen)
+    axes[0].set_title("source" if source == 0 else f"source {source + 1}", fontsize=10)
     for place, name in enumerate(trace.experts):
         axis, share = axes[place + 1], shares[place]
-        axis.imshow(source.mean(-1), cmap="gray", vmin=0, vmax=255, extent=(0, width, height, 0))
+        axis.imshow(seen.mean(-1), cmap="gray", vmin=0, vmax=255, extent=(0, width, height, 0))
         shown = axis.imshow(
             share,
             cmap="viridis",

@@ -24,10 +24,11 @@ POOL = "prw"
 
 
 class FoundPool(NamedTuple):
-    """A pool's folder, and the source timestep of the run that trained it; None where no run is around it."""
+    """A pool's folder, and the run that trained it with its source timestep; None where none is around it."""
 
     folder: Path
     source_timestep: SourceTimestep | None
+    run: Path | None = None
 
 
 def find_pool(path: str | Path) -> FoundPool:
@@ -44,13 +45,13 @@ def find_pool(path: str | Path) -> FoundPool:
             raise RunFolderError(
                 f"{folder} has no finished stage yet, so there is no pool to load; train first."
             )
-        return FoundPool(run.pool(run.finished_stages()[-1]), run.settings.flow.source_timestep)
+        return FoundPool(run.pool(run.finished_stages()[-1]), run.settings.flow.source_timestep, folder)
     if not (folder / "adapter_config.json").is_file() and (folder / POOL).is_dir():
         folder = folder / POOL
     # runs/NAME/checkpoints/STAGE/prw
     for around in folder.resolve().parents[:3]:
         if (around / RUN_CONFIG).is_file():
-            return FoundPool(folder, load_config(around / RUN_CONFIG).flow.source_timestep)
+            return FoundPool(folder, load_config(around / RUN_CONFIG).flow.source_timestep, around)
     return FoundPool(folder, None)
 
 

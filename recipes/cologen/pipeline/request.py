@@ -49,6 +49,7 @@ class Asked:
     negative_pooled_prompt_embeds: Tensor | None
     source_timestep: SourceTimestep | None
     cache_source: bool
+    fold_experts: bool
     output_type: str
     output_routing: bool
     return_dict: bool

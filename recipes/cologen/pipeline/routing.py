@@ -29,20 +29,33 @@ class RoutingTrace:
         sites: Names of the attention blocks, in the model's order.
         steps: Numbers of the sampling steps at which the source ran.
         chosen: Number of the chosen expert, int8 `[steps, sites, pictures, items, k]`, likeliest first; -1
-            where a cache skipped the block. `items` are the source's tokens, or one where whole samples are
-            routed; k is the pool's top_k.
-        rows: Token rows of the source.
-        columns: Token columns of the source.
-        sources: What the source stream saw, for each picture, uint8 [height, width, 3].
+            where a cache skipped the block. `items` are the sources' tokens, one source after the other, or
+            one where whole samples are routed; k is the pool's top_k.
+        grids: Token rows and columns of the first source, and of further ones.
+        groups: What the source stream saw, for each picture: its sources, uint8 [height, width, 3] each.
     """
 
     experts: tuple[str, ...]
     sites: tuple[str, ...]
     steps: tuple[int, ...]
     chosen: Tensor
-    rows: int
-    columns: int
-    sources: tuple[Image, ...]
+    grids: tuple[tuple[int, int], ...]
+    groups: tuple[tuple[Image, ...], ...]
+
+    @property
+    def rows(self) -> int:
+        """Token rows of the first source."""
+        return self.grids[0][0]
+
+    @property
+    def columns(self) -> int:
+        """Token columns of the first source."""
+        return self.grids[0][1]
+
+    @property
+    def sources(self) -> tuple[Image, ...]:
+        """The first source of each picture."""
+        return tuple(group[0] for group in self.groups)
 
     def shares(self) -> Tensor:
         """Fraction of choices that fell on each expert, float32 `[steps, sites, experts]`.
@@ -66,7 +79,11 @@ class RoutingTrace:
         return float(counted[..., self.experts.index(expert)].sum() / counted.sum())
 
     def region(
-        self, picture: int = 0, sites: Sequence[str] | None = None, steps: Sequence[int] | None = None
+        self,
+        picture: int = 0,
+        sites: Sequence[str] | None = None,
+        steps: Sequence[int] | None = None,
+        source: int = 0,
     ) -> Tensor:
         """Fraction of choices, over blocks and steps, that sent each place to each expert.
 
@@ -74,24 +91,31 @@ class RoutingTrace:
             picture: Number of the picture.
             sites: Blocks that count; None means all.
             steps: Numbers of the steps that count; None means all.
+            source: Which of the picture's sources, where it has several.
 
         Returns:
             Float32 `[experts, rows, columns]`; the experts of a place sum to one.
 
         Raises:
-            RoutingQuestionError: There is no such picture, block or step, or a cache skipped all of them.
+            RoutingQuestionError: There is no such picture, source, block or step, or a cache skipped all of
+                them.
         """
         if not 0 <= picture < self.chosen.shape[2]:
             raise RoutingQuestionError(
                 f"there is no picture {picture}; the call drew {self.chosen.shape[2]}."
             )
+        if not 0 <= source < len(self.grids):
+            raise RoutingQuestionError(f"there is no source {source}; each picture has {len(self.grids)}.")
         at_steps = _places(steps, self.steps, "step")
         at_sites = _places(sites, self.sites, "block")
         counted = self._counted()[at_steps][:, at_sites, picture].sum((0, 1, 3)).float()  # [items, experts]
         if not counted.sum():
             raise RoutingQuestionError("a cache of blocks skipped all of these blocks at these steps.")
         fractions = counted / counted.sum(-1, keepdim=True)
-        return fractions.expand(self.rows * self.columns, -1).T.reshape(-1, self.rows, self.columns)
+        sizes = [rows * columns for rows, columns in self.grids]
+        first = sum(sizes[:source])
+        mine = fractions.expand(sum(sizes), -1)[first : first + sizes[source]]
+        return mine.T.reshape(-1, *self.grids[source])
 
     def _counted(self) -> Tensor:
         """One where an expert was chosen, `[steps, sites, pictures, items, k, experts]`."""
@@ -131,7 +155,9 @@ class RoutingRecorder:
             self._experts = routing.experts
             self._taken[number] = (routing, rows())
 
-    def trace(self, rows: int, columns: int, sources: tuple[Image, ...]) -> RoutingTrace:
+    def trace(
+        self, grids: tuple[tuple[int, int], ...], groups: tuple[tuple[Image, ...], ...]
+    ) -> RoutingTrace:
         """Lay all decisions out as one array.
 
         Raises:
@@ -140,7 +166,7 @@ class RoutingRecorder:
         if not self._taken:
             raise RoutingQuestionError("no step was run, so nothing was routed: was the call interrupted?")
         chosen = torch.stack([self._of_step(*taken) for taken in self._taken.values()])
-        return RoutingTrace(self._experts, self._sites, tuple(self._taken), chosen, rows, columns, sources)
+        return RoutingTrace(self._experts, self._sites, tuple(self._taken), chosen, grids, groups)
 
     def _of_step(self, routing: Routing, rows: Tensor) -> Tensor:
         found = {

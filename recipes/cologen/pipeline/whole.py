@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 from typing import Any, ClassVar, get_args
 
 import torch
+from huggingface_hub import HfApi
 
-from prw import Weave, load_pipeline
-from prw.errors import UnsupportedError
+from prw import LoraExport, Weave, load_pipeline
+from prw.errors import PoolError, UnsupportedError
 from recipes.cologen.errors import SourceStreamError
 from recipes.cologen.flux.base import SourceTimestep
 from recipes.cologen.flux.folder import Layout
 from recipes.cologen.flux.pixel_vae import PixelUnshuffleVAE
 from recipes.cologen.flux.source_stream import has_source_stream, install_source_stream
 from recipes.cologen.pipeline.calling import Calling
+from recipes.cologen.pipeline.card import README, Card, Facts, Origin, origin_of, write_card
+from recipes.cologen.pipeline.exporting import export_measured
 from recipes.cologen.pipeline.opening import (
     add_pixel_vae,
     base_of,
@@ -31,10 +35,12 @@ class Whole(Calling):
     Attributes:
         layout: What the folder of the family's base holds.
         settings: What the constructor takes beside parts.
+        origin: Where the weights are from, for the model card.
     """
 
     layout: ClassVar[Layout]
     settings: ClassVar[tuple[str, ...]] = ("source_timestep",)
+    origin: Origin = Origin()
 
     def _begin(self, source_timestep: str) -> None:
         """Keep the setting and give the transformer its source stream.
@@ -106,17 +112,21 @@ class Whole(Calling):
         else:
             pipe = super().from_pretrained(str(base), **kwargs)
         pipe.register_to_config(_name_or_path=str(base))
+        pipe.origin = origin_of(str(base), opened.folder, found.run if found else None)
         if found is not None:
             load_pipeline(pipe, found.folder)
         return pipe
 
-    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
+    def save_pretrained(self, save_directory: str | Path, *, card: Card | None = None, **kwargs: Any) -> None:
         """Save the whole: the base as any pipeline, and the pool in `prw/`; `from_pretrained` opens it again.
 
-        The stock pipeline opens it too, as the base alone.
+        The stock pipeline opens it too, as the base alone. README.md is its model card; beside it lie the
+        run's data card and the base's licence, where they are known.
 
         Args:
             save_directory: Folder to write.
+            card: What the card says beside what is known, pictures among it; None leaves a README.md that is
+                there already as it is.
             **kwargs: As for any pipeline.
 
         Raises:
@@ -139,3 +149,79 @@ class Whole(Calling):
             add_pixel_vae(folder)
         if weave is not None:
             weave.save_pretrained(folder / POOL)
+        write_card(folder, card, Facts(type(self).__name__, self.config.source_timestep, weave, self.origin))
+
+    def export_lora(self, name: str, path: str | Path, *, seed: int = 0, **call: Any) -> LoraExport:
+        """Save one expert as a plain LoRA for stock diffusers, and print how far it is from the pool.
+
+        Neither router nor source stream are part of it: it acts on every token with weight one.
+
+        Args:
+            name: Name of the expert.
+            path: Folder to write; `FluxPipeline.load_lora_weights` opens it.
+            seed: Of the noise.
+            **call: The call that is measured, with the pool and with the LoRA: prompt, image, task, ...
+
+        Returns:
+            The report.
+
+        Raises:
+            PoolError: The pipeline has no pool, or the pool no such expert.
+            RoutingQuestionError: The call has no picture.
+        """
+        weave = self.weave
+        if weave is None:
+            raise PoolError(
+                "the pipeline has no pool to export of: load one with prw.load_pipeline(pipe, path)."
+            )
+        return export_measured(self, weave, name, path, seed, call)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        commit_message: str | None = None,
+        private: bool | None = None,
+        token: str | None = None,
+        create_pr: bool = False,
+        safe_serialization: bool = True,
+        variant: str | None = None,
+        subfolder: str | None = None,
+        *,
+        card: Card | None = None,
+    ) -> str:
+        """Upload the whole as `save_pretrained` writes it; the repository is made if there is none.
+
+        Args:
+            repo_id: Name of the repository on the hub.
+            commit_message: Of the upload.
+            private: Whether a new repository is private.
+            token: Of the account; None takes the one of `hf auth login`.
+            create_pr: Whether to open a pull request with it.
+            safe_serialization: As in diffusers.
+            variant: As in diffusers.
+            subfolder: Where in the repository.
+            card: As in `save_pretrained`; None leaves the card of a repository that has one as it is.
+
+        Returns:
+            The address of the commit.
+
+        Raises:
+            UnsupportedError: as `save_pretrained`; the hub is not asked then.
+        """
+        refuse_what_cannot_be_saved(self)
+        hub = HfApi(token=token)
+        repository = hub.create_repo(repo_id, private=private, exist_ok=True).repo_id
+        with tempfile.TemporaryDirectory() as draft:
+            self.save_pretrained(draft, card=card, safe_serialization=safe_serialization, variant=variant)
+            there = README if subfolder is None else f"{subfolder}/{README}"
+            if card is None and hub.file_exists(repository, there):
+                (Path(draft) / README).unlink()
+            return str(
+                hub.upload_folder(
+                    repo_id=repository,
+                    folder_path=draft,
+                    path_in_repo=subfolder,
+                    commit_message=commit_message or f"Upload {type(self).__name__}",
+                    create_pr=create_pr,
+                )
+            )

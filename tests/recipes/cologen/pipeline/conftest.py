@@ -11,8 +11,9 @@ from diffusers import AutoencoderKL
 
 import prw
 from recipes.cologen.flux import FluxModel
+from recipes.cologen.flux.random_flux2 import build_random_flux2
 from recipes.cologen.flux.tiny import build_tiny_flux
-from recipes.cologen.pipeline import CoLoGenPipeline
+from recipes.cologen.pipeline import CoLoGenFlux2Pipeline, CoLoGenPipeline, pipeline_over
 
 WORDS = (
     "a",
@@ -96,6 +97,16 @@ def make(experts: bool = True, pixel_vae: bool = False, pool: Any = None, **shap
     return pipe
 
 
+def make_klein(experts: bool = True, pool: Any = None, **shape: Any) -> CoLoGenFlux2Pipeline:
+    """Build a pipeline over FLUX.2 klein's classes."""
+    model = build_random_flux2(**({"double_blocks": 1, "single_blocks": 2} | shape))
+    if experts:
+        add_pool(model.transformer, **(pool or {}))
+    pipe = pipeline_over(model)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
 def draw(pipe: CoLoGenPipeline, *args: Any, seed: int = 0, **changes: Any) -> Any:
     """Draw with few steps; gives numpy pictures unless told otherwise."""
     usual = {"num_inference_steps": 2, "output_type": "np"}
@@ -113,6 +124,12 @@ def difference(one: Any, other: Any) -> float:
 @pytest.fixture
 def build() -> Build:
     return make
+
+
+@pytest.fixture
+def made() -> Callable[..., Any]:
+    """A pipeline of a family: flux1 or klein."""
+    return lambda family, **asked: {"flux1": make, "klein": make_klein}[family](**asked)
 
 
 @pytest.fixture

@@ -104,40 +104,6 @@ def test_it_is_made_from_another_pipeline(build, tools, photo) -> None:
     )
 
 
-def test_a_pushed_pipeline_brings_its_pool(build, tools, photo, tmp_path, monkeypatch) -> None:
-    pipe = build()
-    before = tools.draw(pipe, "a", photo)
-    pipe.save_pretrained(tmp_path / "hub")
-    monkeypatch.setattr(
-        "recipes.cologen.pipeline.opening.snapshot_download", lambda name, **_: str(tmp_path / "hub")
-    )
-    monkeypatch.setattr(CoLoGenPipeline, "download", lambda name, **_: str(tmp_path / "hub"))
-    fetched = CoLoGenPipeline.from_pretrained("somebody/model")
-    assert tools.difference(before, tools.draw(fetched, "a", photo)) < ROUNDING
-
-
-def test_pushing_uploads_the_whole(build, monkeypatch) -> None:
-    uploaded = []
-    pipe = build()
-    monkeypatch.setattr(
-        "diffusers.utils.hub_utils.create_repo", lambda *_, **__: type("R", (), {"repo_id": "me/x"})
-    )
-    monkeypatch.setattr("diffusers.utils.hub_utils.load_or_create_model_card", lambda *_, **__: _Card())
-    monkeypatch.setattr("diffusers.utils.hub_utils.populate_model_card", lambda card, **_: card)
-    monkeypatch.setattr(
-        type(pipe),
-        "_upload_folder",
-        lambda self, folder, *_, **__: uploaded.extend(p.name for p in Path(folder).iterdir()),
-    )
-    pipe.push_to_hub("me/x")
-    assert {"prw", "transformer", "model_index.json"} <= set(uploaded)
-
-
-class _Card:
-    def save(self, path: str) -> None:
-        Path(path).write_text("card")
-
-
 def test_what_would_not_come_back_is_not_saved(build, tmp_path) -> None:
     pipe = build()
     with pytest.raises(prw.UnsupportedError, match=r"pipe\.push_to_hub"):

@@ -124,7 +124,7 @@ NO_PICTURES = {
     "a range": (np.full((4, 4, 3), 255.0), PictureError, "floats from 255 to 255"),
     "integers": (np.zeros((4, 4, 3), np.int64), PictureError, "array of int64"),
     "too many": ([np.zeros((16, 16, 3), np.uint8)] * 3, PictureError, "got 3 pictures for 2 prompts"),
-    "several": ([[1, 2], [3, 4]], PictureError, "several pictures for one prompt are not supported"),
+    "numbers": ([[1, 2], [3, 4]], PictureError, "image: expected a PIL picture.*got int"),
 }
 
 
