@@ -13,13 +13,9 @@ from recipes.cologen.data.record import Image
 from recipes.cologen.data.scene import SIDE
 from recipes.cologen.errors import GuidanceError
 from recipes.cologen.flux.base import FluxBase
-from recipes.cologen.flux.pixels import to_unit_range
-from recipes.cologen.flux.sampling import generate
 from recipes.cologen.flux.shift import scheduler_for
 from recipes.cologen.picture_settings import PictureSettings
 from recipes.cologen.pipeline import pipeline_over
-from recipes.cologen.pipeline.tasks import worded
-from recipes.cologen.training.validation import to_pictures
 
 
 def sample_picture(
@@ -44,14 +40,12 @@ def sample_picture(
         GuidanceError: A scale is given, and the base reads none.
     """
     guidance = _guidance(wanted.guidance, settings.sampling.guidance, model)
-    if len(sources) > 1:
-        return _from_several(model, settings, wanted, sources, guidance)
     pipe = pipeline_over(model, settings.flow.source_timestep)
     pipe.scheduler = scheduler_for(model.scheduler.config, settings.sampling.shift)
     pipe.set_progress_bar_config(disable=None if progress else True)  # None: where there is no terminal
     (images,) = pipe(
         wanted.prompt,
-        sources[0],
+        [list(sources)],
         task=wanted.task,
         generator=torch.Generator().manual_seed(wanted.seed),
         num_inference_steps=wanted.steps,
@@ -60,28 +54,6 @@ def sample_picture(
         max_sequence_length=model.max_text_tokens,
     )
     return np.asarray(images[0])
-
-
-def _from_several(
-    model: FluxBase,
-    settings: RunConfig,
-    wanted: PictureSettings,
-    sources: Sequence[Image],
-    guidance: float | None,
-) -> Image:
-    pixels = generate(
-        model,
-        [worded(wanted.prompt, wanted.task, None)],
-        [to_unit_range(torch.from_numpy(one).permute(2, 0, 1)[None], model.device) for one in sources],
-        generator=[torch.Generator().manual_seed(wanted.seed)],
-        height=sources[0].shape[0],
-        width=sources[0].shape[1],
-        steps=wanted.steps,
-        source_timestep=settings.flow.source_timestep,
-        guidance=guidance,
-        shift=settings.sampling.shift,
-    )
-    return to_pictures(pixels)[0]
 
 
 def _guidance(given: float | None, usual: float, model: FluxBase) -> float | None:
