@@ -93,6 +93,10 @@ class Encoder:
             if store is not None:
                 store.flush()
 
+    def stopped(self) -> str | None:
+        """Why one of the caches is written no more; None as long as all are."""
+        return next((store.stopped for store in self.stores if store is not None and store.stopped), None)
+
     def _encode_images(self, pixels: Tensor) -> ImageTokens:
         return self._model.encode_images(to_unit_range(pixels, self._device))
 

@@ -201,7 +201,9 @@ def _encoder(config: RunConfig, model: FluxBase, accelerator: Accelerator, conso
         console.print(text, markup=False, highlight=False)
 
     at_once = config.machine.encode_batch
-    encoder = open_encoder(model, accelerator.device, config.data.cache, at_once, announce)
+    # What a quiet console would not show is logged.
+    heard = None if console.quiet else announce
+    encoder = open_encoder(model, accelerator.device, config.data.cache, at_once, heard)
     for line in encoder.facts():
         announce(line)
     return encoder
