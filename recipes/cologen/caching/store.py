@@ -129,9 +129,9 @@ class TensorStore:
         """Write no more, and say why: whoever computes what is kept can do without its being kept."""
         self.stopped = str(error)
         self._announce(
-            f"the cache cannot be written to {self.folder} ({error}): nothing more is kept there, the run goes "
-            "on and encodes what is missing each time. Make room, or give another data.cache.folder, when the "
-            "run is next started; a cache may be changed at any time"
+            f"the cache cannot be written to {self.folder} ({error}): nothing more is kept there, the run "
+            "goes on and encodes what is missing each time. Make room, or give another data.cache.folder, "
+            "when the run is next started; a cache may be changed at any time"
         )
 
     def _pending_parts(self) -> Iterator[tuple[str, str, Tensor]]:

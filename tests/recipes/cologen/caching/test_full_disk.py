@@ -1,4 +1,4 @@
-"""A cache that cannot be written costs no work: it is said once, and everything is still computed and read."""
+"""A cache that cannot be written costs no work: that is said once, and all is still computed and read."""
 
 import logging
 import multiprocessing
