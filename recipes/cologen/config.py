@@ -20,6 +20,7 @@ from prw.config import PoolSettings
 from recipes.cologen.config_data import DataSettings
 from recipes.cologen.config_errors import ConfigError, explain
 from recipes.cologen.config_extends import extended
+from recipes.cologen.config_mixing import check_replay
 from recipes.cologen.config_model import (
     BaseSettings,
     FlowSettings,
@@ -87,12 +88,7 @@ class RunConfig(Settings):
             )
         if self.data.source == "world" and self.data.seed == self.data.held_out_seed:
             raise ValueError("data.held_out_seed equals data.seed: validation would show what is trained on")
-        replaying = [name for name, stage in self.stages.items() if stage.replay]
-        if self.data.buckets.on and replaying:
-            raise ValueError(
-                f"stages.{replaying[0]}.replay mixes tasks into a batch, and data.buckets makes every batch "
-                "of one size; leave one of them out"
-            )
+        check_replay(self.data, self.machine, self.stages)
         for position, (name, stage) in enumerate(self.stages.items()):
             earlier = list(self.stages)[:position]
             if stage.init not in ("zero", "previous", *earlier):
