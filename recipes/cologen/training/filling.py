@@ -122,6 +122,8 @@ def _keep(encoder: Encoder, batch: Batch, filled: Filled) -> None:
     for pixels, key in ((batch.source, keys.source), (batch.target, keys.target)):
         if latents is not None and _is_wanted(latents, key, filled):
             encoder.images(pixels, key)
+    if text is not None:
+        encoder.check_lengths(batch.prompts)
     if text is not None and _is_wanted(text, keys.prompts, filled):
         encoder.prompts(batch.prompts, keys.prompts)
 
