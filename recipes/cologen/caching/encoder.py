@@ -86,7 +86,7 @@ class Encoder:
         return _joined_texts([_text_of(parts, self._device) for parts in entries])
 
     def check_lengths(self, prompts: Sequence[str]) -> None:
-        """Refuse what the base refuses: a run that cuts long prompts may have kept them for one that does not.
+        """Refuse prompts that the base refuses, though a run that cuts them may have kept them.
 
         Raises:
             PromptError: A prompt is too long.
