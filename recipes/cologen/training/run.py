@@ -18,6 +18,7 @@ from recipes.cologen.data.annotators.drawing import Annotators
 from recipes.cologen.flux.base import FluxBase
 from recipes.cologen.stages import select_stages, stage_index
 from recipes.cologen.training.bench import Bench, finish_stage, steps_before
+from recipes.cologen.training.data_binding import contents
 from recipes.cologen.training.data_card import write_card
 from recipes.cologen.training.data_check import check_sources
 from recipes.cologen.training.growth import base_folder, begin_state, curriculum, grow, load_base, open_pool
@@ -97,7 +98,8 @@ def train(
         if not idle:
             refuse_what_cannot_work(config, names, place, accelerator.num_processes)
         sources = None if idle else _open_sources(config, names, accelerator.device)
-        folder = open_run(output, config, base, restart if accelerator.is_main_process else None)
+        held = () if sources is None else contents(sources.data, sources.annotators)
+        folder = open_run(output, config, base, restart if accelerator.is_main_process else None, held)
     folder.check_order(names, config.stage_names)
     todo = tuple(name for name in names if not folder.is_finished(name))
     finished = [name for name in names if name not in todo]
