@@ -20,7 +20,6 @@ from prw.config import PoolSettings
 from recipes.cologen.config_data import DataSettings
 from recipes.cologen.config_errors import ConfigError, explain
 from recipes.cologen.config_extends import extended
-from recipes.cologen.config_mixing import check_replay
 from recipes.cologen.config_model import (
     BaseSettings,
     FlowSettings,
@@ -29,6 +28,7 @@ from recipes.cologen.config_model import (
     Settings,
 )
 from recipes.cologen.config_overrides import apply_override
+from recipes.cologen.config_stages import check_cached_stages, check_replay
 from recipes.cologen.config_training import (
     DropoutSettings,
     LoggingSettings,
@@ -91,6 +91,7 @@ class RunConfig(Settings):
         if self.data.source == "world" and self.data.seed == self.data.held_out_seed:
             raise ValueError("data.held_out_seed equals data.seed: validation would show what is trained on")
         check_replay(self.data, self.machine, self.stages)
+        check_cached_stages(self.data, self.stages)
         for position, (name, stage) in enumerate(self.stages.items()):
             earlier = list(self.stages)[:position]
             if stage.init not in ("zero", "previous", *earlier):

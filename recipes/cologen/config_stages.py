@@ -1,4 +1,4 @@
-"""Checks that the tasks which a stage's replay mixes into one batch can be stacked."""
+"""Checks of data settings against stages: what replay mixes into a batch, and what a cache keeps."""
 
 from __future__ import annotations
 
@@ -16,6 +16,19 @@ def check_replay(data: DataSettings, machine: MachineSettings, stages: dict[str,
     for name, stage in stages.items():
         if stage.replay:
             _check_stage(name, stage, data, machine)
+
+
+def check_cached_stages(data: DataSettings, stages: dict[str, StageSettings]) -> None:
+    """Refuse to keep the data of stages that there are not, as a word misspelt would keep nothing.
+
+    Raises:
+        ValueError: Names them.
+    """
+    unknown = [name for name in data.cache.stages or () if name not in stages]
+    if unknown:
+        raise ValueError(
+            f"data.cache.stages names {', '.join(unknown)}; expected stages of this run: {', '.join(stages)}"
+        )
 
 
 def _check_stage(name: str, stage: StageSettings, data: DataSettings, machine: MachineSettings) -> None:
