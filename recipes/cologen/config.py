@@ -120,8 +120,13 @@ class RunConfig(Settings):
 
     @property
     def long_prompts(self) -> Literal["truncate", "refuse"]:
-        """What becomes of prompts that are too long for the base."""
+        """What becomes of prompts of training that are too long for the base."""
         return self.base.long_prompts or ("truncate" if self.data.source == "sets" else "refuse")
+
+    @property
+    def held_out_long_prompts(self) -> Literal["truncate", "refuse"]:
+        """What becomes of those of held-out pictures."""
+        return self.base.long_prompts or ("truncate" if self.data.held_out == "sets" else "refuse")
 
     def fingerprint(self) -> str:
         """Short hash of the settings that decide what is learnt."""

@@ -48,7 +48,7 @@ class BaseSettings(Settings):
     512)."""
     long_prompts: Literal["truncate", "refuse"] | None = None
     """What becomes of a prompt with more tokens: its end is cut off, as FluxPipeline does, and the run counts
-    it; or it is an error. None: cut those of `data.sets`, refuse others."""
+    it; or it is an error. None: cut those of `data.sets` and `data.held_out_sets`, refuse others."""
     quantisation: Quantisation | None = None
     """Format of the transformer's frozen weights in memory; None: `dtype`. Experts stay float32."""
 

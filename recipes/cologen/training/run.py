@@ -22,6 +22,7 @@ from recipes.cologen.training.data_binding import contents
 from recipes.cologen.training.data_card import write_card
 from recipes.cologen.training.data_check import check_sources
 from recipes.cologen.training.growth import base_folder, begin_state, curriculum, grow, load_base, open_pool
+from recipes.cologen.training.held_out_prompts import check_held_out
 from recipes.cologen.training.interruption import StopSignals
 from recipes.cologen.training.loop import train_stage
 from recipes.cologen.training.metrics import MetricsLog
@@ -146,6 +147,8 @@ def _train_stages(
 ) -> tuple[tuple[str, ...], StageState | None]:
     model = load_base(config, accelerator.device)
     check_sources(sources.data, config, todo, model, console)
+    validated = dict.fromkeys(task for name in todo for task in validated_tasks(config, name))
+    check_held_out(config, sources.held_out, validated, model)
     if accelerator.is_main_process:
         write_card(folder.path, config, sources.data, sources.held_out, sources.annotators)
     weave, state, resumed = open_pool(config, folder, model, todo[0])
