@@ -28,6 +28,7 @@ from recipes.cologen.config_model import (
     Settings,
 )
 from recipes.cologen.config_overrides import apply_override
+from recipes.cologen.config_stages import check_cached_stages, check_replay
 from recipes.cologen.config_training import (
     DropoutSettings,
     LoggingSettings,
@@ -45,11 +46,13 @@ FREE_TO_CHANGE = ("machine", "logging", "validation", "sampling", "report")
 """Groups that a run may be continued with in another form: none of them changes what is learnt."""
 FREE_SETTINGS = {
     "base": {"path", "revision"},
-    "data": {"held_out", "held_out_seed", "held_out_sets", "max_broken", "cache"},
+    "data": {"held_out", "held_out_seed", "held_out_sets", "max_broken", "cache", "buckets.index"},
     "optimizer": {"max_skipped_in_a_row", "max_skipped"},
 }
 """Settings of other groups of which that is true too: where the base lies (a run knows its base by its
-weights), what is measured on, how much may be broken, what is kept in caches, and when a run gives up."""
+weights), what is measured on, how much may be broken, what is kept in caches and lists of sizes, and when a
+run gives up. Where data sets and annotators lie is free too, once a run knows what they hold
+(training/data_binding.py)."""
 
 
 class RunConfig(Settings):
@@ -87,12 +90,8 @@ class RunConfig(Settings):
             )
         if self.data.source == "world" and self.data.seed == self.data.held_out_seed:
             raise ValueError("data.held_out_seed equals data.seed: validation would show what is trained on")
-        replaying = [name for name, stage in self.stages.items() if stage.replay]
-        if self.data.buckets.on and replaying:
-            raise ValueError(
-                f"stages.{replaying[0]}.replay mixes tasks into a batch, and data.buckets makes every batch "
-                "of one size; leave one of them out"
-            )
+        check_replay(self.data, self.machine, self.stages)
+        check_cached_stages(self.data, self.stages)
         for position, (name, stage) in enumerate(self.stages.items()):
             earlier = list(self.stages)[:position]
             if stage.init not in ("zero", "previous", *earlier):
@@ -121,18 +120,31 @@ class RunConfig(Settings):
 
     @property
     def long_prompts(self) -> Literal["truncate", "refuse"]:
-        """What becomes of prompts that are too long for the base."""
+        """What becomes of prompts of training that are too long for the base."""
         return self.base.long_prompts or ("truncate" if self.data.source == "sets" else "refuse")
+
+    @property
+    def held_out_long_prompts(self) -> Literal["truncate", "refuse"]:
+        """What becomes of those of held-out pictures."""
+        return self.base.long_prompts or ("truncate" if self.data.held_out == "sets" else "refuse")
 
     def fingerprint(self) -> str:
         """Short hash of the settings that decide what is learnt."""
-        free: dict[str, bool | set[str]] = {**dict.fromkeys(FREE_TO_CHANGE, True), **FREE_SETTINGS}
-        learnt = self.model_dump(mode="json", exclude=free)
+        learnt = self.model_dump(mode="json", exclude=_free_settings())
         return hashlib.sha256(json.dumps(learnt, sort_keys=True).encode()).hexdigest()[:16]
 
     def to_yaml(self) -> str:
         """All settings, defaults included, as YAML that `load_config` reads back."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def _free_settings() -> dict[str, Any]:
+    """Groups and settings that are free to change, nested as the config is."""
+    free: dict[str, Any] = dict.fromkeys(FREE_TO_CHANGE, True)
+    for group, settings in FREE_SETTINGS.items():
+        parts = [setting.partition(".") for setting in sorted(settings)]
+        free[group] = {setting: {inner} if inner else True for setting, _, inner in parts}
+    return free
 
 
 def load_config(name_or_path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:

@@ -51,6 +51,7 @@ class CacheSettings(Settings):
     text: bool = True
     """Whether prompts are kept: 4 MB each with FLUX.1's 512 tokens in bfloat16."""
     stages: tuple[str, ...] | None = None
-    """Stages whose data is kept; None: all. Large ones cost more disk than they save time."""
+    """Stages whose data is kept, also where another stage replays them; None: all. Large ones cost more disk
+    than they save time."""
     shard_mb: int = Field(default=128, gt=0)
     """Size of the files; what has not filled one yet is lost by a kill, and encoded again."""

@@ -4,13 +4,27 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 Shift = Literal["none", "base", "dynamic"] | Annotated[float, Field(gt=0, allow_inf_nan=False)]
 """How flow times are shifted towards noise: not at all; as the base's own scheduler says; by the number of
 image tokens, as FluxPipeline does; or by a factor s, t -> s t / (1 + (s - 1) t)."""
 Quantisation = Literal["nf4", "int8", "torchao_int8", "torchao_fp8"]
 """Formats of a frozen base's weights: bitsandbytes' 4-bit and 8-bit, torchao's weight-only 8-bit ones."""
+
+
+MOST_TEXT_TOKENS = 512
+"""FluxPipeline refuses more; Flux2KleinPipeline refuses nothing, but says 512 where it is not told."""
+
+
+def _check_text_tokens(length: int) -> int:
+    if length > MOST_TEXT_TOKENS:
+        raise ValueError(
+            f"FLUX's pipelines draw from at most {MOST_TEXT_TOKENS} tokens of a prompt, so nothing could be "
+            "drawn as it was trained; give no more, and let longer prompts be cut "
+            "(base.long_prompts=truncate)"
+        )
+    return length
 
 
 class Settings(BaseModel):
@@ -29,11 +43,12 @@ class BaseSettings(Settings):
     """Commit, tag or branch of a base from the hub."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Number format of the frozen weights; experts and routers are always trained in float32."""
-    max_text_tokens: int | None = Field(default=None, gt=0)
-    """T5 tokens that a prompt is padded to; None: what the base's tokenizer says (FLUX.1-dev: 512)."""
+    max_text_tokens: Annotated[int, Field(gt=0), AfterValidator(_check_text_tokens)] | None = None
+    """T5 tokens that a prompt is padded to, at most 512; None: what the base's tokenizer says (FLUX.1-dev:
+    512)."""
     long_prompts: Literal["truncate", "refuse"] | None = None
     """What becomes of a prompt with more tokens: its end is cut off, as FluxPipeline does, and the run counts
-    it; or it is an error. None: cut those of `data.sets`, refuse others."""
+    it; or it is an error. None: cut those of `data.sets` and `data.held_out_sets`, refuse others."""
     quantisation: Quantisation | None = None
     """Format of the transformer's frozen weights in memory; None: `dtype`. Experts stay float32."""
 

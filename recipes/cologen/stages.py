@@ -62,6 +62,10 @@ COLOGEN_STAGES: dict[str, StageSettings] = {
 }
 
 
+PAIRED_TASKS = ("customization", "editing")
+"""Tasks whose target is another picture than the record's own; they alone may have several sources."""
+
+
 def select_stages(wanted: str, names: tuple[str, ...]) -> tuple[str, ...]:
     """The stages that `all`, a name, or a range `FIRST..LAST` (either end may be left out) stands for.
 

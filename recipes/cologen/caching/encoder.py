@@ -68,7 +68,11 @@ class Encoder:
 
     @torch.no_grad()
     def prompts(self, prompts: Sequence[str], keys: Keys = ()) -> TextTokens:
-        """Prompts as embeddings."""
+        """Prompts as embeddings.
+
+        Raises:
+            PromptError: A prompt is too long, and the base refuses those.
+        """
         store = self.stores.text
         if store is None or not any(keys):
             turns = self._turns(len(prompts))
@@ -77,8 +81,19 @@ class Encoder:
         def make(index: int) -> Parts:
             return _text_parts(self._model.encode_prompts([prompts[index]]))
 
+        self.check_lengths(prompts)
         entries = [_kept(store, key, make, index) for index, key in enumerate(keys)]
         return _joined_texts([_text_of(parts, self._device) for parts in entries])
+
+    def check_lengths(self, prompts: Sequence[str]) -> None:
+        """Refuse prompts that the base refuses, though a run that cuts them may have kept them.
+
+        Raises:
+            PromptError: A prompt is too long.
+        """
+        if self._model.long_prompts == "refuse":
+            for prompt in prompts:
+                self._model.check_length(prompt)
 
     def facts(self) -> Iterator[str]:
         """How much each cache holds, in words."""
@@ -92,6 +107,10 @@ class Encoder:
         for store in self.stores:
             if store is not None:
                 store.flush()
+
+    def stopped(self) -> str | None:
+        """Why one of the caches is written no more; None as long as all are."""
+        return next((store.stopped for store in self.stores if store is not None and store.stopped), None)
 
     def _encode_images(self, pixels: Tensor) -> ImageTokens:
         return self._model.encode_images(to_unit_range(pixels, self._device))

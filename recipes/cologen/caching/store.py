@@ -3,6 +3,7 @@
 A shard is written under a temporary name, forced to disk and renamed, so a reader sees all of it or nothing,
 and a killed writer leaves nothing half-written. Shards are never changed. Every tensor's checksum is in its
 shard's header; a shard that does not hold what it should is deleted, and its entries are made again.
+A folder that cannot be written is no error: it is said once, and from then on the store only reads.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import uuid
 import zlib
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +39,7 @@ class TensorStore:
     Args:
         folder: Made if it is missing.
         shard_bytes: Entries are held back until they are so large together, or `flush` is called.
-        announce: Told of what was found damaged; by default a warning is logged.
+        announce: Told of what was found damaged or cannot be written; by default a warning is logged.
     """
 
     def __init__(
@@ -51,7 +53,12 @@ class TensorStore:
         self._open: OrderedDict[str, Any] = OrderedDict()
         self._pending: dict[str, Parts] = {}
         self._pending_bytes = 0
-        folder.mkdir(parents=True, exist_ok=True)
+        self.stopped: str | None = None
+        """Why nothing is written any more; None as long as it is."""
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            self._stop(error)
         _remove_leftovers(folder)
         self.refresh()
 
@@ -89,7 +96,9 @@ class TensorStore:
         return None
 
     def put(self, key: str, parts: Parts) -> None:
-        """Keep an entry; it is on disk once a shard is full, or after `flush`."""
+        """Keep an entry; it is on disk once a shard is full, or after `flush`. Nothing, once stopped."""
+        if self.stopped is not None:
+            return
         self._pending[key] = {name: value.detach().cpu().clone() for name, value in parts.items()}
         self._pending_bytes += sum(value.nbytes for value in self._pending[key].values())
         if self._pending_bytes >= self._shard_bytes:
@@ -101,7 +110,10 @@ class TensorStore:
             name = f"{uuid.uuid4().hex}{_ENDING}"
             tensors = {f"{key}/{part}": value for key, part, value in self._pending_parts()}
             sums = {place: f"{_checksum(value):08x}" for place, value in tensors.items()}
-            _write(self.folder, name, tensors, sums)
+            try:
+                _write(self.folder, name, tensors, sums)
+            except OSError as error:
+                self._stop(error)
             self._pending, self._pending_bytes = {}, 0
         self.refresh()
 
@@ -112,6 +124,15 @@ class TensorStore:
             if key in self._shard_of:
                 self.get(key)
         return before - len(self._shard_of)
+
+    def _stop(self, error: OSError) -> None:
+        """Write no more, and say why: whoever computes what is kept can do without its being kept."""
+        self.stopped = str(error)
+        self._announce(
+            f"the cache cannot be written to {self.folder} ({error}): nothing more is kept there, the run "
+            "goes on and encodes what is missing each time. Make room, or give another data.cache.folder, "
+            "when the run is next started; a cache may be changed at any time"
+        )
 
     def _pending_parts(self) -> Iterator[tuple[str, str, Tensor]]:
         for key, parts in self._pending.items():
@@ -157,7 +178,8 @@ class TensorStore:
     def _discard(self, path: Path, problem: str) -> None:
         self._announce(f"{path} is damaged ({problem}); it is deleted, and its entries are encoded again")
         self._forget(path.name)
-        path.unlink(missing_ok=True)
+        with suppress(OSError):  # where nothing can be deleted it is only forgotten
+            path.unlink(missing_ok=True)
 
     def _forget(self, name: str) -> None:
         self._open.pop(name, None)
@@ -190,5 +212,5 @@ def _remove_leftovers(folder: Path) -> None:
         try:
             if time.time() - path.stat().st_mtime > _OLD_SECONDS:
                 path.unlink(missing_ok=True)
-        except FileNotFoundError:
+        except OSError:  # gone by now, or not ours to delete
             continue

@@ -17,8 +17,6 @@ from recipes.cologen.config_input import BucketSettings
 
 Size = tuple[int, int]
 """Height and width in pixels."""
-PAIRED_TASKS = ("customization", "editing")
-"""Tasks whose target is another picture than the record's own."""
 
 
 class Bucket(NamedTuple):

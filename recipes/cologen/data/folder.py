@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image as PilImage
 
-from recipes.cologen.data.buckets import PAIRED_TASKS, Buckets, Size
+from recipes.cologen.data.buckets import Buckets, Size
 from recipes.cologen.data.decoding import open_upright, upright_size
 from recipes.cologen.data.folder_metadata import (
     METADATA,
@@ -40,7 +40,7 @@ from recipes.cologen.data.raw import RawObject, RawPair, RawRecord
 from recipes.cologen.data.record import Mask, Origin, Record
 from recipes.cologen.data.size_index import UNKNOWN, Sizes
 from recipes.cologen.errors import BrokenPictureError
-from recipes.cologen.stages import COLOGEN_STAGES
+from recipes.cologen.stages import COLOGEN_STAGES, PAIRED_TASKS
 
 
 class PictureFolder:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from recipes.cologen.data.buckets import PAIRED_TASKS
+from recipes.cologen.stages import PAIRED_TASKS
 
 
 class Needs(NamedTuple):

@@ -18,6 +18,7 @@ from recipes.cologen.data.buckets import buckets_of
 from recipes.cologen.data.framing import framed
 from recipes.cologen.data.layouts import Reading
 from recipes.cologen.data.layouts.layout import is_text
+from recipes.cologen.data.raw import RawRecord
 from recipes.cologen.data.record import Record
 from recipes.cologen.data.set_opening import (
     additions_of,
@@ -69,11 +70,31 @@ class DataSet:
         self._index_folder, self._sizes = data.buckets.index, dict[str, Sizes]()
         self._additions = additions_of(settings, self.layout, self.origin)
         self._check_columns()
+        self.texts = ""
+        """Hash of which rows are kept and of their texts."""
         self._kept = self._look_through(data.empty_captions == "allow")
 
     def __len__(self) -> int:
         """How many records there are."""
         return len(self._kept) * self.layout.variants
+
+    def raw(self, index: int, *, sizes_only: bool) -> RawRecord:
+        """The record at an index as it is stored; with black pictures if only their sizes are wanted.
+
+        Raises:
+            Exception: Whatever a row that is not as the layout expects leads to.
+        """
+        place, variant = divmod(index, self.layout.variants)
+        reading = self._reading(self._kept[place], variant)
+        return self.layout.record(replace(reading, sizes_only=sizes_only))
+
+    def row(self, index: int) -> Row:
+        """The row that the record at an index is made of.
+
+        Raises:
+            BrokenPictureError: It cannot be read.
+        """
+        return self.rows.row(self._kept[index // self.layout.variants])
 
     def record(self, index: int, task: str | None = None) -> Record:
         """The record at an index, from 0 up; past the end it is the first again.
@@ -163,20 +184,23 @@ class DataSet:
             DataSetError: Captions are missing, or nothing is left.
         """
         kept, empty = array("q"), []
+        told = hashlib.blake2b(digest_size=8)
         light = [name for name in self.layout.light if not self.rows.columns or name in self.rows.columns]
         for index, row in enumerate(self.rows.scan(light)):
             try:
-                reason = self._reason(row)
-                lacks_text = not all(map(is_text, self._texts(row)))
+                reason, texts = self._reason(row), self._texts(row)
+                lacks_text = not all(map(is_text, texts))
             except (LookupError, TypeError, ValueError, AttributeError):
                 # Kept, so that it is counted among the broken ones when it is asked for.
-                reason, lacks_text = None, False
+                reason, lacks_text, texts = None, False, ()
             if reason is not None:
                 self.left_out[reason] += 1
                 continue
             if lacks_text:
                 empty.append(self.rows.name(index))
             kept.append(index)
+            told.update(f"{index}{list(texts)}".encode())
+        self.texts = told.hexdigest()
         self.without_caption = len(empty)
         if empty and not may_be_empty:
             raise DataSetError(

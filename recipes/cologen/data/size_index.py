@@ -15,11 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recipes.cologen.config_data import SetSettings
-from recipes.cologen.data.buckets import PAIRED_TASKS
 from recipes.cologen.data.layouts.layout import Layout, Reading
 from recipes.cologen.data.raw import RawRecord
 from recipes.cologen.data.sources.rows import Rows, matching_files
 from recipes.cologen.errors import BrokenPictureError
+from recipes.cologen.stages import PAIRED_TASKS
 
 Sizes = NDArray[np.int32]
 """Of each record target height and width, source height and width as stored, [records, 4]; 0: unknown."""

@@ -21,8 +21,10 @@ from recipes.cologen.flux.folder import INDEX_FILE
 from recipes.cologen.flux.model import FluxModel
 from recipes.cologen.training.data_card import make_card
 from recipes.cologen.training.data_check import check_sources
+from recipes.cologen.training.held_out_prompts import check_held_out
 from recipes.cologen.training.preflight import Problem
 from recipes.cologen.training.sources import DataSource, held_out_records, training_records
+from recipes.cologen.training.validating import validated_tasks
 
 
 class DataFacts(NamedTuple):
@@ -52,7 +54,7 @@ def data_facts(config: RunConfig, stages: Sequence[str], shape: BaseShape | None
         else:
             serving.append(name)
             size = size or _first_size(source.records)
-    problems += _looked_at(config, serving, data, shape)
+    problems += _looked_at(config, serving, data, held_out, shape)
     annotators, lacking = _annotators(config, stages)
     problems += lacking
     card = make_card(config.model_copy(update={"stages": _only(config, serving)}), data, held_out, annotators)
@@ -109,17 +111,27 @@ def _first_size(records: Any) -> tuple[int, int] | None:
 
 
 def _looked_at(
-    config: RunConfig, stages: Sequence[str], data: DataSource, shape: BaseShape | None
+    config: RunConfig,
+    stages: Sequence[str],
+    data: DataSource,
+    held_out: DataSource | None,
+    shape: BaseShape | None,
 ) -> list[Problem]:
     model = None if shape is None else tokenizing_model(shape)
     if model is None:
         return []
     model.long_prompts = config.long_prompts
+    found = []
     try:
         check_sources(data, config, stages, model, Console(file=io.StringIO()))
     except CologenError as error:
-        return [Problem("data", str(error))]
-    return []
+        found.append(Problem("data", str(error)))
+    validated = dict.fromkeys(task for name in stages for task in validated_tasks(config, name))
+    try:
+        check_held_out(config, held_out, validated, model)
+    except CologenError as error:
+        found.append(Problem("data", str(error)))
+    return found
 
 
 def tokenizing_model(shape: BaseShape) -> FluxModel | Flux2Model | None:

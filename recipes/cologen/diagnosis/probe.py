@@ -13,6 +13,7 @@ import torch
 from rich.console import Console
 
 from recipes.cologen.config import RunConfig
+from recipes.cologen.config_input import CacheSettings
 from recipes.cologen.training.run import train
 
 WARM, TIMED = 1, 3
@@ -45,8 +46,13 @@ def probe(config: RunConfig, stages: Sequence[str], micro_batch: int, near: Path
         name: config.stages[name].model_copy(update={"steps": WARM + TIMED, "batch_size": micro_batch})
         for name in config.stage_names[: last + 1]
     }
+    data = config.data
+    # A probe's batch is one micro-batch, in which no group fits that spans several; and what a throw-away run
+    # encodes would only be in the way of the cache's other readers.
+    alone = {"buckets": data.buckets.model_copy(update={"group": None}), "cache": CacheSettings()}
     changes = {
         "stages": short,
+        "data": data.model_copy(update=alone),
         "machine": config.machine.model_copy(update={"micro_batch": None}),
         "logging": config.logging.model_copy(update={"every": 1}),
         "validation": config.validation.model_copy(update={"samples": 0}),

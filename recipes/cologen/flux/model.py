@@ -17,7 +17,7 @@ from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxPipeli
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer, T5EncoderModel, T5Tokenizer
 
-from recipes.cologen.config_model import Quantisation
+from recipes.cologen.config_model import MOST_TEXT_TOKENS, Quantisation
 from recipes.cologen.errors import PromptError
 from recipes.cologen.flux.base import SourceTimestep
 from recipes.cologen.flux.folder import load_components
@@ -66,7 +66,8 @@ class FluxModel(SourceVelocity):
         Args:
             path: folder with `model_index.json`, as `FluxPipeline.save_pretrained` writes it.
             dtype: of all weights.
-            max_text_tokens: T5 tokens that prompts are padded to; None for those of the base's tokenizer.
+            max_text_tokens: T5 tokens that prompts are padded to; None for those of the base's tokenizer, but
+                no more than FluxPipeline reads.
             quantisation: format that the transformer's weights are kept in.
 
         Raises:
@@ -75,7 +76,8 @@ class FluxModel(SourceVelocity):
             MachineError: if the transformer cannot be quantised here.
         """
         parts = load_components(Path(path), dtype, quantisation=quantisation)
-        model = cls(**parts, max_text_tokens=max_text_tokens or parts["tokenizer_2"].model_max_length)
+        length = max_text_tokens or min(MOST_TEXT_TOKENS, parts["tokenizer_2"].model_max_length)
+        model = cls(**parts, max_text_tokens=length)
         for module in model.modules():
             module.requires_grad_(False).eval()
         install_source_stream(model.transformer)

@@ -51,6 +51,7 @@ def open_scorer(
         )
     if model is None:
         model = load_base(run.settings, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    model.long_prompts = run.settings.held_out_long_prompts
     wanted = run.settings.data.annotators if "control" in run.settings.stage_names else {}
     annotators = Annotators.load(wanted, model.device)
     return Scorer(model, run, source, n or run.settings.report.samples, announce, annotators)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
@@ -25,6 +25,10 @@ from recipes.cologen.training.sources import RecordSource
 _MOST_TRIES = 50
 STREAM_END = 2**40
 """Past the end of every source, whose index counts on from its start."""
+
+
+Keyed = bool | Collection[str]
+"""Whether examples get cache keys; or the tasks whose examples do."""
 
 
 class BatchKeys(NamedTuple):
@@ -155,7 +159,7 @@ def withhold(example: Example, seed: int, dropout: DropoutSettings) -> Example:
     )
 
 
-def collate(prepared: Sequence[Prepared], keyed: bool = False) -> Batch:
+def collate(prepared: Sequence[Prepared], keyed: Keyed = False) -> Batch:
     """Stack examples into a batch, with the keys that caches know them by if they are wanted.
 
     Raises:
@@ -177,16 +181,18 @@ def collate(prepared: Sequence[Prepared], keyed: bool = False) -> Batch:
             _stack([(example.id, example.further[place]) for example in found])
             for place in range(len(found[0].further))
         ),
-        keys=keys_of(found) if keyed else NO_KEYS,
+        keys=keys_of(found, keyed) if keyed else NO_KEYS,
     )
 
 
-def keys_of(examples: Sequence[Example]) -> BatchKeys:
+def keys_of(examples: Sequence[Example], keyed: Keyed = True) -> BatchKeys:
     """What caches know examples by: keys of what does not depend on a seed."""
+    fixed = [one.fixed if keyed is True or (keyed and one.task in keyed) else () for one in examples]
+    pairs = list(zip(examples, fixed, strict=True))
     return BatchKeys(
-        source=tuple(picture_key(one.source) if "source" in one.fixed else None for one in examples),
-        target=tuple(picture_key(one.target) if "target" in one.fixed else None for one in examples),
-        prompts=tuple(prompt_key(one.prompt) if "prompt" in one.fixed else None for one in examples),
+        source=tuple(picture_key(one.source) if "source" in parts else None for one, parts in pairs),
+        target=tuple(picture_key(one.target) if "target" in parts else None for one, parts in pairs),
+        prompts=tuple(prompt_key(one.prompt) if "prompt" in parts else None for one, parts in pairs),
     )
 
 
@@ -196,7 +202,7 @@ def batches(
     sampler: BatchSampler,
     dropout: DropoutSettings,
     workers: int = 0,
-    keyed: bool = False,
+    keyed: Keyed = False,
     bucketed: BucketedRecords | None = None,
 ) -> Iterator[Batch]:
     """This rank's micro-batches from the sampler's position on, without end; with cache keys if asked."""
@@ -204,7 +210,7 @@ def batches(
 
 
 def loaded(
-    examples: Dataset[Prepared], sampler: BatchSampler, workers: int = 0, keyed: bool = False
+    examples: Dataset[Prepared], sampler: BatchSampler, workers: int = 0, keyed: Keyed = False
 ) -> Iterator[Batch]:
     """This rank's micro-batches of examples that are addressed by draws; with cache keys if asked."""
     loader = DataLoader(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -17,20 +18,26 @@ class DifferentConfigError(RunFolderError):
     """An output folder holds a run with other settings, or on another base."""
 
 
-def check_config(run: Path, config: RunConfig, started: tuple[str, ...]) -> None:
+_PLACES = {"sets": ("path", "images", "additions"), "annotators": ("path", "revision")}
+"""Settings of data sets and annotators that say where they lie."""
+
+
+def check_config(run: Path, config: RunConfig, started: tuple[str, ...], bound: Collection[str] = ()) -> None:
     """Refuse a config under which the stages that have begun would have been trained otherwise.
 
     Args:
         run: The run's folder.
         config: What the run is asked to be.
         started: Stages that have begun; settings of others may differ.
+        bound: Keys of data sets and annotators (`data.sets.NAME`) that the run knows by what they hold: where
+            they lie may differ.
 
     Raises:
         DifferentConfigError: The order of stages or a setting differs; each is named.
         RunFolderError: The folder's config.yaml cannot be read.
     """
     _check_names(run, started, config.stage_names)
-    differing = _differing_fields(_read_config(run), config, set(started))
+    differing = _differing_fields(_read_config(run), config, set(started), bound)
     if differing:
         raise DifferentConfigError(
             f"{run} holds a run with other settings:\n"
@@ -58,7 +65,7 @@ def _read_config(run: Path) -> dict[str, Any]:
 
 
 def _differing_fields(
-    there: dict[str, Any], config: RunConfig, started: set[str]
+    there: dict[str, Any], config: RunConfig, started: set[str], bound: Collection[str]
 ) -> list[tuple[str, Any, Any]]:
     """Settings that differ and matter: not those free to change, nor those of stages that have not begun."""
     old, new = _flatten(_with_defaults(there)), _flatten(config.model_dump(mode="json"))
@@ -66,13 +73,24 @@ def _differing_fields(
     return [
         (key, old.get(key, "(absent)"), new.get(key, "(absent)"))
         for key in keys
-        if not _is_free(key) and (not key.startswith("stages.") or key.split(".")[1] in started)
+        if not (_is_free(key) or _is_place(key, old.get(key), new.get(key), bound))
+        and (not key.startswith("stages.") or key.split(".")[1] in started)
     ]
 
 
 def _is_free(key: str) -> bool:
     group, _, setting = key.partition(".")
-    return group in FREE_TO_CHANGE or setting.partition(".")[0] in FREE_SETTINGS.get(group, ())
+    free = FREE_SETTINGS.get(group, ())
+    return group in FREE_TO_CHANGE or setting in free or setting.partition(".")[0] in free
+
+
+def _is_place(key: str, old: Any, new: Any, bound: Collection[str]) -> bool:
+    """Whether a setting only says where something lies that the run knows by what it holds."""
+    owner, _, setting = key.rpartition(".")
+    if key == "data.source":
+        return key in bound and all(str(place).startswith("folder:") for place in (old, new))
+    group = owner.split(".")[1] if owner.startswith("data.") else ""
+    return owner in bound and setting in _PLACES.get(group, ())
 
 
 def _with_defaults(there: dict[str, Any]) -> dict[str, Any]:

@@ -86,6 +86,9 @@ def fill(
         world_size: Number of processes.
         workers: Processes that read pictures.
         advance: Told after each record.
+
+    Raises:
+        OSError: A cache cannot be written, so there is nothing left to do.
     """
     filled = Filled()
     loader = DataLoader(
@@ -101,9 +104,17 @@ def fill(
             filled.broken += (record.problem,)
         for batch in record.batches:
             _keep(encoder, batch, filled)
+        _check_written(encoder)
         advance(filled)
     encoder.flush()
+    _check_written(encoder)
     return filled
+
+
+def _check_written(encoder: Encoder) -> None:
+    problem = encoder.stopped()
+    if problem is not None:
+        raise OSError(f"the caches cannot be filled: {problem}")
 
 
 def _keep(encoder: Encoder, batch: Batch, filled: Filled) -> None:
@@ -111,6 +122,8 @@ def _keep(encoder: Encoder, batch: Batch, filled: Filled) -> None:
     for pixels, key in ((batch.source, keys.source), (batch.target, keys.target)):
         if latents is not None and _is_wanted(latents, key, filled):
             encoder.images(pixels, key)
+    if text is not None:
+        encoder.check_lengths(batch.prompts)
     if text is not None and _is_wanted(text, keys.prompts, filled):
         encoder.prompts(batch.prompts, keys.prompts)
 

@@ -180,5 +180,5 @@ def _stream(bench: Bench, state: StageState) -> tuple[Iterator[Batch], int]:
     if replay:
         examples = ReplayedExamples(own, bench.data, replay, config.dropout)
     cache = config.data.cache
-    keyed = cache.folder is not None and (cache.stages is None or state.stage in cache.stages)
+    keyed = cache.folder is not None and (True if cache.stages is None else cache.stages)
     return loaded(examples, sampler, config.machine.workers, keyed), sampler.micro_batches

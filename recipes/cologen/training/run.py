@@ -18,9 +18,11 @@ from recipes.cologen.data.annotators.drawing import Annotators
 from recipes.cologen.flux.base import FluxBase
 from recipes.cologen.stages import select_stages, stage_index
 from recipes.cologen.training.bench import Bench, finish_stage, steps_before
+from recipes.cologen.training.data_binding import contents
 from recipes.cologen.training.data_card import write_card
 from recipes.cologen.training.data_check import check_sources
 from recipes.cologen.training.growth import base_folder, begin_state, curriculum, grow, load_base, open_pool
+from recipes.cologen.training.held_out_prompts import check_held_out
 from recipes.cologen.training.interruption import StopSignals
 from recipes.cologen.training.loop import train_stage
 from recipes.cologen.training.metrics import MetricsLog
@@ -97,7 +99,8 @@ def train(
         if not idle:
             refuse_what_cannot_work(config, names, place, accelerator.num_processes)
         sources = None if idle else _open_sources(config, names, accelerator.device)
-        folder = open_run(output, config, base, restart if accelerator.is_main_process else None)
+        held = () if sources is None else contents(sources.data, sources.annotators)
+        folder = open_run(output, config, base, restart if accelerator.is_main_process else None, held)
     folder.check_order(names, config.stage_names)
     todo = tuple(name for name in names if not folder.is_finished(name))
     finished = [name for name in names if name not in todo]
@@ -144,6 +147,8 @@ def _train_stages(
 ) -> tuple[tuple[str, ...], StageState | None]:
     model = load_base(config, accelerator.device)
     check_sources(sources.data, config, todo, model, console)
+    validated = dict.fromkeys(task for name in todo for task in validated_tasks(config, name))
+    check_held_out(config, sources.held_out, validated, model)
     if accelerator.is_main_process:
         write_card(folder.path, config, sources.data, sources.held_out, sources.annotators)
     weave, state, resumed = open_pool(config, folder, model, todo[0])
@@ -201,7 +206,9 @@ def _encoder(config: RunConfig, model: FluxBase, accelerator: Accelerator, conso
         console.print(text, markup=False, highlight=False)
 
     at_once = config.machine.encode_batch
-    encoder = open_encoder(model, accelerator.device, config.data.cache, at_once, announce)
+    # What a quiet console would not show is logged.
+    heard = None if console.quiet else announce
+    encoder = open_encoder(model, accelerator.device, config.data.cache, at_once, heard)
     for line in encoder.facts():
         announce(line)
     return encoder

@@ -11,6 +11,7 @@ import hashlib
 import json
 import shutil
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,6 +21,7 @@ from recipes.cologen.config import RunConfig
 from recipes.cologen.errors import BaseModelError, RunFolderError
 from recipes.cologen.training.checkpoint import read_stage_name, recover, write_folder, write_text
 from recipes.cologen.training.config_changes import DifferentConfigError, check_config
+from recipes.cologen.training.data_binding import Content, check_contents
 from recipes.cologen.training.run_lock import LOCK_FILE, cannot_write
 
 
@@ -49,6 +51,8 @@ class Ledger(BaseModel):
     fingerprint: str
     base: str
     stages: dict[str, StageRecord] = {}
+    data: dict[str, str] = {}
+    """Hashes of what data sets and annotators hold, by the key of their settings; see data_binding.py."""
 
 
 class RunFolder:
@@ -138,7 +142,9 @@ def base_fingerprint(path: Path) -> str:
     return digest.hexdigest()[:16]
 
 
-def open_run(path: Path, config: RunConfig, base: str, restart: str | None = None) -> RunFolder:
+def open_run(
+    path: Path, config: RunConfig, base: str, restart: str | None = None, held: Sequence[Content] = ()
+) -> RunFolder:
     """Open or make a run's folder; settings that change nothing learnt may differ from the last time.
 
     Args:
@@ -146,16 +152,18 @@ def open_run(path: Path, config: RunConfig, base: str, restart: str | None = Non
         config: What the run is asked to be.
         base: Fingerprint of its base.
         restart: A stage to forget, with all after it; their settings may differ then.
+        held: What its data and annotators hold.
 
     Raises:
-        DifferentConfigError: The folder holds a run with other settings (each is named), or on another base.
+        DifferentConfigError: The folder holds a run with other settings (each is named), or on another base,
+            or on other data.
         RunFolderError: The folder holds something else, or cannot be written, or the stage to forget has not
             begun.
     """
     if not (path / "config.yaml").exists():
         if restart is not None:
             raise _not_begun(path, restart)
-        return _create(path, config, base)
+        return _create(path, config, _new_ledger(config, base, held))
     for name in ("latest", *config.stage_names):
         recover(path / "checkpoints" / name)
     before = _read_ledger(path)
@@ -164,10 +172,12 @@ def open_run(path: Path, config: RunConfig, base: str, restart: str | None = Non
     ledger = _without(before, restart)
     if not ledger.stages and (restart is not None or not _has_checkpoints(path)):
         # Nothing has been trained that would be kept, so nothing can differ from it.
-        ledger = _new_ledger(config, base)
+        ledger = _new_ledger(config, base, held)
     else:
-        check_config(path, config, tuple(ledger.stages))
+        check_config(path, config, tuple(ledger.stages), ledger.data)
         _check_base(path, config, ledger.base, base)
+        check_contents(path, config, tuple(ledger.stages), ledger.data, held)
+        ledger = ledger.model_copy(update={"data": {**ledger.data, **_digests(held)}})
     folder = RunFolder(path, ledger)
     if ledger != before:
         write_text(path / "ledger.json", ledger.model_dump_json(indent=2) + "\n")
@@ -223,19 +233,22 @@ def _forget(folder: RunFolder, names: list[str]) -> None:
         shutil.rmtree(folder.stage(name), ignore_errors=True)
 
 
-def _new_ledger(config: RunConfig, base: str) -> Ledger:
+def _digests(held: Sequence[Content]) -> dict[str, str]:
+    return {content.key: content.digest for content in held}
+
+
+def _new_ledger(config: RunConfig, base: str, held: Sequence[Content]) -> Ledger:
     """The ledger of a run that has not begun; its fingerprint stands for settings and base."""
     both = hashlib.sha256(f"{config.fingerprint()}:{base}".encode())
-    return Ledger(fingerprint=both.hexdigest()[:16], base=base)
+    return Ledger(fingerprint=both.hexdigest()[:16], base=base, data=_digests(held))
 
 
-def _create(path: Path, config: RunConfig, base: str) -> RunFolder:
+def _create(path: Path, config: RunConfig, ledger: Ledger) -> RunFolder:
     if path.exists() and (not path.is_dir() or any(not _may_lie_there(entry) for entry in path.iterdir())):
         raise RunFolderError(
             f"{path} is not empty and is not a training run (it has no config.yaml). Give a new folder as "
             "--output."
         )
-    ledger = _new_ledger(config, base)
     try:
         path.mkdir(parents=True, exist_ok=True)
         write_text(path / "ledger.json", ledger.model_dump_json(indent=2) + "\n")

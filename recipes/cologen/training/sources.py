@@ -58,6 +58,8 @@ class DataSource:
     """Data sets that `data.licence` leaves out, with their licences."""
     annotators: Mapping[str, AnnotatorSettings] = field(default_factory=dict)
     """What draws maps that the sets do not store."""
+    folder: PictureFolder | None = None
+    """The folder that the place is, if it is one."""
 
     def stage(self, task: str) -> StageSource:
         """What a stage reads.
@@ -108,7 +110,8 @@ def _folder(place: str, data: DataSettings) -> DataSource:
     size = buckets_of(data.buckets) or data.size
     path = Path(place.removeprefix("folder:")).expanduser()
     folder = PictureFolder(path, size, max_sources=data.max_sources)
-    return DataSource(StageSource(_annotated(folder, data.annotators), len(folder), folder.picture_sizes))
+    records = _annotated(folder, data.annotators)
+    return DataSource(StageSource(records, len(folder), folder.picture_sizes), folder=folder)
 
 
 def _annotated(records: Mixture | PictureFolder, annotators: Mapping[str, AnnotatorSettings]) -> RecordSource:

@@ -13,6 +13,7 @@ from recipes.cologen.config import RunConfig
 from recipes.cologen.data.record import Example
 from recipes.cologen.training.bench import Bench, note_progress
 from recipes.cologen.training.held_out_loss import TIMES, HeldOutLoss, held_out_loss
+from recipes.cologen.training.held_out_prompts import held_out_rule
 from recipes.cologen.training.parallel import splits
 from recipes.cologen.training.sample_grid import sample_grid
 from recipes.cologen.training.sources import DataSource
@@ -42,7 +43,8 @@ def validate(bench: Bench, state: StageState, held_out: DataSource) -> None:
     accelerator, config = bench.trainee.accelerator, bench.trainee.config
     if accelerator.is_main_process or splits(accelerator):
         tasks = validated_tasks(config, state.stage)
-        measured = {task: _measure(bench, state, held_out, task) for task in tasks}
+        with held_out_rule(bench.trainee.model, config):
+            measured = {task: _measure(bench, state, held_out, task) for task in tasks}
         if accelerator.is_main_process:
             _write(bench, state, measured)
     accelerator.wait_for_everyone()

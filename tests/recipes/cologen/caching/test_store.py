@@ -106,23 +106,6 @@ def test_a_shard_that_another_process_deleted_is_no_error(tmp_path):
     assert store.get("a") is None and "a" not in store
 
 
-def test_a_full_disk_leaves_nothing_half_written(tmp_path, monkeypatch):
-    store = TensorStore(tmp_path)
-    store.put("a", entry(1))
-
-    def full(*arguments, **options):
-        arguments[1].write_bytes(b"half")
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("recipes.cologen.caching.store.save_file", full)
-    with pytest.raises(OSError, match="No space"):
-        store.flush()
-    assert list(tmp_path.iterdir()) == []
-    monkeypatch.undo()
-    store.flush()
-    assert alike(TensorStore(tmp_path).get("a"), entry(1))
-
-
 def test_old_leftovers_of_killed_writers_are_removed_and_young_ones_kept(tmp_path):
     old, young = tmp_path / ".old.safetensors.tmp", tmp_path / ".young.safetensors.tmp"
     for path in (old, young):
