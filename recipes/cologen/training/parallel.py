@@ -36,6 +36,11 @@ def wants_split() -> bool:
     return os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
 
 
+def waits_for_split() -> bool:
+    """Whether a base is loaded to be split: FSDP was asked for, and the launcher started several processes."""
+    return wants_split() and int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
 def splits(accelerator: Accelerator) -> bool:
     """Whether base and pool are to be split over processes."""
     return wants_split() and accelerator.num_processes > 1

@@ -18,9 +18,13 @@ def environment() -> dict[str, str]:
 
 
 def launch(
-    how: str, *arguments: object, module: str = "recipes.cologen.train", env: dict[str, str] | None = None
+    how: str,
+    *arguments: object,
+    module: str = "recipes.cologen.train",
+    env: dict[str, str] | None = None,
+    processes: int = 2,
 ) -> subprocess.CompletedProcess[str]:
-    """Run a command on two ranks under `ddp` or `fsdp2`."""
+    """Run a command under one of the files that we ship, on two ranks unless said otherwise."""
     launcher = [
         sys.executable,
         "-m",
@@ -29,7 +33,7 @@ def launch(
         str(FILES / f"{how}.yaml"),
     ]
     return subprocess.run(
-        [*launcher, "--num_processes", "2", "-m", module, *map(str, arguments)],
+        [*launcher, "--num_processes", str(processes), "-m", module, *map(str, arguments)],
         env={**environment(), **(env or {})},
         capture_output=True,
         text=True,
