@@ -5,16 +5,25 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
+
+import pytest
 
 import recipes.cologen
 
 FILES = Path(recipes.cologen.__file__).parent / "accelerate"
 
+needs_deepspeed = pytest.mark.skipif(
+    find_spec("deepspeed") is None,
+    reason="DeepSpeed is not installed, so ZeRO-2 was NOT tested: extra `deepspeed`",
+)
+ZERO2 = pytest.param("deepspeed_zero2", marks=needs_deepspeed)
+
 
 def environment() -> dict[str, str]:
     """Of processes that must not look for a GPU."""
-    return {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    return {**os.environ, "ACCELERATE_USE_CPU": "true", "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
 
 
 def launch(

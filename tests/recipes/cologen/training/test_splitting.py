@@ -1,8 +1,5 @@
 """What FSDP2 splits, and with what it works together: one process, quantised bases, compiled blocks."""
 
-import subprocess
-import sys
-
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -36,6 +33,8 @@ def test_one_process_under_fsdp2_trains_what_a_plain_run_does(base_path, tmp_pat
     ended = launch("fsdp2", "--config", file, *wanted, processes=1)
     assert ended.returncode == 0, ended.stderr
     quiet(config, tmp_path / "plain", "inpainting")
-    split, plain = (load_file(tmp_path / run / "checkpoints/inpainting" / WEIGHTS) for run in ("split", "plain"))
+    split, plain = (
+        load_file(tmp_path / run / "checkpoints/inpainting" / WEIGHTS) for run in ("split", "plain")
+    )
     assert split.keys() == plain.keys()
     assert all(torch.equal(split[name], value) for name, value in plain.items())
