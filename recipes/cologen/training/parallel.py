@@ -67,13 +67,17 @@ def deepspeed_is_ours(optimizer_name: str) -> AbstractContextManager[Any]:
     return context
 
 
-def sharding_plugin() -> FullyShardedDataParallelPlugin | None:
+def sharding_plugin(quantisation: str | None = None) -> FullyShardedDataParallelPlugin | None:
     """What the launcher's environment says of FSDP; None where it says nothing.
 
     Nothing is cast: accelerate would have experts computed in the base's 16 bits.
 
+    Args:
+        quantisation: How the base is quantised, `base.quantisation`.
+
     Raises:
-        LaunchError: It is FSDP 1, which flattens frozen and trained weights into one.
+        LaunchError: It is FSDP 1, which flattens frozen and trained weights into one; or a quantised base
+            would have to be split.
     """
     if not wants_split():
         return None
@@ -81,6 +85,13 @@ def sharding_plugin() -> FullyShardedDataParallelPlugin | None:
         raise LaunchError(
             "accelerate was launched with FSDP version 1, which cannot hold frozen and trained weights of a "
             "block apart. Set fsdp_version: 2, as recipes/cologen/accelerate/fsdp2.yaml does."
+        )
+    if quantisation is not None and waits_for_split():
+        raise LaunchError(
+            f"base.quantisation={quantisation} and FSDP2 do not go together: torchao's weights of 8 bits "
+            "cannot be cut (they lack aten.split), and bitsandbytes' would stay whole on every device. Use "
+            "recipes/cologen/accelerate/ddp.yaml, which holds the quantised base on each, or "
+            "--set base.quantisation=null."
         )
     return FullyShardedDataParallelPlugin(
         mixed_precision_policy=MixedPrecisionPolicy(cast_forward_inputs=False)

@@ -116,7 +116,7 @@ def join_processes(config: RunConfig) -> Accelerator:
     with deepspeed_is_ours(config.optimizer.name):
         accelerator = Accelerator(
             mixed_precision="bf16" if config.base.dtype == "bfloat16" else "no",
-            fsdp_plugin=sharding_plugin(),
+            fsdp_plugin=sharding_plugin(config.base.quantisation),
             kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],  # no second copy
         )
     launched = int(os.environ.get("WORLD_SIZE", "1"))

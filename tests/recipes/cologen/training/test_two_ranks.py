@@ -1,4 +1,4 @@
-"""Two processes train what one does, under DDP, ZeRO-2, FSDP2; launched wrongly they refuse before they write."""
+"""Two processes train what one does, under DDP, ZeRO-2, FSDP2; launched wrongly they refuse at once."""
 
 import fcntl
 
