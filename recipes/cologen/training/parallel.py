@@ -2,8 +2,8 @@
 
 DDP keeps the whole base on every device and averages the pool's gradients; ZeRO-2 (zero2.py) also divides
 them and the optimiser's state. FSDP2 splits base and pool, block by block, and puts each block together for
-as long as it computes. A pool cannot grow once it is split or divided, so a stage then begins with the base
-as it is on disk.
+as long as it computes. A pool cannot grow once it is split, so a stage under FSDP2 begins with the base as
+it is on disk.
 """
 
 from __future__ import annotations
@@ -26,7 +26,13 @@ from recipes.cologen.flux.base import FluxBase, Sources
 from recipes.cologen.flux.tokens import ImageTokens, TextTokens
 from recipes.cologen.flux.two_step import SourceKV
 from recipes.cologen.training.optimizers import AVERAGE
-from recipes.cologen.training.zero2 import DividedOptimizer, check_zero2, start_engine, wants_zero2
+from recipes.cologen.training.zero2 import (
+    DividedOptimizer,
+    Trained,
+    check_zero2,
+    start_engine,
+    wants_zero2,
+)
 
 
 def wants_split() -> bool:
@@ -47,11 +53,6 @@ def splits(accelerator: Accelerator) -> bool:
 def divides(accelerator: Accelerator) -> bool:
     """Whether gradients and optimiser state are to be divided by DeepSpeed's ZeRO-2."""
     return wants_zero2() and accelerator.num_processes > 1
-
-
-def begins_anew(accelerator: Accelerator) -> bool:
-    """Whether each stage begins with the base as it is on disk: what was split or divided cannot grow."""
-    return splits(accelerator) or divides(accelerator)
 
 
 def deepspeed_is_ours(optimizer_name: str) -> AbstractContextManager[Any]:
@@ -98,20 +99,6 @@ def sharding_plugin(quantisation: str | None = None) -> FullyShardedDataParallel
     )
 
 
-class Forward(nn.Module):
-    """A base's velocity as one module, so that DDP sees one forward a step, however often the base runs."""
-
-    def __init__(self, model: FluxBase) -> None:
-        """Hold the transformer, whose parameters DDP then finds."""
-        super().__init__()
-        self.transformer = model.transformer
-        self._velocity: Callable[..., Tensor] = model.velocity
-
-    def forward(self, *inputs: Any, **settings: Any) -> Tensor:
-        """Predict the velocity."""
-        return self._velocity(*inputs, **settings)
-
-
 class Parallel:
     """How training calls the base, and how its gradients come together.
 
@@ -132,7 +119,8 @@ class Parallel:
         elif self._divides:
             return  # its engine wants the optimiser
         elif accelerator.num_processes > 1:
-            self._forward = accelerator.prepare_model(Forward(model))
+            parameters = [each for each in model.transformer.parameters() if each.requires_grad]
+            self._forward = accelerator.prepare_model(Trained(model.velocity, parameters))
 
     def velocity(
         self, noise: ImageTokens, timestep: Tensor, text: TextTokens, source: Sources, **settings: Any
@@ -170,6 +158,12 @@ class Parallel:
             context: AbstractContextManager[Any] = self._forward.no_sync()  # type: ignore[operator]
             return context
         return nullcontext()
+
+    def release(self) -> None:
+        """Let go of the model, so that its pool can grow; there is no training with this one afterwards."""
+        if self._engine is not None:
+            self._engine.destroy()  # takes its hooks off the parameters
+        self._engine = self._forward = None
 
     @contextmanager
     def _accumulating(self) -> Iterator[None]:

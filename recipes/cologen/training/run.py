@@ -25,7 +25,7 @@ from recipes.cologen.training.growth import base_folder, begin_state, curriculum
 from recipes.cologen.training.interruption import StopSignals
 from recipes.cologen.training.loop import train_stage
 from recipes.cologen.training.metrics import MetricsLog
-from recipes.cologen.training.parallel import Parallel, begins_anew, deepspeed_is_ours, sharding_plugin
+from recipes.cologen.training.parallel import Parallel, deepspeed_is_ours, sharding_plugin, splits
 from recipes.cologen.training.preflight import refuse_what_cannot_work
 from recipes.cologen.training.progress import ProgressView, progress_view
 from recipes.cologen.training.run_folder import RunFolder, base_fingerprint, open_run, stage_file
@@ -167,7 +167,7 @@ def _train_stages(
             skips=SkipTally(folder.path, config.data.max_broken, accelerator.process_index),
         )
         for name in todo:
-            if trained and begins_anew(accelerator):
+            if trained and splits(accelerator):  # a pool that is split cannot grow
                 model = load_base(config, accelerator.device)
                 encoder = _encoder(config, model, accelerator, Console(quiet=True))
                 bench = replace(bench, trainee=replace(bench.trainee, encoder=encoder))
@@ -180,6 +180,7 @@ def _train_stages(
             trainee = replace(bench.trainee, model=model, weave=weave, parallel=parallel)
             bench = replace(bench, trainee=trainee)
             state = train_stage(bench, state, resumed)
+            parallel.release()
             if state.step < config.stages[name].steps:
                 return tuple(trained), state
             finish_stage(bench, state)

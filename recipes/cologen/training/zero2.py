@@ -20,8 +20,8 @@ from torch import Tensor, nn
 
 from recipes.cologen.errors import LaunchError
 
-BUCKET = 50_000_000
-"""Elements of gradients that are averaged at once, 200 MB; DeepSpeed's own default takes 2 GB."""
+BUCKET = 20_000_000
+"""Elements of gradients that are averaged at once, 80 MB; DeepSpeed's own default takes 2 GB."""
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 """AdamW's state beside the count of steps."""
@@ -75,10 +75,14 @@ def check_zero2(optimizer_name: str) -> None:
 
 
 class Trained(nn.Module):
-    """What DeepSpeed's engine is told of: a forward, and the parameters that are trained."""
+    """What DDP or DeepSpeed's engine is told of: one forward a step, and the parameters that are trained.
+
+    Both would copy frozen weights from rank 0 to the others, which read the same file, and neither can copy
+    weights of 8 bits.
+    """
 
     def __init__(self, forward: Callable[..., Tensor], parameters: list[nn.Parameter]) -> None:
-        """Hold both; the base's frozen weights are none of the engine's business."""
+        """Hold both, however often a forward runs the base."""
         super().__init__()
         self.pool = nn.ParameterList(parameters)
         self._forward = forward

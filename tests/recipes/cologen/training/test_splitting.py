@@ -1,4 +1,6 @@
-"""What FSDP2 splits, and with what it works together: one process, quantised bases, compiled blocks."""
+"""What FSDP2, DDP and ZeRO-2 work together with: one process, quantised bases, compiled blocks."""
+
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -9,7 +11,7 @@ from recipes.cologen.errors import LaunchError
 from recipes.cologen.training.growth import load_base
 from tests.recipes.cologen.training.conftest import make_config
 from tests.recipes.cologen.training.killing import quiet
-from tests.recipes.cologen.training.launching import launch
+from tests.recipes.cologen.training.launching import ZERO2, launch
 
 WEIGHTS = "checkpoints/inpainting/prw/adapter_model.safetensors"
 TWO_STEPS = ("validation.samples=0", "stages.inpainting.steps=2")
@@ -65,3 +67,17 @@ def test_compiled_blocks_that_are_split_train_what_one_process_does(source_times
     quiet(config, tmp_path / "plain", "inpainting")
     split, plain = (load_file(tmp_path / run / WEIGHTS) for run in ("split", "plain"))
     assert_close(split, plain, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(find_spec("torchao") is None, reason="torchao is not installed")
+@pytest.mark.parametrize("how", ["ddp", ZERO2])
+def test_a_quantised_base_is_trained_on_two_ranks_as_on_one(how, base_path, tmp_path):
+    config = make_config(base_path, *ALIKE, *TWO_STEPS, "base.quantisation=torchao_int8")
+    file = tmp_path / "two.yaml"
+    file.write_text(config.to_yaml())
+    ended = launch(how, "--config", file, "--stage", "inpainting", "--output", tmp_path / "two")
+    assert ended.returncode == 0, ended.stderr
+    quiet(config, tmp_path / "one", "inpainting")
+    two, one = (load_file(tmp_path / run / WEIGHTS) for run in ("two", "one"))
+    assert_close(two, one, rtol=1e-4, atol=1e-6)
