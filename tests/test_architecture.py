@@ -26,6 +26,7 @@ OPTIONAL = {
     "skimage",
     "torchao",
     "bitsandbytes",
+    "deepspeed",
 }
 
 

@@ -12,6 +12,7 @@ CologenError
 ├── PictureError (ValueError)          a picture that cannot be used as asked
 ├── BaseModelError (ValueError)        a folder or model that is no FLUX base this recipe can use
 ├── MachineError (RuntimeError)        a setting asks for a package or a GPU that is not there
+├── LaunchError (RuntimeError)         processes were started in a way that does not let them work together
 ├── ShapeError (ValueError)            a tensor whose shape does not fit
 ├── GuidanceError (ValueError)         a guidance scale that the base lacks or needs
 ├── VocabularyError (ValueError)       a word that cannot be one token of the tiny tokenizers
@@ -68,6 +69,10 @@ class BaseModelError(CologenError, ValueError):
 
 class MachineError(CologenError, RuntimeError):
     """A setting asks this machine for something that it cannot do: a package or a GPU is missing."""
+
+
+class LaunchError(CologenError, RuntimeError):
+    """Several processes were started in a way that does not let them work together."""
 
 
 class ShapeError(CologenError, ValueError):

@@ -17,7 +17,7 @@ from recipes.cologen.flux.families import load_base_model
 from recipes.cologen.flux.locate import locate_base
 from recipes.cologen.flux.placement import place
 from recipes.cologen.training.checkpoint import ForeignCheckpointError, read_state
-from recipes.cologen.training.parallel import wants_split
+from recipes.cologen.training.parallel import waits_for_split
 from recipes.cologen.training.run_folder import RunFolder
 from recipes.cologen.training.state import StageState, seed_all
 
@@ -47,7 +47,7 @@ def load_base(config: RunConfig, device: torch.device) -> FluxBase:
         quantisation=config.base.quantisation,
     )
     model.long_prompts = config.long_prompts
-    place(model, config.machine, device, torch.device("cpu") if wants_split() else device)
+    place(model, config.machine, device, torch.device("cpu") if waits_for_split() else device)
     return model
 
 

@@ -39,6 +39,8 @@ def train_stage(bench: Bench, state: StageState, resumed: bool) -> StageState:
     """
     trainee, settings = bench.trainee, bench.trainee.config.stages[state.stage]
     optimizer = make_optimizer(trainee.weave.trainable_parameters(), trainee.config.optimizer)
+    if trainee.parallel is not None:
+        optimizer = trainee.parallel.divide(optimizer, trainee.config.optimizer.clip_norm)
     average = make_average(optimizer, trainee.config.optimizer)
     if resumed:
         restore_latest(bench, optimizer)

@@ -1,34 +1,38 @@
-"""Spreads the model that is trained over processes, as accelerate was launched: DDP, FSDP2, or one alone.
+"""Spreads what is trained over processes, as accelerate was launched: DDP, ZeRO-2, FSDP2, or one alone.
 
-DDP keeps the whole base on every device and averages the pool's gradients. FSDP2 splits base and pool, block
-by block, and puts each block together for as long as it computes. A pool cannot grow once it is split, so a
-stage under FSDP2 begins with the base as it is on disk.
+DDP keeps the whole base on every device and averages the pool's gradients; ZeRO-2 (zero2.py) also divides
+them and the optimiser's state. FSDP2 splits base and pool, block by block, and puts each block together for
+as long as it computes. A pool cannot grow once it is split, so a stage under FSDP2 begins with the base as
+it is on disk.
 """
 
 from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
 from accelerate import Accelerator, FullyShardedDataParallelPlugin
-from accelerate.utils import fsdp2_prepare_model
+from accelerate.utils import fsdp2_prepare_model, patch_environment
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from recipes.cologen.errors import CologenError
+from recipes.cologen.errors import LaunchError
 from recipes.cologen.flux.base import FluxBase, Sources
 from recipes.cologen.flux.tokens import ImageTokens, TextTokens
 from recipes.cologen.flux.two_step import SourceKV
 from recipes.cologen.training.optimizers import AVERAGE
-
-
-class LaunchError(CologenError, RuntimeError):
-    """Several processes were started in a way that does not let them work together."""
+from recipes.cologen.training.zero2 import (
+    DividedOptimizer,
+    Trained,
+    check_zero2,
+    start_engine,
+    wants_zero2,
+)
 
 
 def wants_split() -> bool:
@@ -36,33 +40,45 @@ def wants_split() -> bool:
     return os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
 
 
+def waits_for_split() -> bool:
+    """Whether a base is loaded to be split: under FSDP, where several processes were launched."""
+    return wants_split() and int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
 def splits(accelerator: Accelerator) -> bool:
     """Whether base and pool are to be split over processes."""
     return wants_split() and accelerator.num_processes > 1
 
 
-def refuse_deepspeed() -> None:
-    """Refuse a launch under DeepSpeed.
+def divides(accelerator: Accelerator) -> bool:
+    """Whether gradients and optimiser state are to be divided by DeepSpeed's ZeRO-2."""
+    return wants_zero2() and accelerator.num_processes > 1
+
+
+def deepspeed_is_ours(optimizer_name: str) -> AbstractContextManager[Any]:
+    """Where an Accelerator is made that leaves DeepSpeed to `Parallel`, so that it computes as under DDP.
+
+    accelerate would cast nothing to 16 bits under DeepSpeed, and on CPUs it drops it without a word.
 
     Raises:
-        LaunchError: Says what to take instead.
+        LaunchError: DeepSpeed is missing, or not launched as ZeRO-2, or cannot divide this optimiser.
     """
-    if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true":
-        raise LaunchError(
-            "accelerate was launched with DeepSpeed, which this recipe does not train under: it has its own "
-            "step and its own checkpoints, and skipping a step and resuming exactly would be lost. ZeRO-2 "
-            "splits gradients and optimiser state alone, those of one expert: about 1 GB at rank 128. "
-            "Use recipes/cologen/accelerate/ddp.yaml, or fsdp2.yaml to split the base too."
-        )
+    check_zero2(optimizer_name)
+    context: AbstractContextManager[Any] = patch_environment(accelerate_use_deepspeed="false")
+    return context
 
 
-def sharding_plugin() -> FullyShardedDataParallelPlugin | None:
+def sharding_plugin(quantisation: str | None = None) -> FullyShardedDataParallelPlugin | None:
     """What the launcher's environment says of FSDP; None where it says nothing.
 
     Nothing is cast: accelerate would have experts computed in the base's 16 bits.
 
+    Args:
+        quantisation: How the base is quantised, `base.quantisation`.
+
     Raises:
-        LaunchError: It is FSDP 1, which flattens frozen and trained weights into one.
+        LaunchError: It is FSDP 1, which flattens frozen and trained weights into one; or a quantised base
+            would have to be split.
     """
     if not wants_split():
         return None
@@ -71,23 +87,16 @@ def sharding_plugin() -> FullyShardedDataParallelPlugin | None:
             "accelerate was launched with FSDP version 1, which cannot hold frozen and trained weights of a "
             "block apart. Set fsdp_version: 2, as recipes/cologen/accelerate/fsdp2.yaml does."
         )
+    if quantisation is not None and waits_for_split():
+        raise LaunchError(
+            f"base.quantisation={quantisation} and FSDP2 do not go together: torchao's weights of 8 bits "
+            "cannot be cut (they lack aten.split), and bitsandbytes' would stay whole on every device. Use "
+            "recipes/cologen/accelerate/ddp.yaml, which holds the quantised base on each, or "
+            "--set base.quantisation=null."
+        )
     return FullyShardedDataParallelPlugin(
         mixed_precision_policy=MixedPrecisionPolicy(cast_forward_inputs=False)
     )
-
-
-class Forward(nn.Module):
-    """A base's velocity as one module, so that DDP sees one forward a step, however often the base runs."""
-
-    def __init__(self, model: FluxBase) -> None:
-        """Hold the transformer, whose parameters DDP then finds."""
-        super().__init__()
-        self.transformer = model.transformer
-        self._velocity: Callable[..., Tensor] = model.velocity
-
-    def forward(self, *inputs: Any, **settings: Any) -> Tensor:
-        """Predict the velocity."""
-        return self._velocity(*inputs, **settings)
 
 
 class Parallel:
@@ -103,10 +112,15 @@ class Parallel:
         self._model, self._accelerator = model, accelerator
         self.split = splits(accelerator)
         self._forward: nn.Module | None = None
+        self._divides = divides(accelerator)
+        self._engine: Any = None
         if self.split:
             _split(model, accelerator)
+        elif self._divides:
+            return  # its engine wants the optimiser
         elif accelerator.num_processes > 1:
-            self._forward = accelerator.prepare_model(Forward(model))
+            parameters = [each for each in model.transformer.parameters() if each.requires_grad]
+            self._forward = accelerator.prepare_model(Trained(model.velocity, parameters))
 
     def velocity(
         self, noise: ImageTokens, timestep: Tensor, text: TextTokens, source: Sources, **settings: Any
@@ -121,12 +135,52 @@ class Parallel:
             _put_together_for_backward(self._model.transformer, read)
         return self._model.velocity(noise, timestep, text, read, **settings)
 
+    def divide(self, optimizer: torch.optim.Optimizer, clip_norm: float) -> torch.optim.Optimizer:
+        """The optimiser to train with in place of one that has not stepped; under ZeRO-2 it is another."""
+        if not self._divides:
+            return optimizer
+        self._engine, divided = start_engine(self._model.velocity, optimizer, clip_norm)
+        self._forward = self._engine
+        return divided
+
+    def backward(self, loss: Tensor) -> None:
+        """Add a loss's gradients to those that are there."""
+        if self._engine is None:
+            loss.backward()
+        else:
+            self._engine.backward(loss)
+
     def gather_later(self) -> AbstractContextManager[Any]:
         """Leave gradients on this process, for a micro-batch that is not the last of a step."""
+        if self._engine is not None:
+            return self._accumulating()
         if self._forward is not None:
             context: AbstractContextManager[Any] = self._forward.no_sync()  # type: ignore[operator]
             return context
         return nullcontext()
+
+    def release(self) -> None:
+        """Let go of the model, so that its pool can grow; there is no training with this one afterwards."""
+        if self._engine is not None:
+            self._engine.destroy()  # takes its hooks off the parameters
+        self._engine = self._forward = None
+
+    @contextmanager
+    def _accumulating(self) -> Iterator[None]:
+        self._engine.set_gradient_accumulation_boundary(False)
+        yield
+        self._engine.set_gradient_accumulation_boundary(True)
+
+
+def clip(optimizer: torch.optim.Optimizer, max_norm: float) -> Tensor:
+    """Clip what an optimiser is going to step by to a norm, and give the norm that it had.
+
+    Under ZeRO-2 the step clips, to the norm that the engine was started with.
+    """
+    if isinstance(optimizer, DividedOptimizer):
+        return optimizer.norm()
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    return nn.utils.clip_grad_norm_(parameters, max_norm)
 
 
 def _split(model: FluxBase, accelerator: Accelerator) -> None:

@@ -15,6 +15,7 @@ from rich.console import Console
 from recipes.cologen.caching.encoder import Encoder, open_encoder
 from recipes.cologen.config import RunConfig
 from recipes.cologen.data.annotators.drawing import Annotators
+from recipes.cologen.errors import LaunchError
 from recipes.cologen.flux.base import FluxBase
 from recipes.cologen.stages import select_stages, stage_index
 from recipes.cologen.training.bench import Bench, finish_stage, steps_before
@@ -26,13 +27,7 @@ from recipes.cologen.training.held_out_prompts import check_held_out
 from recipes.cologen.training.interruption import StopSignals
 from recipes.cologen.training.loop import train_stage
 from recipes.cologen.training.metrics import MetricsLog
-from recipes.cologen.training.parallel import (
-    LaunchError,
-    Parallel,
-    refuse_deepspeed,
-    sharding_plugin,
-    splits,
-)
+from recipes.cologen.training.parallel import Parallel, deepspeed_is_ours, sharding_plugin, splits
 from recipes.cologen.training.preflight import refuse_what_cannot_work
 from recipes.cologen.training.progress import ProgressView, progress_view
 from recipes.cologen.training.run_folder import RunFolder, base_fingerprint, open_run, stage_file
@@ -119,14 +114,14 @@ def join_processes(config: RunConfig) -> Accelerator:
 
     Raises:
         LaunchError: accelerate counts fewer processes than the launcher, so all would write one folder; or
-            it was launched with DeepSpeed or with FSDP 1.
+            it was launched with FSDP 1, or with another DeepSpeed than ZeRO-2.
     """
-    refuse_deepspeed()
-    accelerator = Accelerator(
-        mixed_precision="bf16" if config.base.dtype == "bfloat16" else "no",
-        fsdp_plugin=sharding_plugin(),
-        kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],  # no second copy
-    )
+    with deepspeed_is_ours(config.optimizer.name):
+        accelerator = Accelerator(
+            mixed_precision="bf16" if config.base.dtype == "bfloat16" else "no",
+            fsdp_plugin=sharding_plugin(config.base.quantisation),
+            kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],  # no second copy
+        )
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     if launched != accelerator.num_processes:
         raise LaunchError(
@@ -190,6 +185,7 @@ def _train_stages(
             trainee = replace(bench.trainee, model=model, weave=weave, parallel=parallel)
             bench = replace(bench, trainee=trainee)
             state = train_stage(bench, state, resumed)
+            parallel.release()
             if state.step < config.stages[name].steps:
                 return tuple(trained), state
             finish_stage(bench, state)

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 import prw
@@ -27,7 +27,7 @@ from recipes.cologen.flux.tokens import ImageTokens, TextTokens
 from recipes.cologen.stages import StageSettings
 from recipes.cologen.training.batches import Batch
 from recipes.cologen.training.flow import FlowSample, draw_noise, draw_timesteps, flow_sample
-from recipes.cologen.training.parallel import Parallel, whole
+from recipes.cologen.training.parallel import Parallel, clip, whole
 from recipes.cologen.training.replay import own_tokens
 
 
@@ -174,20 +174,26 @@ def train_step(
     Raises:
         NonFiniteError: A loss or gradient of any rank is not finite; neither weights nor optimiser moved.
     """
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     optimizer.zero_grad(set_to_none=True)
     measured = []
     for place, batch in enumerate(micro):
         with _gathering(trainee, last=place == len(micro) - 1):
             loss, losses = batch_loss(trainee, stage, batch)
-            (loss / len(micro)).backward()
+            _backward(trainee, loss / len(micro))
         measured.append(losses)
-    norm = nn.utils.clip_grad_norm_(parameters, trainee.config.optimizer.clip_norm)
+    norm = clip(optimizer, trainee.config.optimizer.clip_norm)
     _check_finite(trainee.accelerator, float(whole(norm)), measured, micro)
     for group in optimizer.param_groups:
         group["lr"] = learning_rate(step, stage, trainee.config.optimizer)
     optimizer.step()
     return StepLosses.mean(measured)
+
+
+def _backward(trainee: Trainee, loss: Tensor) -> None:
+    if trainee.parallel is None:
+        loss.backward()
+    else:
+        trainee.parallel.backward(loss)
 
 
 def _gathering(trainee: Trainee, last: bool) -> AbstractContextManager[Any]:

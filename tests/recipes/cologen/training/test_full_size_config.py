@@ -7,7 +7,7 @@ from safetensors.torch import load_file
 
 from recipes.cologen.data.example_inputs import write_example_inputs
 from recipes.cologen.flux.random_weights import write_random_flux
-from tests.recipes.cologen.training.launching import launch
+from tests.recipes.cologen.training.launching import ZERO2, launch
 
 STAGES = ("inpainting", "grounding", "control", "customization", "editing")
 
@@ -27,7 +27,7 @@ def inputs(tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("how", ["ddp", "fsdp2"])
+@pytest.mark.parametrize("how", ["ddp", "fsdp2", ZERO2])
 def test_all_five_stages_run_on_two_ranks(how, inputs, tmp_path):
     run = tmp_path / "run"
     settings = [*inputs, "stages.*.steps=2", "validation.samples=1", "report.samples=1"]

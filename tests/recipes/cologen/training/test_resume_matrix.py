@@ -1,6 +1,7 @@
 """The whole matrix of killed and resumed runs, for `scripts/resume_matrix`; test_killed_runs.py is quicker.
 
-Every moment, the first and the second time it comes; 0 and 2 workers; 1 rank, and 2 under DDP and FSDP2.
+Every moment, the first and the second time it comes; 0 and 2 workers; 1 rank, and 2 under DDP, ZeRO-2 and
+FSDP2.
 """
 
 import os
@@ -13,7 +14,7 @@ import pytest
 from recipes.cologen.config import load_config
 from tests.recipes.cologen.training.conftest import make_config
 from tests.recipes.cologen.training.killing import MOMENTS, arrange, in_child, quiet
-from tests.recipes.cologen.training.launching import launch
+from tests.recipes.cologen.training.launching import ZERO2, launch
 from tests.recipes.cologen.training.test_run import assert_same_run
 
 pytestmark = pytest.mark.slow
@@ -98,7 +99,7 @@ def only_two(base_path, workers=0):
     return config.model_copy(update={"stages": dict(list(config.stages.items())[:2])})
 
 
-@pytest.mark.parametrize("how", ["ddp", "fsdp2"])
+@pytest.mark.parametrize("how", ["ddp", "fsdp2", ZERO2])
 @pytest.mark.parametrize(("moment", "count", "rank"), DEADLY)
 def test_two_ranks_of_which_one_is_killed(how, moment, count, rank, base_path, two_unbroken, tmp_path):
     file, folder = tmp_path / "config.yaml", tmp_path / "run"

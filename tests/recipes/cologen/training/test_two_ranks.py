@@ -1,4 +1,4 @@
-"""Two processes train what one does, under DDP and FSDP2; launched wrongly they refuse before they write."""
+"""Two processes train what one does, under DDP, ZeRO-2, FSDP2; launched wrongly they refuse at once."""
 
 import fcntl
 
@@ -13,11 +13,12 @@ from recipes.cologen.training.run import LaunchError
 from recipes.cologen.training.run_lock import LOCK_FILE
 from tests.recipes.cologen.training.conftest import make_config
 from tests.recipes.cologen.training.killing import quiet
-from tests.recipes.cologen.training.launching import FILES, launch
+from tests.recipes.cologen.training.launching import FILES, ZERO2, launch, needs_deepspeed
 
 # Routers draw their noise on each rank, and |U - rho| of a batch is no mean over its halves.
 ALIKE = ("pool.noise=false", "veteran.per=sample", "optimizer.eps=1e-3", "validation.samples=1")
 STAGES = "inpainting..grounding"
+ZERO, SAME, EMA = "flow.source_timestep=zero", "flow.source_timestep=same", "optimizer.ema_decay=0.9"
 WEIGHTS = "prw/adapter_model.safetensors"
 
 
@@ -35,13 +36,6 @@ def test_fsdp_of_the_first_kind_is_refused(config, run, monkeypatch, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_deepspeed_is_refused(config, run, monkeypatch, tmp_path):
-    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
-    with pytest.raises(LaunchError, match=r"DeepSpeed, which this recipe does not train under.*fsdp2\.yaml"):
-        run(config, tmp_path / "run")
-    assert not (tmp_path / "run").exists()
-
-
 def test_fsdp_casts_nothing(monkeypatch):
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     monkeypatch.setenv("FSDP_VERSION", "2")
@@ -51,12 +45,13 @@ def test_fsdp_casts_nothing(monkeypatch):
     assert (policy.param_dtype, policy.reduce_dtype, policy.output_dtype) == (None, None, None)
 
 
-@pytest.mark.parametrize("how", ["ddp", "fsdp2"])
+@pytest.mark.parametrize("how", ["ddp", "fsdp2", "deepspeed_zero2"])
 def test_the_files_we_ship_are_whole_and_leave_precision_to_the_recipe(how):
     from accelerate.commands.config.config_args import load_config_from_file
 
     loaded = load_config_from_file(str(FILES / f"{how}.yaml"))
-    assert loaded.distributed_type == {"ddp": "MULTI_GPU", "fsdp2": "FSDP"}[how]
+    kinds = {"ddp": "MULTI_GPU", "fsdp2": "FSDP", "deepspeed_zero2": "DEEPSPEED"}
+    assert loaded.distributed_type == kinds[how]
     assert yaml.safe_load((FILES / f"{how}.yaml").read_text())["mixed_precision"] == "no"
 
 
@@ -77,11 +72,13 @@ def test_two_ranks_are_both_refused_a_folder_that_is_taken(base_path, tmp_path):
 @pytest.mark.parametrize(
     ("how", "settings"),
     [
-        ("ddp", ["flow.source_timestep=zero", "machine.micro_batch=1", "optimizer.ema_decay=0.9"]),
-        ("ddp", ["flow.source_timestep=same", "machine.gradient_checkpointing=true"]),
-        ("fsdp2", ["flow.source_timestep=zero", "machine.micro_batch=1", "optimizer.ema_decay=0.9"]),
-        ("fsdp2", ["flow.source_timestep=zero", "machine.gradient_checkpointing=true"]),
-        ("fsdp2", ["flow.source_timestep=same", "machine.gradient_checkpointing=true"]),
+        ("ddp", [ZERO, "machine.micro_batch=1", EMA]),
+        ("ddp", [SAME, "machine.gradient_checkpointing=true"]),
+        pytest.param("deepspeed_zero2", [ZERO, "machine.micro_batch=1", EMA], marks=needs_deepspeed),
+        pytest.param("deepspeed_zero2", [SAME, "machine.gradient_checkpointing=true"], marks=needs_deepspeed),
+        ("fsdp2", [ZERO, "machine.micro_batch=1", EMA]),
+        ("fsdp2", [ZERO, "machine.gradient_checkpointing=true"]),
+        ("fsdp2", [SAME, "machine.gradient_checkpointing=true"]),
     ],
 )
 def test_two_ranks_equal_one_with_the_same_global_batch(how, settings, base_path, tmp_path):
@@ -100,7 +97,7 @@ def test_two_ranks_equal_one_with_the_same_global_batch(how, settings, base_path
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("how", ["ddp", "fsdp2"])
+@pytest.mark.parametrize("how", ["ddp", "fsdp2", ZERO2])
 def test_a_spoilt_batch_on_one_rank_is_skipped_on_both(how, base_path, tmp_path):
     config = make_config(base_path, "validation.samples=0", "logging.checkpoint_every=3", "stages.*.steps=4")
     file = tmp_path / "two.yaml"
