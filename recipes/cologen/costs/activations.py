@@ -8,6 +8,7 @@ kind adds the same.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -66,7 +67,12 @@ def step_bytes(shape: BaseShape, pool: PoolSettings, load: Load) -> StepBytes:
 
     Without numbers, experts are computed by plain operations, which keep a little more than the kernels do.
     """
-    encoded = encode(shape, load)
+    return _step_bytes(shape, pool.model_dump_json(), load)
+
+
+@lru_cache(maxsize=64)
+def _step_bytes(shape: BaseShape, settings: str, load: Load) -> StepBytes:
+    encoded, pool = encode(shape, load), PoolSettings.model_validate_json(settings)
     saved, held = over_depth(shape, lambda blocks: _trace(shape, pool, load, encoded, blocks))
     return StepBytes(encoded.peak, saved, held)
 

@@ -13,9 +13,10 @@ import diffusers
 import torch
 import transformers
 
+from recipes.cologen.config_model import MOST_TEXT_TOKENS
 from recipes.cologen.errors import BaseModelError
 from recipes.cologen.flux.families import FAMILIES
-from recipes.cologen.flux.flux2_model import MAX_TEXT_TOKENS, Flux2Model
+from recipes.cologen.flux.flux2_model import Flux2Model
 from recipes.cologen.flux.folder import INDEX_FILE
 from recipes.cologen.flux.model import FluxModel
 from recipes.cologen.flux.pixel_vae import PixelUnshuffleVAE
@@ -39,7 +40,7 @@ LONGEST_TOKENIZER = {FluxModel: "tokenizer_2", Flux2Model: "tokenizer"}
 """The tokenizer whose length is that of the text tokens."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class BaseShape:
     """The configs of a base's parts, and what can be built of them."""
 
@@ -49,6 +50,17 @@ class BaseShape:
     """Class of each part, as `model_index.json` names it."""
     transformer: Mapping[str, Any]
     max_text_tokens: int
+
+    def __eq__(self, other: object) -> bool:
+        """Whether both describe the same folder, parts and transformer."""
+        return isinstance(other, BaseShape) and self._key() == other._key()
+
+    def __hash__(self) -> int:
+        return hash(self._key())
+
+    def _key(self) -> tuple[str, ...]:
+        configs = json.dumps([dict(self.classes), dict(self.transformer)], sort_keys=True)
+        return self.family.__name__, str(self.folder.absolute()), configs, str(self.max_text_tokens)
 
     @property
     def parts(self) -> tuple[str, ...]:
@@ -152,8 +164,7 @@ def read_shape(folder: Path) -> BaseShape:
         raise BaseModelError(
             f"{file} should give model_max_length, a number, but has {tokens!r}. Fetch the folder again."
         )
-    if family is Flux2Model:
-        tokens = min(tokens, MAX_TEXT_TOKENS)
+    tokens = min(tokens, MOST_TEXT_TOKENS)
     shape = BaseShape(
         family=family,
         folder=folder,

@@ -58,8 +58,24 @@ def data_facts(config: RunConfig, stages: Sequence[str], shape: BaseShape | None
     annotators, lacking = _annotators(config, stages)
     problems += lacking
     card = make_card(config.model_copy(update={"stages": _only(config, serving)}), data, held_out, annotators)
+    card["notes"] = _notes(config, stages)
     card["buckets"], largest = _buckets(config, serving, data)
     return DataFacts(card, largest or size, tuple(problems))
+
+
+def _notes(config: RunConfig, stages: Sequence[str]) -> list[str]:
+    """What a cache that is asked for cannot keep."""
+    cache, drawn = config.data.cache, config.data.annotators
+    networks = sorted(name for name, one in drawn.items() if one.kind != "opencv")
+    read = {task for name in stages for task in (name, *config.stages[name].replay)}
+    stages_kept = read if cache.stages is None else cache.stages
+    kept = cache.folder is not None and cache.latents and "control" in stages_kept
+    if not (networks and kept and "control" in read):
+        return []
+    return [
+        f"the cache does not keep control maps that networks draw ({', '.join(networks)}): they are drawn "
+        "and encoded again each time; the pictures and prompts that belong to them are kept"
+    ]
 
 
 def _annotators(config: RunConfig, stages: Sequence[str]) -> tuple[Annotators, list[Problem]]:

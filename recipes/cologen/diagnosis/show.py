@@ -32,6 +32,8 @@ def show(diagnosis: Diagnosis, console: Console) -> None:
             _table(console, "Data sets", heads, _sets(facts["data"]))
         for name, licence in facts["data"]["left_out_by_licence"].items():
             _say(console, f"left out by its licence: {name} ({licence})")
+        for note in facts["data"]["notes"]:
+            _say(console, f"note: {note}")
         for name, counts in facts["data"]["buckets"].items():
             listed = ", ".join(f"{bucket} {count:,}" for bucket, count in counts.items())
             _say(console, f"{name}, records by height x width: {listed}")

@@ -11,6 +11,7 @@ import prw
 from prw.config import PoolSettings
 from recipes.cologen.caching.encoder import Encoder
 from recipes.cologen.config import parse_config
+from recipes.cologen.costs import activations
 from recipes.cologen.costs.activations import Load, StepBytes, step_bytes
 from recipes.cologen.costs.live_bytes import LiveBytes
 from recipes.cologen.costs.shapes import read_shape
@@ -125,3 +126,18 @@ def test_bytes_alive_at_once_are_counted_by_storage() -> None:
         assert (live.now, live.peak) == (0, 40)
         torch.zeros(5)
     assert live.peak == 40
+
+
+def test_a_step_is_traced_once_for_the_same_base_pool_and_load(bases, monkeypatch):
+    traced = []
+    original = activations.encode
+    monkeypatch.setattr(
+        activations, "encode", lambda shape, load: traced.append(load) or original(shape, load)
+    )
+    activations._step_bytes.cache_clear()
+    load = Load(1, 16, 16, 1)
+    first = step_bytes(read_shape(bases[1, 2]), POOL, load)
+    assert step_bytes(read_shape(bases[1, 2]), POOL, load) == first and len(traced) == 1
+    step_bytes(read_shape(bases[3, 4]), POOL, load)
+    step_bytes(read_shape(bases[1, 2]), POOL.model_copy(update={"rank": 4}), load)
+    assert len(traced) == 3

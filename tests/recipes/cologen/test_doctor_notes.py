@@ -1,0 +1,41 @@
+"""The doctor says what a cache that is asked for will not keep."""
+
+import io
+
+import pytest
+from rich.console import Console
+
+from recipes.cologen import doctor
+from tests.recipes.cologen.annotator_folders import save_depth_anything
+from tests.recipes.cologen.training.conftest import base_path
+from tests.recipes.cologen.training.test_on_files import arrow_cache, config, write_folder
+
+__all__ = ["arrow_cache", "base_path"]
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ("data.cache.latents=true", True),
+        ("data.cache.latents=false", False),
+        ("data.cache.stages=[editing]", False),
+        ("data.cache.stages=[control]", True),
+        ("data.cache.stages=[]", False),
+        ("data.annotators={canny: {kind: opencv}}", False),
+        ("data.cache.folder=null", False),
+    ],
+)
+def test_maps_that_networks_draw_are_named_where_a_cache_would_keep_control(
+    changed, told, base_path, tmp_path
+):
+    (tmp_path / "data").mkdir()
+    save_depth_anything(tmp_path / "depth")
+    depth = f"data.annotators={{depth: {{kind: transformers, path: {tmp_path / 'depth'}}}}}"
+    cache = f"data.cache.folder={tmp_path / 'cache'}"
+    asked = config(base_path, write_folder(tmp_path / "data"), depth, cache, changed)
+    (tmp_path / "run.yaml").write_text(asked.to_yaml())
+    said = io.StringIO()
+    given = ["--config", str(tmp_path / "run.yaml"), "--output", str(tmp_path / "run")]
+    assert doctor.main(given, Console(file=said, width=200)) == 0, said.getvalue()
+    text = " ".join(said.getvalue().split())
+    assert ("does not keep control maps that networks draw (depth)" in text) == told
