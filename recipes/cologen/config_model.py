@@ -51,6 +51,9 @@ class FlowSettings(Settings):
     """Its standard deviation."""
     shift: Shift = "none"
     """How the times of training are shifted; `sampling.shift` says it for drawing pictures."""
+    shift_steps: int = Field(default=28, gt=0)
+    """Sampling steps that a shift of training is meant for, where it depends on them: FLUX.2's `base` and
+    `dynamic` do. `sampling.steps`, which may change at any time, has no part in what is learnt."""
 
 
 class OptimizerSettings(Settings):

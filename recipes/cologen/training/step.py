@@ -115,11 +115,8 @@ def encode(trainee: Trainee, batch: Batch) -> Encoded:
     first = trainee.annotators.sources(batch.source.to(trainee.accelerator.device), batch.annotators)
     clean = encoder.images(batch.target, batch.keys.target)
     times = draw_timesteps(batch.seeds, flow.timestep_mean, flow.timestep_std)
-    mu = model.schedule_shift(clean.tokens.shape[1], trainee.config.sampling.steps)
-    factor = shift_factor(model.scheduler.config, flow.shift, mu)
-    sample = flow_sample(
-        clean.tokens, draw_noise(batch.seeds, clean.tokens.shape[1:]), shift_times(times, factor)
-    )
+    noise = draw_noise(batch.seeds, clean.tokens.shape[1:])
+    sample = flow_sample(clean.tokens, noise, trained_times(trainee, times, clean.tokens.shape[1]))
     return Encoded(
         text=encoder.prompts(batch.prompts, batch.keys.prompts),
         source=encoder.images(first, batch.keys.source),
@@ -127,6 +124,13 @@ def encode(trainee: Trainee, batch: Batch) -> Encoded:
         flow=sample,
         further=tuple(encoder.images(one) for one in batch.further),
     )
+
+
+def trained_times(trainee: Trainee, times: Tensor, num_tokens: int) -> Tensor:
+    """Times [any] shifted as training shifts those of pictures of so many tokens, in float32."""
+    model, flow = trainee.model, trainee.config.flow
+    mu = model.schedule_shift(num_tokens, flow.shift_steps)
+    return shift_times(times, shift_factor(model.scheduler.config, flow.shift, mu))
 
 
 def batch_loss(trainee: Trainee, stage: StageSettings, batch: Batch) -> tuple[Tensor, StepLosses]:
