@@ -19,7 +19,7 @@ from recipes.cologen.flux.base import FluxBase
 from recipes.cologen.stages import select_stages, stage_index
 from recipes.cologen.training.bench import Bench, finish_stage, steps_before
 from recipes.cologen.training.data_card import write_card
-from recipes.cologen.training.data_check import check_sources
+from recipes.cologen.training.data_check import check_held_out, check_sources
 from recipes.cologen.training.growth import base_folder, begin_state, curriculum, grow, load_base, open_pool
 from recipes.cologen.training.interruption import StopSignals
 from recipes.cologen.training.loop import train_stage
@@ -144,6 +144,8 @@ def _train_stages(
 ) -> tuple[tuple[str, ...], StageState | None]:
     model = load_base(config, accelerator.device)
     check_sources(sources.data, config, todo, model, console)
+    if sources.held_out is not None:
+        check_held_out(sources.held_out, config, _validated(config, todo), model)
     if accelerator.is_main_process:
         write_card(folder.path, config, sources.data, sources.held_out, sources.annotators)
     weave, state, resumed = open_pool(config, folder, model, todo[0])
@@ -211,8 +213,8 @@ def _open_sources(config: RunConfig, names: tuple[str, ...], device: torch.devic
     """Open what these stages read; a stage that nothing serves is found here, not when its turn comes."""
     held_out = held_out_records(config.data) if config.validation.samples else None
     trained = dict.fromkeys(task for name in names for task in (name, *config.stages[name].replay))
-    validated = dict.fromkeys(task for name in names for task in validated_tasks(config, name))
-    read = trained if held_out is None else trained | validated
+    validated = _validated(config, names)
+    read = (*trained, *validated) if held_out is not None else tuple(trained)
     wanted = config.data.annotators if "control" in read else {}
     sources = Sources(training_records(config.data), held_out, Annotators.load(wanted, device))
     for task in trained:
@@ -222,6 +224,11 @@ def _open_sources(config: RunConfig, names: tuple[str, ...], device: torch.devic
         for task in validated:
             held_out.stage(task)
     return sources
+
+
+def _validated(config: RunConfig, names: tuple[str, ...]) -> tuple[str, ...]:
+    """The tasks that are validated while these stages are trained, each once."""
+    return tuple(dict.fromkeys(task for name in names for task in validated_tasks(config, name)))
 
 
 def _view(config: RunConfig, todo: tuple[str, ...], state: StageState, console: Console) -> ProgressView:

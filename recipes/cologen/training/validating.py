@@ -27,6 +27,8 @@ class Measured(NamedTuple):
     score: TaskScore
     loss: HeldOutLoss | None
     """None where `validation.loss_samples` is 0."""
+    skipped: int = 0
+    """Records that were met and could not be used."""
 
 
 def validated_tasks(config: RunConfig, stage: str) -> tuple[str, ...]:
@@ -52,10 +54,12 @@ def _measure(bench: Bench, state: StageState, held_out: DataSource, task: str) -
     trainee, config = bench.trainee, bench.trainee.config
     settings, seed = config.validation, config.data.held_out_seed
     batch_size = config.machine.micro_batch or config.stages[state.stage].batch_size
-    examples = trainee.annotators.complete(
-        held_out_examples(held_out.stage(task).records, task, settings.samples, seed=seed),
-        trainee.accelerator.device,
-    )
+    problems: list[str] = []
+    records = held_out.stage(task).records
+    made = held_out_examples(records, task, settings.samples, seed=seed, skipped=problems.append)
+    if trainee.accelerator.is_main_process:
+        bench.skips.add_held_out(task, problems)
+    examples = trainee.annotators.complete(made, trainee.accelerator.device)
     score = evaluate_task(
         trainee.model,
         trainee.weave,
@@ -69,7 +73,7 @@ def _measure(bench: Bench, state: StageState, held_out: DataSource, task: str) -
     )
     few = examples[: settings.loss_samples]
     loss = held_out_loss(trainee, few, seed=seed, batch_size=batch_size) if few else None
-    return Measured(examples, score, loss)
+    return Measured(examples, score, loss, len(problems))
 
 
 def _write(bench: Bench, state: StageState, measured: dict[str, Measured]) -> None:
@@ -97,6 +101,9 @@ def _row(bench: Bench, state: StageState, measured: dict[str, Measured]) -> dict
         "sites": [site.name for site in weave.sites],
         "experts": list(weave.experts),
     }
+    skipped = {task: of_task.skipped for task, of_task in measured.items() if of_task.skipped}
+    if skipped:
+        row["skipped"] = skipped
     losses = {task: of_task.loss for task, of_task in measured.items() if of_task.loss is not None}
     if losses:
         row |= {
