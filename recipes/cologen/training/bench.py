@@ -75,18 +75,24 @@ def note_progress(
 
 
 def save_latest(bench: Bench, state: StageState, optimizer: torch.optim.Optimizer) -> None:
-    """Write checkpoints/latest; all ranks give their random state and their parts, rank 0 writes.
+    """Write checkpoints/latest; all ranks give random state, unlogged steps and their parts, rank 0 writes.
 
     Raises:
         OSError: There is no room, or the disk fails; raised on all ranks, and what was there is kept.
     """
     generators, optimizer_state = gather_object([capture_rng()]), whole_state(optimizer)
+    windows = gather_object([state.window])
     state = state.model_copy(update={"metrics_length": bench.metrics.length()})
 
     def write(pool: Callable[[Path], None]) -> None:
         def fill(folder: Path) -> None:
             pool(folder / "prw")
-            values = {"names": _trained_names(bench), "optimizer": optimizer_state, "generators": generators}
+            values = {
+                "names": _trained_names(bench),
+                "optimizer": optimizer_state,
+                "generators": generators,
+                "windows": windows,
+            }
             save_tensors(folder, "training", values)
             write_state(folder, state, bench.folder.ledger.fingerprint)
 
@@ -123,8 +129,8 @@ def _write_together(bench: Bench, write: Callable[[Callable[[Path], None]], None
         raise problem
 
 
-def restore_latest(bench: Bench, optimizer: torch.optim.Optimizer) -> None:
-    """Put optimiser and random generators back as checkpoints/latest has them.
+def restore_latest(bench: Bench, state: StageState, optimizer: torch.optim.Optimizer) -> StageState:
+    """Put optimiser and random generators back as checkpoints/latest has them; give this rank's own state.
 
     Raises:
         ForeignCheckpointError: It fits neither the pool nor the number of processes.
@@ -145,6 +151,9 @@ def restore_latest(bench: Bench, optimizer: torch.optim.Optimizer) -> None:
         )
     load_whole_state(optimizer, values["optimizer"])
     restore_rng(values["generators"][accelerator.process_index])
+    if "windows" not in values:  # an older checkpoint has rank 0's alone, in state.json
+        return state
+    return state.model_copy(update={"window": tuple(values["windows"][accelerator.process_index])})
 
 
 def finish_stage(bench: Bench, state: StageState) -> None:

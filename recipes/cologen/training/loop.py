@@ -41,7 +41,7 @@ def train_stage(bench: Bench, state: StageState, resumed: bool) -> StageState:
     optimizer = make_optimizer(trainee.weave.trainable_parameters(), trainee.config.optimizer)
     average = make_average(optimizer, trainee.config.optimizer)
     if resumed:
-        restore_latest(bench, optimizer)
+        state = restore_latest(bench, state, optimizer)
     stream, micro_batches = _stream(bench, state)
     long_prompts = LongPrompts(trainee.model, bench.progress.say)
     clock = time.monotonic() - state.seconds
