@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs
+from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 from rich.console import Console
 
 from recipes.cologen.caching.encoder import Encoder, open_encoder
@@ -40,6 +41,11 @@ from recipes.cologen.training.state import StageState
 from recipes.cologen.training.step import Trainee
 from recipes.cologen.training.trackers import check_trackers
 from recipes.cologen.training.validating import validated_tasks
+
+
+LONGEST_WAIT = timedelta(hours=12)
+"""How long processes wait for one another: for as long as rank 0 may download a base, prepare data sets or
+validate. torch's own is 10 minutes on GPUs, after which it would end a run that is well."""
 
 
 class Sources(NamedTuple):
@@ -122,7 +128,10 @@ def join_processes(config: RunConfig) -> Accelerator:
     accelerator = Accelerator(
         mixed_precision="bf16" if config.base.dtype == "bfloat16" else "no",
         fsdp_plugin=sharding_plugin(),
-        kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],  # no second copy
+        kwargs_handlers=[
+            DistributedDataParallelKwargs(gradient_as_bucket_view=True),  # no second copy
+            InitProcessGroupKwargs(timeout=LONGEST_WAIT),
+        ],
     )
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     if launched != accelerator.num_processes:
