@@ -1,4 +1,4 @@
-"""Held-out records that cannot be used are left out and listed; what no validation could use is refused first."""
+"""Held-out records that cannot be used are left out and listed; what none could use is refused first."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""The shift of the times in training has its own number of steps: how pictures are drawn does not change it."""
+"""The shift of times in training has its own number of steps: how pictures are drawn changes nothing."""
 
 from dataclasses import replace
 
