@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from recipes.cologen.caching.fingerprints import picture_key, prompt_key
+from recipes.cologen.config_input import CacheSettings
 from recipes.cologen.config_training import DropoutSettings
 from recipes.cologen.data.buckets import Bucket, BucketedRecords
 from recipes.cologen.data.record import Example, MissingMetadataError
@@ -179,6 +180,11 @@ def collate(prepared: Sequence[Prepared], keyed: bool = False) -> Batch:
         ),
         keys=keys_of(found) if keyed else NO_KEYS,
     )
+
+
+def is_kept(cache: CacheSettings, task: str) -> bool:
+    """Whether what a task's examples are encoded to is kept."""
+    return cache.folder is not None and (cache.stages is None or task in cache.stages)
 
 
 def keys_of(examples: Sequence[Example]) -> BatchKeys:

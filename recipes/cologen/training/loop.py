@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 from recipes.cologen.data.bucket_order import BucketOrder
 from recipes.cologen.data.sampler import BatchSampler, derive_seed
 from recipes.cologen.errors import CologenError
-from recipes.cologen.training.batches import Batch, Examples, Prepared, loaded
+from recipes.cologen.training.batches import Batch, Examples, Prepared, is_kept, loaded
 from recipes.cologen.training.bench import Bench, note_progress, restore_latest, save_latest
 from recipes.cologen.training.long_prompts import LongPrompts
 from recipes.cologen.training.optimizers import ExpertAverage, make_average, make_optimizer
@@ -179,6 +179,5 @@ def _stream(bench: Bench, state: StageState) -> tuple[Iterator[Batch], int]:
     examples: Dataset[Prepared] = own
     if replay:
         examples = ReplayedExamples(own, bench.data, replay, config.dropout)
-    cache = config.data.cache
-    keyed = cache.folder is not None and (cache.stages is None or state.stage in cache.stages)
+    keyed = is_kept(config.data.cache, state.stage)
     return loaded(examples, sampler, config.machine.workers, keyed), sampler.micro_batches

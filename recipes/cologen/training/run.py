@@ -42,7 +42,6 @@ from recipes.cologen.training.step import Trainee
 from recipes.cologen.training.trackers import check_trackers
 from recipes.cologen.training.validating import validated_tasks
 
-
 LONGEST_WAIT = timedelta(hours=12)
 """How long processes wait for one another: for as long as rank 0 may download a base, prepare data sets or
 validate. torch's own is 10 minutes on GPUs, after which it would end a run that is well."""

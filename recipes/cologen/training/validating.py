@@ -5,6 +5,7 @@ Scores are validation.py's, losses held_out_loss.py's, pictures sample_grid.py's
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, NamedTuple
 
 from PIL import Image as PilImage
@@ -12,6 +13,7 @@ from PIL import Image as PilImage
 from recipes.cologen.config import RunConfig
 from recipes.cologen.data.record import Example
 from recipes.cologen.training.bench import Bench, note_progress
+from recipes.cologen.training.held_out_encoding import encode_examples
 from recipes.cologen.training.held_out_loss import TIMES, HeldOutLoss, held_out_loss
 from recipes.cologen.training.parallel import splits
 from recipes.cologen.training.sample_grid import sample_grid
@@ -70,6 +72,7 @@ def _measure(bench: Bench, state: StageState, held_out: DataSource, task: str) -
         source_timestep=config.flow.source_timestep,
         guidance=config.sampling.guidance if trainee.model.reads_guidance else None,
         shift=config.sampling.shift,
+        encode=partial(encode_examples, trainee),
     )
     few = examples[: settings.loss_samples]
     loss = held_out_loss(trainee, few, seed=seed, batch_size=batch_size) if few else None

@@ -26,9 +26,12 @@ from recipes.cologen.errors import AnnotatorError, BrokenPictureError
 from recipes.cologen.flux.base import FluxBase, SourceTimestep
 from recipes.cologen.flux.pixels import to_unit_range
 from recipes.cologen.flux.sampling import generate
+from recipes.cologen.flux.tokens import ImageTokens, TextTokens
 from recipes.cologen.training.sources import RecordSource
 
 _logger = logging.getLogger(__name__)
+Encode = Callable[[Sequence[Example]], tuple[TextTokens, Sequence[ImageTokens]]]
+"""Encodes prompts and sources of examples of one size."""
 _MOST_TRIES = 1000
 """Records of a source without end that are tried for a first example."""
 
@@ -122,6 +125,7 @@ def evaluate_task(
     source_timestep: SourceTimestep,
     guidance: float | None = None,
     shift: Shift = "base",
+    encode: Encode | None = None,
 ) -> TaskScore:
     """Generate the target of every example and score it.
 
@@ -137,6 +141,7 @@ def evaluate_task(
         source_timestep: "same" or "zero", as the pool was trained.
         guidance: Scale for a guidance-distilled base; other bases do not read it.
         shift: How the sampling steps are shifted towards noise.
+        encode: Encodes prompts and sources of a batch; None: the base does, all at once.
 
     Raises:
         AnnotatorError: A source is still to be drawn by an annotator.
@@ -156,8 +161,7 @@ def evaluate_task(
         with usage.counting(weave, len(batch)):
             pixels = generate(
                 model,
-                [example.prompt for example in batch],
-                stacked_sources(batch, model.device),
+                *(_given(model, batch) if encode is None else encode(batch)),
                 generator=[torch.Generator().manual_seed(noise_seed) for noise_seed in seeds],
                 height=batch[0].target.shape[0],
                 width=batch[0].target.shape[1],
@@ -177,6 +181,11 @@ def evaluate_task(
         experts=usage.experts,
         usage=usage.mean(),
     )
+
+
+def _given(model: FluxBase, batch: Sequence[Example]) -> tuple[list[str], list[Tensor]]:
+    """Prompts and sources as they are, for the base to encode."""
+    return [example.prompt for example in batch], stacked_sources(batch, model.device)
 
 
 def _check_sources(examples: Sequence[Example]) -> None:
