@@ -85,6 +85,9 @@ class MachineSettings(Settings):
 
     micro_batch: int | None = Field(default=None, gt=0)
     """Examples a device takes at once; the rest of the batch is accumulated. None: the whole share."""
+    other_micro_batch: Literal["refuse", "allow"] = "refuse"
+    """Whether a stage that has begun may go on with another number of micro-batches although its veteran loss
+    is taken of each (`veteran.per` is `batch`, alpha above 0), and so changes a little."""
     encode_batch: int | None = Field(default=None, gt=0)
     """Pictures or prompts that the frozen encoders take at once; None: all of a micro-batch. With 1 nothing
     depends on batch-mates, to the last bit: what a cache keeps is always encoded so."""
