@@ -151,9 +151,7 @@ def _train_stages(
     console: Console,
 ) -> tuple[tuple[str, ...], StageState | None]:
     model = load_base(config, accelerator.device)
-    check_sources(sources.data, config, todo, model, console)
-    if sources.held_out is not None:
-        check_held_out(sources.held_out, config, _validated(config, todo), model)
+    _look_at(sources, config, todo, model, console)
     if accelerator.is_main_process:
         write_card(folder.path, config, sources.data, sources.held_out, sources.annotators)
     weave, state, resumed = open_pool(config, folder, model, todo[0])
@@ -232,6 +230,15 @@ def _open_sources(config: RunConfig, names: tuple[str, ...], device: torch.devic
         for task in validated:
             held_out.stage(task)
     return sources
+
+
+def _look_at(
+    sources: Sources, config: RunConfig, todo: tuple[str, ...], model: FluxBase, console: Console
+) -> None:
+    """Look before the first step at what is trained and validated on."""
+    check_sources(sources.data, config, todo, model, console)
+    if sources.held_out is not None:
+        check_held_out(sources.held_out, config, _validated(config, todo), model)
 
 
 def _validated(config: RunConfig, names: tuple[str, ...]) -> tuple[str, ...]:
