@@ -66,6 +66,9 @@ class FlowSettings(Settings):
     """Its standard deviation."""
     shift: Shift = "none"
     """How the times of training are shifted; `sampling.shift` says it for drawing pictures."""
+    shift_steps: int = Field(default=28, gt=0)
+    """Sampling steps that a shift of training is meant for, where it depends on them: FLUX.2's `base` and
+    `dynamic` do. `sampling.steps`, which may change at any time, has no part in what is learnt."""
 
 
 class OptimizerSettings(Settings):
@@ -97,6 +100,9 @@ class MachineSettings(Settings):
 
     micro_batch: int | None = Field(default=None, gt=0)
     """Examples a device takes at once; the rest of the batch is accumulated. None: the whole share."""
+    other_micro_batch: Literal["refuse", "allow"] = "refuse"
+    """Whether a stage that has begun may go on with another number of micro-batches although its veteran loss
+    is taken of each (`veteran.per` is `batch`, alpha above 0), and so changes a little."""
     encode_batch: int | None = Field(default=None, gt=0)
     """Pictures or prompts that the frozen encoders take at once; None: all of a micro-batch. With 1 nothing
     depends on batch-mates, to the last bit: what a cache keeps is always encoded so."""

@@ -20,8 +20,7 @@ from recipes.cologen.flux.flux2_model import Flux2Model
 from recipes.cologen.flux.folder import INDEX_FILE
 from recipes.cologen.flux.model import FluxModel
 from recipes.cologen.training.data_card import make_card
-from recipes.cologen.training.data_check import check_sources
-from recipes.cologen.training.held_out_prompts import check_held_out
+from recipes.cologen.training.data_check import check_held_out, check_sources
 from recipes.cologen.training.preflight import Problem
 from recipes.cologen.training.sources import DataSource, held_out_records, training_records
 from recipes.cologen.training.validating import validated_tasks
@@ -142,9 +141,11 @@ def _looked_at(
         check_sources(data, config, stages, model, Console(file=io.StringIO()))
     except CologenError as error:
         found.append(Problem("data", str(error)))
-    validated = dict.fromkeys(task for name in stages for task in validated_tasks(config, name))
+    if held_out is None:
+        return found
+    validated = tuple(dict.fromkeys(task for name in stages for task in validated_tasks(config, name)))
     try:
-        check_held_out(config, held_out, validated, model)
+        check_held_out(held_out, config, validated, model)
     except CologenError as error:
         found.append(Problem("data", str(error)))
     return found

@@ -44,8 +44,8 @@ class Sampling(BaseModel):
 
 def generate(
     model: FluxBase,
-    prompts: list[str],
-    source: Tensor | Sequence[Tensor] | None = None,
+    prompts: list[str] | TextTokens,
+    source: Tensor | Sequence[Tensor | ImageTokens] | None = None,
     *,
     generator: Generators | int,
     **settings: int | float | str | None,
@@ -56,9 +56,9 @@ def generate(
 
     Args:
         model: the base, with or without experts.
-        prompts: one per picture.
+        prompts: one per picture, or as the text encoders made them.
         source: pixels `[batch, 3, height, width]` in [-1, 1], of any size; several such, if every picture
-            has several sources; None for text alone.
+            has several sources, or as the VAE made them; None for text alone.
         generator: of the starting noise; a list gives each picture its own, so that it does not depend on its
             batch-mates; a number seeds one for all.
         **settings: fields of `Sampling`.
@@ -71,11 +71,15 @@ def generate(
     """
     sampling = Sampling.model_validate(settings)
     with torch.no_grad(), _evaluating(model):
-        text = model.encode_prompts(prompts)
-        noise = starting_noise(model, len(prompts), sampling, generator)
+        text = prompts if isinstance(prompts, TextTokens) else model.encode_prompts(prompts)
+        noise = starting_noise(model, len(text.embeds), sampling, generator)
         given = (source,) if isinstance(source, Tensor) else source
-        pictures = None if given is None else [model.encode_images(one.to(model.device)) for one in given]
+        pictures = None if given is None else [_encoded(model, one) for one in given]
         return model.decode(denoise(model, noise, text, pictures, sampling)).clamp(-1, 1)
+
+
+def _encoded(model: FluxBase, source: Tensor | ImageTokens) -> ImageTokens:
+    return source if isinstance(source, ImageTokens) else model.encode_images(source.to(model.device))
 
 
 def starting_noise(

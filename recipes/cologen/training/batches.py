@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from recipes.cologen.caching.fingerprints import picture_key, prompt_key
+from recipes.cologen.config_input import CacheSettings
 from recipes.cologen.config_training import DropoutSettings
 from recipes.cologen.data.buckets import Bucket, BucketedRecords
 from recipes.cologen.data.record import Example, MissingMetadataError
@@ -183,6 +184,11 @@ def collate(prepared: Sequence[Prepared], keyed: Keyed = False) -> Batch:
         ),
         keys=keys_of(found, keyed) if keyed else NO_KEYS,
     )
+
+
+def kept_tasks(cache: CacheSettings) -> Keyed:
+    """Tasks of whose examples caches keep what they are encoded to: True for all, False for none."""
+    return cache.folder is not None and (True if cache.stages is None else cache.stages)
 
 
 def keys_of(examples: Sequence[Example], keyed: Keyed = True) -> BatchKeys:

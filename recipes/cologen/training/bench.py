@@ -75,18 +75,25 @@ def note_progress(
 
 
 def save_latest(bench: Bench, state: StageState, optimizer: torch.optim.Optimizer) -> None:
-    """Write checkpoints/latest; all ranks give their random state and their parts, rank 0 writes.
+    """Write checkpoints/latest; all ranks give random state, unlogged steps and their parts, rank 0 writes.
 
     Raises:
         OSError: There is no room, or the disk fails; raised on all ranks, and what was there is kept.
     """
     generators, optimizer_state = gather_object([capture_rng()]), whole_state(optimizer)
+    windows = gather_object([state.window])
     state = state.model_copy(update={"metrics_length": bench.metrics.length()})
 
     def write(pool: Callable[[Path], None]) -> None:
         def fill(folder: Path) -> None:
             pool(folder / "prw")
-            values = {"names": _trained_names(bench), "optimizer": optimizer_state, "generators": generators}
+            values = {
+                "names": _trained_names(bench),
+                "optimizer": optimizer_state,
+                "generators": generators,
+                "windows": windows,
+                "micro_batches": micro_batches(bench, state.stage),
+            }
             save_tensors(folder, "training", values)
             write_state(folder, state, bench.folder.ledger.fingerprint)
 
@@ -123,11 +130,12 @@ def _write_together(bench: Bench, write: Callable[[Callable[[Path], None]], None
         raise problem
 
 
-def restore_latest(bench: Bench, optimizer: torch.optim.Optimizer) -> None:
-    """Put optimiser and random generators back as checkpoints/latest has them.
+def restore_latest(bench: Bench, state: StageState, optimizer: torch.optim.Optimizer) -> StageState:
+    """Put optimiser and random generators back as checkpoints/latest has them; give this rank's own state.
 
     Raises:
-        ForeignCheckpointError: It fits neither the pool nor the number of processes.
+        ForeignCheckpointError: It does not fit the pool, the number of processes, or how a batch is parted
+            where that changes what is learnt.
     """
     folder, accelerator = bench.folder.latest, bench.trainee.accelerator
     values = load_tensors(folder, "training")
@@ -143,8 +151,42 @@ def restore_latest(bench: Bench, optimizer: torch.optim.Optimizer) -> None:
             f"{folder} was written by {len(values['generators'])} process(es), this run has "
             f"{accelerator.num_processes}. Start as many as before, or remove it to start the stage anew."
         )
+    _check_parts(bench, state.stage, values.get("micro_batches"))
     load_whole_state(optimizer, values["optimizer"])
     restore_rng(values["generators"][accelerator.process_index])
+    if "windows" not in values:  # an older checkpoint has rank 0's alone, in state.json
+        return state
+    return state.model_copy(update={"window": tuple(values["windows"][accelerator.process_index])})
+
+
+def micro_batches(bench: Bench, stage: str) -> int:
+    """Into how many parts a process takes its share of a stage's batch."""
+    share: int = bench.trainee.config.stages[stage].batch_size // bench.trainee.accelerator.num_processes
+    return share // (bench.trainee.config.machine.micro_batch or share)
+
+
+def _check_parts(bench: Bench, stage: str, before: int | None) -> None:
+    """Refuse to part batches otherwise than before, where the veteran loss is of a part's share.
+
+    Args:
+        bench: Of the run.
+        stage: That goes on.
+        before: Parts of the checkpoint; None: it is older than this check.
+
+    Raises:
+        ForeignCheckpointError: Says which setting to put back, and which one allows it.
+    """
+    config, now_parts = bench.trainee.config, micro_batches(bench, stage)
+    if before is None or before == now_parts or config.machine.other_micro_batch == "allow":
+        return
+    if config.veteran.per == "batch" and config.stages[stage].alpha > 0:
+        raise ForeignCheckpointError(
+            f"stage {stage!r} began with {before} micro-batch(es) a step and process, and would go on with "
+            f"{now_parts} (machine.micro_batch={config.machine.micro_batch}). With veteran.per=batch the "
+            "veteran loss is of each micro-batch's share, so something slightly different would be learnt. "
+            "Set machine.micro_batch as it was, or go on all the same with --set "
+            "machine.other_micro_batch=allow."
+        )
 
 
 def finish_stage(bench: Bench, state: StageState) -> None:

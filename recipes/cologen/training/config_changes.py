@@ -70,10 +70,12 @@ def _differing_fields(
     """Settings that differ and matter: not those free to change, nor those of stages that have not begun."""
     old, new = _flatten(_with_defaults(there)), _flatten(config.model_dump(mode="json"))
     keys = sorted(key for key in {*old, *new} if old.get(key) != new.get(key))
+    unread = set() if new["flow.shift"] in ("base", "dynamic") else {"flow.shift_steps"}
     return [
         (key, old.get(key, "(absent)"), new.get(key, "(absent)"))
         for key in keys
         if not (_is_free(key) or _is_place(key, old.get(key), new.get(key), bound))
+        and key not in unread
         and (not key.startswith("stages.") or key.split(".")[1] in started)
     ]
 
@@ -94,11 +96,18 @@ def _is_place(key: str, old: Any, new: Any, bound: Collection[str]) -> bool:
 
 
 def _with_defaults(there: dict[str, Any]) -> dict[str, Any]:
-    """What a run was trained with: a setting that is younger than the run had its default's effect."""
+    """What a run was trained with: a setting that is younger than the run had its default's effect.
+
+    Before there was `flow.shift_steps`, `sampling.steps` had its effect.
+    """
     try:
-        return RunConfig.model_validate(there).model_dump(mode="json")
+        known = RunConfig.model_validate(there)
     except ValidationError:
         return there
+    flow = known.flow
+    if "shift_steps" not in flow.model_fields_set:
+        flow = flow.model_copy(update={"shift_steps": known.sampling.steps})
+    return known.model_copy(update={"flow": flow}).model_dump(mode="json")
 
 
 def _flatten(values: Any, prefix: str = "") -> dict[str, Any]:

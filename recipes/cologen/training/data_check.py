@@ -17,7 +17,9 @@ from recipes.cologen.data.sampler import derive_seed
 from recipes.cologen.data.views import VIEWS
 from recipes.cologen.errors import BrokenPictureError, CologenError, FolderDataError, PromptError
 from recipes.cologen.flux.base import FluxBase
+from recipes.cologen.training.held_out_prompts import held_out_rule
 from recipes.cologen.training.sources import DataSource, RecordSource
+from recipes.cologen.training.validation import held_out_examples
 
 MAX_RECORDS = 100
 """Records that are looked at, spread evenly over the folder."""
@@ -43,7 +45,7 @@ class Fault(NamedTuple):
 def check_sources(
     data: DataSource, config: RunConfig, stages: Sequence[str], model: FluxBase, console: Console
 ) -> None:
-    """Look at what each stage reads; the world needs no looking at.
+    """Look at what each stage reads, what it replays included; the world needs no looking at.
 
     Raises:
         DataSetError: No data set serves a stage.
@@ -53,12 +55,47 @@ def check_sources(
         return
     console.print("looking whether the pictures have what the stages need", highlight=False)
     most = config.data.max_broken
+    read = tuple(dict.fromkeys(task for stage in stages for task in (stage, *config.stages[stage].replay)))
     if data.place is not None:
-        check_data(data.place.records, data.place.num_records or 0, stages, model, most)
+        check_data(data.place.records, data.place.num_records or 0, read, model, most)
         return
-    sources = {stage: data.stage(stage) for stage in stages}
+    sources = {stage: data.stage(stage) for stage in read}
     for stage, source in sources.items():
         check_data(source.records, source.num_records or 0, (stage,), model, most, skip_incomplete=True)
+
+
+def check_held_out(held_out: DataSource, config: RunConfig, tasks: Sequence[str], model: FluxBase) -> None:
+    """Make the very examples that validation will make, and read their prompts as the base will.
+
+    A record that validation leaves out is no fault here either; the world needs no looking at.
+
+    Args:
+        held_out: What is validated on.
+        config: Of the run.
+        tasks: Those that will be validated.
+        model: The base, for its tokenizers.
+
+    Raises:
+        DataSetError: No data set serves a task.
+        FolderDataError: A task has no whole record, or a prompt cannot be read.
+    """
+    if held_out.place is not None and held_out.place.num_records is None:
+        return
+    seed, count, faults = config.data.held_out_seed, config.validation.samples, []
+    with held_out_rule(model, config):
+        for task in tasks:
+            records = held_out.stage(task).records
+            try:
+                for one in held_out_examples(records, task, count, seed=seed, skipped=lambda problem: None):
+                    _check_prompt(one.prompt, model)
+            except CologenError as error:
+                faults.append(f"  {task}: {error}")
+    if faults:
+        raise FolderDataError(
+            "what is held out cannot be validated on as asked:\n"
+            + "\n".join(faults)
+            + "\nMend what data.held_out names, or leave validation out (--set validation.samples=0)."
+        )
 
 
 def check_data(
@@ -134,7 +171,8 @@ def _check_prompt(prompt: str, model: FluxBase) -> None:
     Raises:
         PromptError: Says by how much, or names the words.
     """
-    model.check_length(prompt)
+    if model.long_prompts == "refuse":
+        model.check_length(prompt)
     unknown = dict.fromkeys(model.unknown_words(prompt)) if model.closed_vocabulary is not None else {}
     if unknown:
         raise PromptError(f"the base cannot read {', '.join(map(repr, unknown))} in {prompt!r}")

@@ -1,8 +1,9 @@
 """The task loss on held-out examples at fixed times with fixed noise, and where the router sent them.
 
 A training loss is drawn at random times and noise, so it moves without the model having moved. Here every
-example is seen at the middles of eight equal parts of [0, 1], with noise of its own seed, in evaluation mode
-(routers draw no noise). Source of the times: Esser et al. (arXiv 2403.03206), section 5.
+example is seen at the middles of eight equal parts of [0, 1], shifted as training shifts its times, with
+noise of its own seed, in evaluation mode (routers draw no noise). Source of the times: Esser et al. (arXiv
+2403.03206), section 5.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -20,22 +20,22 @@ from prw.routing import RoutingStatistics, Tally, statistics_of
 from recipes.cologen.data.record import Example
 from recipes.cologen.data.sampler import derive_seed
 from recipes.cologen.flux.base import Sources
-from recipes.cologen.flux.pixels import to_unit_range
 from recipes.cologen.flux.tokens import ImageTokens, TextTokens
 from recipes.cologen.flux.two_step import SourceKV
 from recipes.cologen.training.flow import draw_noise, flow_sample
-from recipes.cologen.training.step import Trainee
-from recipes.cologen.training.validation import same_sized, stacked_sources
+from recipes.cologen.training.held_out_encoding import encode_examples, encode_targets
+from recipes.cologen.training.step import Trainee, trained_times
+from recipes.cologen.training.validation import same_sized
 
 TIMES = tuple((place + 0.5) / 8 for place in range(8))
-"""Of flow matching: 1 is pure noise."""
+"""Of flow matching, before the shift of training (`flow.shift`): 1 is pure noise."""
 
 
 class HeldOutLoss(NamedTuple):
     """What was measured on the examples of one task."""
 
     by_time: tuple[float, ...]
-    """Mean squared error of the velocity at each of `TIMES`."""
+    """Mean squared error of the velocity at each of `TIMES`, shifted."""
     routing: RoutingStatistics
     """Share of the newest expert, usage of each site, entropy of the router."""
 
@@ -70,14 +70,11 @@ def held_out_loss(
 
 def _errors(trainee: Trainee, batch: Sequence[Example], seeds: Sequence[int]) -> tuple[Tensor, Tally]:
     """Mean error of a batch at each time, float64 [times], and its decisions."""
-    model, device = trainee.model, trainee.accelerator.device
-    text = model.encode_prompts([example.prompt for example in batch])
-    target = torch.from_numpy(np.stack([example.target for example in batch])).permute(0, 3, 1, 2)
-    clean = model.encode_images(to_unit_range(target, device))
-    sources = [model.encode_images(pixels) for pixels in stacked_sources(batch, device)]
+    model = trainee.model
+    (text, sources), clean = encode_examples(trainee, batch), encode_targets(trainee, batch)
     noise, errors, tally = draw_noise(seeds, clean.tokens.shape[1:]), [], None
-    for time in TIMES:
-        sample = flow_sample(clean.tokens, noise, torch.full([len(batch)], time))
+    for time in trained_times(trainee, torch.tensor(TIMES), clean.tokens.shape[1]):
+        sample = flow_sample(clean.tokens, noise, time.expand(len(batch)))
         with trainee.accelerator.autocast(), trainee.weave.record() as routing:
             velocity = model.velocity(
                 clean.with_tokens(sample.noisy),

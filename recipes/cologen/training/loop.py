@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 from recipes.cologen.data.bucket_order import BucketOrder
 from recipes.cologen.data.sampler import BatchSampler, derive_seed
 from recipes.cologen.errors import CologenError
-from recipes.cologen.training.batches import Batch, Examples, Prepared, loaded
+from recipes.cologen.training.batches import Batch, Examples, Prepared, kept_tasks, loaded
 from recipes.cologen.training.bench import Bench, note_progress, restore_latest, save_latest
 from recipes.cologen.training.long_prompts import LongPrompts
 from recipes.cologen.training.optimizers import ExpertAverage, make_average, make_optimizer
@@ -43,7 +43,7 @@ def train_stage(bench: Bench, state: StageState, resumed: bool) -> StageState:
         optimizer = trainee.parallel.divide(optimizer, trainee.config.optimizer.clip_norm)
     average = make_average(optimizer, trainee.config.optimizer)
     if resumed:
-        restore_latest(bench, optimizer)
+        state = restore_latest(bench, state, optimizer)
     stream, micro_batches = _stream(bench, state)
     long_prompts = LongPrompts(trainee.model, bench.progress.say)
     clock = time.monotonic() - state.seconds
@@ -181,6 +181,5 @@ def _stream(bench: Bench, state: StageState) -> tuple[Iterator[Batch], int]:
     examples: Dataset[Prepared] = own
     if replay:
         examples = ReplayedExamples(own, bench.data, replay, config.dropout)
-    cache = config.data.cache
-    keyed = cache.folder is not None and (True if cache.stages is None else cache.stages)
+    keyed = kept_tasks(config.data.cache)
     return loaded(examples, sampler, config.machine.workers, keyed), sampler.micro_batches

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs
+from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 from rich.console import Console
 
 from recipes.cologen.caching.encoder import Encoder, open_encoder
@@ -21,9 +22,8 @@ from recipes.cologen.stages import select_stages, stage_index
 from recipes.cologen.training.bench import Bench, finish_stage, steps_before
 from recipes.cologen.training.data_binding import contents
 from recipes.cologen.training.data_card import write_card
-from recipes.cologen.training.data_check import check_sources
+from recipes.cologen.training.data_check import check_held_out, check_sources
 from recipes.cologen.training.growth import base_folder, begin_state, curriculum, grow, load_base, open_pool
-from recipes.cologen.training.held_out_prompts import check_held_out
 from recipes.cologen.training.interruption import StopSignals
 from recipes.cologen.training.loop import train_stage
 from recipes.cologen.training.metrics import MetricsLog
@@ -37,6 +37,10 @@ from recipes.cologen.training.state import StageState
 from recipes.cologen.training.step import Trainee
 from recipes.cologen.training.trackers import check_trackers
 from recipes.cologen.training.validating import validated_tasks
+
+LONGEST_WAIT = timedelta(hours=12)
+"""How long processes wait for one another: for as long as rank 0 may download a base, prepare data sets or
+validate. torch's own is 10 minutes on GPUs, after which it would end a run that is well."""
 
 
 class Sources(NamedTuple):
@@ -120,7 +124,10 @@ def join_processes(config: RunConfig) -> Accelerator:
         accelerator = Accelerator(
             mixed_precision="bf16" if config.base.dtype == "bfloat16" else "no",
             fsdp_plugin=sharding_plugin(config.base.quantisation),
-            kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],  # no second copy
+            kwargs_handlers=[
+                DistributedDataParallelKwargs(gradient_as_bucket_view=True),  # no second copy
+                InitProcessGroupKwargs(timeout=LONGEST_WAIT),
+            ],
         )
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     if launched != accelerator.num_processes:
@@ -141,9 +148,7 @@ def _train_stages(
     console: Console,
 ) -> tuple[tuple[str, ...], StageState | None]:
     model = load_base(config, accelerator.device)
-    check_sources(sources.data, config, todo, model, console)
-    validated = dict.fromkeys(task for name in todo for task in validated_tasks(config, name))
-    check_held_out(config, sources.held_out, validated, model)
+    _look_at(sources, config, todo, model, console)
     if accelerator.is_main_process:
         write_card(folder.path, config, sources.data, sources.held_out, sources.annotators)
     weave, state, resumed = open_pool(config, folder, model, todo[0])
@@ -214,8 +219,8 @@ def _open_sources(config: RunConfig, names: tuple[str, ...], device: torch.devic
     """Open what these stages read; a stage that nothing serves is found here, not when its turn comes."""
     held_out = held_out_records(config.data) if config.validation.samples else None
     trained = dict.fromkeys(task for name in names for task in (name, *config.stages[name].replay))
-    validated = dict.fromkeys(task for name in names for task in validated_tasks(config, name))
-    read = trained if held_out is None else trained | validated
+    validated = _validated(config, names)
+    read = (*trained, *validated) if held_out is not None else tuple(trained)
     wanted = config.data.annotators if "control" in read else {}
     sources = Sources(training_records(config.data), held_out, Annotators.load(wanted, device))
     for task in trained:
@@ -225,6 +230,20 @@ def _open_sources(config: RunConfig, names: tuple[str, ...], device: torch.devic
         for task in validated:
             held_out.stage(task)
     return sources
+
+
+def _look_at(
+    sources: Sources, config: RunConfig, todo: tuple[str, ...], model: FluxBase, console: Console
+) -> None:
+    """Look before the first step at what is trained and validated on."""
+    check_sources(sources.data, config, todo, model, console)
+    if sources.held_out is not None:
+        check_held_out(sources.held_out, config, _validated(config, todo), model)
+
+
+def _validated(config: RunConfig, names: tuple[str, ...]) -> tuple[str, ...]:
+    """The tasks that are validated while these stages are trained, each once."""
+    return tuple(dict.fromkeys(task for name in names for task in validated_tasks(config, name)))
 
 
 def _view(config: RunConfig, todo: tuple[str, ...], state: StageState, console: Console) -> ProgressView:

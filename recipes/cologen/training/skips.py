@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from recipes.cologen.errors import TooManyBrokenError
@@ -41,15 +42,23 @@ class SkipTally:
         """
         self._draws += len(batch.seeds)
         self._skipped += len(batch.skipped)
-        lines = [json.dumps({"stage": stage, "problem": problem}) for problem in batch.skipped]
-        new = [line for line in dict.fromkeys(lines) if line not in self._listed]
-        if new:
-            self._listed.update(new)
-            with self._file.open("a", encoding="utf-8") as listing:
-                listing.writelines(line + "\n" for line in new)
+        self._list([json.dumps({"stage": stage, "problem": problem}) for problem in batch.skipped])
         if self._draws >= FIRST_JUDGED and self._skipped > self._most * self._draws:
             raise TooManyBrokenError(
                 f"{self._skipped} of {self._draws} rows could not be read, more than data.max_broken="
                 f"{self._most:g} allows; {self._file} lists them. Mend the data, or raise data.max_broken. "
                 "The run is kept as of its last checkpoint."
             )
+
+    def add_held_out(self, task: str, problems: Sequence[str]) -> None:
+        """List what was wrong with held-out rows of a task; they are no draws, and end nothing."""
+        rows = [{"stage": task, "held_out": True, "problem": problem} for problem in problems]
+        self._list([json.dumps(row) for row in rows])
+
+    def _list(self, lines: Sequence[str]) -> None:
+        """Write down those lines that are not in the list yet."""
+        new = [line for line in dict.fromkeys(lines) if line not in self._listed]
+        if new:
+            self._listed.update(new)
+            with self._file.open("a", encoding="utf-8") as listing:
+                listing.writelines(line + "\n" for line in new)

@@ -29,7 +29,7 @@ class StageState(BaseModel):
     skipped_in_a_row: int = Field(default=0, ge=0)
     """Of these, how many came last, one after another."""
     window: tuple[tuple[float, float, float, float], ...] = ()
-    """What the steps since the last row of metrics.jsonl measured (step.StepLosses)."""
+    """What the steps since the last row of metrics.jsonl measured on this rank (step.StepLosses)."""
 
 
 def seed_all(seed: int) -> None:

@@ -12,10 +12,13 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from torch.nn import functional as F
 
 import prw
 from prw import Weave
+from prw.routing import Routing
+from prw.routing.tally import MEASURES
 from recipes.cologen.caching.encoder import Encoder
 from recipes.cologen.config import RunConfig
 from recipes.cologen.config_model import OptimizerSettings
@@ -27,7 +30,7 @@ from recipes.cologen.flux.tokens import ImageTokens, TextTokens
 from recipes.cologen.stages import StageSettings
 from recipes.cologen.training.batches import Batch
 from recipes.cologen.training.flow import FlowSample, draw_noise, draw_timesteps, flow_sample
-from recipes.cologen.training.parallel import Parallel, clip, whole
+from recipes.cologen.training.parallel import Parallel, clip
 from recipes.cologen.training.replay import own_tokens
 
 
@@ -103,6 +106,19 @@ class StepLosses(NamedTuple):
         return StepLosses(*(_mean(values) for values in zip(*several, strict=True)))
 
 
+class Measured(NamedTuple):
+    """What a batch measured, as `StepLosses`, still on the device: float32 scalars without a graph."""
+
+    task_loss: Tensor
+    veteran_loss: Tensor
+    share: Tensor
+    gate: Tensor
+
+    def read(self) -> StepLosses:
+        """The numbers; this waits for the device."""
+        return StepLosses(*torch.stack(self).tolist())
+
+
 def _mean(values: Sequence[float]) -> float:
     known = [value for value in values if not math.isnan(value)]
     return sum(known) / len(known) if known else math.nan
@@ -111,15 +127,12 @@ def _mean(values: Sequence[float]) -> float:
 @torch.no_grad()
 def encode(trainee: Trainee, batch: Batch) -> Encoded:
     """Draw maps that sources wait for, run the frozen text encoders and VAE; noise and times as seeded."""
-    model, encoder, flow = trainee.model, trainee.encoder, trainee.config.flow
+    encoder, flow = trainee.encoder, trainee.config.flow
     first = trainee.annotators.sources(batch.source.to(trainee.accelerator.device), batch.annotators)
     clean = encoder.images(batch.target, batch.keys.target)
     times = draw_timesteps(batch.seeds, flow.timestep_mean, flow.timestep_std)
-    mu = model.schedule_shift(clean.tokens.shape[1], trainee.config.sampling.steps)
-    factor = shift_factor(model.scheduler.config, flow.shift, mu)
-    sample = flow_sample(
-        clean.tokens, draw_noise(batch.seeds, clean.tokens.shape[1:]), shift_times(times, factor)
-    )
+    noise = draw_noise(batch.seeds, clean.tokens.shape[1:])
+    sample = flow_sample(clean.tokens, noise, trained_times(trainee, times, clean.tokens.shape[1]))
     return Encoded(
         text=encoder.prompts(batch.prompts, batch.keys.prompts),
         source=encoder.images(first, batch.keys.source),
@@ -129,8 +142,15 @@ def encode(trainee: Trainee, batch: Batch) -> Encoded:
     )
 
 
-def batch_loss(trainee: Trainee, stage: StageSettings, batch: Batch) -> tuple[Tensor, StepLosses]:
-    """The loss of one batch, with its graph, and what it is made of.
+def trained_times(trainee: Trainee, times: Tensor, num_tokens: int) -> Tensor:
+    """Times [any] shifted as training shifts those of pictures of so many tokens, in float32."""
+    model, flow = trainee.model, trainee.config.flow
+    mu = model.schedule_shift(num_tokens, flow.shift_steps)
+    return shift_times(times, shift_factor(model.scheduler.config, flow.shift, mu))
+
+
+def batch_loss(trainee: Trainee, stage: StageSettings, batch: Batch) -> tuple[Tensor, Measured]:
+    """The loss of one batch, with its graph, and what it is made of; nothing is read from the device.
 
     Source: CoLoGen (arXiv 2602.22150), equation 10; the task loss is flow matching's squared error, in
     float32.
@@ -149,9 +169,23 @@ def batch_loss(trainee: Trainee, stage: StageSettings, batch: Batch) -> tuple[Te
     task = F.mse_loss(velocity.float(), encoded.flow.velocity)
     own = own_tokens(batch, sum(one.tokens.shape[1] for one in encoded.sources), trainee.accelerator.device)
     veteran = prw.veteran_loss(routing, rho=stage.rho, alpha=stage.alpha, per=config.veteran.per, mask=own)
-    share = math.nan if all(batch.replayed) and batch.replayed else routing.share(own)
-    measured = StepLosses(task.item(), veteran.item(), share, routing.gate())
-    return task + veteran, measured
+    return task + veteran, _measured(
+        task, veteran, routing, own, bool(batch.replayed) and all(batch.replayed)
+    )
+
+
+@torch.no_grad()
+def _measured(
+    task: Tensor, veteran: Tensor, routing: Routing, own: Tensor | None, all_replayed: bool
+) -> Measured:
+    """Losses, share and gate of a batch, without waiting for the device."""
+    share = routing.newest_share("straight-through", mask=own)
+    tally = routing.tally()
+    chosen, gates = tally.sums.tensor_split([len(tally.experts)], dim=1)
+    gate = gates[:, MEASURES.index("gate")].sum() / chosen.sum().clamp(min=1.0)
+    if all_replayed:
+        share = torch.full_like(share, math.nan)
+    return Measured(task.detach(), veteran.detach(), share, gate)
 
 
 def learning_rate(step: int, stage: StageSettings, settings: OptimizerSettings) -> float:
@@ -182,11 +216,13 @@ def train_step(
             _backward(trainee, loss / len(micro))
         measured.append(losses)
     norm = clip(optimizer, trainee.config.optimizer.clip_norm)
-    _check_finite(trainee.accelerator, float(whole(norm)), measured, micro)
+    finite, losses_read = _read(trainee.accelerator, norm, measured)
+    if not finite:
+        raise _non_finite(trainee.accelerator, losses_read, micro)
     for group in optimizer.param_groups:
         group["lr"] = learning_rate(step, stage, trainee.config.optimizer)
     optimizer.step()
-    return StepLosses.mean(measured)
+    return StepLosses.mean(losses_read)
 
 
 def _backward(trainee: Trainee, loss: Tensor) -> None:
@@ -201,25 +237,33 @@ def _gathering(trainee: Trainee, last: bool) -> AbstractContextManager[Any]:
     return nullcontext() if trainee.parallel is None or last else trainee.parallel.gather_later()
 
 
-def _check_finite(
-    accelerator: Accelerator, norm: float, measured: Sequence[StepLosses], micro: Sequence[Batch]
-) -> None:
-    """Refuse a step of which any rank's loss or gradient is not finite; all ranks decide alike.
-
-    Raises:
-        NonFiniteError: Names the examples of the batches whose loss is not finite; where all losses are, and
-            only the gradient is not, every example of the step.
-    """
-    bad = [not math.isfinite(losses.loss) for losses in measured]
-    finite = math.isfinite(norm) and not any(bad)
+def _read(
+    accelerator: Accelerator, norm: Tensor, measured: Sequence[Measured]
+) -> tuple[bool, list[StepLosses]]:
+    """Whether losses and gradients of all ranks are finite, and this rank's numbers, in one transfer."""
+    norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+    rows = torch.stack([torch.stack(one) for one in measured])
+    finite = rows[:, :2].isfinite().all() & norm.to(rows.device).isfinite()
+    faults = (~finite).float()[None]
     if accelerator.num_processes > 1:
-        faults = torch.tensor([int(not finite)], device=accelerator.device)
-        finite = not accelerator.reduce(faults, "sum").item()
-    if finite:
-        return
-    batches = [(is_bad, batch.ids) for is_bad, batch in zip(bad, micro, strict=True)]
+        faults = accelerator.reduce(faults, "sum")
+    *numbers, fault_count = torch.cat([rows.flatten(), faults]).tolist()
+    width = rows.shape[1]
+    read = [StepLosses(*numbers[start : start + width]) for start in range(0, len(numbers), width)]
+    return fault_count == 0, read
+
+
+def _non_finite(
+    accelerator: Accelerator, measured: Sequence[StepLosses], micro: Sequence[Batch]
+) -> NonFiniteError:
+    """What is wrong with a step that is not finite on some rank; all ranks must ask.
+
+    It names the examples of the batches whose loss is not finite; where all losses are, and only the gradient
+    is not, every example of the step.
+    """
+    batches = [(not math.isfinite(one.loss), batch.ids) for one, batch in zip(measured, micro, strict=True)]
     here = [(sum(losses.loss for losses in measured) / len(measured), batches)]
     ranks = gather_object(here) if accelerator.num_processes > 1 else here
     all_batches = [batch for _, of_rank in ranks for batch in of_rank]
     named = [ids for is_bad, ids in all_batches if is_bad] or [ids for _, ids in all_batches]
-    raise NonFiniteError([loss for loss, _ in ranks], [record for ids in named for record in ids])
+    return NonFiniteError([loss for loss, _ in ranks], [record for ids in named for record in ids])

@@ -5,6 +5,7 @@ Scores are validation.py's, losses held_out_loss.py's, pictures sample_grid.py's
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, NamedTuple
 
 from PIL import Image as PilImage
@@ -12,6 +13,7 @@ from PIL import Image as PilImage
 from recipes.cologen.config import RunConfig
 from recipes.cologen.data.record import Example
 from recipes.cologen.training.bench import Bench, note_progress
+from recipes.cologen.training.held_out_encoding import encode_examples
 from recipes.cologen.training.held_out_loss import TIMES, HeldOutLoss, held_out_loss
 from recipes.cologen.training.held_out_prompts import held_out_rule
 from recipes.cologen.training.parallel import splits
@@ -28,6 +30,8 @@ class Measured(NamedTuple):
     score: TaskScore
     loss: HeldOutLoss | None
     """None where `validation.loss_samples` is 0."""
+    skipped: int = 0
+    """Records that were met and could not be used."""
 
 
 def validated_tasks(config: RunConfig, stage: str) -> tuple[str, ...]:
@@ -54,10 +58,12 @@ def _measure(bench: Bench, state: StageState, held_out: DataSource, task: str) -
     trainee, config = bench.trainee, bench.trainee.config
     settings, seed = config.validation, config.data.held_out_seed
     batch_size = config.machine.micro_batch or config.stages[state.stage].batch_size
-    examples = trainee.annotators.complete(
-        held_out_examples(held_out.stage(task).records, task, settings.samples, seed=seed),
-        trainee.accelerator.device,
-    )
+    problems: list[str] = []
+    records = held_out.stage(task).records
+    made = held_out_examples(records, task, settings.samples, seed=seed, skipped=problems.append)
+    if trainee.accelerator.is_main_process:
+        bench.skips.add_held_out(task, problems)
+    examples = trainee.annotators.complete(made, trainee.accelerator.device)
     score = evaluate_task(
         trainee.model,
         trainee.weave,
@@ -68,10 +74,11 @@ def _measure(bench: Bench, state: StageState, held_out: DataSource, task: str) -
         source_timestep=config.flow.source_timestep,
         guidance=config.sampling.guidance if trainee.model.reads_guidance else None,
         shift=config.sampling.shift,
+        encode=partial(encode_examples, trainee),
     )
     few = examples[: settings.loss_samples]
     loss = held_out_loss(trainee, few, seed=seed, batch_size=batch_size) if few else None
-    return Measured(examples, score, loss)
+    return Measured(examples, score, loss, len(problems))
 
 
 def _write(bench: Bench, state: StageState, measured: dict[str, Measured]) -> None:
@@ -99,6 +106,9 @@ def _row(bench: Bench, state: StageState, measured: dict[str, Measured]) -> dict
         "sites": [site.name for site in weave.sites],
         "experts": list(weave.experts),
     }
+    skipped = {task: of_task.skipped for task, of_task in measured.items() if of_task.skipped}
+    if skipped:
+        row["skipped"] = skipped
     losses = {task: of_task.loss for task, of_task in measured.items() if of_task.loss is not None}
     if losses:
         row |= {

@@ -7,7 +7,7 @@ random state or leaves the model in another mode: a run that validates and one t
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence, Sized
+from collections.abc import Callable, Iterator, Sequence, Sized
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -18,7 +18,7 @@ from torch import Tensor
 from prw import Weave
 from recipes.cologen.config_model import Shift
 from recipes.cologen.data import oracle
-from recipes.cologen.data.record import Example, Image
+from recipes.cologen.data.record import Example, Image, MissingMetadataError
 from recipes.cologen.data.sampler import derive_seed
 from recipes.cologen.data.scene import Scene
 from recipes.cologen.data.views import VIEWS
@@ -26,9 +26,14 @@ from recipes.cologen.errors import AnnotatorError, BrokenPictureError
 from recipes.cologen.flux.base import FluxBase, SourceTimestep
 from recipes.cologen.flux.pixels import to_unit_range
 from recipes.cologen.flux.sampling import generate
+from recipes.cologen.flux.tokens import ImageTokens, TextTokens
 from recipes.cologen.training.sources import RecordSource
 
 _logger = logging.getLogger(__name__)
+Encode = Callable[[Sequence[Example]], tuple[TextTokens, Sequence[ImageTokens]]]
+"""Encodes prompts and sources of examples of one size."""
+_MOST_TRIES = 1000
+"""Records of a source without end that are tried for a first example."""
 
 
 @dataclass(frozen=True)
@@ -63,19 +68,32 @@ class TaskScore:
         return {str(kind): float(values[kinds == kind].mean()) for kind in sorted(set(self.kinds))}
 
 
-def held_out_examples(source: RecordSource, task: str, count: int, *, seed: int) -> list[Example]:
+def _warn(problem: str) -> None:
+    _logger.warning("%s; the next one is taken", problem)
+
+
+def held_out_examples(
+    source: RecordSource,
+    task: str,
+    count: int,
+    *,
+    seed: int,
+    skipped: Callable[[str], None] = _warn,
+) -> list[Example]:
     """The first `count` examples of a task from a source that training does not read.
 
     A folder with fewer pictures is gone through several times, each time with other views of its pictures.
+    As in training, a record that cannot be read or lacks what the view needs is left out, and the next taken.
 
     Args:
         source: A world with a seed of its own, or another folder than the one trained on.
         task: A key of `VIEWS`.
         count: How many; at least one.
         seed: Seed of the views.
+        skipped: Told what is wrong with a record that was left out.
 
     Raises:
-        MissingMetadataError: A record lacks what the view needs.
+        BrokenPictureError, MissingMetadataError: No record serves; this is what is wrong with the last.
         ValueError: No example was asked for.
     """
     if count < 1:
@@ -85,16 +103,13 @@ def held_out_examples(source: RecordSource, task: str, count: int, *, seed: int)
     index = 0
     while len(examples) < count:
         turn = 0 if length is None else index // length
+        view_seed = seed if turn == 0 else derive_seed(seed, "round", turn)
         try:
-            record = source.record(index)
-        except BrokenPictureError as error:
-            # As in training it is left out; a source without one whole record would never end.
-            if turn > 0 and not examples:
-                raise
-            _logger.warning("held out for %s: %s; the next one is taken", task, error)
-        else:
-            view_seed = seed if turn == 0 else derive_seed(seed, "round", turn)
-            examples.append(VIEWS[task](record, view_seed))
+            examples.append(VIEWS[task](source.record(index), view_seed))
+        except (BrokenPictureError, MissingMetadataError) as error:
+            if not examples and index >= (_MOST_TRIES if length is None else length):
+                raise  # a source without one whole record would never end
+            skipped(f"held out for {task}: {error}")
         index += 1
     return examples
 
@@ -110,6 +125,7 @@ def evaluate_task(
     source_timestep: SourceTimestep,
     guidance: float | None = None,
     shift: Shift = "base",
+    encode: Encode | None = None,
 ) -> TaskScore:
     """Generate the target of every example and score it.
 
@@ -125,6 +141,7 @@ def evaluate_task(
         source_timestep: "same" or "zero", as the pool was trained.
         guidance: Scale for a guidance-distilled base; other bases do not read it.
         shift: How the sampling steps are shifted towards noise.
+        encode: Encodes prompts and sources of a batch; None: the base does, all at once.
 
     Raises:
         AnnotatorError: A source is still to be drawn by an annotator.
@@ -144,8 +161,7 @@ def evaluate_task(
         with usage.counting(weave, len(batch)):
             pixels = generate(
                 model,
-                [example.prompt for example in batch],
-                stacked_sources(batch, model.device),
+                *(_given(model, batch) if encode is None else encode(batch)),
                 generator=[torch.Generator().manual_seed(noise_seed) for noise_seed in seeds],
                 height=batch[0].target.shape[0],
                 width=batch[0].target.shape[1],
@@ -165,6 +181,11 @@ def evaluate_task(
         experts=usage.experts,
         usage=usage.mean(),
     )
+
+
+def _given(model: FluxBase, batch: Sequence[Example]) -> tuple[list[str], list[Tensor]]:
+    """Prompts and sources as they are, for the base to encode."""
+    return [example.prompt for example in batch], stacked_sources(batch, model.device)
 
 
 def _check_sources(examples: Sequence[Example]) -> None:

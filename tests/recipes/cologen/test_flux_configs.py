@@ -77,7 +77,7 @@ def differing(first, second, prefix=""):
     ("name", "changed"),
     [
         ("flux_kontext", {"name", "base.path", "sampling.guidance"}),
-        ("flux2_klein", {"name", "base.path", "sampling.steps"}),
+        ("flux2_klein", {"name", "base.path", "flow.shift_steps", "sampling.steps"}),
         ("flux_schnell", {"name", "base.path", "base.max_text_tokens", "sampling.steps"}),
     ],
 )

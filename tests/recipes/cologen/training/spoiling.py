@@ -21,7 +21,7 @@ if __name__ == "__main__":
         seen += 1
         loss, losses = original(*arguments)
         if seen == 2 and os.environ["RANK"] == os.environ["SPOILT_RANK"]:
-            return loss * math.nan, losses._replace(task_loss=math.nan)
+            return loss * math.nan, losses._replace(task_loss=losses.task_loss * math.nan)
         return loss, losses
 
     step.batch_loss = spoilt

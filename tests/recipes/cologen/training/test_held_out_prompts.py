@@ -84,12 +84,12 @@ def test_a_held_out_folder_is_refused_before_the_first_step_where_sets_are_train
 ):
     config = asked("folder", "sets")
     at_step(1, lambda: pytest.fail("a step was taken"))
-    with pytest.raises(FolderDataError, match=r"held out for inpainting, .*(.|\n)*at most 40 are read"):
+    with pytest.raises(FolderDataError, match=r"held out(.|\n)*inpainting: (.|\n)*at most 40 are read"):
         run(config, tmp_path / "run")
     (tmp_path / "run.yaml").write_text(config.to_yaml())
     answer = ["--json", str(tmp_path / "answer.json"), "--output", str(tmp_path / "run")]
     assert doctor.main(["--config", str(tmp_path / "run.yaml"), *answer]) == 1
-    assert "held out for inpainting" in capsys.readouterr().out.replace("\n", " ")
+    assert "held out cannot be validated on" in capsys.readouterr().out.replace("\n", " ")
     cut = asked("folder", "sets", "base.long_prompts=truncate")
     assert (
         doctor.main(["--config", str(tmp_path / "run.yaml"), "--set", "base.long_prompts=truncate", *answer])

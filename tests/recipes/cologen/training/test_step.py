@@ -82,7 +82,8 @@ def test_repeating_a_batch_lowers_its_loss(trainee_of, source_timestep):
 def test_the_loss_is_task_loss_plus_alpha_times_the_distance_from_rho(trainee_of):
     trainee = trainee_of("pool.noise=false")
     (batch,) = some_batches()
-    loss, measured = batch_loss(trainee, stage(trainee, rho=0.25, alpha=3.0), batch)
+    loss, found = batch_loss(trainee, stage(trainee, rho=0.25, alpha=3.0), batch)
+    measured = found.read()
     assert measured.veteran_loss == pytest.approx(3.0 * abs(measured.share - 0.25), rel=1e-5)
     assert loss.item() == pytest.approx(measured.loss, rel=1e-5)
     assert 0 <= measured.share <= 1
@@ -92,8 +93,8 @@ def test_the_loss_is_task_loss_plus_alpha_times_the_distance_from_rho(trainee_of
 def test_the_task_loss_is_that_of_the_mean_over_the_batch(trainee_of):
     trainee = trainee_of("pool.noise=false")
     whole, halves = some_batches(size=4), some_batches(count=2, size=2)
-    together = batch_loss(trainee, stage(trainee), whole[0])[1].task_loss
-    apart = [batch_loss(trainee, stage(trainee), half)[1].task_loss for half in halves]
+    together = batch_loss(trainee, stage(trainee), whole[0])[1].read().task_loss
+    apart = [batch_loss(trainee, stage(trainee), half)[1].read().task_loss for half in halves]
     assert whole[0].seeds == halves[0].seeds + halves[1].seeds
     assert together == pytest.approx(sum(apart) / 2, rel=1e-5)
 
@@ -135,7 +136,7 @@ def test_gradient_checkpointing_changes_nothing(trainee_of):
         torch.manual_seed(1)
         loss, measured = batch_loss(trainee, stage(trainee), some_batches()[0])
         loss.backward()
-        gradients.append((measured, [value.grad for value in trainee.weave.trainable_parameters()]))
+        gradients.append((measured.read(), [value.grad for value in trainee.weave.trainable_parameters()]))
     assert gradients[0][0] == gradients[1][0]
     torch.testing.assert_close(gradients[0][1], gradients[1][1])
 
