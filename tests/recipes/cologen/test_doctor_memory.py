@@ -1,4 +1,4 @@
-"""The doctor's memory estimate follows the settings: sources of a pair, their own sizes, the largest bucket."""
+"""The doctor's memory estimate follows the settings: all sources, their own sizes, the largest bucket."""
 
 import json
 

@@ -56,7 +56,11 @@ def test_a_folder_here_goes_before_the_hub_and_has_no_revision(cached: Path, tmp
 def test_the_way_to_get_one_names_klein_and_the_parts_that_its_folder_has() -> None:
     with pytest.raises(BaseModelError) as refused:
         locate_base("./klein", None, Path("./klein"))
-    for told in ("--config flux2_klein", "no text_encoder_2", "hf download black-forest-labs/FLUX.2-klein-4B"):
+    for told in (
+        "--config flux2_klein",
+        "no text_encoder_2",
+        "hf download black-forest-labs/FLUX.2-klein-4B",
+    ):
         assert told in str(refused.value)
 
 

@@ -1,5 +1,6 @@
 """The grid of examples: every picture is in it, as squares, and right and wrong can be told apart."""
 
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -60,7 +61,7 @@ def test_every_source_is_shown_in_a_column_of_its_own(tmp_path: Path) -> None:
         lines, columns = np.nonzero((pixels == picture[0, 0]).all(axis=-1))
         assert np.ptp(columns) > 80 and np.ptp(lines) > 80
         places.append((columns.min(), columns.max()))
-    assert all(before[1] < after[0] for before, after in zip(places, places[1:], strict=False))
+    assert all(before[1] < after[0] for before, after in pairwise(places))
 
 
 @pytest.mark.parametrize("prompt", ["", "$x_1$ & <b>", "$", "a\nb", "word " * 40])

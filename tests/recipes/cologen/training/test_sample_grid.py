@@ -25,6 +25,6 @@ def test_all_sources_are_shown_before_target_and_output():
     assert lefts == sorted(lefts)
     for colour in (COLOURS[1], COLOURS[2]):
         assert not (grid[LABEL + CELL :] == colour).all(axis=-1).any()
-    labels = grid[: LABEL, : lefts[-1] + CELL]
+    labels = grid[:LABEL, : lefts[-1] + CELL]
     for left in lefts:
         assert (labels[:, left : left + 30] < 100).any(), "a label is missing"
