@@ -38,6 +38,23 @@ class Load(NamedTuple):
     dtype: torch.dtype = torch.float32
     checkpointing: bool = False
     source_timestep: Literal["same", "zero"] = "same"
+    sources: tuple[tuple[int, int], ...] = ()
+    """Height and width of each example's source pictures; empty: one of the target's size."""
+
+    @property
+    def sizes(self) -> tuple[tuple[int, int], ...]:
+        """Height and width of an example's pictures, the target first."""
+        target = (self.height, self.width)
+        return (target, *(self.sources or (target,)))
+
+    @property
+    def pixels(self) -> str:
+        """What a device is given at once, in words."""
+        target, *sources = (f"{height} x {width}" for height, width in self.sizes)
+        if set(sources) != {target}:
+            return f"{self.batch} x {target} pixels, each from {' and '.join(sources)}"
+        number = "a source" if len(sources) == 1 else f"{len(sources)} sources"
+        return f"{self.batch} x {target} pixels, each with {number} of that size"
 
 
 class StepBytes(NamedTuple):
@@ -55,8 +72,8 @@ class Encoded(NamedTuple):
     """A micro-batch as the transformer reads it, by the shapes of its tensors; and what encoding it took."""
 
     peak: int
-    rows: int
-    columns: int
+    grids: tuple[tuple[int, int], ...]
+    """Rows and columns of tokens of the target and of each source."""
     channels: int
     embeds: tuple[int, ...]
     pooled: tuple[int, ...]
@@ -97,12 +114,13 @@ def encode(shape: BaseShape, load: Load) -> Encoded:
         model = shape.build(load.dtype, (1, 1))
         weights = [weight for part in model.modules() for weight in (*part.parameters(), *part.buffers())]
         with LiveBytes(weights) as live:
-            pixels = torch.zeros(load.batch, 3, load.height, load.width)
-            clean = model.encode_images(pixels)
+            target, *sources = (torch.zeros(load.batch, 3, *size) for size in load.sizes)
+            clean = model.encode_images(target)
             text = encode_text(model, load.batch)
-            source = model.encode_images(pixels)
-        sizes = (source.rows, clean.columns, clean.tokens.shape[-1])
-        return Encoded(live.peak, *sizes, tuple(text.embeds.shape), tuple(text.pooled.shape))
+            images = [clean, *(model.encode_images(source) for source in sources)]
+        grids = tuple((one.rows, one.columns) for one in images)
+        shapes = (tuple(text.embeds.shape), tuple(text.pooled.shape))
+        return Encoded(live.peak, grids, clean.tokens.shape[-1], *shapes)
 
 
 def encode_text(model: FluxModel | Flux2Model, batch: int) -> TextTokens:
@@ -165,15 +183,17 @@ def step_loss(model: FluxModel | Flux2Model, weave: prw.Weave, load: Load, encod
     """The loss of the training step, `training/step.py`, whose numbers nobody reads here."""
     dtype, mixed = load.dtype, load.dtype == torch.bfloat16
     text = TextTokens(torch.empty(encoded.embeds, dtype=dtype), torch.empty(encoded.pooled, dtype=dtype))
-    tokens = (load.batch, encoded.rows * encoded.columns, encoded.channels)
-    source = ImageTokens(torch.empty(tokens, dtype=dtype), encoded.rows, encoded.columns)
-    wanted, noisy = torch.empty(tokens), source.with_tokens(torch.empty(tokens))
+    target, *sources = (
+        ImageTokens(torch.empty(load.batch, rows * columns, encoded.channels, dtype=dtype), rows, columns)
+        for rows, columns in encoded.grids
+    )
+    wanted, noisy = (torch.empty(target.tokens.shape) for _ in range(2))
     with torch.autocast("cpu", torch.bfloat16, enabled=mixed), weave.record() as routing:
         velocity = model.velocity(
-            noisy,
+            target.with_tokens(noisy),
             torch.empty(load.batch),
             text,
-            source,
+            tuple(sources),
             source_timestep=load.source_timestep,
             guidance=1.0 if model.reads_guidance else None,
         )

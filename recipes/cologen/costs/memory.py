@@ -60,8 +60,14 @@ class Change(NamedTuple):
     memory: Memory
 
 
-def load_of(config: RunConfig, micro_batch: int, size: tuple[int, int], experts: int) -> Load:
-    """What a device is given at once."""
+def load_of(
+    config: RunConfig,
+    micro_batch: int,
+    size: tuple[int, int],
+    experts: int,
+    sources: tuple[tuple[int, int], ...] = (),
+) -> Load:
+    """What a device is given at once; without sizes of `sources`, one of the target's."""
     return Load(
         batch=micro_batch,
         height=size[0],
@@ -70,6 +76,7 @@ def load_of(config: RunConfig, micro_batch: int, size: tuple[int, int], experts:
         dtype=getattr(torch, config.base.dtype),
         checkpointing=config.machine.gradient_checkpointing,
         source_timestep=config.flow.source_timestep,
+        sources=sources,
     )
 
 
@@ -124,9 +131,8 @@ def _lasting(config: RunConfig, counts: Counts, experts: int) -> Iterator[Part]:
 def _passing(step: StepBytes, load: Load) -> Iterator[Part]:
     """What comes and goes in a step."""
     most = max(step.encoding, step.training)
-    pictures = f"{load.batch} x {load.height} x {load.width} pixels"
     how = "with" if load.checkpointing else "without"
-    yield Part(ACTIVATIONS, most, f"{pictures}, {how} gradient checkpointing")
+    yield Part(ACTIVATIONS, most, f"{load.pixels}, {how} gradient checkpointing")
     reserve = RESERVE_BYTES + round(FRAGMENTATION * most)
     yield Part(RESERVE, reserve, "CUDA, workspaces, fragmentation: assumed")
 

@@ -15,6 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from recipes.cologen.config import RunConfig
 from recipes.cologen.costs.shapes import BaseShape, read_json
 from recipes.cologen.data.annotators.drawing import Annotators
+from recipes.cologen.data.buckets import PAIRED_TASKS, Bucket
 from recipes.cologen.errors import CologenError
 from recipes.cologen.flux.flux2_model import Flux2Model
 from recipes.cologen.flux.folder import INDEX_FILE
@@ -31,8 +32,8 @@ class DataFacts(NamedTuple):
 
     card: dict[str, Any] | None
     """The data card that a run would write; None where the data cannot be opened."""
-    size: tuple[int, int] | None
-    """Height and width of pictures; None where they are not known."""
+    sizes: Bucket | None
+    """Sizes of the target and source that need most; None where they are not known."""
     problems: tuple[Problem, ...]
 
 
@@ -43,7 +44,7 @@ def data_facts(config: RunConfig, stages: Sequence[str], shape: BaseShape | None
         data = training_records(config.data)
         held_out = held_out_records(config.data) if config.validation.samples else None
     except CologenError as error:
-        return DataFacts(None, size, _each_fault(config, str(error)))
+        return DataFacts(None, None if size is None else Bucket(size, size), _each_fault(config, str(error)))
     serving = []
     for name in stages:
         try:
@@ -59,7 +60,8 @@ def data_facts(config: RunConfig, stages: Sequence[str], shape: BaseShape | None
     card = make_card(config.model_copy(update={"stages": _only(config, serving)}), data, held_out, annotators)
     card["notes"] = _notes(config, stages)
     card["buckets"], largest = _buckets(config, serving, data)
-    return DataFacts(card, largest or size, tuple(problems))
+    alike = None if size is None else Bucket(size, size)
+    return DataFacts(card, largest or alike, tuple(problems))
 
 
 def _notes(config: RunConfig, stages: Sequence[str]) -> list[str]:
@@ -99,8 +101,8 @@ def _each_fault(config: RunConfig, first: str) -> tuple[Problem, ...]:
 
 def _buckets(
     config: RunConfig, stages: Sequence[str], data: DataSource
-) -> tuple[dict[str, dict[str, int]], tuple[int, int] | None]:
-    """Records of each stage by aspect bucket, and the largest size; nothing where there are no buckets."""
+) -> tuple[dict[str, dict[str, int]], Bucket | None]:
+    """Records of each stage by aspect bucket, and the largest of these; nothing where there are none."""
     settings: Any = getattr(config.data, "buckets", None)
     if settings is None or not settings.on:
         return {}, None
@@ -109,8 +111,20 @@ def _buckets(
         source: Any = data.stage(name)
         found = source.bucketed(name, settings)
         counts[name] = {str(bucket): len(of) for bucket, of in zip(*found, strict=True)}
-        sizes += [size for bucket in found.buckets for size in bucket]
-    return counts, max(sizes, key=lambda size: size[0] * size[1], default=None)
+        most = sources_of(config, [name])
+        sizes += [(_pixels(bucket, most), bucket) for bucket in found.buckets]
+    return counts, max(sizes, default=(0, None))[1]
+
+
+def _pixels(bucket: Bucket, sources: int) -> int:
+    """Pixels of an example of this bucket."""
+    target, source = (height * width for height, width in bucket)
+    return target + sources * source
+
+
+def sources_of(config: RunConfig, stages: Sequence[str]) -> int:
+    """The most source pictures that an example of these stages may have; only pairs have more than one."""
+    return config.data.max_sources if set(stages) & set(PAIRED_TASKS) else 1
 
 
 def _only(config: RunConfig, serving: Sequence[str]) -> dict[str, Any]:

@@ -12,7 +12,8 @@ from recipes.cologen.costs.memory import FLOAT32, Memory, estimate_memory, load_
 from recipes.cologen.costs.memory import trained_parameters as trained
 from recipes.cologen.costs.parameters import Counts, count_parameters
 from recipes.cologen.costs.shapes import BaseShape, find_shape, read_shape
-from recipes.cologen.diagnosis.data import DataFacts, data_facts
+from recipes.cologen.data.buckets import Bucket
+from recipes.cologen.diagnosis.data import DataFacts, data_facts, sources_of
 from recipes.cologen.diagnosis.environment import environment
 from recipes.cologen.diagnosis.probe import Probe
 from recipes.cologen.errors import CologenError
@@ -78,8 +79,8 @@ def diagnose(asked: Asked) -> Diagnosis:
         counts = count_parameters(shape, asked.config.pool)
         facts["parameters"] = _parameter_facts(counts, asked)
         problems += _disk(asked, counts, facts)
-        if data.size is not None and not any(problem.about == "picture size" for problem in problems):
-            facts["memory"], found = _memory(asked, shape, counts, data.size)
+        if data.sizes is not None and not any(problem.about == "picture size" for problem in problems):
+            facts["memory"], found = _memory(asked, shape, counts, data.sizes)
             problems += found
     return Diagnosis(facts, tuple(dict.fromkeys(problems)))
 
@@ -154,17 +155,18 @@ def _disk(asked: Asked, counts: Counts, facts: dict[str, Any]) -> list[Problem]:
 
 
 def _memory(
-    asked: Asked, shape: BaseShape, counts: Counts, size: tuple[int, int]
+    asked: Asked, shape: BaseShape, counts: Counts, sizes: Bucket
 ) -> tuple[dict[str, Any], list[Problem]]:
     """Memory by part, beside what the device has; and what would make it fit."""
-    load = load_of(asked.config, asked.micro_batch, size, asked.experts)
+    sources = (sizes.source,) * sources_of(asked.config, asked.stages)
+    load = load_of(asked.config, asked.micro_batch, sizes.target, asked.experts, sources)
     memory = estimate_memory(asked.config, shape, counts, load)
     facts = memory_facts(memory, asked.gpu)
     if asked.gpu is None or memory.total <= asked.gpu.bytes:
         return facts, []
     change = what_would_fit(asked.config, shape, counts, load, asked.gpu.bytes)
     advice = (
-        "no setting makes it fit: take a larger GPU, or smaller pictures (data.size)."
+        f"no setting makes it fit: take a larger GPU, or smaller pictures ({_sizes_setting(asked.config)})."
         if change is None
         else f"--set {' '.join(change.settings)} would need {change.memory.total / 1e9:.1f} GB."
     )
@@ -175,11 +177,19 @@ def _memory(
     return facts, [Problem("memory", message)]
 
 
+def _sizes_setting(config: RunConfig) -> str:
+    """The settings that say how large pictures are, and how many there are of an example."""
+    fewer = ", or fewer sources, data.max_sources" if config.data.max_sources > 1 else ""
+    return ("data.buckets" if config.data.buckets.on else "data.size") + fewer
+
+
 def memory_facts(memory: Memory, gpu: Gpu | None) -> dict[str, Any]:
     """Memory by part, as plain values."""
     return {
         "micro_batch": memory.load.batch,
         "size": [memory.load.height, memory.load.width],
+        "source_sizes": [list(size) for size in memory.load.sizes[1:]],
+        "pixels": memory.load.pixels,
         "parts": [part._asdict() for part in memory.parts],
         "total_bytes": memory.total,
         "gpu": None if gpu is None else gpu._asdict(),

@@ -21,8 +21,7 @@ def show(diagnosis: Diagnosis, console: Console) -> None:
     if "parameters" in facts:
         _table(console, "What trains", ("what", "number"), _parameters(facts["parameters"]))
     if "memory" in facts:
-        size = " x ".join(map(str, facts["memory"]["size"]))
-        title = f"Memory of one device, {facts['memory']['micro_batch']} x {size} pixels at once ({COMPUTED})"
+        title = f"Memory of one device, {facts['memory']['pixels']} ({COMPUTED})"
         _table(console, title, ("part", "GB", "what"), _memory(facts["memory"]))
     if facts.get("measured_peak_bytes") is not None:
         _say(console, f"measured in the probe: {facts['measured_peak_bytes'] / 1e9:.2f} GB allocated at most")
@@ -117,7 +116,7 @@ def _table(console: Console, title: str, heads: Sequence[str], rows: Rows) -> No
     if not console.is_terminal:
         _say(console, title)
         for first, *cells in rows:
-            named = [f"{head} {cell}" for head, cell in zip(heads[1:], cells, strict=True) if cell]
+            named = [_plainly(head, cell) for head, cell in zip(heads[1:], cells, strict=True) if cell]
             _say(console, f"  {first}: {', '.join(named if len(cells) > 1 else cells)}")
         return
     table = Table(title=title, title_justify="left")
@@ -126,6 +125,13 @@ def _table(console: Console, title: str, heads: Sequence[str], rows: Rows) -> No
     for row in rows:
         table.add_row(*row)
     console.print(table, markup=False)
+
+
+def _plainly(head: str, cell: str) -> str:
+    """A cell away from its column: numbers before their unit, what explains itself as it is."""
+    if head == "GB":
+        return f"{cell} GB"
+    return cell if head == "what" else f"{head} {cell}"
 
 
 def _say(console: Console, text: str) -> None:

@@ -14,10 +14,13 @@ HOW_TO_GET_ONE = (
     "Give a folder in diffusers' layout, or a name on the hub, with --set base.path=PATH. FLUX.1-dev and "
     "FLUX.1-Kontext-dev are gated and not for commercial use: read and accept the licence at "
     "https://huggingface.co/black-forest-labs/FLUX.1-dev, log in (hf auth login), then fetch the folder: "
-    "hf download black-forest-labs/FLUX.1-dev --local-dir FLUX.1-dev --exclude 'flux1-*' 'ae.safetensors'. "
-    "FLUX.1-schnell is Apache-2.0. To try everything without: python -m recipes.cologen.random_weights "
-    "writes a small base of random weights; the tiny base is recipes/cologen/assets/tiny_flux (if that is "
-    "missing, restore it: git checkout recipes/cologen/assets)."
+    "hf download black-forest-labs/FLUX.1-dev --local-dir FLUX.1-dev --exclude 'flux1-*' "
+    "'ae.safetensors'. FLUX.1-schnell is Apache-2.0. So is FLUX.2-klein-4B, for --config flux2_klein; its "
+    "folder has one text_encoder and no text_encoder_2: hf download black-forest-labs/FLUX.2-klein-4B "
+    "--local-dir FLUX.2-klein-4B. To try everything without: python -m recipes.cologen.random_weights "
+    "writes a small base of random weights (with --klein in FLUX.2's layout); the tiny base is "
+    "recipes/cologen/assets/tiny_flux (if that is missing, restore it: git checkout "
+    "recipes/cologen/assets)."
 )
 
 

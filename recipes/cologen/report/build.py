@@ -113,7 +113,7 @@ def _stage_section(scorer: Scorer, scores: Scores, stage: str) -> Section:
         "experts off": [scores.cells[off].by_kind.get(kind) for kind in kinds],
     }
     note = "The first held-out examples of each kind, not chosen by result."
-    grid = html_picture(name, f"{stage}: source, prompt, target, output, output without experts")
+    grid = html_picture(name, f"{stage}: sources, prompt, target, output, output without experts")
     return Section(stage.capitalize(), note, [grid, html_table(["", *kinds], rows)])
 
 
@@ -130,6 +130,7 @@ def _grid_rows(scorer: Scorer, scores: Scores, own: Cell, off: Cell) -> list[Gri
             right=_mark(measured, number),
             base_output=base_output,
             base_right=_mark(base, number),
+            further=tuple(examples[number].further),
         )
         for number, output, base_output in pictures
     ]

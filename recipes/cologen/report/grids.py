@@ -1,4 +1,4 @@
-"""Draws examples beside what came out: source, prompt, target, output, and the base without experts."""
+"""Draws examples beside what came out: all sources, prompt, target, output, and the base without experts."""
 
 from __future__ import annotations
 
@@ -17,7 +17,9 @@ from recipes.cologen.report.style import MUTED, RIGHT, WRONG, save_png
 
 Pixels = NDArray[np.uint8]
 COLUMNS = (0.6, 1.95, 3.3, 4.4, 5.5)
-"""Middle of each column, in widths of a picture."""
+"""Middle of each column, in widths of a picture; further sources come after the first and move the rest."""
+STEP, WIDTH, INCHES = 1.1, 6.1, 1.41
+"""From one picture to the next and of all columns, in widths of a picture, and that width."""
 
 
 class GridRow(NamedTuple):
@@ -31,29 +33,38 @@ class GridRow(NamedTuple):
     right: bool | None
     base_output: Pixels
     base_right: bool | None
+    further: tuple[Pixels, ...] = ()
+    """Second, third ... sources."""
 
 
 def draw_grid(title: str, rows: Sequence[GridRow], path: Path) -> Path:
-    """Draw one row per example: source | prompt | target | output | experts off.
+    """Draw one row per example: source | further sources | prompt | target | output | experts off.
 
     Pictures are enlarged with nearest neighbour, so every model pixel stays a square; the frame and the word
     under an output say whether the oracle called it right.
     """
-    figure = Figure(figsize=(8.6, 1.65 * len(rows) + 0.6))
+    extra = max(len(row.further) for row in rows)
+    moved = STEP * extra
+    columns = (COLUMNS[0], *(column + moved for column in COLUMNS[1:]))
+    figure = Figure(figsize=(8.6 + INCHES * moved, 1.65 * len(rows) + 0.6))
     # One panel for everything: a panel for each picture would take matplotlib seconds to draw.
     axes = figure.add_axes((0.0, 0.0, 1.0, 1.0))
     axes.axis("off")
-    axes.text(3.05, -0.38, title, ha="center", fontsize=12, parse_math=False)
-    for column, heading in zip(COLUMNS, ("source", "prompt", "target", "output", "experts off"), strict=True):
+    axes.text((WIDTH + moved) / 2, -0.38, title, ha="center", fontsize=12, parse_math=False)
+    first = "source 1" if extra else "source"
+    for column, heading in zip(columns, (first, "prompt", "target", "output", "experts off"), strict=True):
         axes.text(column, -0.08, heading, ha="center", fontsize=10)
+    for place in range(1, extra + 1):
+        axes.text(COLUMNS[0] + STEP * place, -0.08, f"source {place + 1}", ha="center", fontsize=10)
     for line, row in enumerate(rows):
         top = 1.2 * line
-        _show(axes, (COLUMNS[0], top), row.source)
-        _write(axes, (COLUMNS[1], top), row.prompt, row.kind)
-        _show(axes, (COLUMNS[2], top), row.target)
-        _show(axes, (COLUMNS[3], top), row.output, right=row.right)
-        _show(axes, (COLUMNS[4], top), row.base_output, right=row.base_right)
-    axes.set(xlim=(0, 6.1), ylim=(1.2 * len(rows), -0.6), aspect="equal")
+        for place, source in enumerate((row.source, *row.further)):
+            _show(axes, (COLUMNS[0] + STEP * place, top), source)
+        _write(axes, (columns[1], top), row.prompt, row.kind)
+        _show(axes, (columns[2], top), row.target)
+        _show(axes, (columns[3], top), row.output, right=row.right)
+        _show(axes, (columns[4], top), row.base_output, right=row.base_right)
+    axes.set(xlim=(0, WIDTH + moved), ylim=(1.2 * len(rows), -0.6), aspect="equal")
     return save_png(figure, path)
 
 

@@ -1,4 +1,4 @@
-"""One picture of what a model draws: a row for each example, source, target, output and prompt."""
+"""One picture of what a model draws: a row for each example, all its sources, target, output and prompt."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from recipes.cologen.data.record import Example, Image
 
 CELL = 128
 """Least height of a picture in the grid, in pixels; small ones are enlarged by whole numbers."""
-GAP, TEXT_WIDTH = 4, 220
+GAP, TEXT_WIDTH, LABEL = 4, 220, 14
 
 
 def sample_grid(examples: Sequence[Example], outputs: Sequence[Image]) -> Image:
@@ -29,14 +29,17 @@ def sample_grid(examples: Sequence[Example], outputs: Sequence[Image]) -> Image:
 
 
 def _row(example: Example, output: Image) -> Image:
-    """Source, target and output beside each other, and the prompt."""
-    pictures = [_enlarged(picture) for picture in (example.source, example.target, output)]
-    height = max(picture.shape[0] for picture in pictures)
+    """Sources, target and output beside each other, each with its name above, and the prompt."""
+    sources = (example.source, *example.further)
+    names = ["source"] if len(sources) == 1 else [f"source {place + 1}" for place in range(len(sources))]
+    pictures = [_enlarged(picture) for picture in (*sources, example.target, output)]
+    height = LABEL + max(picture.shape[0] for picture in pictures)
     width = sum(picture.shape[1] + GAP for picture in pictures)
     row = PilImage.new("RGB", (width + TEXT_WIDTH, height), "white")
     left = 0
-    for picture in pictures:
-        row.paste(PilImage.fromarray(picture), (left, 0))
+    for name, picture in zip((*names, "target", "output"), pictures, strict=True):
+        ImageDraw.Draw(row).text((left, 0), name, fill="black")
+        row.paste(PilImage.fromarray(picture), (left, LABEL))
         left += picture.shape[1] + GAP
     lines = textwrap.wrap(example.prompt.encode("ascii", "replace").decode(), 34) or ["(no prompt)"]
     ImageDraw.Draw(row).multiline_text((width, 2), "\n".join([f"[{example.kind}]", *lines[:8]]), fill="black")

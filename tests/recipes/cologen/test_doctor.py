@@ -50,6 +50,8 @@ def test_a_run_that_works_is_told_with_all_its_numbers(ask):
     assert "computed, not yet measured on a GPU" in text
     assert "inpainting: steps 6, batch 4, records endless" in text
     assert "hours are not guessed" in text
+    assert "  gradients: 5e-06 GB, of the newest expert, float32\n" in text
+    assert "  device: no GPU here; name one with --gpu or --gpu-memory\n" in text
     assert text.endswith("nothing found that would keep this run from working\n")
 
 

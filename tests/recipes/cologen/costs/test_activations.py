@@ -64,7 +64,10 @@ def measured(base: Path, load: Load) -> StepBytes:
         parameter.grad = torch.zeros_like(parameter)
     pictures = torch.randint(0, 256, (load.batch, 3, load.height, load.width), dtype=torch.uint8)
     words = next(iter(VOCABULARY))
-    batch = Batch(pictures, pictures, (words,) * load.batch, tuple(range(load.batch)))
+    sources = [pictures.new_zeros(load.batch, 3, *size) for size in load.sizes[1:]]
+    batch = Batch(
+        sources[0], pictures, (words,) * load.batch, tuple(range(load.batch)), further=tuple(sources[1:])
+    )
     mixed = load.dtype == torch.bfloat16
     AcceleratorState._reset_state(reset_partial_state=True)
     trainee = Trainee(
@@ -102,6 +105,8 @@ GRID = [
     ((1, 2), Load(2, 32, 28, 2, BF16, True, "same")),
     ((3, 4), Load(2, 20, 36, 2, F32, False, "same")),
     ((3, 4), Load(1, 36, 24, 3, F32, True, "zero")),
+    ((1, 2), Load(2, 20, 36, 2, F32, False, "same", ((32, 16), (24, 28), (24, 28)))),
+    ((3, 4), Load(1, 16, 24, 2, BF16, True, "zero", ((40, 32), (40, 32)))),
 ]
 
 

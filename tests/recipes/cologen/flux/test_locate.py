@@ -53,6 +53,17 @@ def test_a_folder_here_goes_before_the_hub_and_has_no_revision(cached: Path, tmp
         locate_base("someone/flux", "main", here)
 
 
+def test_the_way_to_get_one_names_klein_and_the_parts_that_its_folder_has() -> None:
+    with pytest.raises(BaseModelError) as refused:
+        locate_base("./klein", None, Path("./klein"))
+    for told in (
+        "--config flux2_klein",
+        "no text_encoder_2",
+        "hf download black-forest-labs/FLUX.2-klein-4B",
+    ):
+        assert told in str(refused.value)
+
+
 @pytest.mark.parametrize("name", ["absent", "runs/absent/base", "/absent/flux", "./absent", "a b/c"])
 def test_a_missing_folder_is_not_looked_for_on_the_hub(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("diffusers.DiffusionPipeline.download", lambda *_, **__: pytest.fail("asked"))

@@ -1,5 +1,6 @@
 """The grid of examples: every picture is in it, as squares, and right and wrong can be told apart."""
 
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -50,6 +51,17 @@ def test_right_and_wrong_have_their_frames(tmp_path: Path, right: bool, seen: st
 def test_no_frame_where_no_oracle_judged(tmp_path: Path) -> None:
     pixels = drawn(tmp_path / "grid.png", row(None, None))
     assert area(pixels, frame(RIGHT)) == area(pixels, frame(WRONG)) == 0
+
+
+def test_every_source_is_shown_in_a_column_of_its_own(tmp_path: Path) -> None:
+    second, third = plain(200, 10, 10), plain(10, 200, 10)
+    pixels = drawn(tmp_path / "grid.png", row()._replace(further=(second, third)), row())
+    places = []
+    for picture in (SOURCE, second, third, TARGET, OUTPUT, BASE):
+        lines, columns = np.nonzero((pixels == picture[0, 0]).all(axis=-1))
+        assert np.ptp(columns) > 80 and np.ptp(lines) > 80
+        places.append((columns.min(), columns.max()))
+    assert all(before[1] < after[0] for before, after in pairwise(places))
 
 
 @pytest.mark.parametrize("prompt", ["", "$x_1$ & <b>", "$", "a\nb", "word " * 40])
