@@ -116,9 +116,7 @@ class Parallel:
         self._engine: Any = None
         if self.split:
             _split(model, accelerator)
-        elif self._divides:
-            return  # its engine wants the optimiser
-        elif accelerator.num_processes > 1:
+        elif accelerator.num_processes > 1 and not self._divides:  # DeepSpeed's engine wants the optimiser
             parameters = [each for each in model.transformer.parameters() if each.requires_grad]
             self._forward = accelerator.prepare_model(Trained(model.velocity, parameters))
 
@@ -168,8 +166,10 @@ class Parallel:
     @contextmanager
     def _accumulating(self) -> Iterator[None]:
         self._engine.set_gradient_accumulation_boundary(False)
-        yield
-        self._engine.set_gradient_accumulation_boundary(True)
+        try:
+            yield
+        finally:
+            self._engine.set_gradient_accumulation_boundary(True)
 
 
 def clip(optimizer: torch.optim.Optimizer, max_norm: float) -> Tensor:

@@ -188,8 +188,7 @@ def _train_stages(
             grow(config, model, walk, name, accelerator.process_index)
             parallel = Parallel(model, accelerator)
             trainee = replace(bench.trainee, model=model, weave=weave, parallel=parallel)
-            bench = replace(bench, trainee=trainee)
-            state = train_stage(bench, state, resumed)
+            state = train_stage(bench := replace(bench, trainee=trainee), state, resumed)
             parallel.release()
             if state.step < config.stages[name].steps:
                 return tuple(trained), state
