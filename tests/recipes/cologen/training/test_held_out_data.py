@@ -1,14 +1,21 @@
 """Held-out records that cannot be used are left out and listed; what none could use is refused first."""
 
+import io
 import json
+from contextlib import nullcontext
 
 import pytest
+import torch
+from rich.console import Console
 
 from recipes.cologen.data.record import MissingMetadataError, Record
 from recipes.cologen.data.views import VIEWS
 from recipes.cologen.data.world import World
 from recipes.cologen.errors import BrokenPictureError, FolderDataError
 from recipes.cologen.training import validation
+from recipes.cologen.training.data_check import check_sources
+from recipes.cologen.training.growth import load_base
+from recipes.cologen.training.sources import training_records
 from recipes.cologen.training.validation import held_out_examples
 from tests.recipes.cologen.training.conftest import make_config
 from tests.recipes.cologen.training.test_on_files import write_folder
@@ -119,15 +126,11 @@ def test_earlier_tasks_are_looked_at_where_they_are_validated(base_path, folders
     assert run(asked(base_path, folders), folders / "run", "editing").trained == ("editing",)
 
 
-def test_what_is_replayed_is_looked_at_too(base_path, folders, run):
-    settings = asked(
-        base_path,
-        folders,
-        "validation.samples=0",
-        "stages.editing.replay.grounding=0.5",
-        "machine.micro_batch=1",
-    )
-    run(settings, folders / "run", "inpainting..grounding")
+def test_what_is_replayed_is_looked_at_too(base_path, folders):
     change(folders / "mine", range(6), objects=[])
-    with pytest.raises(FolderDataError, match=r"grounding, "):
-        run(settings, folders / "run", "editing")
+    replaying = ["stages.editing.replay.grounding=0.5", "machine.micro_batch=1"]
+    for more, wrong in ((replaying, True), ([], False)):
+        config = asked(base_path, folders, "validation.samples=0", *more)
+        model, console = load_base(config, torch.device("cpu")), Console(file=io.StringIO())
+        with pytest.raises(FolderDataError, match=r"grounding, ") if wrong else nullcontext():
+            check_sources(training_records(config.data), config, ("editing",), model, console)
