@@ -15,11 +15,12 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from recipes.cologen.config import RunConfig
 from recipes.cologen.costs.shapes import BaseShape, read_json
 from recipes.cologen.data.annotators.drawing import Annotators
-from recipes.cologen.data.buckets import PAIRED_TASKS, Bucket
+from recipes.cologen.data.buckets import Bucket
 from recipes.cologen.errors import CologenError
 from recipes.cologen.flux.flux2_model import Flux2Model
 from recipes.cologen.flux.folder import INDEX_FILE
 from recipes.cologen.flux.model import FluxModel
+from recipes.cologen.stages import PAIRED_TASKS
 from recipes.cologen.training.data_card import make_card
 from recipes.cologen.training.data_check import check_held_out, check_sources
 from recipes.cologen.training.preflight import Problem

@@ -20,6 +20,7 @@ from recipes.cologen.errors import CologenError
 from recipes.cologen.flux.folder import INDEX_FILE
 from recipes.cologen.flux.locate import HOW_TO_GET_ONE, HUB_NAME
 from recipes.cologen.training.preflight import Problem, cheap_problems
+from recipes.cologen.training.trackers import check_trackers
 
 
 class Gpu(NamedTuple):
@@ -66,6 +67,10 @@ def diagnose(asked: Asked) -> Diagnosis:
         "base": base,
     }
     problems += cheap_problems(asked.config, asked.stages, folder, asked.processes)
+    try:
+        check_trackers(asked.config.logging.trackers)
+    except CologenError as error:
+        problems.append(Problem("trackers", str(error)))
     shape = None
     try:
         shape = find_shape(asked.config.base.path, folder, asked.config.base.max_text_tokens)

@@ -54,7 +54,7 @@ def probe(config: RunConfig, stages: Sequence[str], micro_batch: int, near: Path
         "stages": short,
         "data": data.model_copy(update=alone),
         "machine": config.machine.model_copy(update={"micro_batch": None}),
-        "logging": config.logging.model_copy(update={"every": 1}),
+        "logging": config.logging.model_copy(update={"every": 1, "trackers": ()}),
         "validation": config.validation.model_copy(update={"samples": 0}),
     }
     there = near.absolute().parent

@@ -7,6 +7,7 @@ import pytest
 from rich.console import Console
 
 from recipes.cologen import doctor
+from recipes.cologen.training import trackers
 from tests.recipes.cologen.training.conftest import base_path
 from tests.recipes.cologen.training.test_on_files import arrow_cache, config, write_folder
 
@@ -42,3 +43,16 @@ def test_a_probe_writes_nothing_into_the_cache_of_the_run(probe, tmp_path):
     status, said, _ = probe(f"data.cache.folder={tmp_path}/cache")
     assert status == 0, said
     assert not (tmp_path / "cache").exists()
+
+
+def test_a_probe_tells_no_tracker(probe, monkeypatch):
+    begun = []
+    monkeypatch.setattr(trackers, "_started", lambda *given: begun.append(given))
+    status, said, _ = probe("logging.trackers=[tensorboard]")
+    assert status == 0, said
+    assert begun == []
+
+
+def test_a_tracker_that_is_not_there_is_a_problem(probe):
+    status, said, _ = probe("logging.trackers=[nonesuch]")
+    assert status == 1 and "logging.trackers names 'nonesuch'" in said
