@@ -11,6 +11,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from recipes.cologen.report.run_reader import RunReader
 from recipes.cologen.training import validating
 from recipes.cologen.training.held_out_loss import TIMES, held_out_loss
+from recipes.cologen.training.sample_grid import CELL, GAP, LABEL
 from recipes.cologen.training.trackers import TrackerError, check_trackers
 from recipes.cologen.training.validation import held_out_examples
 from tests.recipes.cologen.training.conftest import make_config
@@ -82,7 +83,7 @@ def test_every_validation_of_a_task_leaves_a_grid_of_the_same_examples(finished)
         read(finished / "validation" / f"{stage}-0000004-inpainting.png")
         for stage in ("inpainting", "grounding")
     )
-    assert early.shape == late.shape and early.shape[0] == 2 * (128 + 4)
+    assert early.shape == late.shape and early.shape[0] == 2 * (CELL + GAP + LABEL)
     assert np.array_equal(early[:, :264], late[:, :264])  # sources and targets
     assert not np.array_equal(early, late)  # what was drawn
 
