@@ -10,8 +10,9 @@ from torch.testing import assert_close
 
 from recipes.cologen.training.run import train
 from tests.recipes.cologen.training import test_on_files
+from tests.recipes.cologen.training.launching import launch
 from tests.recipes.cologen.training.test_bucketed_runs import make
-from tests.recipes.cologen.training.test_two_ranks import ALIKE, launch
+from tests.recipes.cologen.training.test_two_ranks import ALIKE
 
 __all__ = ["make"]
 
@@ -25,7 +26,9 @@ def test_two_ranks_with_buckets_and_one_cache_equal_one_without(make, tmp_path):
     (tmp_path / "two.yaml").write_text(cached.to_yaml())
     weights = "checkpoints/editing/prw/adapter_model.safetensors"
     for name in ("cold", "warm"):
-        launch("--config", tmp_path / "two.yaml", "--stage", "editing", "--output", tmp_path / name)
+        given = ["--config", tmp_path / "two.yaml", "--stage", "editing", "--output", tmp_path / name]
+        ended = launch("ddp", *given)
+        assert ended.returncode == 0, ended.stderr
     assert (tmp_path / "cold" / weights).read_bytes() == (tmp_path / "warm" / weights).read_bytes()
     assert list((tmp_path / "cache").rglob("*.safetensors"))
     train(plain, tmp_path / "one", "editing", Console(file=io.StringIO()))
