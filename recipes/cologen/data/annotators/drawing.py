@@ -71,8 +71,8 @@ def draw_map(
     """
     if name not in settings and name not in DRAWERS:
         raise AnnotatorError(
-            f"a {name} map needs a network, but data.annotators names none for it; it has "
-            f"{', '.join(settings) or 'nothing'}. Give the map itself as the picture"
+            f"a {name} map needs a network, but data.annotators names none for it "
+            f"(named there: {', '.join(settings) or 'no network'}). Give the map itself as the picture"
         )
     chosen = settings.get(name, AnnotatorSettings(kind="opencv"))
     pixels = torch.from_numpy(picture).permute(2, 0, 1)[None].to(device)
