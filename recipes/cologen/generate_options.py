@@ -40,38 +40,26 @@ def options() -> argparse.ArgumentParser:
     parser.add_argument(
         "--checkpoint", type=Path, metavar="RUN", help="the folder that training wrote", required=True
     )
-    parser.add_argument("--task", choices=tuple(VIEWS), required=True)
+    parser.add_argument("--task", choices=tuple(VIEWS), required=True, help="what is asked of the source")
     parser.add_argument(
         "--image",
         type=Path,
         help="the source: a picture, or for control the map itself; what is transparent in it is seen white",
         required=True,
     )
-    parser.add_argument(
-        "--also", type=Path, nargs="+", default=[], help="further sources, where a run was trained on several"
-    )
-    parser.add_argument("--prompt", required=True)
+    parser.add_argument("--prompt", required=True, help="what is to be drawn; examples are below")
     parser.add_argument(
         "--output",
         type=Path,
         help="file to write, in a folder that is there; an older one is replaced",
         required=True,
     )
-    parser.add_argument(
-        "--mask",
-        type=Path,
-        help="inpainting: white (brighter than half) where to paint (else: black holes in --image)",
-    )
-    parser.add_argument(
-        "--draw-map",
-        choices=MAP_KINDS,
-        help="control: --image is a photograph; draw this map of it first, as the run's data.annotators do",
-    )
     parser.add_argument("--seed", type=int, help="of the starting noise, 0 or more (default: 0)")
     parser.add_argument(
         "--steps", type=_steps, help=f"sampling steps, at most {MOST_STEPS} (default: those of the run)"
     )
     parser.add_argument("--guidance", type=float, help="for a guidance-distilled base (default: the run's)")
+    _add_inputs(parser)
     _add_other_forms(parser)
     experts = parser.add_mutually_exclusive_group()
     experts.add_argument(
@@ -90,6 +78,23 @@ def options() -> argparse.ArgumentParser:
     )
     size.add_argument("--native", dest="scale", action="store_const", const=1, help="do not enlarge")
     return parser
+
+
+def _add_inputs(parser: argparse.ArgumentParser) -> None:
+    """Options about what is drawn from, beside the source."""
+    parser.add_argument(
+        "--also", type=Path, nargs="+", default=[], help="further sources, where a run was trained on several"
+    )
+    parser.add_argument(
+        "--mask",
+        type=Path,
+        help="inpainting: white (brighter than half) where to paint (else: black holes in --image)",
+    )
+    parser.add_argument(
+        "--draw-map",
+        choices=MAP_KINDS,
+        help="control: --image is a photograph; draw this map of it first, as the run's data.annotators do",
+    )
 
 
 def _add_other_forms(parser: argparse.ArgumentParser) -> None:

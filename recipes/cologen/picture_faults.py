@@ -12,6 +12,7 @@ from pydantic_core import ErrorDetails
 _WORDS: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
     "missing": lambda _: "is missing",
     "literal_error": lambda limits: f"expected {limits['expected']}",
+    "greater_than": lambda limits: f"expected more than {limits['gt']}",
     "greater_than_equal": lambda limits: f"expected {limits['ge']} or more",
     "less_than_equal": lambda limits: f"expected {limits['le']} or less",
     "less_than": lambda limits: f"expected less than {limits['lt']}",

@@ -64,7 +64,7 @@ class PictureSettings(BaseModel):
     """Name of the stage whose pool and router draw, `full-pool`, or `no-experts`."""
     seed: int = Field(default=0, ge=0, lt=2**63)
     """Of the starting noise."""
-    steps: int = Field(ge=1, le=MOST_STEPS)
+    steps: int = Field(gt=0, le=MOST_STEPS)
     """Sampling steps."""
     guidance: float | None = Field(default=None, allow_inf_nan=False)
     """Scale for a guidance-distilled base; None for others."""

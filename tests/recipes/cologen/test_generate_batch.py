@@ -115,7 +115,7 @@ def test_a_job_that_cannot_be_drawn_is_said_and_the_others_are_drawn(
         "a: there is no picture",
         "b: the base cannot",
         "c: .*not finished",
-        "d: steps: expected 1 or more, got 0",
+        "d: steps: expected more than 0, got 0",
         "e: task: expected 'inpainting', .* or 'editing', got 'painting'",
         "f: steps: expected 1000 or less, got 100000000",
         "g: there is no prompt",

@@ -108,7 +108,7 @@ def test_a_sheet_of_a_file_of_settings_varies_what_the_file_says(
         (["seed=1", "seed=2"], "different settings"),
         (["seed=1", "steps=2", "pool=a"], "one or two"),
         (["seed=0..10", "steps=1,2,3,4,5,6,7,8,9,10"], "at most 100"),
-        (["steps=0"], "--grid steps: expected 1 or more, got '0'"),
+        (["steps=0"], "--grid steps: expected more than 0, got '0'"),
         (["steps=1,1001"], "--grid steps: expected 1000 or less, got '1001'"),
         (["seed=x"], "--grid seed: expected a whole number, got 'x'"),
         (["seed=-2,1"], "--grid seed: expected 0 or more, got '-2'"),
