@@ -14,6 +14,7 @@ from recipes.cologen.data.world import World
 from recipes.cologen.generate import main
 from recipes.cologen.jobs import read_jobs
 
+REPOSITORY = Path(__file__).resolve().parents[3]
 PICTURE = World(3).record(0).image
 WORDS = "draw a red box around the blue square"
 JOBS: list[dict[str, Any]] = [
@@ -228,6 +229,17 @@ def test_what_reading_a_picture_took_is_said(
     said = capsys.readouterr().err
     assert re.search(r"note: 00001: .*in\.png has transparent parts; the model sees them white", said)
     assert "1 of 1 picture is in" in said
+
+
+def test_the_jobs_of_the_page_can_be_drawn_from_the_repositorys_root(
+    finished_run: Path, folder: Path
+) -> None:
+    page = (REPOSITORY / "docs/recipes/app.md").read_text(encoding="utf-8")
+    lines = re.findall(r"^\{.*\}$", page, re.MULTILINE)
+    (folder / "docs").symlink_to(REPOSITORY / "docs")
+    assert len(lines) == 3 and batch(finished_run, folder, *lines[1:]) == 0
+    (folder / "jobs.jsonl").write_text(lines[0])
+    assert (folder / read_jobs(folder / "jobs.jsonl")[0].image).is_file()  # editing is not trained here
 
 
 def test_a_missing_file_is_said(finished_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
