@@ -64,6 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         pictures = (asked.image, *asked.also, *([asked.mask] if asked.mask else []))
         check_output(asked.output, pictures)
+        _check_task(asked)
         check_prompt_given(asked.prompt)
         drawn = draw_grid(asked, console.print) if asked.grid else _draw(asked, console)
         scale = asked.scale or max(1, SHOWN_PIXELS // min(drawn.shape[:2]))
@@ -109,6 +110,18 @@ def _draw(asked: argparse.Namespace, console: Console) -> Image:
     return sample_picture(model, settings, wanted, [source, *further], progress=True)
 
 
+def _check_task(asked: argparse.Namespace) -> None:
+    """Refuse options of another task.
+
+    Raises:
+        PictureError: Names the option and its task.
+    """
+    if asked.mask is not None and asked.task != "inpainting":
+        raise PictureError(f"--mask is for --task inpainting; {asked.task} reads the whole picture.")
+    if asked.draw_map is not None and asked.task != "control":
+        raise PictureError(f"--draw-map is for --task control; {asked.task} reads the picture itself.")
+
+
 def _wanted(asked: argparse.Namespace, steps: int) -> PictureSettings:
     """The options as settings of a picture.
 
@@ -150,10 +163,6 @@ def _source(
     asked: argparse.Namespace, picture: Fitted, mask: Fitted | None, size: tuple[int, int], console: Console
 ) -> Image:
     """What the model gets to see, at its size; says on the console what had to be changed for that."""
-    if mask is not None and asked.task != "inpainting":
-        raise PictureError(f"--mask is for --task inpainting; {asked.task} reads the whole picture.")
-    if asked.draw_map is not None and asked.task != "control":
-        raise PictureError(f"--draw-map is for --task control; {asked.task} reads the picture itself.")
     fitted = fit_picture(picture.image, *size, name=called(asked, "image"))
     hole = None if mask is None else fit_picture(mask.image, *size, name=called(asked, "mask"))
     notices = [one.notice for one in (picture, fitted, mask, hole) if one is not None]

@@ -130,8 +130,6 @@ def _axes(asked: argparse.Namespace) -> tuple[Axis, Axis]:
         )
     if asked.also:
         raise PictureError("--grid draws from one source; leave --also out.")
-    if asked.draw_map is not None and asked.task != "control":
-        raise PictureError(f"--draw-map is for --task control; {asked.task} reads the picture itself.")
     given = {
         "--seed": asked.seed is not None,
         "--steps": asked.steps is not None,

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 from PIL import Image as PilImage
-from PIL import UnidentifiedImageError
+from PIL import ImageColor, UnidentifiedImageError
 
 from recipes.cologen.data.decoding import as_rgb, is_deep, open_upright
 from recipes.cologen.data.record import Image, Mask
@@ -73,7 +73,12 @@ def flattened(picture: PilImage.Image, paper: str = "white") -> tuple[Image, boo
     Returns:
         uint8 [height, width, 3], and whether the picture had transparent parts.
     """
-    if is_deep(picture) or not picture.has_transparency_data:
+    if is_deep(picture):
+        image, clear = np.asarray(as_rgb(picture)).copy(), picture.info.get("transparency")
+        seen_through = np.asarray(picture) == (np.nan if clear is None else clear)
+        image[seen_through] = ImageColor.getrgb(paper)
+        return image, bool(seen_through.any())
+    if not picture.has_transparency_data:
         return np.asarray(as_rgb(picture)).copy(), False
     layered = picture.convert("RGBA")
     if layered.getchannel("A").getextrema() == (255, 255):
@@ -105,7 +110,8 @@ def _missing(path: Path, name: str) -> str:
     if path.is_dir():
         return f"{name} is a folder, not a picture; give the path of a picture."
     if _ADDRESS.search(path.as_posix()):
-        return f"{name} is an address; pictures are not fetched. Download it and give the file's path."
+        address = re.sub(r":/(?!/)", "://", name)  # a path has lost one of the two
+        return f"{address} is an address; pictures are not fetched. Download it and give the file's path."
     return f"there is no picture {name}; check the path."
 
 

@@ -64,10 +64,11 @@ class RunReader:
         for folder in self.path.absolute().parents:
             if (folder / "config.yaml").is_file() and (folder / "checkpoints").is_dir():
                 return f"{self.path} is not a training run, but a part of one. Did you mean {folder}?"
+        start = f"{self.path} is not a training run"
         if self.path.is_dir():
-            return f"{self.path} is not a training run: it has no config.yaml. Give the one training wrote."
+            return f"{start}: it has no config.yaml. Give the folder that training wrote."
         return (
-            f"{self.path} is not a training run: there is no such folder. Give the folder training wrote "
+            f"{start}: there is no such folder. Give the folder that training wrote "
             f"(python -m recipes.cologen.train --config tiny --output {self.path})."
         )
 

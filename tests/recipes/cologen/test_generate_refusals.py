@@ -37,11 +37,17 @@ REFUSALS = {
     "no run": (["--checkpoint", "nowhere"], "nowhere is not a training run"),
     "a part of a run": (["--checkpoint", "{run}/checkpoints"], "a part of one. Did you mean {run}?"),
     "a file for a run": (["--checkpoint", "{run}/config.yaml"], "it is a file"),
-    "a folder for a run": (["--checkpoint", "{folder}"], "has no config.yaml. Give the one training wrote.$"),
+    "a folder for a run": (
+        ["--checkpoint", "{folder}"],
+        "has no config.yaml. Give the folder that training wrote.$",
+    ),
     "no picture": (["--image", "nowhere.png"], r"there is no picture nowhere\.png"),
     "a folder for a picture": (["--image", "{folder}"], "{folder} is a folder, not a picture"),
     "an empty name": (["--image", ""], "the name of the picture is empty"),
-    "an address": (["--image", "https://x.org/a.png"], "is an address; pictures are not fetched"),
+    "an address": (
+        ["--image", "https://x.org/a.png"],
+        " https://x.org/a.png is an address; pictures are not fetched",
+    ),
     "no prompt": (["--prompt", " "], "there is no prompt; say what is to be drawn"),
     "the picture for its output": (["--output", "{white}", "--image", "{white}"], "would be lost"),
     "a mask for its output": (["--output", "{white}", "--mask", "{white}"], "would be lost"),
@@ -60,7 +66,7 @@ REFUSALS = {
     "a map for grounding": (["--draw-map", "canny"], "--draw-map is for --task control; grounding reads"),
     "a map that nobody draws": (
         ["--task", "control", "--prompt", PROMPTS["control"], "--draw-map", "depth"],
-        r"depth map needs a network, but data.annotators names none for it \(named there: no network",
+        r"depth map needs a network, but data.annotators names none for it\. Give the map",
     ),
     "an empty mask": (["--task", "inpainting", "--mask", "{black}"], "no white pixel"),
     "not a picture": (["--image", "{text}"], "cannot be read as a picture"),
@@ -93,7 +99,7 @@ def test_it_refuses_with_a_reason_and_writes_nothing(
     names["image"] = tmp_path / "in.png"
     before = sorted(tmp_path.iterdir())
     assert main([*arguments, *(part.format(**names) for part in more)]) == 1
-    assert re.search(f"error: .*({message.format(**names)})", capsys.readouterr().err, re.MULTILINE)
+    assert re.search(f"error:.*({message.format(**names)})", capsys.readouterr().err, re.MULTILINE)
     assert sorted(tmp_path.iterdir()) == before
 
 

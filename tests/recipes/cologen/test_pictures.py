@@ -93,11 +93,16 @@ def test_a_colour_that_stands_for_nothing_is_transparent_and_stays_said(tmp_path
     clear.putpixel((1, 0), (1, 2, 3))
     clear.save(tmp_path / "x.png", transparency=(9, 9, 9))
     read = read_source(tmp_path / "x.png")
-    assert read.image.tolist() == [[[255, 255, 255], [1, 2, 3]]] and "x.png has transparent" in str(
-        read.notice
-    )
+    assert read.image.tolist() == [[[255, 255, 255], [1, 2, 3]]]
+    assert "x.png has transparent parts" in str(read.notice)
     clear.save(tmp_path / "x.png")
-    assert read_source(tmp_path / "x.png", "mine") == (pytest.approx(np.asarray(clear)), None)
+    read = read_source(tmp_path / "x.png")
+    assert np.array_equal(read.image, np.asarray(clear)) and read.notice is None
+    deep = Image.fromarray(np.array([[514, 257]], np.uint16))
+    deep.save(tmp_path / "x.png", transparency=514)
+    assert read_source(tmp_path / "x.png").image.tolist() == [[[255] * 3, [1] * 3]]
+    deep.save(tmp_path / "x.png")
+    assert read_source(tmp_path / "x.png").image.tolist() == [[[2] * 3, [1] * 3]]
 
 
 def test_a_mask_paints_where_it_is_white_and_there(tmp_path: Path) -> None:

@@ -69,7 +69,7 @@ def test_a_row_of_another_form_is_named(run: Path) -> None:
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(RunFolderError, match=r"no config\.yaml\. Give the one training wrote\.$"):
+    with pytest.raises(RunFolderError, match=r"no config\.yaml\. Give the folder that training wrote\.$"):
         RunReader(tmp_path)  # no advice to train into a folder that is something else
     with pytest.raises(RunFolderError, match=r"no such folder.*recipes\.cologen\.train"):
         RunReader(tmp_path / "gone")
