@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 from PIL import Image as PilImage
-from PIL import ImageColor, UnidentifiedImageError
+from PIL import UnidentifiedImageError
 
 from recipes.cologen.data.decoding import as_rgb, is_deep, open_upright
 from recipes.cologen.data.record import Image, Mask
@@ -73,18 +73,17 @@ def flattened(picture: PilImage.Image, paper: str = "white") -> tuple[Image, boo
     Returns:
         uint8 [height, width, 3], and whether the picture had transparent parts.
     """
-    if is_deep(picture):
-        image, clear = np.asarray(as_rgb(picture)).copy(), picture.info.get("transparency")
-        seen_through = np.asarray(picture) == (np.nan if clear is None else clear)
-        image[seen_through] = ImageColor.getrgb(paper)
-        return image, bool(seen_through.any())
     if not picture.has_transparency_data:
         return np.asarray(as_rgb(picture)).copy(), False
-    layered = picture.convert("RGBA")
-    if layered.getchannel("A").getextrema() == (255, 255):
-        return np.asarray(as_rgb(picture)).copy(), False
-    behind = PilImage.new("RGBA", layered.size, paper)
-    return np.asarray(PilImage.alpha_composite(behind, layered).convert("RGB")).copy(), True
+    if is_deep(picture):  # one gray level is named transparent; `convert` would cut the others off at 255
+        opaque = as_rgb(picture)
+        seen = np.asarray(picture) != picture.info["transparency"]
+        alpha = PilImage.fromarray(np.where(seen, 255, 0).astype(np.uint8))
+    else:
+        layered = picture.convert("RGBA")
+        opaque, alpha = layered.convert("RGB"), layered.getchannel("A")
+    on_paper = PilImage.composite(opaque, PilImage.new("RGB", picture.size, paper), alpha)
+    return np.asarray(on_paper).copy(), alpha.getextrema() != (255, 255)
 
 
 def _opened(path: Path, name: str) -> PilImage.Image:
