@@ -25,7 +25,7 @@ from recipes.cologen.pipeline.tasks import worded
 from recipes.cologen.report.run_reader import RunReader
 from recipes.cologen.sample_picture import map_notice, sample_picture, size_to_draw
 from recipes.cologen.training.growth import load_base, load_stage
-from recipes.cologen.words import check_words
+from recipes.cologen.words import check_prompt_given, check_words
 
 
 class Source(NamedTuple):
@@ -83,6 +83,19 @@ class DrawingRoom:
         own = (task,) if task in self.finished else ()
         return (*own, FULL_POOL, NO_EXPERTS)
 
+    def check_pool(self, name: str) -> None:
+        """Refuse a pool that the run does not have.
+
+        Raises:
+            PictureError: There is none of that name.
+            RunFolderError: Its stage is not finished.
+        """
+        known = (*self.settings.stage_names, FULL_POOL, NO_EXPERTS)
+        if name not in known:
+            raise PictureError(f"there is no pool {name!r}; expected one of {', '.join(known)}.")
+        if name in self.settings.stage_names:
+            self.run.pool(name)  # says so where it is not finished
+
     @property
     def made_maps(self) -> tuple[str, ...]:
         """Control maps that can be made from a photo: by OpenCV, or by the networks that the run names."""
@@ -135,12 +148,14 @@ class DrawingRoom:
             mask: Inpainting: bright where to paint, of the same form; None when the hole is black in `image`.
 
         Raises:
-            PromptError: The base cannot read the prompt.
-            PictureError: The source or the mask cannot be used.
+            PromptError: There is no prompt, or the base cannot read it.
+            PictureError: The source or the mask cannot be used, or there is no such pool.
             RunFolderError: The pool's stage is not finished.
         """
         if wanted.task not in VIEWS:
             raise PictureError(f"there is no task {wanted.task!r}; expected one of {', '.join(VIEWS)}.")
+        check_prompt_given(wanted.prompt)
+        self.check_pool(wanted.pool)
         seen = self.source(wanted.task, wanted.prompt, image, mask)
         with self._one_at_a_time, self._pool(wanted.pool):
             # Behind the lock as well: a tokenizer keeps the padding of its last call, for whoever calls next.
@@ -158,7 +173,6 @@ class DrawingRoom:
                 yield
             return
         stage = self.finished[-1] if name == FULL_POOL else name
-        self.run.pool(stage)  # says so where it is not finished
         if not self.settings.pool.train_veteran_gates:
             with self._weave.as_of(stage):
                 yield

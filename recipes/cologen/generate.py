@@ -23,19 +23,23 @@ from recipes.cologen.errors import CologenError, PictureError, RunFolderError
 from recipes.cologen.generate_batch import also_batches
 from recipes.cologen.generate_grid import draw_grid
 from recipes.cologen.generate_options import SHOWN_PIXELS, options
+from recipes.cologen.picture_faults import in_words
 from recipes.cologen.picture_settings import (
     FULL_POOL,
     NO_EXPERTS,
     PictureSettings,
+    called,
     reads_settings,
     same_run,
 )
 from recipes.cologen.pictures import (
+    Fitted,
     check_output,
     cut_hole,
     enlarge,
     fit_picture,
-    read_picture,
+    read_mask,
+    read_source,
     write_picture,
 )
 from recipes.cologen.pipeline.tasks import worded
@@ -44,7 +48,7 @@ from recipes.cologen.sample_picture import map_notice, sample_picture, size_to_d
 from recipes.cologen.terminal import silence_loading_bars
 from recipes.cologen.training.growth import load_base, load_stage
 from recipes.cologen.training.interruption import STOPPED
-from recipes.cologen.words import check_words
+from recipes.cologen.words import check_prompt_given, check_words
 
 MOST_PIXELS = 8192
 """Longest side of a picture that is written."""
@@ -58,8 +62,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     silence_loading_bars()
     console = Console(stderr=True, soft_wrap=True, markup=False, highlight=False)
     try:
-        check_output(asked.output)
-        drawn = draw_grid(asked) if asked.grid else _draw(asked, console)
+        pictures = (asked.image, *asked.also, *([asked.mask] if asked.mask else []))
+        check_output(asked.output, pictures)
+        _check_task(asked)
+        check_prompt_given(asked.prompt)
+        drawn = draw_grid(asked, console.print) if asked.grid else _draw(asked, console)
         scale = asked.scale or max(1, SHOWN_PIXELS // min(drawn.shape[:2]))
         if scale * max(drawn.shape[:2]) > MOST_PIXELS:
             raise PictureError(
@@ -76,32 +83,43 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         console.print("stopped; nothing was written")
         return STOPPED
-    console.print(
-        f"written: {asked.output}, {drawn.shape[1]}x{drawn.shape[0]} pixels, enlarged {scale} times"
-    )
+    height, width = drawn.shape[:2]
+    how = f" ({width}x{height} enlarged {scale} times)" if scale > 1 else ""
+    console.print(f"written: {asked.output}, {scale * width}x{scale * height} pixels{how}")
     return 0
 
 
 def _draw(asked: argparse.Namespace, console: Console) -> Image:
     run = RunReader(asked.checkpoint)
     settings = run.settings
-    same_run(settings.fingerprint(), asked.of_run, asked.checkpoint)
+    same_run(settings.fingerprint(), asked.of_run, asked.checkpoint, asked.settings)
     stage = _stage(run, asked)
-    picture = read_picture(asked.image)
-    mask = None if asked.mask is None else read_picture(asked.mask)
+    wanted = _wanted(asked, settings.sampling.steps)
+    picture = read_source(asked.image, called(asked, "image"))
+    mask = None if asked.mask is None else read_mask(asked.mask, called(asked, "mask"))
     model = load_base(settings, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     model.long_prompts = "refuse"  # whoever typed it should know
     check_words(model, worded(asked.prompt, asked.task, None))
-    source = _source(asked, picture, mask, size_to_draw(settings, model, picture), console)
+    source = _source(asked, picture, mask, size_to_draw(settings, model, picture.image), console)
     if asked.draw_map is not None:
         source = draw_map(source, asked.draw_map, settings.data.annotators, model.device)
     further = _further(asked, settings.data.max_sources, source.shape, console)
     if stage is not None:  # the pool saved at a stage's end is the later pool as of that stage, bit for bit
         name = run.finished_stages()[-1] if stage == FULL_POOL else stage
         load_stage(model, run.pool(name), name)
-    return sample_picture(
-        model, settings, _wanted(asked, settings.sampling.steps), [source, *further], progress=True
-    )
+    return sample_picture(model, settings, wanted, [source, *further], progress=True)
+
+
+def _check_task(asked: argparse.Namespace) -> None:
+    """Refuse options of another task.
+
+    Raises:
+        PictureError: Names the option and its task.
+    """
+    if asked.mask is not None and asked.task != "inpainting":
+        raise PictureError(f"--mask is for --task inpainting; {asked.task} reads the whole picture.")
+    if asked.draw_map is not None and asked.task != "control":
+        raise PictureError(f"--draw-map is for --task control; {asked.task} reads the picture itself.")
 
 
 def _wanted(asked: argparse.Namespace, steps: int) -> PictureSettings:
@@ -115,13 +133,12 @@ def _wanted(asked: argparse.Namespace, steps: int) -> PictureSettings:
             task=asked.task,
             prompt=asked.prompt,
             pool=NO_EXPERTS if asked.experts_off else asked.as_of or asked.task,
-            seed=asked.seed,
+            seed=asked.seed or 0,
             steps=asked.steps or steps,
             guidance=asked.guidance,
         )
     except ValidationError as error:
-        first = error.errors()[0]
-        raise PictureError(f"--{first['loc'][0]} {first['input']}: {first['msg']}.") from error
+        raise PictureError(f"--{in_words(error, PictureSettings)[0]}.") from error
 
 
 def _stage(run: RunReader, asked: argparse.Namespace) -> str | None:
@@ -143,18 +160,14 @@ def _stage(run: RunReader, asked: argparse.Namespace) -> str | None:
 
 
 def _source(
-    asked: argparse.Namespace, picture: Image, mask: Image | None, size: tuple[int, int], console: Console
+    asked: argparse.Namespace, picture: Fitted, mask: Fitted | None, size: tuple[int, int], console: Console
 ) -> Image:
     """What the model gets to see, at its size; says on the console what had to be changed for that."""
-    if mask is not None and asked.task != "inpainting":
-        raise PictureError(f"--mask is for --task inpainting; {asked.task} reads the whole picture.")
-    if asked.draw_map is not None and asked.task != "control":
-        raise PictureError(f"--draw-map is for --task control; {asked.task} reads the picture itself.")
-    fitted = fit_picture(picture, *size, name=str(asked.image))
-    hole = None if mask is None else fit_picture(mask, *size, name=str(asked.mask))
-    notices = [fitted.notice, None if hole is None else hole.notice]
+    fitted = fit_picture(picture.image, *size, name=called(asked, "image"))
+    hole = None if mask is None else fit_picture(mask.image, *size, name=called(asked, "mask"))
+    notices = [one.notice for one in (picture, fitted, mask, hole) if one is not None]
     if asked.task == "control":
-        notices.append(map_notice(asked.prompt))
+        notices.append(map_notice(asked.prompt, asked.draw_map))
     for notice in notices:
         if notice is not None:
             console.print(f"note: {notice}")
@@ -174,8 +187,12 @@ def _further(asked: argparse.Namespace, most: int, shape: tuple[int, ...], conso
             f"{1 + len(asked.also)} sources were given, but the run was trained on at most {most} "
             "(data.max_sources); leave some of --also out"
         )
-    fitted = [fit_picture(read_picture(path), shape[0], shape[1], name=str(path)) for path in asked.also]
-    for one in fitted:
+    read = [read_source(path) for path in asked.also]
+    fitted = [
+        fit_picture(one.image, shape[0], shape[1], name=str(path))
+        for one, path in zip(read, asked.also, strict=True)
+    ]
+    for one in (*read, *fitted):
         if one.notice is not None:
             console.print(f"note: {one.notice}")
     return [one.image for one in fitted]

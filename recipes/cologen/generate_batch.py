@@ -13,54 +13,42 @@ import functools
 import hashlib
 import json
 import sys
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from PIL import Image as PilImage
 from PIL.PngImagePlugin import PngInfo
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ValidationError
 from rich.console import Console
 
 from prw.errors import PrwError
 from recipes.cologen.data.record import Image
 from recipes.cologen.drawing import DrawingRoom
 from recipes.cologen.errors import CologenError, PictureError
-from recipes.cologen.picture_settings import Command, PictureSettings
-from recipes.cologen.pictures import read_picture
+from recipes.cologen.jobs import Job, read_jobs
+from recipes.cologen.picture_faults import in_words
+from recipes.cologen.picture_settings import Command, PictureSettings, split_at
+from recipes.cologen.pictures import check_writable, read_mask, read_source
 from recipes.cologen.report.run_reader import RunReader
 from recipes.cologen.terminal import silence_loading_bars
 from recipes.cologen.training.interruption import STOPPED
 
 OPTION = "--batch"
+OF_A_JOB = {
+    "--task": '"task": "editing"',
+    "--image": '"image": "in.png"',
+    "--prompt": '"prompt": "make the red circle blue"',
+    "--mask": '"mask": "hole.png"',
+    "--seed": '"seed": 3',
+    "--steps": '"steps": 10',
+    "--guidance": '"guidance": 3.5',
+    "--as-of": '"pool": "editing"',
+    "--experts-off": '"pool": "no-experts"',
+}
+"""Options of one picture, and how a job says the same."""
 KEY = "cologen job"
 """Under which a picture's PNG holds the hash of the job that drew it."""
-
-
-class Job(BaseModel):
-    """One line of the file."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    task: str
-    """What is asked of the source."""
-    image: Path
-    """The source; relative paths start at the file of jobs."""
-    prompt: str
-    """Words for the base."""
-    name: str | None = Field(default=None, pattern=r"^[\w][\w.-]*$")
-    """Of the picture, without its ending; the number of the line where it is left out."""
-    mask: Path | None = None
-    """Inpainting: white where to paint."""
-    seed: int = 0
-    """Of the starting noise."""
-    steps: int | None = None
-    """Sampling steps; those of the run where they are left out."""
-    guidance: float | None = None
-    """For a guidance-distilled base; the run's where it is left out."""
-    pool: str | None = None
-    """Stage whose pool draws, `full-pool` or `no-experts`; the task's own stage where it is left out."""
 
 
 class Ready(NamedTuple):
@@ -72,6 +60,8 @@ class Ready(NamedTuple):
     mask: Image | None
     key: str
     """Changes with anything that the picture depends on, but for the weights."""
+    notices: tuple[str, ...]
+    """What reading the pictures took."""
 
 
 def also_batches(command: Command) -> Command:
@@ -79,7 +69,7 @@ def also_batches(command: Command) -> Command:
 
     @functools.wraps(command)
     def main(arguments: Sequence[str] | None = None) -> int:
-        given = list(sys.argv[1:] if arguments is None else arguments)
+        given = split_at(OPTION, sys.argv[1:] if arguments is None else arguments)
         return draw_batch(given) if OPTION in given else command(given)
 
     return main
@@ -87,12 +77,14 @@ def also_batches(command: Command) -> Command:
 
 def draw_batch(arguments: Sequence[str]) -> int:
     """Run the batch and return its exit status: 0 all drawn, 1 refused or some not drawn, 130 stopped."""
-    asked = _parser().parse_args(arguments)
+    asked = _asked(arguments)
     silence_loading_bars()
     console = Console(stderr=True, soft_wrap=True, markup=False, highlight=False)
     try:
         jobs = read_jobs(asked.batch)
-        room = DrawingRoom(RunReader(asked.checkpoint))
+        run = RunReader(asked.checkpoint)
+        _check_folder(asked.output)
+        room = DrawingRoom(run)
         asked.output.mkdir(parents=True, exist_ok=True)
         failed = _draw_all(room, jobs, asked.batch.parent, asked.output, console)
     except (CologenError, PrwError) as error:
@@ -104,36 +96,9 @@ def draw_batch(arguments: Sequence[str]) -> int:
     except KeyboardInterrupt:
         console.print("stopped; the same command goes on with what is missing")
         return STOPPED
-    console.print(f"{len(jobs) - failed} of {len(jobs)} pictures are in {asked.output}")
+    drawn, pictures = len(jobs) - failed, "picture" if len(jobs) == 1 else "pictures"
+    console.print(f"{drawn} of {len(jobs)} {pictures} {'is' if drawn == 1 else 'are'} in {asked.output}")
     return 1 if failed else 0
-
-
-def read_jobs(path: Path) -> list[Job]:
-    """Read every job before the first is drawn.
-
-    Raises:
-        PictureError: The file is missing, or a line is no job, or two would have one name; names the line.
-    """
-    if not path.is_file():
-        raise PictureError(f"there is no file of jobs {path}; check the path given to {OPTION}.")
-    jobs: list[Job] = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        if not line.strip():
-            continue
-        try:
-            job = Job.model_validate_json(line)
-        except ValidationError as error:
-            first = error.errors()[0]
-            place = ".".join(map(str, first["loc"])) or "the line"
-            raise PictureError(f"{path}, line {number}: {place}: {first['msg']}.") from error
-        jobs.append(job if job.name else job.model_copy(update={"name": f"{number:05}"}))
-    often = [name for name, count in Counter(job.name for job in jobs).items() if count > 1]
-    if often or not jobs:
-        what = (
-            f"{len(often)} names are given twice, such as {often[0]!r}" if often else "there is no job in it"
-        )
-        raise PictureError(f"{path}: {what}. Mend the file.")
-    return jobs
 
 
 def _draw_all(room: DrawingRoom, jobs: list[Job], beside: Path, folder: Path, console: Console) -> int:
@@ -146,7 +111,7 @@ def _draw_all(room: DrawingRoom, jobs: list[Job], beside: Path, folder: Path, co
             if not _is_drawn(path, ready.key):
                 drawn = room.draw(ready.wanted, ready.image, ready.mask)
                 _write(drawn.image, path, ready.key)
-                for notice in drawn.notices:
+                for notice in (*ready.notices, *drawn.notices):
                     console.print(f"note: {job.name}: {notice}")
         except (CologenError, PrwError) as error:
             failed += 1
@@ -168,14 +133,14 @@ def _ready(room: DrawingRoom, job: Job, beside: Path) -> Ready:
     try:
         wanted = PictureSettings.model_validate(values)
     except ValidationError as error:
-        first = error.errors()[0]
-        raise PictureError(f"{first['loc'][0]}: {first['msg']} (got {first['input']!r}).") from error
-    image = read_picture(beside / job.image)
-    mask = None if job.mask is None else read_picture(beside / job.mask)
+        raise PictureError(f"{in_words(error, PictureSettings)[0]}.") from error
+    read = [read_source(beside / job.image)] + ([] if job.mask is None else [read_mask(beside / job.mask)])
+    image, mask = read[0].image, read[1].image if len(read) > 1 else None
     state = hashlib.sha256(json.dumps([room.settings.fingerprint(), wanted.model_dump()]).encode())
     for picture in (image, mask):
         state.update(b"none" if picture is None else repr(picture.shape).encode() + picture.tobytes())
-    return Ready(str(job.name), wanted, image, mask, state.hexdigest())
+    notices = tuple(one.notice for one in read if one.notice is not None)
+    return Ready(str(job.name), wanted, image, mask, state.hexdigest(), notices)
 
 
 def _is_drawn(path: Path, key: str) -> bool:
@@ -205,9 +170,31 @@ def _write(image: Image, path: Path, key: str) -> None:
     draft.replace(path)
 
 
+def _check_folder(path: Path) -> None:
+    """Refuse, before the model is loaded, what cannot be the folder of the pictures."""
+    if path.exists() and not path.is_dir():
+        raise PictureError(f"--output {path} is a file; a batch is written into a folder, give its name.")
+    check_writable(path)
+
+
+def _asked(arguments: Sequence[str]) -> argparse.Namespace:
+    """The options; those of one picture are refused with where they are said in a batch."""
+    parser = _parser()
+    asked, others = parser.parse_known_args(arguments)
+    for word in others:
+        option = word.partition("=")[0]
+        if option in OF_A_JOB:
+            parser.error(f"{option} is said in each job of the file: {OF_A_JOB[option]}")
+    if others:
+        parser.error(f"{others[0]} does not go with {OPTION}; a job knows {', '.join(Job.model_fields)}")
+    return asked
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m recipes.cologen.generate", description="Draw a batch of pictures with a trained run."
+        prog="python -m recipes.cologen.generate",
+        description="Draw a batch of pictures with a trained run.",
+        allow_abbrev=False,
     )
     parser.add_argument(
         "--checkpoint", type=Path, metavar="RUN", help="the folder that training wrote", required=True

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
+from decimal import Decimal, InvalidOperation
 from typing import NamedTuple
 
 import numpy as np
@@ -19,11 +19,13 @@ from pydantic import ValidationError
 from recipes.cologen.data.record import Image
 from recipes.cologen.drawing import DrawingRoom
 from recipes.cologen.errors import PictureError
-from recipes.cologen.picture_settings import NO_EXPERTS, PictureSettings, same_run
-from recipes.cologen.pictures import enlarge, read_picture
+from recipes.cologen.picture_faults import in_words
+from recipes.cologen.picture_settings import AXIS_OPTIONS, NO_EXPERTS, PictureSettings, called, same_run
+from recipes.cologen.pictures import enlarge, read_mask, read_source
 from recipes.cologen.report.run_reader import RunReader
+from recipes.cologen.sample_picture import map_notice
 
-AXES = ("seed", "steps", "guidance", "pool")
+AXES = tuple(AXIS_OPTIONS)
 """Settings that may change over a sheet."""
 MOST_CELLS = 100
 CELL_PIXELS = 128
@@ -57,17 +59,66 @@ def axis(text: str) -> Axis:
         if not 0 <= last - first < MOST_CELLS:
             raise argparse.ArgumentTypeError(f"{text!r} is backwards, or more than {MOST_CELLS} values")
         return Axis(name, tuple(map(str, range(first, last + 1))))
+    if ".." in values:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no range of whole numbers from 0 up, such as seed=0..3"
+        )
     found = tuple(value.strip() for value in values.split(","))
     if not all(found):
         raise argparse.ArgumentTypeError(f"{text!r} has an empty value")
+    if len(set(map(_value, found))) < len(found):
+        raise argparse.ArgumentTypeError(f"{text!r} has a value twice")
     return Axis(name, found)
 
 
-def draw_grid(asked: argparse.Namespace) -> Image:
+def _value(text: str) -> str | Decimal:
+    """What tells values apart: 5, 5.0 and 05 are one."""
+    try:
+        number = Decimal(text)
+    except InvalidOperation:
+        return text
+    return number if number.is_finite() else text
+
+
+def draw_grid(asked: argparse.Namespace, said: Callable[[str], None]) -> Image:
     """Draw the sheet that the options of `generate` ask for, with the model loaded once.
+
+    Args:
+        asked: The options.
+        said: Told what had to be changed to draw it.
 
     Raises:
         PictureError: The axes are the same twice or make too many pictures, or a value will not do.
+    """
+    across, down = _axes(asked)
+    run = RunReader(asked.checkpoint)
+    same_run(run.settings.fingerprint(), asked.of_run, asked.checkpoint, asked.settings)
+    read = read_source(asked.image, called(asked, "image"))
+    hole = None if asked.mask is None else read_mask(asked.mask, called(asked, "mask"))
+    room = DrawingRoom(run)
+    image, mask = read.image, None if hole is None else hole.image
+    notices = [read.notice, None if hole is None else hole.notice]
+    if asked.draw_map is not None:
+        image = room.made_map(image, asked.draw_map)
+        notices.append(map_notice(asked.prompt, asked.draw_map))
+    wanted = [
+        [_settings(asked, room, {across.name: right, down.name: low}) for right in across.values]
+        for low in down.values
+    ]
+    for one in (cell for row in wanted for cell in row):
+        room.check_pool(one.pool)
+    seen = room.source(asked.task, asked.prompt, read.image, mask)
+    for notice in (*notices, *seen.notices):
+        if notice is not None:
+            said(f"note: {notice}")
+    return sheet([[room.draw(one, image, mask).image for one in row] for row in wanted], across, down)
+
+
+def _axes(asked: argparse.Namespace) -> tuple[Axis, Axis]:
+    """What changes from left to right and from top to bottom; the second may be no axis at all.
+
+    Raises:
+        PictureError: The axes are no two that make a sheet, or other options contradict them.
     """
     across, *others = asked.grid
     down = others[0] if others else Axis("", ("",))
@@ -79,21 +130,20 @@ def draw_grid(asked: argparse.Namespace) -> Image:
         )
     if asked.also:
         raise PictureError("--grid draws from one source; leave --also out.")
-    run = RunReader(asked.checkpoint)
-    same_run(run.settings.fingerprint(), asked.of_run, asked.checkpoint)
-    image = read_picture(asked.image)
-    mask = None if asked.mask is None else read_picture(Path(asked.mask))
-    room = DrawingRoom(run)
-    if asked.draw_map is not None and asked.task != "control":
-        raise PictureError(f"--draw-map is for --task control; {asked.task} reads the picture itself.")
-    if asked.draw_map is not None:
-        image = room.made_map(image, asked.draw_map)
-    wanted = [
-        [_settings(asked, room, {across.name: right, down.name: low}) for right in across.values]
-        for low in down.values
-    ]
-    pictures = [[room.draw(one, image, mask).image for one in row] for row in wanted]
-    return sheet(pictures, across, down)
+    given = {
+        "--seed": asked.seed is not None,
+        "--steps": asked.steps is not None,
+        "--guidance": asked.guidance is not None,
+        "--as-of": asked.as_of is not None,
+        "--experts-off": asked.experts_off,
+    }
+    for one in asked.grid:
+        for option in AXIS_OPTIONS[one.name]:
+            if given[option]:
+                raise PictureError(
+                    f"{option} and --grid {one.name}=... both say the {one.name}; leave one of them out."
+                )
+    return across, down
 
 
 def _settings(asked: argparse.Namespace, room: DrawingRoom, changed: dict[str, str]) -> PictureSettings:
@@ -103,15 +153,16 @@ def _settings(asked: argparse.Namespace, room: DrawingRoom, changed: dict[str, s
         "task": asked.task,
         "prompt": asked.prompt,
         "pool": NO_EXPERTS if asked.experts_off else asked.as_of or asked.task,
-        "seed": asked.seed,
+        "seed": asked.seed or 0,
         "steps": asked.steps or sampling.steps,
         "guidance": usual if asked.guidance is None else asked.guidance,
     }
     try:
         return PictureSettings.model_validate(values | {name: to for name, to in changed.items() if name})
     except ValidationError as error:
-        first = error.errors()[0]
-        raise PictureError(f"--grid {first['loc'][0]}={first['input']}: {first['msg']}.") from error
+        fault = in_words(error, PictureSettings)[0]
+        option = "--grid " if fault.partition(":")[0] in changed else "--"
+        raise PictureError(f"{option}{fault}.") from error
 
 
 def sheet(pictures: Sequence[Sequence[Image]], across: Axis, down: Axis) -> Image:

@@ -8,16 +8,20 @@ from pathlib import Path
 from recipes.cologen.config_annotators import MAP_KINDS
 from recipes.cologen.data.views import VIEWS
 from recipes.cologen.generate_grid import axis
-from recipes.cologen.picture_settings import FULL_POOL
+from recipes.cologen.picture_settings import FULL_POOL, MOST_STEPS
 from recipes.cologen.terminal import positive
 
 SHOWN_PIXELS = 256
 """Pixels that the shorter side of a small output is enlarged to, unless --scale says otherwise."""
+USAGE = """\
+%(prog)s --checkpoint RUN --task TASK --image FILE --prompt WORDS --output FILE [...]
+       %(prog)s --settings FILE --output FILE [...]
+       %(prog)s --checkpoint RUN --batch JOBS --output FOLDER"""
 EXAMPLES = """\
 prompts that the embedded world's tasks were trained on:
-  inpainting      --prompt "small red circle top left on gray"       (the whole picture, hole filled)
+  inpainting      --prompt "red circle top left on gray"             (the whole picture, hole filled)
   grounding       --prompt "draw a red box around the blue square" or "cover the blue square with a red mask"
-  control         --prompt "canny edge to image small red circle top left on gray"
+  control         --prompt "canny edge to image red circle top left on gray"
   customization   --prompt "the same object at the top left on navy"
   editing         --prompt "make the red circle blue"                or remove, add, move, replace, change
 """
@@ -28,32 +32,34 @@ def options() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m recipes.cologen.generate",
         description="Draw one picture with a trained run.",
+        usage=USAGE,
         epilog=EXAMPLES,
+        allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
         "--checkpoint", type=Path, metavar="RUN", help="the folder that training wrote", required=True
     )
-    parser.add_argument("--task", choices=tuple(VIEWS), required=True)
+    parser.add_argument("--task", choices=tuple(VIEWS), required=True, help="what is asked of the source")
     parser.add_argument(
-        "--image", type=Path, help="the source: a picture, or for control the map itself", required=True
+        "--image",
+        type=Path,
+        help="the source: a picture, or for control the map itself; what is transparent in it is seen white",
+        required=True,
     )
+    parser.add_argument("--prompt", required=True, help="what is to be drawn; examples are below")
     parser.add_argument(
-        "--also", type=Path, nargs="+", default=[], help="further sources, where a run was trained on several"
+        "--output",
+        type=Path,
+        help="file to write, in a folder that is there; an older one is replaced",
+        required=True,
     )
-    parser.add_argument("--prompt", required=True)
-    parser.add_argument("--output", type=Path, help="file to write, in a folder that is there", required=True)
+    parser.add_argument("--seed", type=int, help="of the starting noise, 0 or more (default: 0)")
     parser.add_argument(
-        "--mask", type=Path, help="inpainting: white where to paint (else: black holes in --image)"
+        "--steps", type=_steps, help=f"sampling steps, at most {MOST_STEPS} (default: those of the run)"
     )
-    parser.add_argument(
-        "--draw-map",
-        choices=MAP_KINDS,
-        help="control: --image is a photograph; draw this map of it first, as the run's data.annotators do",
-    )
-    parser.add_argument("--seed", type=int, default=0, help="of the starting noise (default: 0)")
-    parser.add_argument("--steps", type=positive, help="sampling steps (default: those of the run)")
     parser.add_argument("--guidance", type=float, help="for a guidance-distilled base (default: the run's)")
+    _add_inputs(parser)
     _add_other_forms(parser)
     experts = parser.add_mutually_exclusive_group()
     experts.add_argument(
@@ -74,6 +80,23 @@ def options() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_inputs(parser: argparse.ArgumentParser) -> None:
+    """Options about what is drawn from, beside the source."""
+    parser.add_argument(
+        "--also", type=Path, nargs="+", default=[], help="further sources, where a run was trained on several"
+    )
+    parser.add_argument(
+        "--mask",
+        type=Path,
+        help="inpainting: white (brighter than half) where to paint (else: black holes in --image)",
+    )
+    parser.add_argument(
+        "--draw-map",
+        choices=MAP_KINDS,
+        help="control: --image is a photograph; draw this map of it first, as the run's data.annotators do",
+    )
+
+
 def _add_other_forms(parser: argparse.ArgumentParser) -> None:
     """Options that draw otherwise than from the options of one picture."""
     parser.add_argument(
@@ -91,4 +114,21 @@ def _add_other_forms(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--batch", metavar="JOBS", help="a line of JSON for each picture; --output is a folder"
     )
-    parser.add_argument("--of-run", metavar="FINGERPRINT", help="refuse a run with other settings than these")
+    parser.add_argument(
+        "--of-run",
+        metavar="FINGERPRINT",
+        help="refuse a run with other settings than these: `run` in a file of settings; a refusal says what "
+        "the run at hand has",
+    )
+    # Which pictures are from the file of --settings, so that messages can say so.
+    parser.add_argument("--held", choices=("image", "mask"), action="append", help=argparse.SUPPRESS)
+
+
+def _steps(text: str) -> int:
+    try:
+        steps = positive(text)
+    except argparse.ArgumentTypeError:
+        steps = 0
+    if not 1 <= steps <= MOST_STEPS:
+        raise argparse.ArgumentTypeError(f"expected a whole number from 1 to {MOST_STEPS}, got {text!r}")
+    return steps

@@ -7,6 +7,7 @@ The page (app/) hands these files out. A file holds no paths to pictures: they t
 
 from __future__ import annotations
 
+import argparse
 import base64
 import binascii
 import functools
@@ -14,7 +15,7 @@ import io
 import json
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -24,6 +25,7 @@ from rich.console import Console
 
 from recipes.cologen.data.record import Image
 from recipes.cologen.errors import CologenError, PictureError
+from recipes.cologen.picture_faults import in_words
 from recipes.cologen.stages import COLOGEN_STAGES
 
 FULL_POOL = "full-pool"
@@ -31,6 +33,15 @@ FULL_POOL = "full-pool"
 NO_EXPERTS = "no-experts"
 """The base alone."""
 OPTION = "--settings"
+MOST_STEPS = 1000
+"""Sampling steps of one picture; the schedule knows no more times, and the memory for them would not end."""
+AXIS_OPTIONS = {
+    "seed": ("--seed",),
+    "steps": ("--steps",),
+    "guidance": ("--guidance",),
+    "pool": ("--as-of", "--experts-off"),
+}
+"""Settings that a sheet (`--grid`) may vary, and the options that say them for one picture."""
 
 
 class Command(Protocol):
@@ -53,21 +64,21 @@ class PictureSettings(BaseModel):
     """Name of the stage whose pool and router draw, `full-pool`, or `no-experts`."""
     seed: int = Field(default=0, ge=0, lt=2**63)
     """Of the starting noise."""
-    steps: int = Field(gt=0)
+    steps: int = Field(gt=0, le=MOST_STEPS)
     """Sampling steps."""
     guidance: float | None = Field(default=None, allow_inf_nan=False)
     """Scale for a guidance-distilled base; None for others."""
 
-    def arguments(self) -> list[str]:
-        """The same as options of `generate`."""
-        pools = {NO_EXPERTS: ["--experts-off"]}
-        more = pools.get(self.pool, ["--as-of", self.pool])
-        if self.guidance is not None:
-            more.append(f"--guidance={self.guidance!r}")
-        return [
-            *("--task", self.task, f"--prompt={self.prompt}"),
-            *("--seed", str(self.seed), "--steps", str(self.steps), *more),
-        ]
+    def arguments(self, but: Collection[str] = ()) -> list[str]:
+        """The same as options of `generate`, but for some settings."""
+        options = {
+            "seed": ["--seed", str(self.seed)],
+            "steps": ["--steps", str(self.steps)],
+            "pool": ["--experts-off"] if self.pool == NO_EXPERTS else ["--as-of", self.pool],
+            "guidance": [] if self.guidance is None else [f"--guidance={self.guidance!r}"],
+        }
+        said = [word for name, words in options.items() if name not in but for word in words]
+        return ["--task", self.task, f"--prompt={self.prompt}", *said]
 
 
 class SettingsFile(BaseModel):
@@ -136,11 +147,9 @@ def read_settings(path: Path) -> SettingsFile:
     except OSError as error:
         raise PictureError(f"{OPTION} {path} cannot be read ({error}); check the path.") from error
     except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(map(str, first["loc"])) or "the whole file"
         raise PictureError(
-            f"{OPTION} {path} is not a picture's settings: {place}: {first['msg']}. Take the file that the "
-            "page's download button gives."
+            f"{OPTION} {path} is not a picture's settings: {in_words(error, SettingsFile)[0]}. Take the file "
+            "that the page's download button gives."
         ) from error
 
 
@@ -149,48 +158,84 @@ def reads_settings(command: Command) -> Command:
 
     @functools.wraps(command)
     def main(arguments: Sequence[str] | None = None) -> int:
-        given = list(sys.argv[1:] if arguments is None else arguments)
+        given = split_at(OPTION, sys.argv[1:] if arguments is None else arguments)
         if OPTION not in given[:-1]:
             return command(given)
         place = given.index(OPTION)
+        others = [*given[:place], *given[place + 2 :]]
         with tempfile.TemporaryDirectory(prefix="cologen-") as folder:
             try:
-                plain = _unpacked(read_settings(Path(given[place + 1])), Path(folder))
+                file = Path(given[place + 1])
+                plain = _unpacked(read_settings(file), Path(folder), others, file)
             except CologenError as error:
                 Console(stderr=True, soft_wrap=True, markup=False, highlight=False).print(f"error: {error}")
                 return 1
-            return command([*plain, *given[:place], *given[place + 2 :]])
+            # The option stays, so that messages can name the file, and not where its pictures were put.
+            return command([*plain, *others, OPTION, str(file)])
 
     return main
 
 
-def _unpacked(held: SettingsFile, folder: Path) -> list[str]:
-    """The options that a file stands for, its pictures written into a folder."""
+def split_at(option: str, arguments: Sequence[str]) -> list[str]:
+    """The arguments, with `--option=VALUE` in two words."""
+    start = f"{option}="
+    split = ([option, word.removeprefix(start)] if word.startswith(start) else [word] for word in arguments)
+    return [word for words in split for word in words]
+
+
+def _unpacked(held: SettingsFile, folder: Path, others: Sequence[str], file: Path) -> list[str]:
+    """The options that a file stands for, its pictures written into a folder.
+
+    Left out is what the other options say instead, and what a sheet among them varies.
+    """
     known = (*COLOGEN_STAGES, FULL_POOL, NO_EXPERTS)
     if held.settings.pool not in known:
-        raise PictureError(f"the settings name the pool {held.settings.pool!r}; expected one of {known}.")
-    arguments = ["--checkpoint", held.checkpoint, "--of-run", held.run, *held.settings.arguments()]
+        raise PictureError(
+            f"{OPTION} {file} names the pool {held.settings.pool!r}; expected one of {', '.join(known)}."
+        )
+    said = {word.removeprefix("--grid=").partition("=")[0] for word in others}
+    sheet = any(word.startswith("--grid") for word in others)
+    but = {name for name, options in AXIS_OPTIONS.items() if said & set(options) or (sheet and name in said)}
+    arguments = ["--checkpoint", held.checkpoint, "--of-run", held.run, *held.settings.arguments(but)]
     for option, encoded in held.pictures.items():
+        if f"--{option}" in said:
+            continue
         path = folder / f"{option}.png"
         try:
             path.write_bytes(base64.b64decode(encoded, validate=True))
         except binascii.Error as error:
             raise PictureError(
-                f"the settings' {option} is not base64 ({error}); the file is damaged, take it again."
+                f"the {option} in {file} is not base64 ({error}); the file is damaged, take it again."
             ) from error
-        arguments += [f"--{option}", str(path)]
+        arguments += [f"--{option}", str(path), "--held", option]
     return arguments
 
 
-def same_run(fingerprint: str, wanted: str | None, run: Path) -> None:
+def same_run(fingerprint: str, wanted: str | None, run: Path, settings: str | None = None) -> None:
     """Refuse to draw a picture of one run with another.
+
+    Args:
+        fingerprint: Of the settings of the run that is to draw.
+        wanted: What it should be; None for any.
+        run: The run's folder.
+        settings: The file of settings that says so, if one does.
 
     Raises:
         PictureError: The fingerprints differ.
     """
-    if wanted is not None and wanted != fingerprint:
-        raise PictureError(
-            f"the settings are of a picture of the run {wanted}, but {run} is the run {fingerprint}: another "
-            "picture would come out. Give that run's folder with --checkpoint, or --of-run "
-            f"{fingerprint} to draw it with this one all the same."
-        )
+    if wanted is None or wanted == fingerprint:
+        return
+    whose = "--of-run asks for" if settings is None else f"{settings} is of a picture of"
+    raise PictureError(
+        f"{whose} the run {wanted}, but {run} is the run {fingerprint} (the fingerprint of its config.yaml; "
+        "ledger.json may hold another, of the version that began the run): another picture would come out. "
+        f"Give that run's folder with --checkpoint, or --of-run {fingerprint} to draw with this one all the "
+        "same."
+    )
+
+
+def called(asked: argparse.Namespace, option: str) -> str:
+    """What messages call the picture of an option: its path, or the file of settings that holds it."""
+    if option in (asked.held or ()):
+        return f"the {option} in {asked.settings}"
+    return str(getattr(asked, option))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,32 +12,106 @@ import numpy as np
 from PIL import Image as PilImage
 from PIL import UnidentifiedImageError
 
-from recipes.cologen.data.decoding import as_rgb, open_upright
+from recipes.cologen.data.decoding import as_rgb, is_deep, open_upright
 from recipes.cologen.data.record import Image, Mask
 from recipes.cologen.errors import PictureError
 
+_ADDRESS = re.compile(r"(^|/)(https?|ftp|s3|gs|hf|file|data):")
+
 
 class Fitted(NamedTuple):
-    """A picture at the model's size, and a sentence about what that took; None when nothing was lost."""
+    """A picture as it is used, and a sentence about what that took; None when nothing was lost."""
 
     image: Image
     notice: str | None
 
 
 def read_picture(path: Path) -> Image:
-    """Read a picture as uint8 [height, width, 3]; deeper ones are brought to 8 bits (data/decoding.py).
+    """Read a picture as `read_source` does, without a word about what that took."""
+    return read_source(path).image
+
+
+def read_source(path: Path, name: str | None = None) -> Fitted:
+    """Read a picture as uint8 [height, width, 3], its transparent parts on white.
+
+    Args:
+        path: The file; deeper pictures are brought to 8 bits (data/decoding.py).
+        name: What messages call it; its path where left out.
 
     Raises:
         PictureError: The file is missing, is no picture, or breaks off.
     """
+    name = name or str(path)
+    image, transparent = flattened(_opened(path, name))
+    notice = f"{name} has transparent parts; the model sees them white." if transparent else None
+    return Fitted(image, notice)
+
+
+def read_mask(path: Path, name: str | None = None) -> Fitted:
+    """Read a mask as uint8 [height, width, 3]; where it is transparent nothing is to be painted.
+
+    Args:
+        path: The file.
+        name: What messages call it; its path where left out.
+
+    Raises:
+        PictureError: As `read_source`.
+    """
+    name = name or str(path)
+    image, transparent = flattened(_opened(path, name), "black")
+    notice = f"{name} has transparent parts; nothing is painted there, as where a mask is black."
+    return Fitted(image, notice if transparent else None)
+
+
+def flattened(picture: PilImage.Image, paper: str = "white") -> tuple[Image, bool]:
+    """A decoded picture as it looks on paper of a colour, and whether any of the paper is seen.
+
+    Args:
+        picture: Of any mode; one without transparent parts comes back with its own colours, exactly.
+        paper: Name of the colour behind.
+
+    Returns:
+        uint8 [height, width, 3], and whether the picture had transparent parts.
+    """
+    if not picture.has_transparency_data:
+        return np.asarray(as_rgb(picture)).copy(), False
+    if is_deep(picture):  # one gray level is named transparent; `convert` would cut the others off at 255
+        opaque = as_rgb(picture)
+        seen = np.asarray(picture) != picture.info["transparency"]
+        alpha = PilImage.fromarray(np.where(seen, 255, 0).astype(np.uint8))
+    else:
+        layered = picture.convert("RGBA")
+        opaque, alpha = layered.convert("RGB"), layered.getchannel("A")
+    on_paper = PilImage.composite(opaque, PilImage.new("RGB", picture.size, paper), alpha)
+    return np.asarray(on_paper).copy(), alpha.getextrema() != (255, 255)
+
+
+def _opened(path: Path, name: str) -> PilImage.Image:
     if not path.is_file():
-        raise PictureError(f"there is no picture {path}; check the path.")
+        raise PictureError(_missing(path, name))
     try:
-        return np.asarray(as_rgb(open_upright(path))).copy()
-    except (UnidentifiedImageError, OSError, SyntaxError, PilImage.DecompressionBombError) as error:
+        return open_upright(path)
+    except PilImage.DecompressionBombError as error:
+        most = 2 * (PilImage.MAX_IMAGE_PIXELS or 0)
         raise PictureError(
-            f"{path} cannot be read as a picture ({error}); save it as PNG or JPEG."
+            f"{name} has too many pixels; at most {most / 1e6:.0f} million are read. Make it smaller."
         ) from error
+    except (UnidentifiedImageError, OSError, SyntaxError) as error:
+        raise PictureError(
+            f"{name} cannot be read as a picture ({error}); save it as PNG or JPEG."
+        ) from error
+
+
+def _missing(path: Path, name: str) -> str:
+    """Why there is no picture at a path."""
+    if path == Path():
+        return "the name of the picture is empty (or the working folder itself); give a picture's path."
+    if path.is_dir():
+        return f"{name} is a folder, not a picture; give the path of a picture."
+    if _ADDRESS.search(path.as_posix()):
+        address = re.sub(r":/(?!/)", "://", name)  # a path has lost one of the two
+        return f"{address} is an address; pictures are not fetched. Download it and give the file's path."
+    return f"there is no picture {name}; check the path."
 
 
 def fit_picture(image: Image, height: int, width: int, name: str = "the picture") -> Fitted:
@@ -77,7 +153,8 @@ def cut_hole(image: Image, mask: Image | None) -> Image:
 
     Args:
         image: uint8 [height, width, 3].
-        mask: uint8 [height, width, 3], bright where to paint; None when the hole is black in `image`.
+        mask: uint8 [height, width, 3], where to paint brighter than half (the mean of red, green and blue
+            above 127); None when the hole is black in `image`.
 
     Raises:
         PictureError: There is no hole, or nothing but a hole.
@@ -85,22 +162,28 @@ def cut_hole(image: Image, mask: Image | None) -> Image:
     hole: Mask = (image == 0).all(axis=-1) if mask is None else mask.mean(axis=-1) > 127.5
     if not hole.any():
         raise PictureError(
-            "there is no hole to paint in: the mask has no white pixel."
+            "there is no hole to paint in: the mask has no white pixel (none brighter than half, 127 of 255)."
             if mask is not None
             else "there is no hole to fill: give --mask (white where to paint) or make the hole pure black."
         )
     if hole.all():
-        raise PictureError("the hole covers the whole picture; leave some of it to go by.")
+        bright = "" if mask is None else " (every pixel of the mask is brighter than half, 127 of 255)"
+        raise PictureError(f"the hole covers the whole picture{bright}; leave some of it to go by.")
     source = image.copy()
     source[hole] = 0
     return source
 
 
-def check_output(path: Path) -> None:
+def check_output(path: Path, sources: Iterable[Path] = ()) -> None:
     """Refuse a path that no picture can be written to, before any work is done.
 
+    Args:
+        path: Where a picture is to be written; one that is there is replaced.
+        sources: Pictures that are drawn from, which are not.
+
     Raises:
-        PictureError: Its folder is missing, it is a folder, or its ending names no format of pictures.
+        PictureError: Its folder is missing or cannot be written to, it is a folder, its ending names no
+            format of pictures, or it is one of the sources.
     """
     if path.is_dir():
         raise PictureError(f"{path} is a folder; give the name of a file, such as {path / 'out.png'}.")
@@ -108,6 +191,27 @@ def check_output(path: Path) -> None:
         raise PictureError(f"there is no folder {path.parent} to write {path.name} into; make it first.")
     if PilImage.registered_extensions().get(path.suffix.lower()) not in PilImage.SAVE:
         raise PictureError(f"{path.name} does not end like a picture; name it .png (or .jpg, .webp).")
+    for source in sources:
+        if path.exists() and source.exists() and path.samefile(source):
+            raise PictureError(f"{path} is what is drawn from and would be lost; give another --output.")
+    check_writable(path.parent)
+
+
+def check_writable(folder: Path) -> None:
+    """Refuse a folder in which no file can be made; one that is not there yet is asked by its parents.
+
+    Raises:
+        PictureError: Says why.
+    """
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    try:
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".cologen-"):
+            pass
+    except OSError as error:
+        raise PictureError(
+            f"nothing can be written into {folder} ({error.strerror}); give another --output."
+        ) from error
 
 
 def write_picture(image: Image, path: Path) -> None:

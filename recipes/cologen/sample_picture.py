@@ -60,7 +60,7 @@ def _guidance(given: float | None, usual: float, model: FluxBase) -> float | Non
     if model.reads_guidance:
         return usual if given is None else given
     if given is not None:
-        raise GuidanceError("this base reads no guidance scale; leave --guidance out.")
+        raise GuidanceError("this base reads no guidance scale; leave guidance out.")
     return None
 
 
@@ -76,9 +76,17 @@ def size_to_draw(settings: RunConfig, model: FluxBase, picture: Image) -> tuple[
     return height, width
 
 
-def map_notice(prompt: str) -> str | None:
-    """What to say of a control prompt that does not begin as those of training; None if it does."""
-    if prompt.startswith(tuple(PROMPTS.values())):
-        return None
+def map_notice(prompt: str, kind: str | None = None) -> str | None:
+    """What to say of a control prompt that does not begin as those of training; None if it does.
+
+    Args:
+        prompt: As the user wrote it.
+        kind: Of the map, where it is known.
+    """
+    said = next((words for words in PROMPTS.values() if prompt.startswith(words)), None)
+    if said is not None:
+        if kind is None or PROMPTS[kind] == said:
+            return None
+        return f'the map is {kind} ("{PROMPTS[kind]}"), but the prompt begins with "{said}".'
     kinds = ", ".join(f'"{words}"' for words in PROMPTS.values())
     return f"control was trained on prompts that begin with the kind of map: {kinds}."

@@ -55,10 +55,22 @@ class RunReader:
     def __post_init__(self) -> None:
         """Refuse a folder that no training wrote."""
         if not (self.path / "config.yaml").is_file():
-            raise RunFolderError(
-                f"{self.path} is not a training run: it has no config.yaml. Give the folder training wrote "
-                f"(python -m recipes.cologen.train --config tiny --output {self.path})."
-            )
+            raise RunFolderError(self._no_run())
+
+    def _no_run(self) -> str:
+        """Why the path is no run, and what to give instead."""
+        if self.path.exists() and not self.path.is_dir():
+            return f"{self.path} is not a training run: it is a file. Give the folder that training wrote."
+        for folder in self.path.absolute().parents:
+            if (folder / "config.yaml").is_file() and (folder / "checkpoints").is_dir():
+                return f"{self.path} is not a training run, but a part of one. Did you mean {folder}?"
+        start = f"{self.path} is not a training run"
+        if self.path.is_dir():
+            return f"{start}: it has no config.yaml. Give the folder that training wrote."
+        return (
+            f"{start}: there is no such folder. Give the folder that training wrote "
+            f"(python -m recipes.cologen.train --config tiny --output {self.path})."
+        )
 
     @property
     def report(self) -> Path:

@@ -1,4 +1,4 @@
-"""The command that draws a picture: five tasks, the pool of the task's stage, refusals that write nothing."""
+"""The command that draws a picture: five tasks, the pool of the task's stage, what is said about it."""
 
 import re
 import shutil
@@ -19,7 +19,7 @@ from recipes.cologen.report.run_reader import RunReader
 PROMPTS = {
     "inpainting": "small red circle top left on gray",
     "grounding": "draw a red box around the blue square",
-    "control": "canny edge to image small red circle top left on gray",
+    "control": "canny edge to image red circle top left on gray",
 }
 
 
@@ -146,52 +146,40 @@ def test_the_map_of_a_photograph_is_drawn_first_on_request(arguments: list[str],
     assert np.array_equal(drawn, by_map) and not np.array_equal(plain, by_map)
 
 
-REFUSALS = {
-    "an unknown word": (
-        ["--prompt", "draw a crimsn box around the blu square"],
-        r"'crimsn'.*'blu' \(near: blue",
-    ),
-    "a capital": (["--prompt", "Draw a red box"], r"'Draw' \(near: draw"),
-    "an unfinished stage": (
-        ["--task", "editing", "--prompt", "make the red circle blue"],
-        "'editing'.*not finished",
-    ),
-    "no run": (["--checkpoint", "nowhere"], "nowhere is not a training run"),
-    "no picture": (["--image", "nowhere.png"], r"there is no picture nowhere\.png"),
-    "no folder": (["--output", "nowhere/out.png"], "there is no folder nowhere"),
-    "no format": (["--output", "out.txt"], r"out\.txt does not end like a picture"),
-    "a mask for grounding": (["--mask", "{image}"], "--mask is for --task inpainting"),
-    "a map for grounding": (["--draw-map", "canny"], "--draw-map is for --task control; grounding reads"),
-    "a map that nobody draws": (
-        ["--task", "control", "--prompt", PROMPTS["control"], "--draw-map", "depth"],
-        "depth map needs a network, but data.annotators names none",
-    ),
-    "an empty mask": (["--task", "inpainting", "--mask", "{black}"], "no white pixel"),
-    "not a picture": (["--image", "{text}"], "cannot be read as a picture"),
-    "no hole": (["--task", "inpainting", "--image", "{white}"], "there is no hole"),
-    "nothing but a hole": (["--task", "inpainting", "--image", "{black}"], "covers the whole picture"),
-    "a picture too large": (["--scale", "5000"], "--scale 5000 would make a picture of 80000x80000"),
-    "a prompt too long": (["--prompt", "draw a " + "red " * 40], r"\d\d T5 tokens .* but 20 are read"),
-}
-
-
-@pytest.mark.parametrize(("more", "message"), REFUSALS.values(), ids=REFUSALS)
-def test_it_refuses_with_a_reason_and_writes_nothing(
-    arguments: list[str],
-    tmp_path: Path,
-    more: list[str],
-    message: str,
-    capsys: pytest.CaptureFixture[str],
+def test_what_is_transparent_is_seen_white_with_a_word_about_it(
+    arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    names = {name: tmp_path / f"{name}.png" for name in ("white", "black", "text")}
-    Image.new("RGB", (16, 16), "white").save(names["white"])
-    Image.new("RGB", (16, 16), "black").save(names["black"])
-    names["text"].write_text("I am no picture")
-    names["image"] = tmp_path / "in.png"
-    before = sorted(tmp_path.iterdir())
-    assert main([*arguments, *(part.format(**names) for part in more)]) == 1
-    assert re.search(f"error: .*({message})", capsys.readouterr().err)
-    assert sorted(tmp_path.iterdir()) == before
+    image, shown = World(3).record(0).image, tmp_path / "shown.png"
+    alpha = np.full((16, 16, 1), 255, np.uint8)
+    alpha[:8] = 0
+    clear, white = tmp_path / "clear.png", image.copy()
+    white[:8] = 255
+    Image.fromarray(np.concatenate([image, alpha], -1)).save(clear)
+    Image.fromarray(white).save(shown)
+    expected = draw(arguments, "--image", str(shown))
+    assert "note" not in capsys.readouterr().err
+    assert np.array_equal(draw(arguments, "--image", str(clear)), expected)
+    assert re.search(r"note: .*clear\.png has transparent parts; .* white", capsys.readouterr().err)
+
+
+def test_a_prompt_of_another_kind_than_the_drawn_map_gets_a_hint(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    control = ["--task", "control", "--draw-map", "canny", "--prompt"]
+    draw(arguments, *control, "depth map to image red circle top left on gray")
+    assert 'the map is canny ("canny edge to image"), but the prompt begins with "depth map' in (
+        capsys.readouterr().err
+    )
+    draw(arguments, *control, PROMPTS["control"])
+    assert "note" not in capsys.readouterr().err
+
+
+def test_the_last_line_gives_the_size_that_was_written(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    for more, said in (([], "256x256 pixels (16x16 enlarged 16 times)"), (["--native"], "16x16 pixels")):
+        draw(arguments, *more)
+        assert capsys.readouterr().err.endswith(f"out.png, {said}\n")
 
 
 def test_a_disk_that_cannot_be_written_is_said_in_a_line(
@@ -234,4 +222,7 @@ def test_ctrl_c_stops_it_with_a_line(
 def test_the_help_says_why_the_tasks_stage_is_the_default(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="0"):
         main(["--help"])
-    assert re.search(r"router\s+drifts", capsys.readouterr().out)
+    said = capsys.readouterr().out
+    assert re.search(r"router\s+drifts", said)
+    for form in ("--settings FILE --output FILE", "--checkpoint RUN --batch JOBS --output FOLDER"):
+        assert re.search(rf"^ +python -m recipes.cologen.generate {form}", said, re.MULTILINE)

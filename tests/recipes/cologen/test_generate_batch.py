@@ -12,7 +12,9 @@ from PIL import Image
 from recipes.cologen import generate_batch
 from recipes.cologen.data.world import World
 from recipes.cologen.generate import main
+from recipes.cologen.jobs import read_jobs
 
+REPOSITORY = Path(__file__).resolve().parents[3]
 PICTURE = World(3).record(0).image
 WORDS = "draw a red box around the blue square"
 JOBS: list[dict[str, Any]] = [
@@ -102,22 +104,51 @@ def test_a_job_that_cannot_be_drawn_is_said_and_the_others_are_drawn(
         {**JOBS[3], "name": "c", "pool": "editing"},
         {**JOBS[0], "name": "d", "steps": 0},
         {**JOBS[0], "name": "e", "task": "painting"},
+        {**JOBS[0], "name": "f", "steps": 100_000_000},
+        {**JOBS[0], "name": "g", "prompt": " "},
+        {**JOBS[0], "name": "h", "pool": "all"},
+        {**JOBS[0], "name": "i", "guidance": 3.5},
+        {**JOBS[0], "name": "j", "image": ""},
     ]
     assert batch(finished_run, folder, *broken, JOBS[1]) == 1
     said = capsys.readouterr().err
-    for words in ("a: there is no picture", "b: the base cannot", "c: .*not finished", "d: steps", "e: task"):
+    for words in (
+        "a: there is no picture",
+        "b: the base cannot",
+        "c: .*not finished",
+        "d: steps: expected more than 0, got 0",
+        "e: task: expected 'inpainting', .* or 'editing', got 'painting'",
+        "f: steps: expected 1000 or less, got 100000000",
+        "g: there is no prompt",
+        "h: there is no pool 'all'; expected one of .*no-experts",
+        "i: this base reads no guidance scale; leave guidance out",
+        "j: .* is a folder, not a picture",
+    ):
         assert re.search(f"error: {words}", said), words
-    assert "1 of 6 pictures" in said
+    assert "1 of 11 pictures" in said
     assert [path.name for path in (folder / "out").iterdir()] == ["other.png"]
 
 
 @pytest.mark.parametrize(
     ("lines", "message"),
     [
-        (["{"], "line 1: the line: "),
-        ([json.dumps(JOBS[0]), json.dumps({**JOBS[0], "sead": 3})], "line 2: sead: "),
-        ([json.dumps({**JOBS[0], "name": "../x"})], "line 1: name: "),
-        ([json.dumps({**JOBS[0], "name": "x"})] * 2, "given twice, such as 'x'"),
+        (["{"], "line 1: not JSON"),
+        (["[" * 100_000], "line 1: not JSON"),
+        (["[]"], "line 1: "),
+        (
+            [json.dumps(JOBS[0]), json.dumps({**JOBS[0], "sead": 3})],
+            "line 2: sead: unknown key. Did you mean seed. Known are task, image",
+        ),
+        ([json.dumps({**JOBS[0], "name": "../x"})], "line 1: name: expected letters.*got '../x'"),
+        ([json.dumps({**JOBS[0], "name": "x"})] * 2, "lines 1, 2: the name 'x' is given 2 times"),
+        (
+            [json.dumps({**JOBS[0], "name": name}) for name in ("Red", "blue", "red")],
+            "lines 1, 3: the names 'Red' and 'red' are one file where capitals",
+        ),
+        (['{"seed": 1, "seed": 2, ' + json.dumps(JOBS[0])[1:]], "line 1: seed: is given twice"),
+        ([json.dumps({**JOBS[0], "seed": "3"})], "line 1: seed: expected a whole number, got '3'"),
+        ([json.dumps({**JOBS[0], "steps": 2.5})], "line 1: steps: expected a whole number, got 2.5"),
+        (['{"task": "editing"}'], "line 1: image: is missing"),
         ([""], "no job in it"),
     ],
 )
@@ -127,6 +158,88 @@ def test_a_faulty_file_is_refused_before_anything_is_drawn(
     assert batch(finished_run, folder, *lines) == 1
     assert re.search(f"error: .*{message}", capsys.readouterr().err)
     assert not (folder / "out").exists()
+
+
+def test_all_faults_of_a_file_are_said_at_once(
+    finished_run: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert batch(finished_run, folder, "{", JOBS[0], {"task": 3, "sead": 1}, *['{"x": 1}'] * 20) == 1
+    said = capsys.readouterr().err
+    for words in ("line 1: not JSON", "line 3: task: expected text, got 3", "line 3: sead: ", "and 65 more"):
+        assert words in said, words
+    assert "line 2" not in said
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "latin-1"])
+def test_a_file_in_another_encoding_is_said(
+    finished_run: Path, folder: Path, encoding: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "jobs.jsonl").write_text(json.dumps({"prompt": "größer"}, ensure_ascii=False), encoding)
+    files = ["--batch", str(folder / "jobs.jsonl"), "--output", str(folder / "out")]
+    assert main(["--checkpoint", str(finished_run), *files]) == 1
+    assert re.search(r"error: .*jobs\.jsonl is not text in UTF-8", capsys.readouterr().err)
+
+
+def test_a_mark_at_the_files_beginning_and_odd_line_ends_do_no_harm(folder: Path) -> None:
+    words = "a\u2028b\x85c"  # no ends of lines in JSON
+    text = "\r\n".join(json.dumps({**JOBS[0], "prompt": words}, ensure_ascii=False) for _ in range(2))
+    (folder / "jobs.jsonl").write_bytes(b"\xef\xbb\xbf" + text.encode())
+    assert [job.prompt for job in read_jobs(folder / "jobs.jsonl")] == [words] * 2
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--seed", "3"], '--seed is said in each job of the file: "seed": 3'),
+        (["--as-of=editing"], '--as-of is said in each job of the file: "pool": "editing"'),
+        (["--grid", "seed=0..3"], "--grid does not go with --batch"),
+    ],
+)
+def test_options_of_one_picture_are_refused_with_where_they_belong(
+    finished_run: Path, more: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["--checkpoint", str(finished_run), "--batch=jobs.jsonl", "--output", "out", *more])
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("output", "message"), [("in.png", "is a file"), ("/proc/x/y", "nothing can be written into /proc")]
+)
+def test_an_output_that_is_no_folder_is_said_before_the_model_is_loaded(
+    finished_run: Path,
+    folder: Path,
+    output: str,
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(generate_batch, "DrawingRoom", None)
+    (folder / "jobs.jsonl").write_text(json.dumps(JOBS[0]))
+    files = ["--batch", str(folder / "jobs.jsonl"), "--output", str(folder / output)]
+    assert main(["--checkpoint", str(finished_run), *files]) == 1
+    assert re.search(f"error: .*{message}", capsys.readouterr().err)
+
+
+def test_what_reading_a_picture_took_is_said(
+    finished_run: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Image.new("RGBA", (16, 16), (9, 9, 9, 0)).save(folder / "in.png")
+    assert batch(finished_run, folder, JOBS[0]) == 0
+    said = capsys.readouterr().err
+    assert re.search(r"note: 00001: .*in\.png has transparent parts; the model sees them white", said)
+    assert "1 of 1 picture is in" in said
+
+
+def test_the_jobs_of_the_page_can_be_drawn_from_the_repositorys_root(
+    finished_run: Path, folder: Path
+) -> None:
+    page = (REPOSITORY / "docs/recipes/app.md").read_text(encoding="utf-8")
+    lines = re.findall(r"^\{.*\}$", page, re.MULTILINE)
+    (folder / "docs").symlink_to(REPOSITORY / "docs")
+    assert len(lines) == 3 and batch(finished_run, folder, *lines[1:]) == 0
+    (folder / "jobs.jsonl").write_text(lines[0])
+    assert (folder / read_jobs(folder / "jobs.jsonl")[0].image).is_file()  # editing is not trained here
 
 
 def test_a_missing_file_is_said(finished_run: Path, capsys: pytest.CaptureFixture[str]) -> None:

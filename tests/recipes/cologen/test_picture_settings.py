@@ -63,6 +63,28 @@ def test_what_is_given_beside_the_file_wins(written: Path, tmp_path: Path) -> No
     assert np.array_equal(drawn(tmp_path, "--settings", str(written), "--seed", "7"), as_written)
 
 
+def test_the_file_may_be_given_with_a_sign_and_another_pool_wins(written: Path, tmp_path: Path) -> None:
+    held = json.loads(written.read_text())
+    held["settings"]["pool"] = "no-experts"
+    written.write_text(json.dumps(held))
+    alone = drawn(tmp_path, f"--settings={written}")
+    other = drawn(tmp_path, f"--settings={written}", "--as-of", "control")
+    assert not np.array_equal(alone, other)
+
+
+def test_notes_name_the_file_and_not_where_its_pictures_were_put(
+    written: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    held = json.loads(written.read_text())
+    held["image"] = as_png(np.full((30, 50, 3), 9, np.uint8))
+    written.write_text(json.dumps(held))
+    drawn(tmp_path, "--settings", str(written))
+    assert f"note: the image in {written} is 50x30 pixels" in capsys.readouterr().err
+    Image.fromarray(PICTURE[1:]).save(tmp_path / "mine.png")
+    drawn(tmp_path, "--settings", str(written), "--image", str(tmp_path / "mine.png"))
+    assert f"note: {tmp_path / 'mine.png'} is 16x15 pixels" in capsys.readouterr().err
+
+
 @given(
     prompt=st.text(max_size=40),
     seed=st.integers(0, 2**63 - 1),
@@ -98,13 +120,26 @@ def changed(change: Callable[[dict[str, Any]], None]) -> Callable[[Path], None]:
 
 REFUSALS: dict[str, tuple[Callable[[Path], None], str]] = {
     "missing": (lambda path: path.unlink(), "cannot be read"),
-    "no JSON": (lambda path: path.write_text("{"), "the whole file"),
+    "no JSON": (lambda path: path.write_text("{"), "not JSON"),
     "another kind": (changed(lambda held: held.update(kind="x")), "kind: "),
-    "an unknown key": (changed(lambda held: held["settings"].update(guidence=3)), "settings.guidence"),
+    "an unknown key": (
+        changed(lambda held: held["settings"].update(guidence=3)),
+        "settings.guidence: unknown key. Did you mean guidance. Known are task, prompt",
+    ),
+    "too many steps": (
+        changed(lambda held: held["settings"].update(steps=10**8)),
+        "settings.steps: expected 1000 or less, got 100000000",
+    ),
     "an unknown pool": (changed(lambda held: held["settings"].update(pool="--help")), "the pool '--help'"),
     "a damaged picture": (changed(lambda held: held.update(image="@@")), "not base64"),
-    "no picture": (changed(lambda held: held.update(image="aGVsbG8=")), "cannot be read as a picture"),
-    "another run": (changed(lambda held: held.update(run="0123")), "another picture would come out"),
+    "no picture": (
+        changed(lambda held: held.update(image="aGVsbG8=")),
+        r"the image in [^ ]*settings\.json cannot be read as a picture",
+    ),
+    "another run": (
+        changed(lambda held: held.update(run="0123")),
+        r"settings\.json is of a picture of the run 0123.*another picture would come out",
+    ),
     "guidance": (changed(lambda held: held["settings"].update(guidance=3.0)), "reads no guidance"),
 }
 

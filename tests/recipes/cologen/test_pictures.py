@@ -16,7 +16,10 @@ from recipes.cologen.pictures import (
     cut_hole,
     enlarge,
     fit_picture,
+    flattened,
+    read_mask,
     read_picture,
+    read_source,
     shrink_exactly,
     write_picture,
 )
@@ -56,6 +59,71 @@ def test_a_mask_and_a_black_hole_give_the_same_source(hole: np.ndarray) -> None:
     source = cut_hole(image, mask)
     assert (source[hole] == 0).all() and (source[~hole] == 9).all() and (image == 9).all()
     assert np.array_equal(cut_hole(source, None), source)
+
+
+PAINTED = st.tuples(sides, sides).flatmap(lambda size: arrays(np.uint8, (*size, 4)))
+
+
+@given(pixels=PAINTED)
+def test_transparent_parts_are_on_paper_and_opaque_ones_are_as_they_were(pixels: np.ndarray) -> None:
+    for paper, level in (("white", 255), ("black", 0)):
+        image, transparent = flattened(Image.fromarray(pixels), paper)
+        alpha = pixels[..., 3:].astype(float) / 255
+        blended = alpha * pixels[..., :3] + (1 - alpha) * level
+        assert np.abs(image - blended).max() <= 1 and image.dtype == np.uint8
+        whole = pixels[..., 3] == 255
+        assert np.array_equal(image[whole], pixels[whole][:, :3]) and transparent == (not whole.all())
+
+
+CLEAR = {
+    "gray and alpha": lambda: Image.new("LA", (2, 1), (9, 0)),
+    "premultiplied": lambda: Image.new("RGBA", (2, 1), (9, 9, 9, 0)).convert("RGBa"),
+    "a palette": lambda: Image.new("RGBA", (2, 1), (9, 9, 9, 0)).quantize(4),
+}
+
+
+@pytest.mark.parametrize("make", CLEAR.values(), ids=CLEAR)
+def test_every_kind_of_transparency_counts(make: Callable[[], Image.Image]) -> None:
+    image, transparent = flattened(make())
+    assert transparent and (image == 255).all()
+
+
+def test_a_colour_that_stands_for_nothing_is_transparent_and_stays_said(tmp_path: Path) -> None:
+    clear = Image.new("RGB", (2, 1), (9, 9, 9))
+    clear.putpixel((1, 0), (1, 2, 3))
+    clear.save(tmp_path / "x.png", transparency=(9, 9, 9))
+    read = read_source(tmp_path / "x.png")
+    assert read.image.tolist() == [[[255, 255, 255], [1, 2, 3]]]
+    assert "x.png has transparent parts" in str(read.notice)
+    clear.save(tmp_path / "x.png")
+    read = read_source(tmp_path / "x.png")
+    assert np.array_equal(read.image, np.asarray(clear)) and read.notice is None
+    deep = Image.fromarray(np.array([[514, 257]], np.uint16))
+    deep.save(tmp_path / "x.png", transparency=514)
+    assert read_source(tmp_path / "x.png").image.tolist() == [[[255] * 3, [1] * 3]]
+    deep.save(tmp_path / "x.png")
+    assert read_source(tmp_path / "x.png").image.tolist() == [[[2] * 3, [1] * 3]]
+
+
+def test_a_mask_paints_where_it_is_white_and_there(tmp_path: Path) -> None:
+    hole = np.zeros((4, 4, 4), np.uint8)
+    hole[..., :3], hole[1, 1, 3], hole[2, 2, 3] = 255, 255, 120  # white all over, seen at two pixels
+    Image.fromarray(hole).save(tmp_path / "mask.png")
+    mask = read_mask(tmp_path / "mask.png", "mine")
+    assert "mine has transparent parts; nothing is painted there" in str(mask.notice)
+    source = cut_hole(np.full((4, 4, 3), 9, np.uint8), mask.image)
+    assert [tuple(place) for place in np.argwhere((source == 0).all(-1))] == [(1, 1)]
+
+
+@given(level=st.integers(0, 255))
+def test_a_mask_paints_above_half(level: int) -> None:
+    mask = np.zeros((1, 2, 3), np.uint8)
+    mask[0, 0] = level
+    if level > 127:
+        assert (cut_hole(np.full((1, 2, 3), 9, np.uint8), mask)[0, 0] == 0).all()
+    else:
+        with pytest.raises(PictureError, match="brighter than half, 127"):
+            cut_hole(np.full((1, 2, 3), 9, np.uint8), mask)
 
 
 def test_no_hole_and_nothing_but_a_hole_are_refused() -> None:

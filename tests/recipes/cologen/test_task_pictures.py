@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from recipes.cologen.data.scene import SIZES
 from recipes.cologen.data.views import VIEWS
+from recipes.cologen.data.world import World
 from recipes.cologen.generate import main
-from recipes.cologen.generate_options import options
+from recipes.cologen.generate_options import EXAMPLES, options
 from recipes.cologen.report.run_reader import RunReader
 
 REPOSITORY = Path(__file__).resolve().parents[3]
@@ -51,3 +53,11 @@ def test_every_command_draws_or_names_the_unfinished_stage(
     assert status == 0
     with Image.open(output) as drawn:
         assert np.asarray(drawn).std() > 0
+
+
+def test_no_prompt_that_is_offered_gives_a_size_since_no_stage_was_trained_on_one() -> None:
+    offered = [options().parse_args(words(block)[len(START) :]).prompt for block in BLOCKS]
+    offered += re.findall(r'"([^"]+)"', EXAMPLES)
+    trained = [World(0).record(number).caption for number in range(100)]
+    for prompt in (*offered, *trained):
+        assert not set(SIZES) & set(prompt.split()), prompt

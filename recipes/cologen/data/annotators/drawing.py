@@ -70,9 +70,10 @@ def draw_map(
         AnnotatorError: No annotator is named, and the map needs one; or it cannot be loaded.
     """
     if name not in settings and name not in DRAWERS:
+        others = f" (only for {', '.join(settings)})" if settings else ""
         raise AnnotatorError(
-            f"a {name} map needs a network, but data.annotators names none for it; it has "
-            f"{', '.join(settings) or 'nothing'}. Give the map itself as the picture"
+            f"a {name} map needs a network, but data.annotators names none for it{others}. Give "
+            "the map itself as the picture"
         )
     chosen = settings.get(name, AnnotatorSettings(kind="opencv"))
     pixels = torch.from_numpy(picture).permute(2, 0, 1)[None].to(device)

@@ -69,8 +69,18 @@ def test_a_row_of_another_form_is_named(run: Path) -> None:
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(RunFolderError, match=r"no config\.yaml.*recipes\.cologen\.train"):
-        RunReader(tmp_path)
+    with pytest.raises(RunFolderError, match=r"no config\.yaml\. Give the folder that training wrote\.$"):
+        RunReader(tmp_path)  # no advice to train into a folder that is something else
+    with pytest.raises(RunFolderError, match=r"no such folder.*recipes\.cologen\.train"):
+        RunReader(tmp_path / "gone")
+
+
+def test_what_is_inside_a_run_leads_to_the_run(run: Path) -> None:
+    for inside in ("checkpoints", "checkpoints/control", "checkpoints/control/gone"):
+        with pytest.raises(RunFolderError, match=f"a part of one. Did you mean {run}\\?"):
+            RunReader(run / inside)
+    with pytest.raises(RunFolderError, match="it is a file"):
+        RunReader(run / "config.yaml")
 
 
 def test_a_run_without_logs_has_no_rows(run: Path) -> None:
