@@ -6,10 +6,12 @@ import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from PIL import Image as PilImage
 from starlette.middleware import Middleware
 
+from recipes.cologen.app.address import AddressError
 from recipes.cologen.app.answers import Answers
 from recipes.cologen.app.guard import Guard
 from recipes.cologen.app.limits import Limits
@@ -32,7 +34,7 @@ def serve(
         said: Told where the page is, once it is there.
 
     Raises:
-        OSError: The port is taken.
+        AddressError: Nothing can be served there.
     """
     with tempfile.TemporaryDirectory(prefix="cologen-app-") as folder:
         _only_our_settings(Path(folder))
@@ -45,6 +47,14 @@ def serve(
             uploads=Path(folder),
             names=LOOPBACK if host in LOOPBACK else None,
         )
+        url = _launch(page, guard, host, port, limits)
+        said(f"the page is at {url} (Ctrl-C closes it)")
+        page.block_thread()
+
+
+def _launch(page: Any, guard: Middleware, host: str, port: int | None, limits: Limits) -> str:
+    """Start the server beside this thread and return where the page is."""
+    try:
         _, url, _ = page.launch(
             server_name=host,
             server_port=port,
@@ -64,8 +74,10 @@ def serve(
             footer_links=[],
             app_kwargs={"middleware": [guard], "docs_url": None, "redoc_url": None},
         )
-        said(f"the page is at {url} (Ctrl-C closes it)")
-        page.block_thread()
+    except OSError as error:  # its words name variables that are not read here
+        said = f"port {port} cannot be opened" if port else "no port from 7860 on is free"
+        raise AddressError(f"{said} on {host}; give another with --port.") from error
+    return str(url)
 
 
 def _only_our_settings(folder: Path) -> None:

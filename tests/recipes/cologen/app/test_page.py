@@ -1,20 +1,27 @@
 """The page as gradio is told of it: no way round the limits, nothing that leaves the machine."""
 
 import asyncio
+import os
 import re
 import runpy
+import socket
 import sys
+import tempfile
 from pathlib import Path
 from types import SimpleNamespace
+from typing import cast
 
 import gradio as gr
 import pytest
+from PIL import Image as PilImage
 from starlette.exceptions import HTTPException
 
 from recipes.cologen.app.__main__ import main
+from recipes.cologen.app.address import AddressError
 from recipes.cologen.app.answers import Answers
 from recipes.cologen.app.limits import Limits
 from recipes.cologen.app.page import build_page, in_words
+from recipes.cologen.app.serving import serve
 from recipes.cologen.app.uploads import MOST_BLOBS, Upload, only_read_here
 from recipes.cologen.drawing import DrawingRoom
 from recipes.cologen.errors import PictureError
@@ -91,6 +98,45 @@ def test_refusals_are_words_and_faults_are_no_tracebacks(caplog: pytest.LogCaptu
 def test_the_command_refuses_in_a_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--checkpoint", str(tmp_path)]) == 1
     assert re.search(r"^error: .* is not a training run", capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("port", ["99999", "0", "-1", "http", "²"])
+def test_a_port_that_there_is_not_is_refused_by_the_parser(
+    port: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["--checkpoint", "runs/none", f"--port={port}"])
+    assert stopped.value.code == 2 and "expected a port from 1 to 65535" in capsys.readouterr().err
+
+
+def test_a_taken_port_or_a_foreign_host_is_said_before_anything_is_loaded(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        assert main(["--checkpoint", "runs/none", "--port", str(port)]) == 1
+    assert f"error: port {port} is taken on 127.0.0.1; give another with --port" in capsys.readouterr().err
+    assert main(["--checkpoint", "runs/none", "--host", "192.0.2.1"]) == 1
+    assert "error: --host 192.0.2.1 is no address of this machine" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("port", "words"), [(7871, "port 7871"), (None, "no port from 7860 on is free")])
+def test_a_port_taken_meanwhile_is_said_without_a_variable_that_nobody_reads(
+    monkeypatch: pytest.MonkeyPatch, port: int | None, words: str
+) -> None:
+    def launch(**_: object) -> None:
+        raise OSError("Cannot find empty port; set the GRADIO_SERVER_PORT environment variable")
+
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    monkeypatch.setattr(PilImage, "MAX_IMAGE_PIXELS", PilImage.MAX_IMAGE_PIXELS)
+    monkeypatch.setattr("recipes.cologen.app.serving.Answers", lambda *_: None)
+    monkeypatch.setattr("recipes.cologen.app.serving.build_page", lambda _: SimpleNamespace(launch=launch))
+    with pytest.raises(AddressError) as refused:
+        serve(cast(DrawingRoom, None), Limits(), "127.0.0.1", port, print)
+    assert words in str(refused.value) and "GRADIO" not in str(refused.value)
 
 
 def test_another_host_is_a_choice_with_a_notice(
