@@ -18,9 +18,9 @@ from starlette.exceptions import HTTPException
 
 from recipes.cologen.app.__main__ import main
 from recipes.cologen.app.address import AddressError
-from recipes.cologen.app.answers import Answers
+from recipes.cologen.app.answers import A_MAP, Answers
 from recipes.cologen.app.limits import Limits
-from recipes.cologen.app.page import build_page, in_words
+from recipes.cologen.app.page import NOTES, REFUSED, build_page, in_words
 from recipes.cologen.app.serving import serve
 from recipes.cologen.app.uploads import MOST_BLOBS, Upload, only_read_here
 from recipes.cologen.drawing import DrawingRoom
@@ -79,20 +79,53 @@ def test_parts_of_drawings_are_bounded(page: gr.Blocks) -> None:
     assert len(easel.blob_storage) == MOST_BLOBS and "first" not in easel.blob_storage
 
 
-def test_refusals_are_words_and_faults_are_no_tracebacks(caplog: pytest.LogCaptureFixture) -> None:
-    def refuse() -> None:
-        raise PictureError("no <b>hole</b>")
+def test_refusals_are_words_that_stay_and_faults_are_no_tracebacks(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def refuse(prompt: str) -> tuple[str]:
+        raise PictureError(f"no <b>hole</b> in {prompt!r}: paint one")
 
-    def fail() -> None:
+    def fail() -> tuple[str]:
         raise KeyError("secret")
 
-    with pytest.raises(gr.Error) as refused:
-        in_words(refuse)()
-    assert refused.value.message == "no &lt;b&gt;hole&lt;/b&gt;"
-    with pytest.raises(gr.Error) as failed:
-        in_words(fail)()
-    assert "secret" not in failed.value.message and "KeyError" in failed.value.message
+    picture, noted = in_words(refuse, (None,))("red circle " * 90)
+    assert picture is None and noted.label == REFUSED
+    assert noted.value.startswith("no <b>hole</b> in 'red circle") and noted.value.endswith("...': paint one")
+    assert len(noted.value) < 110
+    failed = in_words(fail, ())()
+    assert "secret" not in failed.value and "KeyError" in failed.value and failed.label == REFUSED
     assert "secret" in caplog.text
+    assert in_words(lambda: (1, "fine"), (None,))()[1].label == NOTES
+
+
+def test_an_event_that_is_refused_takes_back_the_last_picture_and_its_settings(page: gr.Blocks) -> None:
+    (draw,) = (fn for fn in page.fns.values() if fn.concurrency_id == "model" and len(fn.inputs) == 8)
+    picture, shares, download, noted = draw.fn(Upload(None), A_MAP, "", 0, 1, 1, "inpainting", Upload(None))
+    assert picture is None and shares is None
+    assert download.value is None and download.interactive is False
+    assert noted.label == REFUSED and "upload one first" in noted.value
+
+
+def test_no_field_is_checked_by_gradio_whose_words_name_none(page: gr.Blocks) -> None:
+    fields = [block for block in page.blocks.values() if isinstance(block, gr.Number | gr.Slider | gr.Radio)]
+    assert len(fields) == 5 * 4
+    assert all(block.preprocess(-3.5) == -3.5 for block in fields)
+
+
+def test_what_cannot_be_read_is_refused_where_refusals_are_read(page: gr.Blocks, tmp_path: Path) -> None:
+    bad = tmp_path / "bad.png"
+    bad.write_text("no picture")
+    for block in (one for one in page.blocks.values() if str(one.elem_id).endswith("-image")):
+        read = block.preprocess(SimpleNamespace(path=str(bad)))
+        assert read.image is None and "not a picture" in read.refusal
+        with pytest.raises(PictureError, match="not a picture"):
+            only_read_here(read)
+
+
+def test_the_page_says_what_the_run_is_and_which_words_it_reads(page: gr.Blocks) -> None:
+    said = "\n".join(block.value for block in page.blocks.values() if isinstance(block, gr.Markdown))
+    assert "pictures of 16x16 pixels" in said and "fake &lt;run&gt;" in said
+    assert all(re.search(rf"\b{word}\b", said) for word in ("purple", "triangle", "navy", "canny", "and"))
 
 
 def test_the_command_refuses_in_a_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
