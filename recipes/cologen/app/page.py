@@ -32,6 +32,7 @@ CLOSE_MESSAGES = "() => {document.querySelectorAll('.toast-close').forEach(one =
 """Of an upload that was refused: gradio shows it over the page, and it would cover what is drawn next."""
 CSS = """
 .cologen-picture img {image-rendering: pixelated; min-height: 14rem; object-fit: contain;}
+.cologen-refused {border-left: 4px solid #b3261e !important;}
 footer {display: none !important;}
 """
 
@@ -65,17 +66,21 @@ def in_words(answer: Callable[..., tuple[Any, ...]], instead: tuple[Any, ...]) -
     def said(*values: Any) -> Any:
         try:
             *others, notes = answer(*values)
-            noted = gr.Textbox(notes, label=NOTES)
+            noted = gr.Textbox(notes, label=NOTES, elem_classes=[])
         except (CologenError, PrwError) as error:
             typed = max((value for value in values if isinstance(value, str)), key=len, default="")
-            others, noted = [*instead], gr.Textbox(in_short(str(error), typed), label=REFUSED)
+            others, noted = [*instead], _refused(in_short(str(error), typed))
         except Exception as error:
             LOG.exception("the page could not answer")
             fault = f"This is a fault of the page ({type(error).__name__}); its log says more."
-            others, noted = [*instead], gr.Textbox(fault, label=REFUSED)
+            others, noted = [*instead], _refused(fault)
         return (*others, noted) if others else noted
 
     return said
+
+
+def _refused(because: str) -> Any:
+    return gr.Textbox(because, label=REFUSED, elem_classes=["cologen-refused"])
 
 
 def _tab(answers: Answers, name: str) -> None:
@@ -108,7 +113,7 @@ def _tab(answers: Answers, name: str) -> None:
 
     button.click(fn=None, js=CLOSE_MESSAGES, api_visibility="private")
     button.click(
-        in_words(draw, (None, None, gr.DownloadButton(value=None, interactive=False))),
+        in_words(draw, (None, None, gr.update(value=None, interactive=False))),
         [image, kind, prompt, *settings, *painted],
         results[1:],
         concurrency_limit=1,

@@ -41,6 +41,11 @@ def test_there_is_a_tab_for_every_task_of_the_run(page: gr.Blocks, finished_run:
     assert tabs == list(RunReader(finished_run).settings.stage_names)
 
 
+def test_a_tab_has_one_button_for_settings_and_no_other_download(page: gr.Blocks) -> None:
+    buttons = [block for block in page.blocks.values() if isinstance(block, gr.DownloadButton)]
+    assert [block.label for block in buttons] == ["Settings of this picture"] * 4
+
+
 def test_nothing_is_shared_and_nothing_is_an_api(page: gr.Blocks) -> None:
     config = page.get_config_file()
     assert all("share" not in (part["props"].get("buttons") or []) for part in config["components"])
@@ -102,7 +107,7 @@ def test_an_event_that_is_refused_takes_back_the_last_picture_and_its_settings(p
     (draw,) = (fn for fn in page.fns.values() if fn.concurrency_id == "model" and len(fn.inputs) == 8)
     picture, shares, download, noted = draw.fn(Upload(None), A_MAP, "", 0, 1, 1, "inpainting", Upload(None))
     assert picture is None and shares is None
-    assert download.value is None and download.interactive is False
+    assert download["value"] is None and download["interactive"] is False
     assert noted.label == REFUSED and "upload one first" in noted.value
 
 
