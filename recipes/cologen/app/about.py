@@ -30,10 +30,10 @@ def about(settings: RunConfig) -> str:
     name = f"The run *{html.escape(settings.name)}*, on this machine."
     if settings.data.source == "world":
         return (
-            f"{name} It knows **a toy world only: pictures of {SIDE}x{SIDE} pixels** (shown enlarged), one or "
-            "two plain shapes on a plain background. Whatever you give is shrunk to that size, so a photo "
-            "becomes a few blocks, and prompts may use only the words below. *Try an example* in each tab "
-            "fills in a picture and a prompt that work."
+            f"{name} It knows **a toy world only: pictures of {SIDE}x{SIDE} pixels** (shown enlarged), one "
+            "or two plain shapes on a plain background. Whatever you give is shrunk to that size, so a photo "
+            "becomes a few blocks, and prompts may use only the words at the end of this page. *Try an "
+            "example* in each tab fills in a picture and a prompt that work."
         )
     if settings.data.size is None:
         return f"{name} Pictures are drawn at the size of the one that you give."

@@ -42,14 +42,14 @@ def build_page(answers: Answers) -> gr.Blocks:
     run, limits = answers.room.settings, answers.limits
     with gr.Blocks(title="CoLoGen", analytics_enabled=False, delete_cache=(600, KEPT_SECONDS)) as page:
         gr.Markdown(f"# CoLoGen\n{about(run)}")
-        if known := words(run):
-            with gr.Accordion("Words that it reads", open=False):
-                gr.Markdown("\n".join(f"* {what}: {', '.join(those)}" for what, those in known.items()))
         with gr.Tabs():
             for name in TASKS:
                 if name in run.stage_names:
                     with gr.Tab(name, id=name):
                         _tab(answers, name)
+        if known := words(run):
+            with gr.Accordion("Words that it reads", open=False):
+                gr.Markdown("\n".join(f"* {what}: {', '.join(those)}" for what, those in known.items()))
     page.queue(max_size=limits.waiting, default_concurrency_limit=4, api_open=False)
     return page
 
@@ -89,7 +89,8 @@ def _tab(answers: Answers, name: str) -> None:
         with gr.Column(scale=2 if name == "inpainting" else 1):
             with gr.Row():
                 image = upload(answers.limits, f"{name}-image")
-                painted = [easel(answers.limits, f"{name}-easel")] if name == "inpainting" else []
+                with gr.Column(visible=False) as beside:  # the easel is nothing without a picture
+                    painted = [easel(answers.limits, f"{name}-easel")] if name == "inpainting" else []
             trying = gr.Button("Try an example: its picture and its prompt", size="sm", elem_id=f"{name}-try")
             kind = unchecked(
                 gr.Radio(
@@ -97,8 +98,9 @@ def _tab(answers: Answers, name: str) -> None:
                 )
             )
             kind.visible = name == "control"
-            prompt = _prompt(answers, name)
+            prompt = gr.Textbox(label="Prompt", max_length=answers.limits.letters, elem_id=f"{name}-prompt")
             button = gr.Button("Draw", variant="primary", elem_id=f"{name}-draw")
+            _offer(answers, name, prompt)
             settings = _settings(answers, name)
         with gr.Column():
             results = _results(name)
@@ -120,28 +122,25 @@ def _tab(answers: Answers, name: str) -> None:
         concurrency_id="model",
         api_visibility="private",
     )
-    _look(answers, name, image, kind, painted, results)
+    _look(answers, name, [image, kind], [beside, *painted], results)
     _try(answers, name, trying, [image, kind, prompt])
 
 
-def _look(answers: Answers, name: str, image: Any, kind: Any, painted: list[Any], results: list[Any]) -> None:
+def _look(answers: Answers, name: str, given: list[Any], easels: list[Any], results: list[Any]) -> None:
     """Show what becomes of a picture as soon as it is given: on the easel, as a map, and in Notes."""
     seen, notes = results[0], results[-1]
+    shown = {"inpainting": easels, "control": [seen]}.get(name, [])
 
     def look(given: Any, kind: str) -> tuple[Any, ...]:
-        read = only_read_here(given)
-        if painted:
-            return on_easel(read.image), read.notice
-        return (answers.preview(read.image, kind), read.notice) if name == "control" else (read.notice,)
+        image, notice, _ = only_read_here(given)
+        if name == "inpainting":
+            return gr.update(visible=image is not None), on_easel(image), notice
+        return (answers.preview(image, kind), notice) if name == "control" else (notice,)
 
-    shown = painted or ([seen] if name == "control" else [])
-    for event in (image.change, kind.change) if name == "control" else (image.change,):
-        event(
-            in_words(look, (None,) * len(shown)),
-            [image, kind],
-            [*shown, notes],
-            show_progress="hidden",
-            api_visibility="private",
+    refused = (gr.update(visible=False), None) if name == "inpainting" else (None,) * len(shown)
+    for field in given if name == "control" else given[:1]:
+        field.change(
+            in_words(look, refused), given, [*shown, notes], show_progress="hidden", api_visibility="private"
         )
 
 
@@ -154,13 +153,11 @@ def _try(answers: Answers, name: str, button: Any, fields: list[Any]) -> None:
         button.click(lambda: filled, None, fields, show_progress="hidden", api_visibility="private")
 
 
-def _prompt(answers: Answers, name: str) -> Any:
-    """The prompt, and some to click."""
-    task, letters = TASKS[name], answers.limits.letters
+def _offer(answers: Answers, name: str, prompt: Any) -> None:
+    """Prompts to click."""
+    task = TASKS[name]
     offered = task.world if answers.room.settings.data.source == "world" else task.photos
-    prompt = gr.Textbox(label="Prompt", max_length=letters, elem_id=f"{name}-prompt")
     gr.Examples([[one] for one in offered], [prompt], label="Prompts to click", api_visibility="private")
-    return prompt
 
 
 def _results(name: str) -> list[Any]:

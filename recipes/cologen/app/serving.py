@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import tempfile
 from collections.abc import Callable
@@ -21,6 +22,10 @@ from recipes.cologen.drawing import DrawingRoom
 LOOPBACK = frozenset({"127.0.0.1", "localhost", "[::1]", "::1"})
 
 
+WARNS_OF_CLIP = "diffusers.pipelines.flux.pipeline_flux"
+"""The logger that repeats what CLIP, which only gives the pooled vector, does not read of a prompt."""
+
+
 def serve(
     room: DrawingRoom, limits: Limits, host: str, port: int | None, said: Callable[[str], None]
 ) -> None:
@@ -38,6 +43,7 @@ def serve(
     """
     with tempfile.TemporaryDirectory(prefix="cologen-app-") as folder:
         _only_our_settings(Path(folder))
+        keep_prompts_out_of_the_log()
         # What gradio decodes by itself is refused by the same measure: PIL raises at twice this number.
         PilImage.MAX_IMAGE_PIXELS = -(-limits.pixels // 2)
         page = build_page(Answers(room, limits))
@@ -50,6 +56,15 @@ def serve(
         url = _launch(page, guard, host, port, limits)
         said(f"the page is at {url} (Ctrl-C closes it)")
         page.block_thread()
+
+
+def keep_prompts_out_of_the_log() -> None:
+    """Let diffusers say nothing of what users typed; T5 reads the whole prompt, or it is refused."""
+    logging.getLogger(WARNS_OF_CLIP).addFilter(_names_no_input)
+
+
+def _names_no_input(record: logging.LogRecord) -> bool:
+    return "part of your input was truncated" not in record.getMessage()
 
 
 def _launch(page: Any, guard: Middleware, host: str, port: int | None, limits: Limits) -> str:

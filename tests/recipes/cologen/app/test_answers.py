@@ -1,5 +1,7 @@
 """What the page answers, in plain Python: a picture, its shares, and settings that draw it again."""
 
+import contextlib
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +13,7 @@ from prw.routing import Routing, RoutingDecision
 from recipes.cologen.app.answers import A_MAP, Answers, Asked, joined
 from recipes.cologen.app.examples import TASKS
 from recipes.cologen.app.limits import Limits
+from recipes.cologen.app.serving import WARNS_OF_CLIP, keep_prompts_out_of_the_log
 from recipes.cologen.app.shares import share_maps, shares_picture
 from recipes.cologen.data.views import VIEWS
 from recipes.cologen.data.vocabulary import VOCABULARY
@@ -87,6 +90,25 @@ REFUSALS = {
 def test_it_refuses_in_words(answers: Answers, asked: Asked, message: str) -> None:
     with pytest.raises(CologenError, match=message):
         answers.draw(asked)
+
+
+def test_nothing_that_was_typed_reaches_the_log(
+    answers: Answers, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logger = logging.getLogger(WARNS_OF_CLIP)
+    monkeypatch.setattr(logger, "filters", [])
+    logger.addHandler(caplog.handler)  # diffusers' loggers end at their own root
+    monkeypatch.setattr(logger, "level", logging.WARNING)
+    wanted = ASKED["editing"]._replace(prompt="cyan " * 19 + "cross")
+    try:
+        for said in (True, False):
+            caplog.clear()
+            with contextlib.suppress(CologenError):
+                answers.draw(wanted)
+            assert ("cross" in caplog.text) is said, caplog.text
+            keep_prompts_out_of_the_log()
+    finally:
+        logger.removeHandler(caplog.handler)
 
 
 def test_the_preview_is_the_map_that_the_model_sees(answers: Answers) -> None:

@@ -6,7 +6,6 @@ The pictures in the docs are made here, from a trained run:
     scripts/test tests/recipes/cologen/app/test_browser.py
 """
 
-import base64
 import json
 import os
 import re
@@ -208,22 +207,6 @@ def test_a_refusal_takes_the_last_picture_back_and_stays_to_be_read(page: Page, 
     expect(page.locator("#grounding-settings")).to_be_disabled()
     expect(page.get_by_text("Error", exact=True)).to_have_count(0)
     keep(page, "refusal", tmp_path)
-
-
-def test_what_is_transparent_is_said_and_drawn_as_white(page: Page, tmp_path: Path) -> None:
-    see_through = Image.fromarray(draw(SCENE)).resize((256, 256), Image.Resampling.NEAREST)
-    see_through.putalpha(Image.linear_gradient("L").point(lambda level: 0 if level < 128 else 255))
-    see_through.save(tmp_path / "through.png")
-    open_tab(page, "editing", tmp_path / "through.png", "remove the blue square")
-    said = page.locator("#editing-notes textarea")
-    expect(said).to_have_value(re.compile("transparent in places; the model sees white"))
-    page.get_by_label("full pool").last.check()
-    page.locator("#editing-draw").click()
-    picture = drawn(page, "editing")
-    expect(said).to_have_value(re.compile("transparent in places; the model sees white"))
-    settings = settings_of(page, "editing", tmp_path)
-    kept = np.asarray(Image.open(BytesIO(base64.b64decode(json.loads(settings.read_text())["image"]))))
-    assert (kept[:128] == 255).all() and np.array_equal(by_command(settings), picture)
 
 
 def test_a_tab_that_is_closed_while_drawing_keeps_nobody_waiting(

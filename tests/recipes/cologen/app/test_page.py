@@ -1,6 +1,8 @@
 """The page as gradio is told of it: no way round the limits, nothing that leaves the machine."""
 
 import asyncio
+import base64
+import io
 import os
 import re
 import runpy
@@ -19,12 +21,13 @@ from starlette.exceptions import HTTPException
 from recipes.cologen.app.__main__ import main
 from recipes.cologen.app.address import AddressError
 from recipes.cologen.app.answers import A_MAP, Answers
-from recipes.cologen.app.limits import Limits
+from recipes.cologen.app.limits import FLATTENED, Limits
 from recipes.cologen.app.page import NOTES, REFUSED, build_page, in_words
 from recipes.cologen.app.serving import serve
 from recipes.cologen.app.uploads import MOST_BLOBS, Upload, only_read_here
 from recipes.cologen.drawing import DrawingRoom
 from recipes.cologen.errors import PictureError
+from recipes.cologen.picture_settings import read_settings
 from recipes.cologen.report.run_reader import RunReader
 
 
@@ -109,6 +112,26 @@ def test_an_event_that_is_refused_takes_back_the_last_picture_and_its_settings(p
     assert picture is None and shares is None
     assert download["value"] is None and download["interactive"] is False
     assert noted.label == REFUSED and "upload one first" in noted.value
+
+
+def test_what_is_transparent_is_drawn_as_white_and_noted_before_and_after(
+    page: gr.Blocks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(gr, "DownloadButton", lambda **given: SimpleNamespace(**given))  # copies its file
+    path = tmp_path / "through.png"
+    PilImage.new("RGBA", (32, 32), (9, 9, 9, 0)).save(path)
+    (place,) = (block for block in page.blocks.values() if block.elem_id == "grounding-image")
+    read = place.preprocess(SimpleNamespace(path=str(path)))
+    looks = [fn for fn in page.fns.values() if fn.inputs[:1] == [place] and fn.concurrency_id != "model"]
+    (draw,) = (fn for fn in page.fns.values() if place in fn.inputs and fn.concurrency_id == "model")
+    assert [look.fn(read, A_MAP).value for look in looks] == [FLATTENED]
+    prompt = "draw a red box around the blue square"
+    *_, download, noted = draw.fn(read, A_MAP, prompt, 0, 1, 1, "grounding")
+    assert noted.value.startswith(FLATTENED) and noted.label == NOTES
+    kept = read_settings(Path(download.value)).image
+    with PilImage.open(io.BytesIO(base64.b64decode(kept))) as opened:
+        assert opened.getextrema() == ((255, 255),) * 3
 
 
 def test_no_field_is_checked_by_gradio_whose_words_name_none(page: gr.Blocks) -> None:
