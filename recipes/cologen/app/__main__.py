@@ -13,6 +13,7 @@ from pathlib import Path
 from rich.console import Console
 
 from prw.errors import PrwError
+from recipes.cologen.app.address import check_address, port
 from recipes.cologen.app.limits import Limits
 from recipes.cologen.drawing import DrawingRoom
 from recipes.cologen.errors import CologenError
@@ -34,6 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     console = Console(stderr=True, soft_wrap=True, markup=False, highlight=False)
     limits = Limits(upload_bytes=asked.most_upload * 2**20, pixels=asked.most_pixels * 1_000_000)
     try:
+        check_address(asked.host, asked.port)  # loading takes a while
         room = DrawingRoom(RunReader(asked.checkpoint))
         if asked.host not in LOOPBACK:
             console.print(
@@ -43,9 +45,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         serve(room, limits, asked.host, asked.port, console.print)
     except (CologenError, PrwError) as error:
         console.print(f"error: {error}")
-        return 1
-    except OSError as error:
-        console.print(f"error: the page cannot be served: {error}")
         return 1
     except KeyboardInterrupt:
         console.print("closed")
@@ -63,7 +62,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--host", default="127.0.0.1", help="address to listen on (default: this machine only)"
     )
-    parser.add_argument("--port", type=positive, help="port (default: the first free one from 7860 on)")
+    parser.add_argument("--port", type=port, help="port (default: the first free one from 7860 on)")
     parser.add_argument(
         "--most-upload", type=positive, default=10, metavar="MIB", help="largest upload (default: 10)"
     )

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from pydantic import ValidationError
 
-from recipes.cologen.app.limits import Limits, check_prompt
+from recipes.cologen.app.limits import MOST_SEED, Limits, check_prompt, whole
 from recipes.cologen.app.shares import shares_picture
 from recipes.cologen.data.record import Image
 from recipes.cologen.drawing import DrawingRoom
@@ -89,18 +89,14 @@ class Answers:
         pools = self.room.pools(asked.task)
         if asked.pool not in pools:
             raise PictureError(f"there is no pool {asked.pool!r} for {asked.task}; choose one of {pools}.")
-        if asked.steps is not None and asked.steps > self.limits.steps:
-            raise PictureError(
-                f"{asked.steps:.0f} steps are too many; at most {self.limits.steps} are drawn."
-            )
         try:
             return PictureSettings.model_validate(
                 {
                     "task": asked.task,
                     "prompt": asked.prompt,
                     "pool": asked.pool,
-                    "seed": asked.seed,
-                    "steps": asked.steps,
+                    "seed": whole("seed", asked.seed, 0, MOST_SEED),
+                    "steps": whole("number of steps", asked.steps, 1, self.limits.steps),
                     "guidance": asked.guidance if self.room.reads_guidance else None,
                 }
             )

@@ -17,8 +17,9 @@ class Task(NamedTuple):
 
 TASKS = {
     "inpainting": Task(
-        "Give a picture, paint over what is to be filled in, and say what the whole picture shows.",
-        ("small red circle top left on gray", "blue square top left and red circle bottom right on gray"),
+        "Give a picture. A copy of it comes up beside it: paint over what is to be filled in (what is pure "
+        "black already counts as painted). Then say what the whole picture shows, and draw.",
+        ("red circle top left on gray", "blue square top left and red circle bottom right on gray"),
         ("a red car parked beside a brick wall",),
     ),
     "grounding": Task(

@@ -3,20 +3,30 @@
 from __future__ import annotations
 
 import io
+import re
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 from PIL import Image as PilImage
 from PIL import ImageOps
 from pydantic import BaseModel, ConfigDict, Field
 
-from recipes.cologen.data.decoding import as_rgb
+from recipes.cologen.data.decoding import as_rgb, is_deep
 from recipes.cologen.data.record import Image
 from recipes.cologen.errors import PictureError, PromptError
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
 """No other decoder is tried: some of PIL's start programs (EPS) or are seldom looked after."""
+
+
+MOST_SEED = 2**53 - 1
+"""Browsers keep numbers as floats: a larger one would be rounded on its way here."""
+SHORT = 60
+"""Letters of a prompt, or of a word, that a refusal repeats."""
+MOST_SAID = 1500
+"""Letters of a refusal."""
+FLATTENED = "The picture is transparent in places; the model sees white there."
 
 
 class Limits(BaseModel):
@@ -36,8 +46,20 @@ class Limits(BaseModel):
     """Pictures that may be asked for and not drawn yet, of all users together."""
 
 
+class Read(NamedTuple):
+    """A picture as the model gets it, and a sentence about what that took; empty when nothing was lost."""
+
+    image: Image
+    notice: str = ""
+
+
 def read_rgb(file: Path | bytes, limits: Limits, what: str = "the file") -> Image:
-    """Read an upload as uint8 [height, width, 3].
+    """The picture of `read_upload` alone."""
+    return read_upload(file, limits, what).image
+
+
+def read_upload(file: Path | bytes, limits: Limits, what: str = "the file") -> Read:
+    """Read an upload as uint8 [height, width, 3], laid on white where it is transparent.
 
     Args:
         file: The file, or what it holds.
@@ -55,11 +77,27 @@ def read_rgb(file: Path | bytes, limits: Limits, what: str = "the file") -> Imag
         )
     picture = opened(io.BytesIO(file) if isinstance(file, bytes) else file, limits, what)
     try:
-        return np.asarray(as_rgb(ImageOps.exif_transpose(picture))).copy()
+        return _on_white(ImageOps.exif_transpose(picture))
     except Exception as error:  # a decoder may fail in any way on bytes that anybody can send
         raise PictureError(f"{what} is broken: it cannot be decoded. Save it anew as PNG or JPEG.") from error
     finally:
         picture.close()
+
+
+def _on_white(picture: PilImage.Image) -> Read:
+    """8-bit RGB; the colours that hide under transparent pixels are nothing that its owner sees."""
+    if not picture.has_transparency_data:
+        return Read(np.asarray(as_rgb(picture)).copy())
+    if is_deep(picture):  # PNG names one gray level that is transparent; PIL would cut the others off at 255
+        seen = np.asarray(picture) != picture.info["transparency"]
+        opaque, alpha = as_rgb(picture), PilImage.fromarray(np.where(seen, 255, 0).astype(np.uint8))
+    else:
+        *colours, alpha = picture.convert("RGBA").split()
+        opaque = PilImage.merge("RGB", colours)
+    if alpha.getextrema() == (255, 255):
+        return Read(np.asarray(opaque).copy())
+    white = PilImage.new("RGB", picture.size, "white")
+    return Read(np.asarray(PilImage.composite(opaque, white, alpha)).copy(), FLATTENED)
 
 
 def read_strokes(file: bytes | Path, limits: Limits) -> Image:
@@ -87,7 +125,10 @@ def opened(file: BinaryIO | Path, limits: Limits, what: str) -> PilImage.Image:
     try:
         picture = PilImage.open(file, formats=FORMATS)
     except PilImage.DecompressionBombError as error:
-        raise PictureError(f"{what} claims to be larger than is taken ({error}).") from error
+        raise PictureError(
+            f"{what} claims more than the {limits.pixels / 1e6:.1f} million pixels that are taken. Make it "
+            "smaller."
+        ) from error
     except Exception as error:  # as above
         raise PictureError(
             f"{what} is not a picture that can be read here; expected {', '.join(FORMATS)}."
@@ -112,3 +153,29 @@ def check_prompt(prompt: str, limits: Limits) -> None:
         raise PromptError("there is no prompt; say what is to be drawn.")
     if len(prompt) > limits.letters:
         raise PromptError(f"the prompt has {len(prompt)} letters; at most {limits.letters} are taken.")
+
+
+def whole(name: str, given: object, least: int, most: int) -> int:
+    """A number that has to be whole, as the browser sent it.
+
+    Raises:
+        PictureError: Names it and says what came.
+    """
+    if isinstance(given, int | float) and least <= given <= most and float(given).is_integer():
+        return int(given)
+    came = "none" if given is None else f"{given!r:.{SHORT}}"
+    raise PictureError(f"the {name} must be a whole number from {least} to {most}, got {came}.")
+
+
+def in_short(message: str, prompt: str) -> str:
+    """A refusal that does not repeat a long prompt, nor a word without end.
+
+    Args:
+        message: The refusal.
+        prompt: What was typed.
+    """
+    for typed in (repr(prompt)[1:-1], prompt):
+        if len(typed) > SHORT:
+            message = message.replace(typed, f"{typed[:SHORT]}...")
+    message = re.sub(rf"(\S{{{SHORT}}})\S+", r"\1...", message)
+    return message if len(message) <= MOST_SAID else f"{message[:MOST_SAID]}..."

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from PIL import Image as PilImage
 from starlette.middleware import Middleware
 
+from recipes.cologen.app.address import AddressError
 from recipes.cologen.app.answers import Answers
 from recipes.cologen.app.guard import Guard
 from recipes.cologen.app.limits import Limits
@@ -17,6 +20,10 @@ from recipes.cologen.app.page import CSS, build_page
 from recipes.cologen.drawing import DrawingRoom
 
 LOOPBACK = frozenset({"127.0.0.1", "localhost", "[::1]", "::1"})
+
+
+WARNS_OF_CLIP = "diffusers.pipelines.flux.pipeline_flux"
+"""The logger that repeats what CLIP, which only gives the pooled vector, does not read of a prompt."""
 
 
 def serve(
@@ -32,10 +39,11 @@ def serve(
         said: Told where the page is, once it is there.
 
     Raises:
-        OSError: The port is taken.
+        AddressError: Nothing can be served there.
     """
     with tempfile.TemporaryDirectory(prefix="cologen-app-") as folder:
         _only_our_settings(Path(folder))
+        keep_prompts_out_of_the_log()
         # What gradio decodes by itself is refused by the same measure: PIL raises at twice this number.
         PilImage.MAX_IMAGE_PIXELS = -(-limits.pixels // 2)
         page = build_page(Answers(room, limits))
@@ -45,6 +53,23 @@ def serve(
             uploads=Path(folder),
             names=LOOPBACK if host in LOOPBACK else None,
         )
+        url = _launch(page, guard, host, port, limits)
+        said(f"the page is at {url} (Ctrl-C closes it)")
+        page.block_thread()
+
+
+def keep_prompts_out_of_the_log() -> None:
+    """Let diffusers say nothing of what users typed; T5 reads the whole prompt, or it is refused."""
+    logging.getLogger(WARNS_OF_CLIP).addFilter(_names_no_input)
+
+
+def _names_no_input(record: logging.LogRecord) -> bool:
+    return "part of your input was truncated" not in record.getMessage()
+
+
+def _launch(page: Any, guard: Middleware, host: str, port: int | None, limits: Limits) -> str:
+    """Start the server beside this thread and return where the page is."""
+    try:
         _, url, _ = page.launch(
             server_name=host,
             server_port=port,
@@ -64,8 +89,10 @@ def serve(
             footer_links=[],
             app_kwargs={"middleware": [guard], "docs_url": None, "redoc_url": None},
         )
-        said(f"the page is at {url} (Ctrl-C closes it)")
-        page.block_thread()
+    except OSError as error:  # its words name variables that are not read here
+        said = f"port {port} cannot be opened" if port else "no port from 7860 on is free"
+        raise AddressError(f"{said} on {host}; give another with --port.") from error
+    return str(url)
 
 
 def _only_our_settings(folder: Path) -> None:

@@ -79,7 +79,7 @@ def _panels(experts: tuple[str, ...], shares: NDArray[np.float32], source: Image
         ink[..., 3] = 0.85 * share
         panel.imshow(ink, extent=extent, interpolation="nearest")
         panel.set_title(f"{name} {share.mean():.0%}", fontsize=10, color=colour)
-    figure.suptitle("which expert saw what", fontsize=9)
+    figure.suptitle(" ", fontsize=18)  # room for the page's own label
     for panel in figure.axes:
         panel.axis("off")
     return figure

@@ -6,8 +6,6 @@ every module that subclasses a component.
 
 from __future__ import annotations
 
-import html
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,7 +15,7 @@ from PIL import Image as PilImage
 from starlette.exceptions import HTTPException
 
 from recipes.cologen.app.answers import SHOWN_PIXELS, joined, shown
-from recipes.cologen.app.limits import Limits, read_rgb, read_strokes
+from recipes.cologen.app.limits import Limits, read_strokes, read_upload
 from recipes.cologen.data.record import Image
 from recipes.cologen.errors import PictureError
 
@@ -34,17 +32,38 @@ class Upload(NamedTuple):
     """What an event gets: a picture or a mask that was read here, and by nobody else."""
 
     image: Image | None
+    notice: str = ""
+    """What reading it took."""
+    refusal: str = ""
+    """Why it was not read."""
 
 
 def upload(limits: Limits, name: str) -> Any:
     """A place for a picture."""
-    component = gr.Image(label="Picture", sources=["upload", "clipboard"], elem_id=name, buttons=[])
+    # PNG: what the page itself puts here (an example) must come back as it was.
+    component = gr.Image(
+        label="Picture", sources=["upload", "clipboard"], elem_id=name, buttons=[], format="png"
+    )
     component.elem_classes = ["cologen-picture"]
 
     def preprocess(payload: Any) -> Upload:
-        return Upload(None if payload is None else _read(read_rgb, Path(payload.path), limits))
+        if payload is None:
+            return Upload(None)
+        try:
+            return Upload(*read_upload(Path(payload.path), limits))
+        except PictureError as error:
+            return Upload(None, refusal=str(error))
 
     component.preprocess = preprocess
+    return component
+
+
+def unchecked(component: Any) -> Any:
+    """A field whose value goes on as it was sent: gradio's own check names no field, and fills the log.
+
+    answers.py checks every value, and refuses in words.
+    """
+    component.preprocess = lambda payload: payload
     return component
 
 
@@ -52,7 +71,7 @@ def easel(limits: Limits, name: str) -> Any:
     """A place to paint a mask, over a picture that the page puts there; events get the mask."""
     component = gr.ImageEditor(
         label="Paint over what is to be filled in",
-        placeholder="Upload a picture, then paint here",
+        placeholder="A copy of the picture comes here, to paint on",
         sources=(),
         elem_id=name,
         transforms=(),
@@ -68,12 +87,15 @@ def easel(limits: Limits, name: str) -> Any:
         if file is None or flatten_on_white:  # the picture below the strokes: the page has it already
             return None
         held = bytes(file) if isinstance(file, bytes | bytearray | memoryview) else Path(file.path)
-        return _read(read_strokes, held, limits)
+        return read_strokes(held, limits)
 
     gather = component.preprocess
 
     def preprocess(payload: Any) -> Upload:
-        found = gather(payload)
+        try:
+            found = gather(payload)
+        except PictureError as error:
+            return Upload(None, refusal=str(error))
         return Upload(None if found is None else joined(found["layers"]))
 
     component.convert_and_format_image = convert
@@ -91,22 +113,20 @@ def on_easel(picture: Image | None) -> dict[str, Any] | None:
     return {"background": np.asarray(small), "layers": [], "composite": None}
 
 
-def only_read_here(given: Any) -> Image | None:
-    """The picture of an upload; refuses what did not come through this module.
+def only_read_here(given: Any) -> Upload:
+    """An upload; refuses what did not come through this module.
 
     gradio makes a component anew when an event returns an update of it (`gr.update`, `gr.skip`), and what
     was replaced on the object is lost; so the page returns plain values, and this would tell.
+
+    Raises:
+        PictureError: It could not be read.
     """
     if not isinstance(given, Upload):
         raise TypeError(f"a picture was read by gradio ({type(given).__name__}), not within the limits")
-    return given.image
-
-
-def _read(how: Callable[[Path | bytes, Limits], Image], file: Path | bytes, limits: Limits) -> Image:
-    try:
-        return how(file, limits)
-    except PictureError as error:
-        raise gr.Error(html.escape(str(error)), print_exception=False) from error
+    if given.refusal:
+        raise PictureError(given.refusal)
+    return given
 
 
 def _bounded(component: Any) -> Any:

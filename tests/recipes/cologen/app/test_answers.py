@@ -1,5 +1,7 @@
 """What the page answers, in plain Python: a picture, its shares, and settings that draw it again."""
 
+import contextlib
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +13,7 @@ from prw.routing import Routing, RoutingDecision
 from recipes.cologen.app.answers import A_MAP, Answers, Asked, joined
 from recipes.cologen.app.examples import TASKS
 from recipes.cologen.app.limits import Limits
+from recipes.cologen.app.serving import WARNS_OF_CLIP, keep_prompts_out_of_the_log
 from recipes.cologen.app.shares import share_maps, shares_picture
 from recipes.cologen.data.views import VIEWS
 from recipes.cologen.data.vocabulary import VOCABULARY
@@ -69,11 +72,14 @@ REFUSALS = {
     "an unknown word": (ASKED["editing"]._replace(prompt="make it pop"), "cannot read 'it'"),
     "nothing painted": (ASKED["inpainting"]._replace(mask=None), "nothing is painted over"),
     "all painted": (ASKED["inpainting"]._replace(mask=HOLE * 0 + 255), "covers the whole picture"),
-    "too many steps": (ASKED["editing"]._replace(steps=6), "6 steps are too many; at most 5"),
-    "no steps": (ASKED["editing"]._replace(steps=0), "steps: .*greater than 0"),
-    "half a step": (ASKED["editing"]._replace(steps=1.5), "steps: .*integer"),
-    "no seed": (ASKED["editing"]._replace(seed=None), "seed: .*integer"),
-    "a negative seed": (ASKED["editing"]._replace(seed=-1), "seed: "),
+    "too many steps": (ASKED["editing"]._replace(steps=6), "number of steps must be .* from 1 to 5, got 6"),
+    "no steps": (ASKED["editing"]._replace(steps=0), "number of steps must be .* got 0"),
+    "half a step": (ASKED["editing"]._replace(steps=1.5), "number of steps must be .* got 1.5"),
+    "no seed": (ASKED["editing"]._replace(seed=None), "the seed must be .* got none"),
+    "a negative seed": (ASKED["editing"]._replace(seed=-3), "the seed must be .* from 0 to .* got -3"),
+    "half a seed": (ASKED["editing"]._replace(seed=1.5), "the seed must be a whole number .* got 1.5"),
+    "a seed that browsers round": (ASKED["editing"]._replace(seed=2**53), "from 0 to 9007199254740991"),
+    "a seed that is no number": (ASKED["editing"]._replace(seed=float("nan")), "the seed .* got nan"),
     "a pool that is not there": (ASKED["editing"]._replace(pool="editing"), "no pool 'editing' for editing"),
     "a path for a pool": (ASKED["editing"]._replace(pool="../x"), "no pool '../x'"),
     "a map that needs a network": (ASKED["control"]._replace(kind="depth"), "Give the map itself"),
@@ -84,6 +90,25 @@ REFUSALS = {
 def test_it_refuses_in_words(answers: Answers, asked: Asked, message: str) -> None:
     with pytest.raises(CologenError, match=message):
         answers.draw(asked)
+
+
+def test_nothing_that_was_typed_reaches_the_log(
+    answers: Answers, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logger = logging.getLogger(WARNS_OF_CLIP)
+    monkeypatch.setattr(logger, "filters", [])
+    logger.addHandler(caplog.handler)  # diffusers' loggers end at their own root
+    monkeypatch.setattr(logger, "level", logging.WARNING)
+    wanted = ASKED["editing"]._replace(prompt="cyan " * 19 + "cross")
+    try:
+        for said in (True, False):
+            caplog.clear()
+            with contextlib.suppress(CologenError):
+                answers.draw(wanted)
+            assert ("cross" in caplog.text) is said, caplog.text
+            keep_prompts_out_of_the_log()
+    finally:
+        logger.removeHandler(caplog.handler)
 
 
 def test_the_preview_is_the_map_that_the_model_sees(answers: Answers) -> None:

@@ -179,11 +179,49 @@ def test_what_is_no_picture_is_refused_in_words_and_the_page_goes_on(
     page.get_by_role("tab", name="grounding").click()
     page.locator("#grounding-image input[type=file]").set_input_files(bad)
     expect(page.get_by_text(re.compile("the file is not a picture that can be read here"))).to_be_visible()
-    keep(page, "refusal", tmp_path)
-    open_tab(page, "grounding", photo, "cover <b>the</b> blue square")
+    open_tab(page, "grounding", photo, "cover <b>the</b> blue square " + "red " * 60)
     page.locator("#grounding-draw").click()
-    expect(page.get_by_text("the base cannot read '<b>the</b>'")).to_be_visible()
+    notes = page.locator("#grounding-notes")
+    expect(notes.locator("textarea")).to_have_value(re.compile("the base cannot read '<b>the</b>'"))
+    expect(notes).to_contain_text("Not drawn")
+    expect(page.locator(".toast-body")).to_have_count(0)
     page.locator("#grounding-prompt textarea").fill("draw a red box around the blue square")
+    page.locator("#grounding-draw").click()
+    assert drawn(page, "grounding").shape == (256, 256, 3)
+    expect(notes).not_to_contain_text("Not drawn")
+    expect(page.locator("#grounding-settings")).to_be_enabled()
+
+
+def test_a_refusal_takes_the_last_picture_back_and_stays_to_be_read(page: Page, tmp_path: Path) -> None:
+    page.get_by_role("tab", name="grounding").click()
+    page.locator("#grounding-try").click()
+    expect(page.locator("#grounding-image img")).to_be_visible()
+    expect(page.locator("#grounding-prompt textarea")).to_have_value(re.compile("cover the"))
+    page.locator("#grounding-draw").click()
+    drawn(page, "grounding")
+    page.locator("#grounding-seed input").fill("1.5")
+    page.locator("#grounding-draw").click()
+    said = page.locator("#grounding-notes textarea")
+    expect(said).to_have_value(re.compile("the seed must be a whole number .* got 1.5"))
+    expect(page.locator("#grounding-result img")).to_have_count(0)
+    expect(page.locator("#grounding-settings")).to_be_disabled()
+    expect(page.get_by_text("Error", exact=True)).to_have_count(0)
+    keep(page, "refusal", tmp_path)
+
+
+def test_a_tab_that_is_closed_while_drawing_keeps_nobody_waiting(
+    page: Page, browser: Browser, address: str, photo: Path
+) -> None:
+    for number in range(2):  # one draws, one waits
+        leaving = browser.new_context().new_page()
+        leaving.goto(address)
+        open_tab(leaving, "grounding", photo, "draw a red box around the blue square")
+        leaving.locator("#grounding-steps input").first.fill("100")
+        leaving.locator("#grounding-seed input").fill(str(number))
+        leaving.locator("#grounding-draw").click()
+        expect(leaving.locator("#grounding-result")).to_contain_text(re.compile("processing|queue|s"))
+        leaving.context.close()
+    open_tab(page, "grounding", photo, "draw a red box around the blue square")
     page.locator("#grounding-draw").click()
     assert drawn(page, "grounding").shape == (256, 256, 3)
 

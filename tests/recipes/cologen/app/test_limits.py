@@ -11,7 +11,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from recipes.cologen.app.limits import Limits, check_prompt, read_rgb, read_strokes
+from recipes.cologen.app.limits import (
+    FLATTENED,
+    MOST_SAID,
+    Limits,
+    check_prompt,
+    in_short,
+    read_rgb,
+    read_strokes,
+    read_upload,
+)
 from recipes.cologen.errors import PictureError, PromptError
 from recipes.cologen.pictures import read_picture
 
@@ -50,11 +59,60 @@ def test_a_turned_photo_is_turned_back() -> None:
     assert read_rgb(encoded(Image.fromarray(NOISE), "JPEG", exif=exif), LIMITS).shape == (50, 30, 3)
 
 
+def see_through(mode: str) -> Image.Image:
+    """A picture whose left half is transparent, with red hidden there, and whose right half is gray."""
+    picture = Image.new("RGBA", (6, 4), (200, 20, 20, 0))
+    picture.paste((90, 90, 90, 255), (3, 0, 6, 4))
+    if mode == "I;16":
+        return Image.fromarray(np.asarray(picture)[..., 2].astype(np.uint16) * 257)
+    return picture.convert(mode)
+
+
+@pytest.mark.parametrize(
+    ("mode", "how"),
+    [
+        ("RGBA", {}),
+        ("LA", {}),
+        ("P", {}),
+        ("I;16", {"transparency": 20 * 257}),
+        ("RGBA", {"kind": "WEBP", "lossless": True}),
+    ],
+    ids=["rgba", "gray", "palette", "16 bits", "webp"],
+)
+def test_what_is_transparent_is_white_to_the_model_and_that_is_said(
+    mode: str, how: dict[str, object]
+) -> None:
+    read = read_upload(encoded(see_through(mode), **{"kind": "PNG"} | how), LIMITS)
+    assert (read.image[:, :3] == 255).all() and (abs(read.image[:, 3:].astype(int) - 90) <= 6).all()
+    assert read.notice == FLATTENED
+
+
+def test_an_alpha_of_half_lets_half_of_the_white_through_and_a_full_one_is_no_news() -> None:
+    half = read_upload(encoded(Image.new("RGBA", (4, 4), (0, 0, 0, 128))), LIMITS)
+    assert abs(int(half.image[0, 0, 0]) - 127) <= 1 and half.notice
+    whole = read_upload(encoded(Image.fromarray(NOISE).convert("RGBA")), LIMITS)
+    assert np.array_equal(whole.image, NOISE) and whole.notice == ""
+
+
+@given(st.text(min_size=1, max_size=400), st.sampled_from(["no {!r} here", "no {} here", "a {}."]))
+def test_a_refusal_does_not_repeat_what_is_long(prompt: str, message: str) -> None:
+    said = in_short(message.format(prompt), prompt)
+    assert max(map(len, said.split()), default=0) <= 80 and len(said) <= MOST_SAID + 3
+    if len(repr(prompt)) < 60:
+        assert said == message.format(prompt)
+
+
+def test_a_long_prompt_is_cut_short_and_the_advice_after_it_is_kept() -> None:
+    prompt = "red circle " * 100
+    said = in_short(f"the prompt has 202 tokens: {prompt!r}. Shorten it.", prompt)
+    assert len(said) < 130 and said.endswith("...'. Shorten it.")
+
+
 @pytest.mark.parametrize(
     ("file", "message"),
     [
         (bomb(101, 100), r"101x100 pixels, 0\.0 million"),
-        (bomb(60_000, 60_000), "larger|60000x60000"),
+        (bomb(60_000, 60_000), r"(claims more than the|at most) 0\.0 million .*smaller"),
         (bomb(100, 100), "broken"),
         (b"\0" * 20_001, r"0\.0 MiB; at most 0\.0"),
         (b"", "not a picture"),
