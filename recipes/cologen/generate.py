@@ -30,6 +30,7 @@ from recipes.cologen.picture_settings import (
     PictureSettings,
     called,
     reads_settings,
+    same_config,
     same_run,
 )
 from recipes.cologen.pictures import (
@@ -93,6 +94,7 @@ def _draw(asked: argparse.Namespace, console: Console) -> Image:
     run = RunReader(asked.checkpoint)
     settings = run.settings
     same_run(settings.fingerprint(), asked.of_run, asked.checkpoint, asked.settings)
+    same_config(settings, asked.config, asked.checkpoint)
     stage = _stage(run, asked)
     wanted = _wanted(asked, settings.sampling.steps)
     picture = read_source(asked.image, called(asked, "image"))

@@ -20,7 +20,14 @@ from recipes.cologen.data.record import Image
 from recipes.cologen.drawing import DrawingRoom
 from recipes.cologen.errors import PictureError
 from recipes.cologen.picture_faults import in_words
-from recipes.cologen.picture_settings import AXIS_OPTIONS, NO_EXPERTS, PictureSettings, called, same_run
+from recipes.cologen.picture_settings import (
+    AXIS_OPTIONS,
+    NO_EXPERTS,
+    PictureSettings,
+    called,
+    same_config,
+    same_run,
+)
 from recipes.cologen.pictures import enlarge, read_mask, read_source
 from recipes.cologen.report.run_reader import RunReader
 from recipes.cologen.sample_picture import map_notice
@@ -92,6 +99,7 @@ def draw_grid(asked: argparse.Namespace, said: Callable[[str], None]) -> Image:
     """
     across, down = _axes(asked)
     run = RunReader(asked.checkpoint)
+    same_config(run.settings, asked.config, asked.checkpoint)
     same_run(run.settings.fingerprint(), asked.of_run, asked.checkpoint, asked.settings)
     read = read_source(asked.image, called(asked, "image"))
     hole = None if asked.mask is None else read_mask(asked.mask, called(asked, "mask"))

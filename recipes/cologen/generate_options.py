@@ -120,6 +120,10 @@ def _add_other_forms(parser: argparse.ArgumentParser) -> None:
         help="refuse a run with other settings than these: `run` in a file of settings; a refusal says what "
         "the run at hand has",
     )
+    parser.add_argument(
+        "--config",
+        help="refuse a run with other settings than this config's; what is read are the run's own",
+    )
     # Which pictures are from the file of --settings, so that messages can say so.
     parser.add_argument("--held", choices=("image", "mask"), action="append", help=argparse.SUPPRESS)
 

@@ -23,6 +23,7 @@ from PIL import Image as PilImage
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from rich.console import Console
 
+from recipes.cologen.config import RunConfig, load_config
 from recipes.cologen.data.record import Image
 from recipes.cologen.errors import CologenError, PictureError
 from recipes.cologen.picture_faults import in_words
@@ -231,6 +232,21 @@ def same_run(fingerprint: str, wanted: str | None, run: Path, settings: str | No
         "ledger.json may hold another, of the version that began the run): another picture would come out. "
         f"Give that run's folder with --checkpoint, or --of-run {fingerprint} to draw with this one all the "
         "same."
+    )
+
+
+def same_config(settings: RunConfig, config: str | None, run: Path) -> None:
+    """Refuse a run that was trained by another config than the one that was named.
+
+    Raises:
+        ConfigError: There is no such config.
+        PictureError: What a run learns differs between the two.
+    """
+    if config is None or load_config(config).fingerprint() == settings.fingerprint():
+        return
+    raise PictureError(
+        f"{run} was not trained by --config {config}: their settings differ (the run's are in "
+        f"{run / 'config.yaml'}). Leave --config out; a picture is drawn by the run's own settings."
     )
 
 

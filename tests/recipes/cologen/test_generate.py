@@ -226,3 +226,12 @@ def test_the_help_says_why_the_tasks_stage_is_the_default(capsys: pytest.Capture
     assert re.search(r"router\s+drifts", said)
     for form in ("--settings FILE --output FILE", "--checkpoint RUN --batch JOBS --output FOLDER"):
         assert re.search(rf"^ +python -m recipes.cologen.generate {form}", said, re.MULTILINE)
+
+
+def test_a_config_may_be_named_and_must_be_the_runs(arguments, finished_run, tmp_path, capsys):
+    draw(arguments, "--config", str(finished_run / "config.yaml"))
+    output = tmp_path / "other.png"
+    assert main([*arguments, "--config", "tiny", "--output", str(output)]) == 1
+    assert "was not trained by --config tiny" in capsys.readouterr().err and not output.exists()
+    assert main([*arguments, "--config", "tini", "--output", str(output)]) == 1
+    assert "there is no config 'tini'" in capsys.readouterr().err
