@@ -154,7 +154,7 @@ def cut_hole(image: Image, mask: Image | None) -> Image:
     Args:
         image: uint8 [height, width, 3].
         mask: uint8 [height, width, 3], where to paint brighter than half (the mean of red, green and blue
-            above 127); None when the hole is black in `image`.
+            above 127.5); None when the hole is black in `image`.
 
     Raises:
         PictureError: There is no hole, or nothing but a hole.
@@ -162,12 +162,12 @@ def cut_hole(image: Image, mask: Image | None) -> Image:
     hole: Mask = (image == 0).all(axis=-1) if mask is None else mask.mean(axis=-1) > 127.5
     if not hole.any():
         raise PictureError(
-            "there is no hole to paint in: the mask has no white pixel (none brighter than half, 127 of 255)."
+            "there is no hole to paint in: the mask has no white pixel (none brighter than half of 255)."
             if mask is not None
             else "there is no hole to fill: give --mask (white where to paint) or make the hole pure black."
         )
     if hole.all():
-        bright = "" if mask is None else " (every pixel of the mask is brighter than half, 127 of 255)"
+        bright = "" if mask is None else " (every pixel of the mask is brighter than half of 255)"
         raise PictureError(f"the hole covers the whole picture{bright}; leave some of it to go by.")
     source = image.copy()
     source[hole] = 0

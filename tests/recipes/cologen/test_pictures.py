@@ -122,7 +122,7 @@ def test_a_mask_paints_above_half(level: int) -> None:
     if level > 127:
         assert (cut_hole(np.full((1, 2, 3), 9, np.uint8), mask)[0, 0] == 0).all()
     else:
-        with pytest.raises(PictureError, match="brighter than half, 127"):
+        with pytest.raises(PictureError, match="brighter than half of 255"):
             cut_hole(np.full((1, 2, 3), 9, np.uint8), mask)
 
 
