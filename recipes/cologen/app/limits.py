@@ -12,9 +12,9 @@ from PIL import Image as PilImage
 from PIL import ImageOps
 from pydantic import BaseModel, ConfigDict, Field
 
-from recipes.cologen.data.decoding import as_rgb, is_deep
 from recipes.cologen.data.record import Image
 from recipes.cologen.errors import PictureError, PromptError
+from recipes.cologen.pictures import flattened
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
 """No other decoder is tried: some of PIL's start programs (EPS) or are seldom looked after."""
@@ -86,18 +86,8 @@ def read_upload(file: Path | bytes, limits: Limits, what: str = "the file") -> R
 
 def _on_white(picture: PilImage.Image) -> Read:
     """8-bit RGB; the colours that hide under transparent pixels are nothing that its owner sees."""
-    if not picture.has_transparency_data:
-        return Read(np.asarray(as_rgb(picture)).copy())
-    if is_deep(picture):  # PNG names one gray level that is transparent; PIL would cut the others off at 255
-        seen = np.asarray(picture) != picture.info["transparency"]
-        opaque, alpha = as_rgb(picture), PilImage.fromarray(np.where(seen, 255, 0).astype(np.uint8))
-    else:
-        *colours, alpha = picture.convert("RGBA").split()
-        opaque = PilImage.merge("RGB", colours)
-    if alpha.getextrema() == (255, 255):
-        return Read(np.asarray(opaque).copy())
-    white = PilImage.new("RGB", picture.size, "white")
-    return Read(np.asarray(PilImage.composite(opaque, white, alpha)).copy(), FLATTENED)
+    image, was_transparent = flattened(picture)
+    return Read(image, FLATTENED) if was_transparent else Read(image)
 
 
 def read_strokes(file: bytes | Path, limits: Limits) -> Image:

@@ -21,6 +21,7 @@ from recipes.cologen.drawing import DrawingRoom
 from recipes.cologen.errors import CologenError
 from recipes.cologen.generate import main
 from recipes.cologen.pictures import enlarge
+from recipes.cologen.pipeline import pipeline_over
 from recipes.cologen.report.run_reader import RunReader
 
 PICTURE = World(3).record(0).image
