@@ -12,11 +12,10 @@ from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxKontex
 from torch import Tensor, nn
 
 from benchmarks.flux_steps import Geometry, base_weights, plain, with_pool
+from recipes.cologen.flux.base import SourceTimestep
 from recipes.cologen.flux.latents import pack_latents
-from recipes.cologen.flux.model import FluxModel, SourceTimestep
-from recipes.cologen.flux.sampling import Sampling, denoise
 from recipes.cologen.flux.source_stream import install_source_stream
-from recipes.cologen.flux.tokens import ImageTokens, TextTokens
+from recipes.cologen.pipeline import CoLoGenPipeline
 
 PLAIN_TEXT, KONTEXT = "FluxPipeline, text alone", "FluxKontextPipeline"
 CACHED, UNCACHED = "CoLoGen, source cached", "CoLoGen, source at every step"
@@ -62,10 +61,14 @@ class Drawer(NamedTuple):
 
 
 class Given(NamedTuple):
-    """What every way of drawing starts from: latents [1, 16, 2 side, 2 side], text, pooled text."""
+    """What every way of drawing starts from: latents [1, 16, 2 side, 2 side], a picture, text, pooled text.
+
+    `source` is Kontext's, `picture` CoLoGen's; None is no source.
+    """
 
     noise: Tensor
-    source: Tensor | None
+    source: Tensor
+    picture: Tensor | None
     embeds: Tensor
     pooled: Tensor
 
@@ -77,17 +80,14 @@ def given(geometry: Geometry) -> Given:
     return Given(
         torch.randn(latents, generator=generator),
         torch.randn(latents, generator=generator),
+        torch.rand(1, 3, SCALE * latents[2], SCALE * latents[3], generator=generator),
         torch.randn(1, geometry.text, geometry.width * 4 // 3, generator=generator),
         torch.randn(1, geometry.width // 4, generator=generator),
     )
 
 
-def tokens_of(latents: Tensor) -> ImageTokens:
-    return ImageTokens(pack_latents(latents), latents.shape[2] // 2, latents.shape[3] // 2)
-
-
 def vae() -> AutoencoderKL:
-    """A small VAE of FLUX.1's scale; nothing is encoded or decoded, pipelines ask for its numbers only."""
+    """A small VAE of FLUX.1's scale: CoLoGen's source passes it once, and nothing is decoded."""
     return AutoencoderKL(
         block_out_channels=(4,) * 4,
         down_block_types=("DownEncoderBlock2D",) * 4,
@@ -138,22 +138,9 @@ def by_diffusers(kind: type[Any], model: nn.Module, inputs: Given, **more: Any) 
 
 
 def by_cologen(model: nn.Module, inputs: Given, timestep: SourceTimestep) -> Callable[[int], Tensor]:
-    """Draw with the source stream, to latents."""
+    """Draw with CoLoGen's pipeline, to latents; it encodes its source, which Kontext is given as latents."""
     install_source_stream(model)
-    nothing: Any = None
-    base = FluxModel(model, vae(), nothing, nothing, nothing, nothing, scheduler(), 512)
-    text = TextTokens(inputs.embeds, inputs.pooled)
-    noise = tokens_of(inputs.noise)
-    source = None if inputs.source is None else tokens_of(inputs.source)
-    side = inputs.noise.shape[-1] * SCALE
-    settings = Sampling(height=side, width=side, source_timestep=timestep, guidance=GUIDANCE)
-
-    def draw(steps: int) -> Tensor:
-        with torch.no_grad():
-            drawn = denoise(base, noise, text, source, settings.model_copy(update={"steps": steps}))
-        return drawn.tokens
-
-    return draw
+    return by_diffusers(CoLoGenPipeline, model, inputs, image=inputs.picture, source_timestep=timestep)
 
 
 def drawers(geometry: Geometry, experts: tuple[int, ...] = (1, 5)) -> dict[str, Drawer]:

@@ -31,7 +31,7 @@ def test_experts_that_do_nothing_and_no_source_leave_what_flux_pipeline_draws() 
     weights, inputs = base_weights(GEOMETRY), given(GEOMETRY)
     model = plain(GEOMETRY, weights).eval()
     expected = by_diffusers(FluxPipeline, model, inputs)(2)
-    drawn = by_cologen(plain(GEOMETRY, weights).eval(), inputs._replace(source=None), "zero")(2)
+    drawn = by_cologen(plain(GEOMETRY, weights).eval(), inputs._replace(picture=None), "zero")(2)
     assert torch.equal(drawn, expected)
 
 
@@ -44,8 +44,8 @@ def test_every_way_draws_another_picture_of_the_same_size() -> None:
 
 def test_kontext_and_cologen_read_the_source() -> None:
     weights, inputs = base_weights(GEOMETRY), given(GEOMETRY)
-    for source in (inputs.source, -inputs.source):
-        other = inputs._replace(source=source)
+    for source, picture in ((inputs.source, inputs.picture), (-inputs.source, 1 - inputs.picture)):
+        other = inputs._replace(picture=picture)
         side = 8 * inputs.noise.shape[-1]
         kontext = by_diffusers(
             FluxKontextPipeline, plain(GEOMETRY, weights).eval(), inputs, image=source, max_area=side**2
