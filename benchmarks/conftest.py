@@ -78,6 +78,10 @@ def lines_of(result: Result) -> list[str]:
     for step in result.steps:
         ratios = f"x{step.ratio:.3f}  to LoRA x{step.ratio_to_lora:.3f}"
         lines.append(f"{step.what}: {step.case:24} {step.median_ms:9.1f} ms  {ratios}")
+    for row in result.drawn:
+        ratios = f"x{row.ratio:.3f}  Kontext takes x{row.kontext_ratio:.3f}"
+        memory = f"weights {row.weights_mib:.1f} MiB, peak {row.peak_mib:.1f} MiB"
+        lines.append(f"{row.case:40} {row.median_ms:9.1f} ms  {ratios}  {memory}")
     return lines
 
 

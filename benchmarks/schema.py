@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 Pass = Literal["forward", "training"]
 """`forward`: evaluation mode, no gradients. `training`: forward and backward in training mode."""
-Kind = Literal["grid", "peers", "skew", "kernels", "memory", "flux"]
+Kind = Literal["grid", "peers", "skew", "kernels", "memory", "flux", "generation"]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1)]
 
@@ -112,6 +112,28 @@ class Step(Strict):
     routed: Routed | None = None
 
 
+class Drawn(Strict):
+    """One way of drawing a whole picture, timed."""
+
+    case: str
+    steps: int = Field(ge=1)
+    text: int = Field(ge=0)
+    """Tokens of the text, as `noise` and `source` are of the pictures."""
+    noise: int = Field(ge=1)
+    source: int = Field(ge=0)
+    experts: int = Field(ge=0)
+    median_ms: Positive
+    iqr_ms: float = Field(ge=0)
+    ratio: Positive
+    """To text alone, as in `Timed`."""
+    ratio_iqr: float = Field(ge=0)
+    kontext_ratio: Positive
+    """Time of FluxKontextPipeline over this one's, likewise by rounds: how many times faster this one is."""
+    weights_mib: Positive
+    peak_mib: Positive
+    """Most that was allocated at once above the weights."""
+
+
 class Result(Strict):
     """One committed file: what was measured together, round by round, in one process."""
 
@@ -127,6 +149,7 @@ class Result(Strict):
     timed: list[Timed] = []
     kept: list[Kept] = []
     steps: list[Step] = []
+    drawn: list[Drawn] = []
 
 
 def read(path: Path) -> Result:

@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.generation import CACHED
 from benchmarks.groups import LORA
-from benchmarks.schema import Kept, Kind, Pass, Result, Step, Timed, read
+from benchmarks.schema import Drawn, Kept, Kind, Pass, Result, Step, Timed, read
 
 RESULTS = Path(__file__).resolve().parents[1] / "results" / "cpu"
 BIG = 1024
@@ -79,6 +80,12 @@ class Found:
         for result in self.of("flux"):
             for step in result.steps:
                 yield result, step
+
+    def drawn(self) -> Iterator[tuple[Result, Drawn]]:
+        """Give the ways of drawing with the result that each is of."""
+        for result in self.of("generation"):
+            for row in result.drawn:
+                yield result, row
 
 
 def load(folder: Path = RESULTS) -> Found:
@@ -159,6 +166,28 @@ def memory_beside(
         for other in found.kept():
             if other.case == peer and other.where == wanted:
                 ratios.append(Ratio(what(row) / what(other), place(row)))
+    return ratios
+
+
+def scene(result: Result, row: Drawn) -> str:
+    """Name what was drawn in words."""
+    return f"d={result.model['width']}, {row.text} text and {row.noise} noise tokens, N={row.experts}"
+
+
+def cached(found: Found, ratio: Callable[[Drawn], float]) -> list[Ratio]:
+    """Give a ratio of every drawing with the source cached."""
+    return [
+        Ratio(ratio(row), scene(result, row)) for result, row in found.drawn() if row.case.startswith(CACHED)
+    ]
+
+
+def five_beside_one(found: Found, what: Callable[[Drawn], float]) -> list[Ratio]:
+    """Give what a pool of five takes over what a pool of one takes, both with the source cached."""
+    ratios = []
+    for result in found.of("generation"):
+        rows = {row.experts: row for row in result.drawn if row.case.startswith(CACHED)}
+        if {1, 5} <= rows.keys():
+            ratios.append(Ratio(what(rows[5]) / what(rows[1]), scene(result, rows[5])))
     return ratios
 
 

@@ -90,6 +90,20 @@ Ratios to PEFT LoRA above 1 are bold: there prw is slower.
 """
 
 
+GENERATION = """
+## Drawing a picture from a source
+
+28 steps with one source of as many tokens as the picture, by a FLUX with FLUX.1's proportions (one double,
+two single blocks), to latents. Text alone is diffusers' `FluxPipeline` without a source and without experts;
+`FluxKontextPipeline` puts the source's tokens beside the noise in every step. With `source_timestep: zero`
+CoLoGen runs the source once and keeps its keys and values (*cached*); with `same` it cannot. The peak is
+above the weights; weights include the experts'.
+
+![Drawing a picture](assets/benchmarks-generation.png)
+
+"""
+
+
 def summary(found: Found) -> str:
     """Say in a sentence how many targets were met, and which were not."""
     judged = [verdict for verdict in verdicts(found) if verdict.met is not None]
@@ -135,6 +149,7 @@ def page(found: Found) -> str:
         (SKEW, tables.skew_table(found)),
         (MEMORY, tables.memory_table(found) + plain_share(found)),
         (FLUX, tables.flux_table(found)),
+        (GENERATION, tables.generation_table(found)),
         (gpu.HEAD, gpu.body(gpu.committed())),
     ):
         parts += [head, body, "\n"]

@@ -179,6 +179,22 @@ def flux(found: Found, path: Path) -> None:
     save(drawn, path)
 
 
+def generation(found: Found, path: Path) -> None:
+    """Whole pictures over one from text alone."""
+    results = found.of("generation")
+    drawn, axes = figure(max(1, len(results)), 2.8)
+    for axis, result in zip(axes, results, strict=False):
+        colours = ["C1" if row.experts else "C0" for row in result.drawn]
+        axis.barh([row.case for row in result.drawn], [row.ratio for row in result.drawn], color=colours)
+        axis.axvline(1.2, color="black", linewidth=0.8, linestyle="--")
+        first = result.drawn[0]
+        title = f"d = {result.model['width']}, {first.text} text and {first.noise} noise tokens"
+        axis.set(title=title, xlabel="time over text alone (dashed: the target)")
+        axis.invert_yaxis()
+        axis.tick_params(labelsize=7)
+    save(drawn, path)
+
+
 def gpu_model(path: Path) -> None:
     """The roofline of the GPU model, and the ratios that it gives."""
     ceilings, tokens, width = Ceilings(), 4096, 3072
@@ -221,6 +237,7 @@ PLOTS: dict[str, Callable[[Found, Path], None]] = {
     "benchmarks-peers.png": beside_peers,
     "benchmarks-memory.png": memory,
     "benchmarks-flux.png": flux,
+    "benchmarks-generation.png": generation,
     "benchmarks-gpu-model.png": lambda _, path: gpu_model(path),
 }
 """Every plot by the name of its file."""

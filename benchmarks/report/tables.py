@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from benchmarks.generation import KONTEXT, PLAIN_TEXT
 from benchmarks.groups import COMPILED, LORA, PLAIN, ROUTED_PEERS
 from benchmarks.report.found import Found, Key
 from benchmarks.report.verdicts import PASSES, verdicts
@@ -179,3 +180,22 @@ def flux_table(found: Found) -> str:
     ]
     head = ("d", "r", "step", "case", "ms", "ratio to plain", "ratio to PEFT LoRA", "trained numbers")
     return table(head, rows)
+
+
+def generation_table(found: Found) -> str:
+    """Every way of drawing."""
+    rows = [
+        (
+            str(result.model["width"]),
+            f"{row.text}, {row.noise}, {row.source}",
+            row.case,
+            f"{row.median_ms / 1e3:.2f} ± {row.iqr_ms / 1e3:.2f}",
+            f"{row.ratio:.3f}" if row.case != PLAIN_TEXT else "1",
+            f"{row.kontext_ratio:.2f}" if row.kontext_ratio >= 1 else f"**{row.kontext_ratio:.2f}**",
+            f"{row.weights_mib:.0f}",
+            f"{row.peak_mib:.1f}",
+        )
+        for result, row in found.drawn()
+    ]
+    head = ("d", "tokens of text, noise, source", "case", "seconds", "ratio to text alone")
+    return table((*head, f"faster than {KONTEXT}, times", "weights, MiB", "peak, MiB"), rows)

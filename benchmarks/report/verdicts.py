@@ -9,7 +9,9 @@ from benchmarks.report.found import (
     Found,
     Ratio,
     beside_lora,
+    cached,
     faster_than,
+    five_beside_one,
     geometric_mean,
     growth,
     memory_beside,
@@ -131,6 +133,19 @@ def flux(found: Found) -> list[Verdict]:
     return [at_most("FLUX training step ≤ 1.05 times the step with PEFT LoRA, N = 1, 5, 8", ratios, 1.05)]
 
 
+def generation(found: Found) -> list[Verdict]:
+    """Judge what a source costs when drawing, and what a pool costs."""
+    text, kontext = cached(found, lambda row: row.ratio), cached(found, lambda row: row.kontext_ratio)
+    time = five_beside_one(found, lambda row: row.median_ms)
+    memory = five_beside_one(found, lambda row: row.weights_mib + row.peak_mib)
+    return [
+        at_most("drawing with the source cached ≤ 1.20 times text alone", text, 1.20),
+        at_least("drawing with the source cached ≥ 1.5 times faster than FluxKontextPipeline", kontext, 1.5),
+        at_most("drawing with N = 5 ≤ 1.05 times the time of N = 1", time, 1.05),
+        at_most("drawing with N = 5 ≤ 1.05 times the memory of N = 1", memory, 1.05),
+    ]
+
+
 def verdicts(found: Found) -> list[Verdict]:
     """Judge every target."""
-    return [*floors(found), *peers(found), *memory(found), *flux(found)]
+    return [*floors(found), *peers(found), *memory(found), *flux(found), *generation(found)]
