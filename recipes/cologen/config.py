@@ -174,6 +174,8 @@ def parse_config(
     try:
         return RunConfig.model_validate(resolved)
     except ValidationError as error:
+        if overrides:
+            origin += f" with --set {' '.join(overrides)}"
         raise ConfigError(explain(error, RunConfig, origin)) from error
 
 

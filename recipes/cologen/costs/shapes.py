@@ -147,7 +147,7 @@ def read_shape(folder: Path) -> BaseShape:
     if not (folder / INDEX_FILE).is_file():
         raise BaseModelError(
             f"no FLUX base at {folder}: expected a diffusers folder with {INDEX_FILE}. Fetch one "
-            "(huggingface-cli download), or give its folder with --set base.path=PATH."
+            "(hf download), or give its folder with --set base.path=PATH."
         )
     index = read_json(folder / INDEX_FILE)
     family = FAMILIES.get(str(index.get("_class_name")), FluxModel)

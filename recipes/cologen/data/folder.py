@@ -29,7 +29,6 @@ from recipes.cologen.data.folder_metadata import (
     Entry,
     ObjectLine,
     PictureLine,
-    check_files,
     fault,
     read_entries,
 )
@@ -69,9 +68,7 @@ class PictureFolder:
         """Read and check the metadata; see the class."""
         self.path, self.size, self.licence, self.max_sources = path, size, licence, max_sources
         self._tasks: tuple[str, ...] = tuple(COLOGEN_STAGES)
-        self._entries = tuple(read_entries(path))
-        for entry in self._entries:
-            check_files(path, entry)
+        self._entries = read_entries(path)
 
     def __len__(self) -> int:
         """How many pictures the metadata lists."""

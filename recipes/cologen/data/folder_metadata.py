@@ -17,6 +17,7 @@ from recipes.cologen.data.decoding import upright_size
 from recipes.cologen.errors import FolderDataError
 
 METADATA = "metadata.jsonl"
+SHOWN_FAULTS = 10
 Box = tuple[int, int, int, int]
 
 
@@ -67,8 +68,33 @@ def fault(folder: Path, number: int, problem: str) -> FolderDataError:
     return FolderDataError(f"{folder / METADATA}, line {number}: {problem}.")
 
 
-def read_entries(folder: Path) -> Iterator[Entry]:
-    """Every line of the metadata, checked for its form."""
+def read_entries(folder: Path) -> tuple[Entry, ...]:
+    """Every line of the metadata, checked for its form, and the files that it names.
+
+    Raises:
+        FolderDataError: There is no folder or metadata; or lines have faults, of which the first are told.
+    """
+    entries: list[Entry] = []
+    faults: list[FolderDataError] = []
+    for number, raw in _lines(folder):
+        try:
+            entry = Entry(number, _parse(folder, number, raw))
+            check_files(folder, entry)
+        except FolderDataError as error:
+            faults.append(error)
+        else:
+            entries.append(entry)
+    if len(faults) == 1:
+        raise faults[0]
+    if faults:
+        shown = "\n".join(f"  {error}" for error in faults[:SHOWN_FAULTS])
+        more = f"\n  and {len(faults) - SHOWN_FAULTS} more" if len(faults) > SHOWN_FAULTS else ""
+        raise FolderDataError(f"{len(faults)} lines of {folder / METADATA} have faults:\n{shown}{more}")
+    return tuple(entries)
+
+
+def _lines(folder: Path) -> Iterator[tuple[int, bytes]]:
+    """The lines of the metadata that are not empty, with their numbers."""
     path = folder / METADATA
     if not folder.is_dir():
         raise FolderDataError(
@@ -83,7 +109,7 @@ def read_entries(folder: Path) -> Iterator[Entry]:
     for number, raw in enumerate(path.read_bytes().splitlines(), start=1):
         if raw.strip():
             found = True
-            yield Entry(number, _parse(folder, number, raw))
+            yield number, raw
     if not found:
         raise FolderDataError(f"{path} is empty. Write one line for each picture.")
 

@@ -11,7 +11,7 @@ from recipes.cologen.config import RunConfig
 from recipes.cologen.costs.memory import FLOAT32, Memory, estimate_memory, load_of, what_would_fit
 from recipes.cologen.costs.memory import trained_parameters as trained
 from recipes.cologen.costs.parameters import Counts, count_parameters
-from recipes.cologen.costs.shapes import BaseShape, find_shape, read_shape
+from recipes.cologen.costs.shapes import PUBLISHED, BaseShape, find_shape, read_shape
 from recipes.cologen.data.buckets import Bucket
 from recipes.cologen.diagnosis.data import DataFacts, data_facts, sources_of
 from recipes.cologen.diagnosis.environment import environment
@@ -72,10 +72,14 @@ def diagnose(asked: Asked) -> Diagnosis:
     except CologenError as error:
         problems.append(Problem("trackers", str(error)))
     shape = None
-    try:
-        shape = find_shape(asked.config.base.path, folder, asked.config.base.max_text_tokens)
-    except CologenError as error:
-        problems.append(Problem("base", str(error)))
+    if folder.exists() or asked.config.base.path in PUBLISHED or not HUB_NAME.fullmatch(base["path"]):
+        try:
+            shape = find_shape(asked.config.base.path, folder, asked.config.base.max_text_tokens)
+        except CologenError as error:
+            problems.append(Problem("base", str(error)))
+    else:
+        fits = "" if asked.gpu is None else f", and whether it fits {asked.gpu.name},"
+        base["where"] += f"; parameters and memory{fits} are told once its configs are here: hf download {base['path']}"
     data = data_facts(asked.config, asked.stages, shape)
     problems += data.problems
     facts["data"] = data.card

@@ -108,7 +108,7 @@ def _stages(stages: dict[str, Any]) -> Rows:
     for name, stage in stages.items():
         records = stage["records"] if isinstance(stage["records"], str) else f"{stage['records']:,}"
         epochs = "" if stage["epochs"] is None else f"{stage['epochs']:.2f}"
-        hours = f"{stage['hours']:.2f}" if "hours" in stage else ""
+        hours = f"{stage['hours']:.3g}" if "hours" in stage else ""
         yield name, f"{stage['steps']:,}", str(stage["batch_size"]), records, epochs, hours
 
 

@@ -101,14 +101,14 @@ def _check_files(folder: Path, parts: tuple[str, ...]) -> None:
     if missing:
         raise BaseModelError(
             f"{folder} lacks {', '.join(missing)}, which its {INDEX_FILE} names. Fetch the whole folder "
-            "(huggingface-cli download), or give another one with --set base.path=PATH."
+            "(hf download), or give another one with --set base.path=PATH."
         )
     for file in sorted(file for name in parts for file in (folder / name).iterdir() if file.is_file()):
         with file.open("rb") as content:
             if content.read(len(LFS_POINTER)) == LFS_POINTER:
                 raise BaseModelError(
                     f"{file} is a pointer of git-lfs, not the file itself. Install git-lfs and run "
-                    "`git lfs pull` in that folder, or fetch it with huggingface-cli download."
+                    "`git lfs pull` in that folder, or fetch it with hf download."
                 )
 
 
@@ -122,7 +122,7 @@ def read_index(folder: Path) -> dict[str, Any]:
     if not file.is_file():
         raise BaseModelError(
             f"no FLUX base at {folder}: expected a diffusers folder with {INDEX_FILE}. Pass the folder that "
-            "FluxPipeline.save_pretrained (or huggingface-cli download) wrote."
+            "FluxPipeline.save_pretrained (or hf download) wrote."
         )
     try:
         index = json.loads(file.read_text(encoding="utf-8"))

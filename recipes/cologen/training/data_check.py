@@ -6,7 +6,7 @@ Otherwise the last stage of a long run would be the first to find that, say, no 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from rich.console import Console
@@ -141,8 +141,14 @@ def check_data(
         raise FolderDataError(
             f"the data cannot be trained on as asked; {count} of {num_records} records were looked at:\n"
             + "\n".join(lines)
-            + f"{more}\nMend the metadata, or train only the stages that it is enough for (--stage)."
+            + f"{more}\n{_advice(faults)}"
         )
+
+
+def _advice(faults: Iterable[Fault]) -> str:
+    if all(fault.broken and not fault.incomplete for fault in faults):
+        return "Mend these pictures or take them out, or let training skip more of them (data.max_broken)."
+    return "Mend the data, or train only the stages that it is enough for (--stage)."
 
 
 def _faults(

@@ -51,7 +51,7 @@ def test_overrides_reach_one_stage_all_stages_and_groups_that_the_file_leaves_ou
     ],
 )
 def test_an_unknown_key_is_refused_and_the_nearest_named(key, hint):
-    with pytest.raises(ConfigError, match=rf"unknown setting.*{hint}"):
+    with pytest.raises(ConfigError, match=rf"with --set {key}=3:\n.*unknown setting.*{hint}"):
         parse_config(MINIMAL, [f"{key}=3"])
 
 

@@ -1,9 +1,11 @@
 """doctor looks at a FLUX.2 klein as it does at a FLUX.1."""
 
+import io
 import json
 import shutil
 
 import pytest
+from rich.console import Console
 
 from recipes.cologen import doctor, random_weights
 
@@ -43,3 +45,13 @@ def test_it_says_which_part_is_missing(place, tmp_path, capsys):
         file.unlink()
     assert doctor.main([*ASKED, f"base.path={base}"]) == 1
     assert "has no weights of vae" in " ".join(capsys.readouterr().out.split())
+
+
+def test_a_base_that_train_would_fetch_is_no_problem_and_what_cannot_be_told_yet_is_said(tmp_path):
+    answer, said = tmp_path / "answer.json", io.StringIO()
+    given = ["--config", "flux2_klein", "--gpu", "H100", "--json", str(answer)]
+    doctor.main(given, Console(file=said, width=300))
+    facts = json.loads(answer.read_text())
+    assert "problem, base" not in said.getvalue()
+    assert "train fetches it" in facts["base"]["where"]
+    assert "whether it fits H100" in facts["base"]["where"] and "hf download" in facts["base"]["where"]

@@ -226,6 +226,17 @@ def test_a_fault_is_named_by_file_and_line(folder: Path, line: dict[str, Any] | 
         PictureFolder(folder)
 
 
+def test_faults_of_several_lines_are_told_at_once(folder: Path) -> None:
+    lines = ["{", '{"file_name": "none.png", "text": "x"}', '{"file_name": "scene.png"}'] * 5
+    with (folder / "metadata.jsonl").open("a") as metadata:
+        metadata.write("".join(f"{line}\n" for line in lines))
+    with pytest.raises(FolderDataError) as told:
+        PictureFolder(folder)
+    text = str(told.value)
+    assert text.startswith("15 lines of ") and text.endswith("and 5 more")
+    assert all(f"line {number}: " in text for number in range(3, 13))
+
+
 def test_a_link_out_of_the_folder_is_refused(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     elsewhere = tmp_path_factory.mktemp("elsewhere") / "x.png"
     picture(elsewhere)
