@@ -15,7 +15,10 @@ from pathlib import Path
 
 from rich.console import Console
 
+from recipes.cologen.costs.shapes import read_json
 from recipes.cologen.data.example_inputs import write_example_inputs
+from recipes.cologen.errors import BaseModelError, CologenError
+from recipes.cologen.flux.folder import INDEX_FILE
 from recipes.cologen.flux.random_flux2 import write_random_flux2
 from recipes.cologen.flux.random_weights import write_random_flux
 from recipes.cologen.terminal import positive, silence_loading_bars
@@ -27,16 +30,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
     console = Console(soft_wrap=True, markup=False, highlight=False)
     silence_loading_bars()
     try:
+        _check_kind(asked.output / "base", asked.klein)
         if asked.klein:
             write_random_flux2(asked.output / "base", asked.seed)
         else:
             write_random_flux(asked.output / "base", asked.seed, guidance_embeds=not asked.schnell)
         paths = write_example_inputs(asked.output / "data", asked.pictures, asked.seed)
-    except OSError as error:
+    except (CologenError, OSError) as error:
         Console(stderr=True, soft_wrap=True, markup=False, highlight=False).print(f"error: {error}")
         return 1
     console.print(f"written: {asked.output / 'base'}, and pictures: {', '.join(paths.values())}")
     return 0
+
+
+def _check_kind(base: Path, klein: bool) -> None:
+    """Refuse to write a base of one family over one of the other, which a run may be trained on.
+
+    Raises:
+        BaseModelError: There is one of the other family.
+    """
+    index = base / INDEX_FILE
+    if index.is_file() and ("Flux2" in str(read_json(index).get("_class_name"))) != klein:
+        there = "FLUX.1" if klein else "FLUX.2"
+        raise BaseModelError(f"{base} holds a base of {there}, which a run may go by; give another --output.")
 
 
 def _parser() -> argparse.ArgumentParser:

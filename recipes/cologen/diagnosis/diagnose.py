@@ -79,7 +79,9 @@ def diagnose(asked: Asked) -> Diagnosis:
             problems.append(Problem("base", str(error)))
     else:
         fits = "" if asked.gpu is None else f", and whether it fits {asked.gpu.name},"
-        base["where"] += f"; parameters and memory{fits} are told once its configs are here: hf download {base['path']}"
+        base["where"] += (
+            f"; parameters and memory{fits} are told once its configs are here: hf download {base['path']}"
+        )
     data = data_facts(asked.config, asked.stages, shape)
     problems += data.problems
     facts["data"] = data.card

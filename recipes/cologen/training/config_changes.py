@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,8 +42,15 @@ def check_config(run: Path, config: RunConfig, started: tuple[str, ...], bound: 
         raise DifferentConfigError(
             f"{run} holds a run with other settings:\n"
             + "\n".join(f"  {key}: {there!r} there, {here!r} now" for key, there, here in differing)
-            + f"\nGo on with its own settings (--config {run / 'config.yaml'}), or give another --output."
+            + f"\nGo on with its own settings (--config {run / 'config.yaml'}), give another --output, or "
+            f"train anew what reads them (--restart {_first_reader([key for key, _, _ in differing], started)})."
         )
+
+
+def _first_reader(keys: Sequence[str], started: tuple[str, ...]) -> str:
+    """The earliest stage that any of these settings is of; those of no stage are of all."""
+    stages = [key.split(".")[1] if key.startswith("stages.") else started[0] for key in keys]
+    return min(stages, key=started.index)
 
 
 def _check_names(run: Path, started: tuple[str, ...], names: tuple[str, ...]) -> None:

@@ -76,3 +76,13 @@ def test_a_picture_is_drawn_at_the_size_of_training(run, monkeypatch: pytest.Mon
     with Image.open("out.png") as drawn:
         assert drawn.size == (48, 32)
     assert generate.main([*asked, "--prompt", "x" * 200, "--output", "long.png"]) == 1
+
+
+def test_a_base_of_one_family_is_not_written_over_one_of_the_other(tmp_path, capsys):
+    asked = ["--pictures", "4", "--output", str(tmp_path)]
+    assert random_weights.main(asked) == 0
+    index = (tmp_path / "base/model_index.json").read_bytes()
+    assert random_weights.main([*asked, "--klein"]) == 1
+    assert "holds a base of FLUX.1" in capsys.readouterr().err
+    assert (tmp_path / "base/model_index.json").read_bytes() == index
+    assert random_weights.main(asked) == 0

@@ -31,7 +31,7 @@ class PairedFolder:
         alone = sorted(set(sources) ^ set(targets))
         if alone:
             raise DataSetError(
-                f"{origin}: {len(alone)} pictures have no partner in {self._root} (for example "
+                f"{origin}: pictures without a partner: {len(alone)}, in {self._root} (for example "
                 f"{', '.join(alone[:3])}); source and target should hold the same names"
             )
         self._pairs = [(name, sources[name], targets[name]) for name in sorted(sources)]

@@ -170,7 +170,7 @@ def test_a_paired_folder_matches_names_and_reads_prompts(tmp_path):
     part = DataSet("p", SetSettings(layout="paired", path=f"folder:{tmp_path}"), DataSettings())
     assert np.array_equal(part.record(0).pairs[0].image, pixels(1))
     picture(2).save(tmp_path / "source/b.jpg")
-    with pytest.raises(DataSetError, match=r"1 pictures have no partner .*for example b\)"):
+    with pytest.raises(DataSetError, match=r"pictures without a partner: 1, .*for example b\)"):
         PairedFolder(str(tmp_path), "x")
 
 
