@@ -39,18 +39,19 @@ def check_config(run: Path, config: RunConfig, started: tuple[str, ...], bound: 
     _check_names(run, started, config.stage_names)
     differing = _differing_fields(_read_config(run), config, set(started), bound)
     if differing:
+        stage = _first_reader([key for key, _, _ in differing], config.stage_names)
         raise DifferentConfigError(
             f"{run} holds a run with other settings:\n"
             + "\n".join(f"  {key}: {there!r} there, {here!r} now" for key, there, here in differing)
             + f"\nGo on with its own settings (--config {run / 'config.yaml'}), give another --output, or "
-            f"train anew what reads them (--restart {_first_reader([key for key, _, _ in differing], started)})."
+            f"train anew what reads them (--restart {stage})."
         )
 
 
-def _first_reader(keys: Sequence[str], started: tuple[str, ...]) -> str:
+def _first_reader(keys: Sequence[str], names: tuple[str, ...]) -> str:
     """The earliest stage that any of these settings is of; those of no stage are of all."""
-    stages = [key.split(".")[1] if key.startswith("stages.") else started[0] for key in keys]
-    return min(stages, key=started.index)
+    stages = [key.split(".")[1] if key.startswith("stages.") else names[0] for key in keys]
+    return min((name for name in stages if name in names), key=names.index, default=names[0])
 
 
 def _check_names(run: Path, started: tuple[str, ...], names: tuple[str, ...]) -> None:
