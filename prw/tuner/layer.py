@@ -127,7 +127,7 @@ class PrwLinear(RoutedProjection, BaseTunerLayer):
         Returns:
             Of shape [..., d_out], in the base's dtype.
         """
-        if routed and self.folded is not None and self._folds():
+        if routed and self.folded is not None and self._stands_for_experts(self.folded):
             bias: Any = getattr(self.base_layer, "bias", None)
             whole: Tensor = self.folded(hidden, bias)
             return whole
@@ -139,12 +139,11 @@ class PrwLinear(RoutedProjection, BaseTunerLayer):
                 output = self.with_experts(output, hidden, adapter, self.strengths[adapter])
         return output
 
-    def _folds(self) -> bool:
-        """Tell whether the folded weight is what the experts would do here and now."""
-        assert self.folded is not None
-        adapter, pool = self.folded.adapter, self.sites[self.folded.adapter].pool
+    def _stands_for_experts(self, folded: Folded) -> bool:
+        """Tell whether a folded weight is what the experts would do here and now."""
+        adapter, pool = folded.adapter, self.sites[folded.adapter].pool
         alone = [name for name in self.active_adapters if name in self.sites] == [adapter]
-        same = pool.size == self.folded.size and self.strengths[adapter] == self.folded.strength
+        same = pool.size == folded.size and self.strengths[adapter] == folded.strength
         unseen = pool.recorder is None and pool.scope.routed is None and not torch.is_grad_enabled()
         return alone and same and unseen and not self.disable_adapters
 

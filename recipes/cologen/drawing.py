@@ -20,19 +20,12 @@ from recipes.cologen.data.views import VIEWS
 from recipes.cologen.errors import PictureError, RunFolderError
 from recipes.cologen.flux.base import FluxBase
 from recipes.cologen.picture_settings import FULL_POOL, NO_EXPERTS, PictureSettings
-from recipes.cologen.pictures import cut_hole, fit_picture
+from recipes.cologen.pictures import fit_picture
 from recipes.cologen.pipeline.tasks import worded
 from recipes.cologen.report.run_reader import RunReader
-from recipes.cologen.sample_picture import map_notice, sample_picture, size_to_draw
+from recipes.cologen.sample_picture import Source, sample_picture, size_to_draw, source_of
 from recipes.cologen.training.growth import load_base, load_stage
 from recipes.cologen.words import check_prompt_given, check_words
-
-
-class Source(NamedTuple):
-    """What the model gets to see, and what had to be said about that."""
-
-    image: Image
-    notices: tuple[str, ...]
 
 
 class Drawn(NamedTuple):
@@ -102,25 +95,10 @@ class DrawingRoom:
         return tuple(dict.fromkeys((*OPTIONS["opencv"], *self.settings.data.annotators)))
 
     def source(
-        self, task: str, prompt: str, image: Image, mask: Image | None = None, name: str = "the picture"
+        self, task: str, prompt: str, image: Image, mask: Image | None = None, kind: str | None = None
     ) -> Source:
-        """Bring a picture to what the model reads: its size, and for inpainting its hole.
-
-        Raises:
-            PictureError: There is no hole, nothing but a hole, or a mask for another task.
-        """
-        size = size_to_draw(self.settings, self._model, image)
-        fitted = fit_picture(image, *size, name=name)
-        notices = [fitted.notice]
-        read = fitted.image
-        if task == "inpainting":
-            hole = None if mask is None else fit_picture(mask, *size, name="the mask")
-            read = cut_hole(read, None if hole is None else hole.image)
-        elif mask is not None:
-            raise PictureError(f"a mask is for inpainting; {task} reads the whole picture.")
-        if task == "control":
-            notices.append(map_notice(prompt))
-        return Source(read, tuple(notice for notice in notices if notice is not None))
+        """Bring a picture to what the model reads, as `source_of` does."""
+        return source_of(self._model, self.settings, task, prompt, image, mask, kind=kind)
 
     def made_map(self, image: Image, kind: str) -> Image:
         """Make a control map from a photo, at the size that the model reads.
@@ -139,13 +117,16 @@ class DrawingRoom:
                 fit_picture(image, *size).image, kind, self.settings.data.annotators, self._model.device
             )
 
-    def draw(self, wanted: PictureSettings, image: Image, mask: Image | None = None) -> Drawn:
+    def draw(
+        self, wanted: PictureSettings, image: Image, mask: Image | None = None, kind: str | None = None
+    ) -> Drawn:
         """Draw a picture, when all that were asked for before are drawn.
 
         Args:
             wanted: What is asked for.
             image: The source, uint8 [any height, any width, 3].
             mask: Inpainting: bright where to paint, of the same form; None when the hole is black in `image`.
+            kind: Control: of the map that `image` is, where it is known.
 
         Raises:
             PromptError: There is no prompt, or the base cannot read it.
@@ -156,7 +137,7 @@ class DrawingRoom:
             raise PictureError(f"there is no task {wanted.task!r}; expected one of {', '.join(VIEWS)}.")
         check_prompt_given(wanted.prompt)
         self.check_pool(wanted.pool)
-        seen = self.source(wanted.task, wanted.prompt, image, mask)
+        seen = self.source(wanted.task, wanted.prompt, image, mask, kind)
         with self._one_at_a_time, self._pool(wanted.pool):
             # Behind the lock as well: a tokenizer keeps the padding of its last call, for whoever calls next.
             check_words(self._model, worded(wanted.prompt, wanted.task, None))

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
-from pydantic import ValidationError
 from rich.console import Console
 
 from prw.errors import PrwError
@@ -23,20 +23,17 @@ from recipes.cologen.errors import CologenError, PictureError, RunFolderError
 from recipes.cologen.generate_batch import also_batches
 from recipes.cologen.generate_grid import draw_grid
 from recipes.cologen.generate_options import SHOWN_PIXELS, options
-from recipes.cologen.picture_faults import in_words
 from recipes.cologen.picture_settings import (
     FULL_POOL,
-    NO_EXPERTS,
-    PictureSettings,
     called,
     reads_settings,
     same_config,
     same_run,
+    wanted_by,
 )
 from recipes.cologen.pictures import (
     Fitted,
     check_output,
-    cut_hole,
     enlarge,
     fit_picture,
     read_mask,
@@ -45,7 +42,7 @@ from recipes.cologen.pictures import (
 )
 from recipes.cologen.pipeline.tasks import worded
 from recipes.cologen.report.run_reader import RunReader
-from recipes.cologen.sample_picture import map_notice, sample_picture, size_to_draw
+from recipes.cologen.sample_picture import Source, sample_picture, source_of
 from recipes.cologen.terminal import silence_loading_bars
 from recipes.cologen.training.growth import load_base, load_stage
 from recipes.cologen.training.interruption import STOPPED
@@ -96,13 +93,13 @@ def _draw(asked: argparse.Namespace, console: Console) -> Image:
     same_run(settings.fingerprint(), asked.of_run, asked.checkpoint, asked.settings)
     same_config(settings, asked.config, asked.checkpoint)
     stage = _stage(run, asked)
-    wanted = _wanted(asked, settings.sampling.steps)
+    wanted = wanted_by(asked, settings.sampling.steps)
     picture = read_source(asked.image, called(asked, "image"))
     mask = None if asked.mask is None else read_mask(asked.mask, called(asked, "mask"))
     model = load_base(settings, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     model.long_prompts = "refuse"  # whoever typed it should know
     check_words(model, worded(asked.prompt, asked.task, None))
-    source = _source(asked, picture, mask, size_to_draw(settings, model, picture.image), console)
+    source = _source(asked, picture, mask, partial(source_of, model, settings), console)
     if asked.draw_map is not None:
         source = draw_map(source, asked.draw_map, settings.data.annotators, model.device)
     further = _further(asked, settings.data.max_sources, source.shape, console)
@@ -124,25 +121,6 @@ def _check_task(asked: argparse.Namespace) -> None:
         raise PictureError(f"--draw-map is for --task control; {asked.task} reads the picture itself.")
 
 
-def _wanted(asked: argparse.Namespace, steps: int) -> PictureSettings:
-    """The options as settings of a picture.
-
-    Raises:
-        PictureError: A value will not do.
-    """
-    try:
-        return PictureSettings(
-            task=asked.task,
-            prompt=asked.prompt,
-            pool=NO_EXPERTS if asked.experts_off else asked.as_of or asked.task,
-            seed=asked.seed or 0,
-            steps=asked.steps or steps,
-            guidance=asked.guidance,
-        )
-    except ValidationError as error:
-        raise PictureError(f"--{in_words(error, PictureSettings)[0]}.") from error
-
-
 def _stage(run: RunReader, asked: argparse.Namespace) -> str | None:
     """The stage whose pool draws: the task's own unless told otherwise; `full-pool`, or None for no experts.
 
@@ -162,20 +140,25 @@ def _stage(run: RunReader, asked: argparse.Namespace) -> str | None:
 
 
 def _source(
-    asked: argparse.Namespace, picture: Fitted, mask: Fitted | None, size: tuple[int, int], console: Console
+    asked: argparse.Namespace,
+    picture: Fitted,
+    mask: Fitted | None,
+    seen_of: Callable[..., Source],
+    console: Console,
 ) -> Image:
-    """What the model gets to see, at its size; says on the console what had to be changed for that."""
-    fitted = fit_picture(picture.image, *size, name=called(asked, "image"))
-    hole = None if mask is None else fit_picture(mask.image, *size, name=called(asked, "mask"))
-    notices = [one.notice for one in (picture, fitted, mask, hole) if one is not None]
-    if asked.task == "control":
-        notices.append(map_notice(asked.prompt, asked.draw_map))
-    for notice in notices:
-        if notice is not None:
-            console.print(f"note: {notice}")
-    if asked.task == "inpainting":
-        return cut_hole(fitted.image, None if hole is None else hole.image)
-    return fitted.image
+    """What the model gets to see; says on the console what had to be changed for that."""
+    seen = seen_of(
+        asked.task,
+        asked.prompt,
+        picture.image,
+        None if mask is None else mask.image,
+        kind=asked.draw_map,
+        names=(called(asked, "image"), called(asked, "mask")),
+    )
+    read = [one.notice for one in (picture, mask) if one is not None and one.notice is not None]
+    for notice in (*read, *seen.notices):
+        console.print(f"note: {notice}")
+    return seen.image
 
 
 def _further(asked: argparse.Namespace, most: int, shape: tuple[int, ...], console: Console) -> list[Image]:

@@ -14,19 +14,16 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image as PilImage
 from PIL import ImageDraw
-from pydantic import ValidationError
 
 from recipes.cologen.data.record import Image
 from recipes.cologen.drawing import DrawingRoom
 from recipes.cologen.errors import PictureError
-from recipes.cologen.picture_faults import in_words
 from recipes.cologen.picture_settings import (
     AXIS_OPTIONS,
-    NO_EXPERTS,
-    PictureSettings,
     called,
     same_config,
     same_run,
+    wanted_by,
 )
 from recipes.cologen.pictures import enlarge, read_mask, read_source
 from recipes.cologen.report.run_reader import RunReader
@@ -110,7 +107,10 @@ def draw_grid(asked: argparse.Namespace, said: Callable[[str], None]) -> Image:
         image = room.made_map(image, asked.draw_map)
         notices.append(map_notice(asked.prompt, asked.draw_map))
     wanted = [
-        [_settings(asked, room, {across.name: right, down.name: low}) for right in across.values]
+        [
+            wanted_by(asked, room.settings.sampling.steps, _changed((across.name, right), (down.name, low)))
+            for right in across.values
+        ]
         for low in down.values
     ]
     for one in (cell for row in wanted for cell in row):
@@ -154,23 +154,9 @@ def _axes(asked: argparse.Namespace) -> tuple[Axis, Axis]:
     return across, down
 
 
-def _settings(asked: argparse.Namespace, room: DrawingRoom, changed: dict[str, str]) -> PictureSettings:
-    sampling = room.settings.sampling
-    usual = sampling.guidance if room.reads_guidance else None
-    values = {
-        "task": asked.task,
-        "prompt": asked.prompt,
-        "pool": NO_EXPERTS if asked.experts_off else asked.as_of or asked.task,
-        "seed": asked.seed or 0,
-        "steps": asked.steps or sampling.steps,
-        "guidance": usual if asked.guidance is None else asked.guidance,
-    }
-    try:
-        return PictureSettings.model_validate(values | {name: to for name, to in changed.items() if name})
-    except ValidationError as error:
-        fault = in_words(error, PictureSettings)[0]
-        option = "--grid " if fault.partition(":")[0] in changed else "--"
-        raise PictureError(f"{option}{fault}.") from error
+def _changed(*settings: tuple[str, str]) -> dict[str, str]:
+    """What a cell changes; the second axis may have no name."""
+    return {name: value for name, value in settings if name}
 
 
 def sheet(pictures: Sequence[Sequence[Image]], across: Axis, down: Axis) -> Image:

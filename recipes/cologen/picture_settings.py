@@ -15,7 +15,7 @@ import io
 import json
 import sys
 import tempfile
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -248,6 +248,36 @@ def same_config(settings: RunConfig, config: str | None, run: Path) -> None:
         f"{run} was not trained by --config {config}: their settings differ (the run's are in "
         f"{run / 'config.yaml'}). Leave --config out; a picture is drawn by the run's own settings."
     )
+
+
+def wanted_by(
+    asked: argparse.Namespace, steps: int, changed: Mapping[str, str] | None = None
+) -> PictureSettings:
+    """The options of `generate` as settings of a picture.
+
+    Args:
+        asked: The options.
+        steps: Where none are asked for.
+        changed: What a cell of a sheet changes.
+
+    Raises:
+        PictureError: A value will not do.
+    """
+    changed = changed or {}
+    values = {
+        "task": asked.task,
+        "prompt": asked.prompt,
+        "pool": NO_EXPERTS if asked.experts_off else asked.as_of or asked.task,
+        "seed": asked.seed or 0,
+        "steps": asked.steps or steps,
+        "guidance": asked.guidance,
+    }
+    try:
+        return PictureSettings.model_validate({**values, **changed})
+    except ValidationError as error:
+        fault = in_words(error, PictureSettings)[0]
+        option = "--grid " if fault.partition(":")[0] in changed else "--"
+        raise PictureError(f"{option}{fault}.") from error
 
 
 def called(asked: argparse.Namespace, option: str) -> str:

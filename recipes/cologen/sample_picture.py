@@ -1,8 +1,9 @@
-"""Samples one picture with a loaded model: the one place where the commands and the page draw."""
+"""Makes ready and samples one picture with a loaded model: the one place where commands and page draw."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -11,10 +12,11 @@ from recipes.cologen.config import RunConfig
 from recipes.cologen.data.control import PROMPTS
 from recipes.cologen.data.record import Image
 from recipes.cologen.data.scene import SIDE
-from recipes.cologen.errors import GuidanceError
+from recipes.cologen.errors import GuidanceError, PictureError
 from recipes.cologen.flux.base import FluxBase
 from recipes.cologen.flux.shift import scheduler_for
 from recipes.cologen.picture_settings import PictureSettings
+from recipes.cologen.pictures import cut_hole, fit_picture
 from recipes.cologen.pipeline import pipeline_over
 
 
@@ -74,6 +76,53 @@ def size_to_draw(settings: RunConfig, model: FluxBase, picture: Image) -> tuple[
     side = 2 * model.vae_scale_factor
     height, width = (max(side, length // side * side) for length in picture.shape[:2])
     return height, width
+
+
+class Source(NamedTuple):
+    """What the model gets to see, and what had to be said about that."""
+
+    image: Image
+    notices: tuple[str, ...]
+
+
+def source_of(
+    model: FluxBase,
+    settings: RunConfig,
+    task: str,
+    prompt: str,
+    image: Image,
+    mask: Image | None = None,
+    *,
+    kind: str | None = None,
+    names: tuple[str, str] = ("the picture", "the mask"),
+) -> Source:
+    """Bring a picture to what the model reads: its size, and for inpainting its hole.
+
+    Args:
+        model: The base.
+        settings: Of the run.
+        task: What is asked of the source.
+        prompt: As the user wrote it.
+        image: uint8 [any height, any width, 3].
+        mask: For inpainting, of the same form: bright where to paint; None when the hole is black already.
+        kind: For control, of the map, where it is known.
+        names: What notices call picture and mask.
+
+    Raises:
+        PictureError: There is no hole, nothing but a hole, or a mask for another task.
+    """
+    if mask is not None and task != "inpainting":
+        raise PictureError(f"a mask is for inpainting; {task} reads the whole picture.")
+    size = size_to_draw(settings, model, image)
+    fitted = fit_picture(image, *size, name=names[0])
+    hole = None if mask is None else fit_picture(mask, *size, name=names[1])
+    notices = [fitted.notice, None if hole is None else hole.notice]
+    if task == "control":
+        notices.append(map_notice(prompt, kind))
+    seen = fitted.image
+    if task == "inpainting":
+        seen = cut_hole(seen, None if hole is None else hole.image)
+    return Source(seen, tuple(notice for notice in notices if notice is not None))
 
 
 def map_notice(prompt: str, kind: str | None = None) -> str | None:

@@ -12,6 +12,7 @@ from recipes.cologen.app.shares import shares_picture
 from recipes.cologen.data.record import Image
 from recipes.cologen.drawing import DrawingRoom
 from recipes.cologen.errors import PictureError
+from recipes.cologen.picture_faults import in_words
 from recipes.cologen.picture_settings import PictureSettings, settings_file
 from recipes.cologen.pictures import enlarge
 
@@ -73,7 +74,8 @@ class Answers:
         image = self._map(asked.image, asked.kind) if asked.task == "control" else asked.image
         if asked.task == "inpainting" and asked.mask is None and not (image == 0).all(-1).any():
             raise PictureError("nothing is painted over; paint over what is to be filled in.")
-        drawn = self.room.draw(wanted, image, asked.mask)
+        kind = None if asked.task != "control" or asked.kind == A_MAP else asked.kind
+        drawn = self.room.draw(wanted, image, asked.mask, kind)
         run = self.room.run
         return Answer(
             picture=shown(drawn.image),
@@ -101,8 +103,7 @@ class Answers:
                 }
             )
         except ValidationError as error:
-            first = error.errors()[0]
-            raise PictureError(f"{first['loc'][0]}: {first['msg']} (got {first['input']!r}).") from error
+            raise PictureError(f"{in_words(error, PictureSettings)[0]}.") from error
 
 
 def shown(image: Image) -> Image:

@@ -10,9 +10,10 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
 from pydantic import BaseModel, ConfigDict
-from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerBase, T5Config, T5EncoderModel
+from transformers import CLIPTextModel, T5EncoderModel
 
 from recipes.cologen.flux.letters import letter_tokenizers
+from recipes.cologen.flux.text_configs import clip_config, t5_config
 
 CLIP_LENGTH, T5_LENGTH = 77, 512
 """Tokens of a prompt, as FLUX.1-dev has them."""
@@ -57,8 +58,8 @@ def write_random_flux(
         parts = {
             "transformer": _transformer(sizes),
             "vae": _vae(sizes),
-            "text_encoder": CLIPTextModel(_clip_config(sizes, clip)),
-            "text_encoder_2": T5EncoderModel(_t5_config(sizes, t5)),
+            "text_encoder": CLIPTextModel(clip_config(sizes.text_width, clip)),
+            "text_encoder_2": T5EncoderModel(t5_config(sizes.text_width, t5)),
         }
     pipeline = FluxPipeline(
         # torch's own `to`: diffusers' warns of modules that this base does not have.
@@ -105,33 +106,3 @@ def _scheduler(sizes: RandomShape) -> FlowMatchEulerDiscreteScheduler:
     """Of FLUX.1-dev, whose times are shifted by the picture's size; or of schnell, whose are not."""
     guided = sizes.guidance_embeds
     return FlowMatchEulerDiscreteScheduler(shift=3.0 if guided else 1.0, use_dynamic_shifting=guided)
-
-
-def _clip_config(sizes: RandomShape, tokenizer: PreTrainedTokenizerBase) -> CLIPTextConfig:
-    return CLIPTextConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=sizes.text_width,
-        intermediate_size=2 * sizes.text_width,
-        projection_dim=sizes.text_width,
-        num_hidden_layers=1,
-        num_attention_heads=4,
-        max_position_embeddings=CLIP_LENGTH,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-
-
-def _t5_config(sizes: RandomShape, tokenizer: PreTrainedTokenizerBase) -> T5Config:
-    return T5Config(
-        vocab_size=len(tokenizer),
-        d_model=sizes.text_width,
-        d_kv=sizes.text_width // 4,
-        d_ff=2 * sizes.text_width,
-        num_layers=2,
-        num_heads=4,
-        dropout_rate=0.0,
-        feed_forward_proj="gated-gelu",
-        pad_token_id=tokenizer.pad_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-    )

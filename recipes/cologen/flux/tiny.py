@@ -11,13 +11,14 @@ from pathlib import Path
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel
 from pydantic import BaseModel, ConfigDict
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, T5Config, T5EncoderModel, T5Tokenizer
+from transformers import CLIPTextModel, T5EncoderModel
 
 from recipes.cologen.flux import pixel_vae
 from recipes.cologen.flux.folder import INDEX_FILE
 from recipes.cologen.flux.model import FluxModel
 from recipes.cologen.flux.pixel_vae import PixelUnshuffleVAE
 from recipes.cologen.flux.source_stream import install_source_stream
+from recipes.cologen.flux.text_configs import clip_config, t5_config
 from recipes.cologen.flux.vocabulary import build_tokenizers
 
 __all__ = ["TinyShape", "build_tiny_flux", "build_tokenizers", "save_tiny_flux"]
@@ -62,8 +63,8 @@ def build_tiny_flux(words: Sequence[str], *, seed: int = 0, **shape: int | tuple
         model = FluxModel(
             transformer=_transformer(sizes),
             vae=PixelUnshuffleVAE(),
-            text_encoder=CLIPTextModel(_clip_config(sizes, tokenizer)),
-            text_encoder_2=T5EncoderModel(_t5_config(sizes, tokenizer_2)),
+            text_encoder=CLIPTextModel(clip_config(sizes.text_width, tokenizer)),
+            text_encoder_2=T5EncoderModel(t5_config(sizes.text_width, tokenizer_2)),
             tokenizer=tokenizer,
             tokenizer_2=tokenizer_2,
             scheduler=FlowMatchEulerDiscreteScheduler(),
@@ -110,35 +111,4 @@ def _transformer(sizes: TinyShape) -> FluxTransformer2DModel:
         pooled_projection_dim=sizes.text_width,
         guidance_embeds=sizes.guidance_embeds,
         axes_dims_rope=sizes.axes,
-    )
-
-
-def _clip_config(sizes: TinyShape, tokenizer: CLIPTokenizer) -> CLIPTextConfig:
-    return CLIPTextConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=sizes.text_width,
-        intermediate_size=2 * sizes.text_width,
-        projection_dim=sizes.text_width,
-        num_hidden_layers=1,
-        num_attention_heads=4,
-        max_position_embeddings=tokenizer.model_max_length,
-        # The pooled vector is read at the first end mark; its id must not be 2, which CLIP treats specially.
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-
-
-def _t5_config(sizes: TinyShape, tokenizer: T5Tokenizer) -> T5Config:
-    return T5Config(
-        vocab_size=len(tokenizer),
-        d_model=sizes.text_width,
-        d_kv=sizes.text_width // 4,
-        d_ff=2 * sizes.text_width,
-        num_layers=2,
-        num_heads=4,
-        dropout_rate=0.0,
-        feed_forward_proj="gated-gelu",
-        pad_token_id=tokenizer.pad_token_id,
-        eos_token_id=tokenizer.eos_token_id,
     )

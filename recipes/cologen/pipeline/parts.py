@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,7 +19,7 @@ from recipes.cologen.pipeline.sources import Sources
 from recipes.cologen.pipeline.tasks import worded
 
 
-class Parts(LorasBesidePool):
+class Parts(LorasBesidePool, ABC):
     """Steps of a call, on the models of the pipeline; a family of bases fills in what is its own."""
 
     @property
@@ -57,6 +58,7 @@ class Parts(LorasBesidePool):
             )
         return text, away
 
+    @abstractmethod
     def _text(
         self,
         asked: Asked,
@@ -67,22 +69,22 @@ class Parts(LorasBesidePool):
         pooled: Tensor | None,
     ) -> Text:
         """Encode prompts, or take their embeddings; one row for each picture."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _check_stock(self, asked: Asked) -> None:
         """Refuse what the stock pipeline refuses."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _start(
         self, asked: Asked, pictures: int, size: tuple[int, int], like: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Draw the starting noise `[pictures, tokens, channels]`, or take it; and its positions."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _shift(self, num_tokens: int, steps: int) -> float:
         """The mu by which the stock pipeline shifts the times of a picture of so many tokens."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _encode(self, pixels: Tensor, like: Tensor) -> Tensor:
         """Turn pictures `[batch, 3, height, width]` in [-1, 1] into tokens, by the mode of the VAE.
 
@@ -90,19 +92,18 @@ class Parts(LorasBesidePool):
             pixels: The pictures.
             like: A tensor of the dtype, on the device, that the tokens get.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def _decode(self, tokens: Tensor, size: tuple[int, int], output_type: str) -> Any:
         """Turn tokens into what the stock pipeline gives for an output type."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _source_ids(self, grids: Sequence[tuple[int, int]]) -> Tensor:
         """Number the tokens `[tokens, axes]` of the first source, the second, ...
 
         Args:
             grids: Token rows and columns of each.
         """
-        raise NotImplementedError
 
     def _schedule(self, asked: Asked, num_tokens: int, device: torch.device) -> Tensor:
         """Set the scheduler's timesteps, shifted for the picture's size; a strength leaves the last."""

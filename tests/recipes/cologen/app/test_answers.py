@@ -92,6 +92,13 @@ def test_it_refuses_in_words(answers: Answers, asked: Asked, message: str) -> No
         answers.draw(asked)
 
 
+def test_a_prompt_of_another_kind_than_the_map_that_was_made_gets_a_note(answers: Answers) -> None:
+    words = "depth map to image red circle top left on gray"
+    drawn = answers.draw(ASKED["control"]._replace(prompt=words, kind="canny"))
+    assert 'the map is canny ("canny edge to image"), but the prompt begins with' in drawn.notes
+    assert "the map is" not in answers.draw(ASKED["control"]._replace(prompt=words, kind=A_MAP)).notes
+
+
 def test_nothing_that_was_typed_reaches_the_log(
     answers: Answers, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,4 +1,4 @@
-"""Trains the first stage with a loss that is no number in step 2 of one rank: `... CONFIG OUTPUT`."""
+"""Trains the first stage with one loss of one rank that is no number: `... CONFIG OUTPUT`."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ if __name__ == "__main__":
     original, seen = step.batch_loss, 0
 
     def spoilt(*arguments: Any) -> Any:
-        """Spoil the second loss."""
+        """Spoil the loss that is asked for."""
         global seen
         seen += 1
         loss, losses = original(*arguments)
-        if seen == 2 and os.environ["RANK"] == os.environ["SPOILT_RANK"]:
+        if seen == int(os.environ["SPOILT_LOSS"]) and os.environ["RANK"] == os.environ["SPOILT_RANK"]:
             return loss * math.nan, losses._replace(task_loss=losses.task_loss * math.nan)
         return loss, losses
 

@@ -98,8 +98,10 @@ def test_two_ranks_equal_one_with_the_same_global_batch(how, settings, base_path
 
 @pytest.mark.slow
 @pytest.mark.parametrize("how", ["ddp", "fsdp2", ZERO2])
-def test_a_spoilt_batch_on_one_rank_is_skipped_on_both(how, base_path, tmp_path):
-    config = make_config(base_path, "validation.samples=0", "logging.checkpoint_every=3", "stages.*.steps=4")
+@pytest.mark.parametrize("micro", [2, 1])
+def test_a_spoilt_batch_on_one_rank_is_skipped_on_both(how, micro, base_path, tmp_path):
+    few = ["validation.samples=0", "logging.checkpoint_every=3", "stages.*.steps=4"]
+    config = make_config(base_path, *few, f"machine.micro_batch={micro}")
     file = tmp_path / "two.yaml"
     file.write_text(config.to_yaml())
     ended = launch(
@@ -107,12 +109,12 @@ def test_a_spoilt_batch_on_one_rank_is_skipped_on_both(how, base_path, tmp_path)
         file,
         tmp_path / "run",
         module="tests.recipes.cologen.training.spoiling",
-        env={"SPOILT_RANK": "1"},
+        env={"SPOILT_RANK": "1", "SPOILT_LOSS": {2: "2", 1: "3"}[micro]},
     )
     assert ended.returncode == 0, ended.stderr
     lines = (tmp_path / "run/metrics.jsonl").read_text().splitlines()
     (row,) = [line for line in map(yaml.safe_load, lines) if line["kind"] == "skipped"]
-    assert (row["step"], row["losses"][1], len(row["records"])) == (2, "nan", 2)
+    assert (row["step"], row["losses"][1], len(row["records"])) == (2, "nan", micro)
     assert isinstance(row["losses"][0], float)
     optimizer = torch.load(tmp_path / "run/checkpoints/latest/training.pt", weights_only=True)["optimizer"]
     assert {int(state["step"]) for state in optimizer["state"].values()} == {2}  # of three steps
