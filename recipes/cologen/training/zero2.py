@@ -159,12 +159,8 @@ class DividedOptimizer(torch.optim.Optimizer):
         return norm
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Forget gradients, also those of a step that was refused."""
-        zero = self._engine.optimizer
-        zero.zero_grad(set_to_none=True)
-        for kept in (zero.averaged_gradients, zero.all_grad_tensors):
-            for group in kept:
-                kept[group] = None
+        """Forget gradients; those that were brought together are written over by the next step's."""
+        self._engine.optimizer.zero_grad(set_to_none=True)
 
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         """Update the weights on all processes, at the learning rate of the first group."""
