@@ -17,7 +17,7 @@ settings.register_profile("ci", settings.get_profile("desk"), derandomize=True)
 settings.load_profile("ci" if os.environ.get("CI") else "desk")
 
 
-if os.environ.get("PRW_TEST_ROUNDING") == "by_requires_grad":  # set by scripts/test_cpus
+if os.environ.get("PRW_TEST_ROUNDING") == "batched_products":  # set by scripts/test_cpus
     imitate()
 
 
@@ -26,6 +26,13 @@ def fixed_seed() -> Iterator[None]:
     """Start each test from the same random state, whatever ran before it."""
     torch.manual_seed(0)
     yield
+
+
+@pytest.fixture
+def other_rounding(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run one test as on a CPU where strided and contiguous inputs round differently."""
+    monkeypatch.setattr(torch.nn.Linear, "forward", torch.nn.Linear.forward)  # put back afterwards
+    imitate()
 
 
 @pytest.fixture(scope="session", autouse=True)

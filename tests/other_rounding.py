@@ -1,29 +1,28 @@
-"""Imitates a CPU on which torch rounds a linear layer's product by whether the weight requires a gradient.
+"""Imitates a CPU on which torch's two ways of multiplying a strided input with a weight round differently.
 
-Of a strided input with three axes, `torch.nn.functional.linear` folds the axes if the weight requires a
-gradient and takes a batched product if not. Whether the two round alike depends on the CPU and on the shapes.
-Here they never do, so that a test which compares a trainable base with a frozen one fails on every machine.
+`torch.nn.functional.linear` folds the axes of its input into rows if that is contiguous, or if the weight
+requires a gradient; else it takes a batched product. Whether the two round alike depends on the CPU and on
+the shapes. Here they never do, so that a test which compares a trainable base with a frozen one, or a strided
+input with a contiguous one, fails on every machine.
 """
 
 from __future__ import annotations
 
 import functools
-from typing import Any
 
-import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 ROUNDING = 1 + 2.0**-20
 
 
 def imitate() -> None:
-    """Replace `torch.nn.functional.linear` for the rest of the process."""
-    plain = F.linear
+    """Replace the forward of `torch.nn.Linear` for the rest of the process."""
+    plain = nn.Linear.forward
 
     @functools.wraps(plain)
-    def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Any:
-        output = plain(input, weight, bias)
-        strided = input.dim() > 2 and not input.is_contiguous()
-        return output * ROUNDING if strided and weight.requires_grad else output
+    def forward(self: nn.Linear, input: Tensor) -> Tensor:
+        output = plain(self, input)
+        batched = input.dim() > 2 and not input.is_contiguous() and not self.weight.requires_grad
+        return output * ROUNDING if batched and type(self.weight.data) is Tensor else output
 
-    F.linear = linear
+    nn.Linear.forward = forward  # type: ignore[method-assign]
