@@ -12,10 +12,11 @@ from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-COMPARISONS = {"torch.equal", "np.array_equal", "np.testing.assert_array_equal"}
-"""Calls that compare number by number."""
-BYTES = {"read_bytes", "tobytes", "sha256"}
-"""Methods that give bytes to compare, as those of saved weights."""
+FUNCTIONS = {"torch.equal", "np.array_equal"}
+"""What compares number by number."""
+METHODS = {"assert_array_equal", "read_bytes", "tobytes", "sha256"}
+"""The same, or what gives bytes to compare, as those of saved weights."""
+COMPARISON = "a comparison of bits"
 
 
 @cache
@@ -26,13 +27,12 @@ def functions_that_compare_bits(path: Path) -> frozenset[str]:
         path: A Python file; what it imports from `tests` is followed.
     """
     tree = ast.parse(path.read_text(encoding="utf-8"))
-    found = imported(tree)
-    definitions = [(names_given(node), node) for node in ast.walk(tree) if names_given(node)]
-    grown = True
-    while grown:
-        new = {name for names, node in definitions for name in names if compares(node, found)} - found
+    functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
+    uses = {function.name: names_used(function) for function in functions}
+    uses |= {name: names_used(node) for node in tree.body for name in names_assigned(node)}
+    found = imported(tree) | {name for name, used in uses.items() if COMPARISON in used}
+    while new := {name for name, used in uses.items() if used & found} - found:
         found |= new
-        grown = bool(new)
     return frozenset(found)
 
 
@@ -47,27 +47,27 @@ def imported(tree: ast.Module) -> set[str]:
     return found
 
 
-def names_given(node: ast.AST) -> list[str]:
-    """Name what a function or an assignment defines."""
-    if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-        return [node.name]
-    if isinstance(node, ast.AnnAssign):
-        return [node.target.id] if isinstance(node.target, ast.Name) else []
-    return [t.id for t in node.targets if isinstance(t, ast.Name)] if isinstance(node, ast.Assign) else []
+def names_assigned(node: ast.AST) -> list[str]:
+    """Name what an assignment defines, as a table of checks."""
+    targets = node.targets if isinstance(node, ast.Assign) else []
+    targets = [node.target] if isinstance(node, ast.AnnAssign) else targets
+    return [target.id for target in targets if isinstance(target, ast.Name)]
 
 
-def compares(node: ast.AST, known: set[str]) -> bool:
-    """Tell whether a definition compares bits itself, or uses one that is known to."""
-    for part in ast.walk(node):
-        if isinstance(part, ast.Call) and (ast.unparse(part.func) in COMPARISONS or no_tolerance(part)):
-            return True
-        if isinstance(part, ast.Attribute) and part.attr in BYTES:
-            return True
-        if isinstance(part, ast.Name) and isinstance(part.ctx, ast.Load) and part.id in known:
-            return True
-        if isinstance(part, ast.arg) and part.arg in known:  # a fixture
-            return True
-    return False
+def names_used(definition: ast.AST) -> set[str]:
+    """Name what a definition uses, and COMPARISON if it makes one; parameters may be fixtures."""
+    used: set[str] = set()
+    for part in ast.walk(definition):
+        if isinstance(part, ast.Name):
+            used.add(part.id)
+        elif isinstance(part, ast.arg):
+            used.add(part.arg)
+        elif isinstance(part, ast.Attribute):
+            called = f"{part.value.id}.{part.attr}" if isinstance(part.value, ast.Name) else part.attr
+            used |= {COMPARISON} if called in FUNCTIONS or part.attr in METHODS else set()
+        elif isinstance(part, ast.Call) and no_tolerance(part):
+            used.add(COMPARISON)
+    return used
 
 
 def no_tolerance(call: ast.Call) -> bool:
