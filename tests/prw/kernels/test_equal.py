@@ -148,6 +148,19 @@ def test_a_16_bit_input_is_computed_in_the_experts_dtype(way):
     assert torch.equal(low, high)
 
 
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("base", ["none", "bias"])
+def test_without_gradients_it_is_computed_in_the_inputs_dtype(way, base):
+    made = problem(1, items=12, ranks=(8, 8), wide=16, outs=(8, 16), base=base).to(
+        torch.bfloat16, torch.float32
+    )
+    truth = outputs(made.to(torch.float64), "reference")
+    with torch.no_grad():
+        found = outputs(made, way)
+    assert {output.dtype for output in found} == {torch.bfloat16}
+    assert max(error(x, wanted) for x, wanted in zip(found, truth, strict=True)) < 6e-3
+
+
 @given(shape=SHAPES)
 def test_all_at_once_equals_the_reference(shape):
     made = problem(**{**shape, "tokens": 1})
