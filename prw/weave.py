@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from prw.config import PoolSettings
 from prw.errors import ConfigError, PoolError
 from prw.handle import EMPTY, Exchange, Life
-from prw.layers import AddsLosses
+from prw.layers import AddsLosses, name_unreached
 from prw.routing import Routing
 from prw.storage import load_pool
 from prw.tuner import PrwConfig, folded, limited, put_in, refuse_no_model, take_out, trainable_parameters
@@ -43,6 +43,8 @@ class Weave(Life, Exchange, AddsLosses):
     def record(self) -> Iterator[Routing]:
         """Collect the decisions of the forwards inside a `with` block, each once, recomputed ones not at all.
 
+        A site that a training forward does not reach is named in a warning, once.
+
         Raises:
             PoolError: if the pool has no experts, or is being recorded already.
         """
@@ -50,6 +52,7 @@ class Weave(Life, Exchange, AddsLosses):
             raise PoolError(EMPTY)
         with self.pool.recording() as routing:
             yield routing
+            name_unreached(self.model, self.pool, routing)
 
     @contextmanager
     def route_only(self, mask: Tensor) -> Iterator[None]:
@@ -139,7 +142,8 @@ def inject(
 
     Args:
         model: Any model with attention; see docs/supported-models.md.
-        target: "kv", "k" or "v", or names, globs or regular expressions of projections.
+        target: "kv", "k" or "v" of each attention's main stream, "all-kv" of every stream (the text's of a
+            joint attention too), or names, globs or regular expressions of projections.
         experts: Names of experts to start with; usually none.
         exclude: Projections to leave out, or modules with all below them: names, globs, patterns.
         layers: Only layers with these indices.

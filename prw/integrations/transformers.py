@@ -191,8 +191,8 @@ class PrwCallback(TrainerCallback):
         """
         done = self.curriculum.done(self.weave)
         logger.warning(
-            "auto_find_batch_size starts stage %r again at step %d after an out-of-memory error; the %d steps "
-            "since then stay in the expert's weights and are not counted.",
+            "auto_find_batch_size starts stage %r again at step %d after an out-of-memory error; the %d "
+            "steps since then stay in the expert's weights and are not counted.",
             stage.name,
             step,
             done - step,

@@ -62,6 +62,9 @@ class Pool:
         scope: What the open `with` blocks ask for. It is shared by all threads, because the autograd engine
             recomputes checkpointed blocks in threads of its own; so one thread at a time may open blocks.
         recorder: Where decisions go, or None.
+        settled: Names of the sites that a recorded forward has reached, or that were named as not reached.
+        all_settled: Whether that is every site.
+        weights_read: Names of the sites whose projections' weights were read since the recording began.
     """
 
     def __init__(
@@ -79,6 +82,9 @@ class Pool:
         self.noise = noise
         self.scope = EVERYTHING
         self.recorder: Routing | None = None
+        self.settled: set[str] = set()
+        self.all_settled = False
+        self.weights_read: set[str] = set()
         self._blocks: list[Block] = []
 
     def __getstate__(self) -> dict[str, Any]:
@@ -154,6 +160,7 @@ class Pool:
         block = None if torch.compiler.is_compiling() else self._open({})
         experts = self.experts if self.scope.size is None else self.experts[: self.scope.size]
         self.recorder = Routing(experts, self.settings.share)
+        self.weights_read.clear()
         try:
             yield self.recorder
         finally:

@@ -81,6 +81,17 @@ class Site:
         """The projection that keeps the router vectors."""
         return self._members[0]
 
+    @property
+    def acts(self) -> bool:
+        """Whether the experts of any member are switched on, as its adapter and the open blocks have it."""
+        on = (cast(Any, member).acts(self.adapter) for member in self._members)
+        return self.pool.size > 0 and any(on)
+
+    def note_weight_read(self) -> None:
+        """Note that a projection's weight was read, if decisions are being recorded."""
+        if self.pool.recorder is not None:
+            self.pool.weights_read.add(self.name)
+
     def add(self, path: str, projection: nn.Module) -> None:
         """Make a projection a member."""
         self.projections[path] = projection

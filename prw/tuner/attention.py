@@ -51,6 +51,7 @@ class PrwAttention(PrwLinear):
         """The attention's weight; not plain while torch's fused calls would pass over the experts."""
         base: Any = self.base_layer
         weight: Tensor | None = base.in_proj_weight
+        self.note_weight_read()
         if weight is None or torch.compiler.is_compiling() or self._may_be_fused():
             return weight
         return weight.as_subclass(Guarded)

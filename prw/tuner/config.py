@@ -13,9 +13,9 @@ from prw.config import PoolSettings
 from prw.errors import ConfigError
 from prw.tuner.card import put_card
 from prw.tuner.registration import peft_type
-from prw.tuner.targets import STRUCTURAL
+from prw.tuner.targets import BY_STRUCTURE, STRUCTURAL
 
-WHOLE_MODEL = (*STRUCTURAL, "all-linear")
+WHOLE_MODEL = (*BY_STRUCTURE, "all-linear")
 """What `target_modules` can be besides a name, glob or pattern, or a list of those."""
 
 _Mirror: Any = make_dataclass(
@@ -33,7 +33,7 @@ class PrwConfig(_Mirror):  # type: ignore[misc, unused-ignore]
     """PEFT configuration of a pool: every field of `prw.config.PoolSettings`, and the fields below.
 
     Attributes:
-        target_modules: "kv", "k" or "v" (found by structure), or module names, globs or patterns.
+        target_modules: "kv", "k", "v" or "all-kv" (found by structure), or module names, globs or patterns.
         rows: Which rows of a projection that holds keys and values get experts: "kv", "k" or "v".
         layout: How such a projection is laid out where its block does not tell: "q|k|v", "8*(q|k|v)", ...
         experts: Names of the experts, oldest first.
