@@ -14,6 +14,7 @@ from prw.config import PoolSettings
 from prw.errors import ConfigError, PoolError
 from prw.handle import EMPTY, Exchange, Life
 from prw.layers import AddsLosses, name_unreached
+from prw.layers.samples import Samples, refuse_tokens
 from prw.routing import Routing
 from prw.storage import load_pool
 from prw.tuner import PrwConfig, folded, limited, put_in, refuse_no_model, take_out, trainable_parameters
@@ -70,6 +71,29 @@ class Weave(Life, Exchange, AddsLosses):
             found = getattr(mask, "dtype", type(mask).__name__)
             raise ConfigError(f"route_only takes a mask of bools, True where routed; got {found}.")
         with self.pool.narrowed(routed=mask):
+            yield
+
+    @contextmanager
+    def samples(self, index: Tensor | int) -> Iterator[None]:
+        """Say which sample each row of a site's input belongs to inside a `with` block.
+
+        With `granularity="sample"` axis 0 is the sample, as in [batch, tokens, d]; where it can be told that
+        it is not, a forward is refused. For a tower that lays pictures end to end ([tokens, d]) give the
+        picture of each token; for windows or frames in axis 0 the number of samples.
+
+        Under gradient checkpointing, backward() must happen inside the block too.
+
+        Args:
+            index: The sample of each row, integers from 0 up, of shape [axis 0] or [axis 0, axis 1] of what
+                every site sees; or the number of samples, where axis 0 has equally many rows of each, those
+                of one sample together.
+
+        Raises:
+            ConfigError: if it is neither, or every token is routed by itself.
+        """
+        refuse_tokens(self.settings.granularity)
+        device = next(self.model.parameters()).device
+        with self.pool.narrowed(samples=Samples.checked(index, device)):
             yield
 
     @contextmanager
