@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +18,18 @@ from prw.layers import AddsLosses, name_unreached
 from prw.layers.samples import Samples, refuse_tokens
 from prw.routing import Routing
 from prw.storage import load_pool
-from prw.tuner import PrwConfig, folded, limited, put_in, refuse_no_model, take_out, trainable_parameters
+from prw.tuner import (
+    PrwConfig,
+    changed_since,
+    folded,
+    limited,
+    put_in,
+    refuse_no_model,
+    shown,
+    take_out,
+    trainable_parameters,
+    trained_beside,
+)
 
 
 class Weave(Life, Exchange, AddsLosses):
@@ -31,14 +43,18 @@ class Weave(Life, Exchange, AddsLosses):
     """
 
     def trainable_parameters(self) -> list[nn.Parameter]:
-        """List exactly what an optimiser should get; empty after `freeze()`.
+        """List exactly what an optimiser should get: of the pool, and what else of the base was unfrozen.
+
+        A classification head, or whatever requires a gradient and is no other adapter's, comes after the
+        pool's own. Of the pool there is nothing after `freeze()`.
 
         Raises:
             PoolError: if the pool has no experts, or is switched off or loaded for inference.
         """
         if not self.experts:
             raise PoolError(EMPTY)
-        return trainable_parameters(self._layers(), self.adapter, self.config)
+        ours = trainable_parameters(self._layers(), self.adapter, self.config)
+        return [*ours, *trained_beside(self.model, self.adapter).values()]
 
     @contextmanager
     def record(self) -> Iterator[Routing]:
@@ -100,6 +116,9 @@ class Weave(Life, Exchange, AddsLosses):
     def as_of(self, name: str) -> Iterator[None]:
         """Use the pool as it was when an expert's stage ended, inside a `with` block: bit for bit.
 
+        That is the stage's model if nothing beside the pool has been trained since; what has is named in a
+        warning.
+
         Raises:
             PoolError: if there is no such expert, or was none yet as of a block around this one, or if
                 veterans' router vectors go on training.
@@ -114,6 +133,14 @@ class Weave(Life, Exchange, AddsLosses):
             raise PoolError(
                 f"this is inside `with weave.as_of({self.experts[around - 1]!r})`, and that pool had no "
                 f"{name!r} yet. Leave that block first."
+            )
+        changed = changed_since(self.model, self.adapter, self.config, name)
+        if changed:
+            warnings.warn(
+                f"as_of({name!r}) gives the pool as that stage left it, but {len(changed)} parameters beside "
+                f"it have been trained since ({shown(changed)}), so this is not that stage's model. Keep "
+                "theirs of each stage and put them back meanwhile, or train the pool alone.",
+                stacklevel=3,
             )
         with self.pool.narrowed(size=size):
             yield

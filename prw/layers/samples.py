@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -31,7 +32,8 @@ HOOKS = (
 """Where torch keeps the hooks of a module that are used here."""
 
 
-class Samples(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Samples:
     """What a caller says of the rows.
 
     Attributes:
@@ -52,14 +54,13 @@ class Samples(NamedTuple):
         """
         if isinstance(given, int) and not isinstance(given, bool) and given > 0:
             return cls(given, None)
-        whole = isinstance(given, Tensor) and not given.is_floating_point() and given.dtype != torch.bool
-        if not whole or given.dim() not in (1, 2) or given.numel() == 0 or int(given.min()) < 0:
-            found = f"{tuple(given.shape)} {given.dtype}" if isinstance(given, Tensor) else repr(given)
-            raise ConfigError(
-                "samples takes how many samples there are, or the sample of each row: whole numbers from 0 "
-                f"up, of shape [axis 0] or [axis 0, axis 1] of what the sites see; got {found}."
-            )
-        return cls(int(given.max()) + 1, given.to(device, torch.long))
+        if isinstance(given, Tensor) and whole_numbers(given):
+            return cls(int(given.max()) + 1, given.to(device, torch.long))
+        found = f"{tuple(given.shape)} {given.dtype}" if isinstance(given, Tensor) else repr(given)
+        raise ConfigError(
+            "samples takes how many samples there are, or the sample of each row: whole numbers from 0 up, of "
+            f"shape [axis 0] or [axis 0, axis 1] of what the sites see; got {found}."
+        )
 
     def groups(self, hidden: Tensor, site: str) -> Groups:
         """Give the sample of each row of an input of shape [..., d].
@@ -86,6 +87,12 @@ class Samples(NamedTuple):
             )
         whole = axis.reshape(*axis.shape, *[1] * (len(around) - axis.dim())).expand(around)
         return Groups(whole.reshape(-1), self.count)
+
+
+def whole_numbers(index: Tensor) -> bool:
+    """Tell whether a tensor of one axis or two holds whole numbers from zero up."""
+    whole = not index.is_floating_point() and index.dtype != torch.bool and index.dim() in (1, 2)
+    return whole and index.numel() > 0 and int(index.min()) >= 0
 
 
 class BatchSizes:

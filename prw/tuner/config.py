@@ -43,6 +43,8 @@ class PrwConfig(_Mirror):  # type: ignore[misc, unused-ignore]
         newest_frozen: Whether the newest expert is frozen too: its stage has ended.
         stages: Settings of the stage that trained each expert, and how many of its steps are done, by name;
             kept by `prw.Curriculum`, empty without one.
+        trained_beside: Checksums of what trained beside the pool when an expert's stage ended, by expert and
+            name of the parameter; such parameters are not saved with the pool.
         exclude_modules: Modules that are left alone although they match, as in PEFT.
         layers_to_transform: Only layers with these indices, as in PEFT.
         layers_pattern: What precedes the layer index, as in PEFT.
@@ -63,6 +65,7 @@ class PrwConfig(_Mirror):  # type: ignore[misc, unused-ignore]
     expert_ranks: dict[str, dict[str, int]] = field(default_factory=dict)
     noise_draws: int = 0
     stages: dict[str, dict[str, Any]] = field(default_factory=dict)
+    trained_beside: dict[str, dict[str, int]] = field(default_factory=dict)
     exclude_modules: Any = None
     layers_to_transform: Any = None
     layers_pattern: Any = None
