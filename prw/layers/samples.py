@@ -58,8 +58,8 @@ class Samples:
             return cls(int(given.max()) + 1, given.to(device, torch.long))
         found = f"{tuple(given.shape)} {given.dtype}" if isinstance(given, Tensor) else repr(given)
         raise ConfigError(
-            "samples takes how many samples there are, or the sample of each row: whole numbers from 0 up, of "
-            f"shape [axis 0] or [axis 0, axis 1] of what the sites see; got {found}."
+            "samples takes how many samples there are, or the sample of each row: whole numbers from 0 up, "
+            f"of shape [axis 0] or [axis 0, axis 1] of what the sites see; got {found}."
         )
 
     def groups(self, hidden: Tensor, site: str) -> Groups:

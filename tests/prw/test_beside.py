@@ -1,4 +1,4 @@
-"""What trains beside a pool: the optimiser gets it, and a stage is not recalled in silence once it has changed."""
+"""What trains beside a pool: the optimiser gets it, and a changed head is named when a stage is recalled."""
 
 import pytest
 import torch
