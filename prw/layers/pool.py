@@ -15,6 +15,7 @@ from prw.config import PoolSettings, matching
 from prw.errors import PoolError
 from prw.kernels import forced
 from prw.layers.noise import NoiseStream
+from prw.layers.samples import BatchSizes, Samples
 from prw.routing import Routing
 
 
@@ -25,17 +26,19 @@ class Scope:
     Attributes:
         size: Only the first `size` experts exist; None means all.
         routed: Which tokens are routed, bool of shape [batch, tokens]; None means all.
+        samples: Which sample each row belongs to; None means that axis 0 is the sample.
         disabled: Whether the experts are switched off.
     """
 
     size: int | None = None
     routed: Tensor | None = None
+    samples: Samples | None = None
     disabled: bool = False
 
     def agrees(self, other: Scope) -> bool:
         """Tell whether another scope asks for the same."""
         same_pool = self.size == other.size and self.disabled == other.disabled
-        return same_pool and self.routed is other.routed
+        return same_pool and self.routed is other.routed and self.samples is other.samples
 
 
 EVERYTHING = Scope()
@@ -62,6 +65,10 @@ class Pool:
         scope: What the open `with` blocks ask for. It is shared by all threads, because the autograd engine
             recomputes checkpointed blocks in threads of its own; so one thread at a time may open blocks.
         recorder: Where decisions go, or None.
+        batch_sizes: What the running forward of the model was called with; None where tokens are routed.
+        settled: Names of the sites that a recorded forward has reached, or that were named as not reached.
+        all_settled: Whether that is every site.
+        weights_read: Names of the sites whose projections' weights were read since the recording began.
     """
 
     def __init__(
@@ -79,6 +86,10 @@ class Pool:
         self.noise = noise
         self.scope = EVERYTHING
         self.recorder: Routing | None = None
+        self.batch_sizes = BatchSizes() if settings.granularity == "sample" else None
+        self.settled: set[str] = set()
+        self.all_settled = False
+        self.weights_read: set[str] = set()
         self._blocks: list[Block] = []
 
     def __getstate__(self) -> dict[str, Any]:
@@ -154,6 +165,7 @@ class Pool:
         block = None if torch.compiler.is_compiling() else self._open({})
         experts = self.experts if self.scope.size is None else self.experts[: self.scope.size]
         self.recorder = Routing(experts, self.settings.share)
+        self.weights_read.clear()
         try:
             yield self.recorder
         finally:

@@ -1,6 +1,7 @@
 """PRW as a PEFT method: the one room that knows PEFT's internals. Importing it registers the method."""
 
 from prw.tuner.attention import PrwAttention
+from prw.tuner.beside import changed_since, note_beside, shown, trained_beside
 from prw.tuner.checks import check_peft  # first: what follows needs what it looks for
 from prw.tuner.config import PrwConfig
 from prw.tuner.folding import folded
@@ -40,6 +41,7 @@ __all__ = [
     "PrwLinear",
     "PrwModel",
     "TrainedBefore",
+    "changed_since",
     "check_peft",
     "constant_weights",
     "folded",
@@ -48,6 +50,7 @@ __all__ = [
     "holds",
     "limited",
     "merge",
+    "note_beside",
     "pool_layers",
     "pool_of",
     "project",
@@ -56,8 +59,10 @@ __all__ = [
     "refuse_no_model",
     "remove",
     "rename",
+    "shown",
     "take_out",
     "trainable_modules",
     "trainable_parameters",
     "trained_before",
+    "trained_beside",
 ]

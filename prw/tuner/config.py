@@ -13,9 +13,9 @@ from prw.config import PoolSettings
 from prw.errors import ConfigError
 from prw.tuner.card import put_card
 from prw.tuner.registration import peft_type
-from prw.tuner.targets import STRUCTURAL
+from prw.tuner.targets import BY_STRUCTURE, STRUCTURAL
 
-WHOLE_MODEL = (*STRUCTURAL, "all-linear")
+WHOLE_MODEL = (*BY_STRUCTURE, "all-linear")
 """What `target_modules` can be besides a name, glob or pattern, or a list of those."""
 
 _Mirror: Any = make_dataclass(
@@ -33,7 +33,7 @@ class PrwConfig(_Mirror):  # type: ignore[misc, unused-ignore]
     """PEFT configuration of a pool: every field of `prw.config.PoolSettings`, and the fields below.
 
     Attributes:
-        target_modules: "kv", "k" or "v" (found by structure), or module names, globs or patterns.
+        target_modules: "kv", "k", "v" or "all-kv" (found by structure), or module names, globs or patterns.
         rows: Which rows of a projection that holds keys and values get experts: "kv", "k" or "v".
         layout: How such a projection is laid out where its block does not tell: "q|k|v", "8*(q|k|v)", ...
         experts: Names of the experts, oldest first.
@@ -43,6 +43,8 @@ class PrwConfig(_Mirror):  # type: ignore[misc, unused-ignore]
         newest_frozen: Whether the newest expert is frozen too: its stage has ended.
         stages: Settings of the stage that trained each expert, and how many of its steps are done, by name;
             kept by `prw.Curriculum`, empty without one.
+        trained_beside: Checksums of what trained beside the pool when an expert's stage ended, by expert and
+            name of the parameter; such parameters are not saved with the pool.
         exclude_modules: Modules that are left alone although they match, as in PEFT.
         layers_to_transform: Only layers with these indices, as in PEFT.
         layers_pattern: What precedes the layer index, as in PEFT.
@@ -63,6 +65,7 @@ class PrwConfig(_Mirror):  # type: ignore[misc, unused-ignore]
     expert_ranks: dict[str, dict[str, int]] = field(default_factory=dict)
     noise_draws: int = 0
     stages: dict[str, dict[str, Any]] = field(default_factory=dict)
+    trained_beside: dict[str, dict[str, int]] = field(default_factory=dict)
     exclude_modules: Any = None
     layers_to_transform: Any = None
     layers_pattern: Any = None

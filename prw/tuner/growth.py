@@ -163,6 +163,7 @@ def remove(layers: Layers, adapter: str, config: PrwConfig, name: str) -> None:
     config.imported = [expert for expert in config.imported if expert != name]
     config.expert_ranks = {expert: own for expert, own in config.expert_ranks.items() if expert != name}
     config.stages = {stage: entry for stage, entry in config.stages.items() if stage != name}
+    config.trained_beside = {stage: sums for stage, sums in config.trained_beside.items() if stage != name}
     tell(pool, config)
     refresh_training(layers, adapter, config)
 
@@ -184,6 +185,7 @@ def rename(layers: Layers, adapter: str, config: PrwConfig, old: str, new: str) 
         new if stage == old else stage: {key: new if value == old else value for key, value in entry.items()}
         for stage, entry in config.stages.items()
     }
+    config.trained_beside = {new if stage == old else stage: s for stage, s in config.trained_beside.items()}
     tell(pool, config)
 
 

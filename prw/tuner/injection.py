@@ -167,6 +167,9 @@ def unwrap(model: nn.Module, adapter: str) -> None:
         (path, module) for path, module in model.named_modules() if isinstance(module, PrwLinear)
     ]:
         if adapter in layer.sites:
+            sizes = layer.sites[adapter].pool.batch_sizes
+            if sizes is not None:
+                sizes.unwatch(model)
             layer.delete_adapter(adapter)
         if not layer.sites:
             parent, _, child = path.rpartition(".")

@@ -66,6 +66,10 @@ class PrwLinear(RoutedProjection, BaseTunerLayer):
         """Rank by adapter; diffusers counts them to name the next LoRA."""
         return {adapter: site.pool.settings.rank for adapter, site in self.sites.items()}
 
+    def acts(self, adapter: str) -> bool:
+        """Tell whether an adapter's experts are switched on here, as PEFT has it."""
+        return adapter in self.sites and adapter in self.active_adapters and not self.disable_adapters
+
     def join(self, adapter: str, site: Site, path: str, parts: tuple[Part, ...] = WHOLE) -> None:
         """Make this projection a member of a site and give it the weights of the pool's experts."""
         self.sites[adapter] = site
@@ -155,8 +159,15 @@ class PrwLinear(RoutedProjection, BaseTunerLayer):
             UnsupportedError: if diffusers is fusing projections.
         """
         refuse_fusing(self.sites)
+        self.note_weight_read()
         weight: Tensor = super().weight
         return weight
+
+    def note_weight_read(self) -> None:
+        """Let the sites know that somebody reads the weight, who may compute with it past the experts."""
+        if not torch.compiler.is_compiling():
+            for site in self.sites.values():
+                site.note_weight_read()
 
     def set_scale(self, adapter: str, scale: float) -> None:
         """Set the strength of an adapter's experts; diffusers' `set_adapters` calls this."""

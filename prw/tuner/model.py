@@ -78,6 +78,9 @@ class PrwModel(BaseTuner):
         """Keep whole paths, which PEFT shortens to common ends where there are many."""
         if self._targets is not None:
             cast(PrwConfig, config).target_modules = self._targets
+        if self._pool.batch_sizes is not None:
+            self._pool.batch_sizes.watch(model)
+            self._pool.batch_sizes.watch(self)  # this wrapper calls the model's forward past its hooks
 
     def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
         """Keep experts in float32, or give them the base's dtype as PEFT does with a LoRA if asked to."""
