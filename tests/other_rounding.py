@@ -1,10 +1,10 @@
 """Imitates CPUs on which torch rounds a product by how its operands lie in memory, which is promised nowhere.
 
 `torch.nn.functional.linear` folds the axes of its input into rows if that is contiguous, or if the weight
-requires a gradient; else it takes a batched product. And weights that do not begin at a multiple of 64 bytes, as
-those of a mapped file, may be multiplied by another kernel. Whether two ways round alike depends on the CPU and
-on the shapes. Here they never do, so that a test which compares a trainable base with a frozen one, a strided
-input with a contiguous one, or weights of a file with fresh ones, fails on every machine.
+requires a gradient; else it takes a batched product. And weights that do not begin at a multiple of 64 bytes,
+requires a gradient; else it takes a batched product. And weights that do not begin at a multiple of 64 bytes
+and on the shapes. Here they never do, so that a test which compares a trainable base with a frozen one, a
+strided input with a contiguous one, or weights of a file with fresh ones, fails on every machine.
 """
 
 from __future__ import annotations
