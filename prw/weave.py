@@ -134,7 +134,7 @@ class Weave(Life, Exchange, AddsLosses):
                 f"this is inside `with weave.as_of({self.experts[around - 1]!r})`, and that pool had no "
                 f"{name!r} yet. Leave that block first."
             )
-        changed = changed_since(self.model, self.adapter, self.config, name)
+        changed = changed_since(self.model, self.adapter, self.config, self.experts[size - 1])
         if changed:
             warnings.warn(
                 f"as_of({name!r}) gives the pool as that stage left it, but {len(changed)} parameters beside "

@@ -109,6 +109,6 @@ class Exchange(Hold):
         self._note_stage_end()
         grow(layers, self.adapter, self.config, name, ranks=ranks)
         place_lora(pairs, layers, self.adapter, self.pool.index(name))
-        self.config.imported = [*self.config.imported, name]
+        self.config.imported = [*self.config.imported, self.experts[-1]]
         refresh_training(layers, self.adapter, self.config)
         return report

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from prw.config import PoolSettings, matching
+from prw.config import PoolSettings, matching, one_form
 from prw.errors import PoolError
 from prw.kernels import forced
 from prw.layers.noise import NoiseStream
@@ -126,6 +126,7 @@ class Pool:
         Raises:
             PoolError: if the pool has no such expert.
         """
+        name = one_form(name)
         if name not in self.experts:
             known = ", ".join(self.experts) or "none yet"
             raise PoolError(f"the pool has no expert {name!r}; it has: {known}.")

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from torch import nn
+from torch import Tensor, nn
 
 from prw.errors import StorageError, TargetError
 from prw.storage.folder import SavedPool, read_folder
+from prw.storage.sharded import put
 from prw.storage.state import PEFT_PREFIX, fill
 from prw.tuner import Layers, PrwConfig, TrainedBefore, pool_layers, put_in, take_out, trained_before
 
@@ -40,6 +41,7 @@ def place_pool(model: nn.Module, saved: SavedPool, path: Path, adapter: str) -> 
         StorageError: if it does not fit.
     """
     configs = getattr(model, "peft_config", {})
+    saved, embeddings = without_embeddings(model, saved, path)
     if adapter in configs:
         fill_earlier(pool_layers(model, adapter), adapter, configs[adapter], saved)
         return trained_before(model)
@@ -61,7 +63,35 @@ def place_pool(model: nn.Module, saved: SavedPool, path: Path, adapter: str) -> 
     except StorageError:
         take_out(model, adapter, before)
         raise
+    for parameter, weight in embeddings:
+        put(parameter, weight)
     return before
+
+
+def without_embeddings(
+    model: nn.Module, saved: SavedPool, path: Path
+) -> tuple[SavedPool, list[tuple[nn.Parameter, Tensor]]]:
+    """Part a folder from weights of the base, which PEFT saves with it once the embeddings were resized.
+
+    Returns:
+        The pool alone, and each weight of the base with the parameter that it is of.
+
+    Raises:
+        StorageError: if the model's is of another size.
+    """
+    parameters = {} if saved.config.modules_to_save else dict(model.named_parameters())
+    plain = {name: name.removeprefix(PEFT_PREFIX) for name in saved.weights if ".prw_" not in name}
+    theirs = {name: parameters[short] for name, short in plain.items() if short in parameters}
+    for name, parameter in theirs.items():
+        rows = tuple(saved.weights[name].shape)
+        if rows != tuple(parameter.shape):
+            raise StorageError(
+                f"the pool in {path} was saved with resized embeddings: {plain[name]} is {rows} there and "
+                f"{tuple(parameter.shape)} in this model. Call model.resize_token_embeddings({rows[0]}) "
+                "before loading it."
+            )
+    pool = saved._replace(weights={name: w for name, w in saved.weights.items() if name not in theirs})
+    return pool, [(parameter, saved.weights[name]) for name, parameter in theirs.items()]
 
 
 def name_all(saved: SavedPool) -> None:

@@ -28,7 +28,7 @@ def trained_beside(model: nn.Module, adapter: str) -> dict[str, nn.Parameter]:
         model: The model.
         adapter: Name of the pool's adapter; what other adapters train is theirs.
     """
-    base = {id(parameter) for parameter, trains in base_flags(model) if trains}
+    base = {id(parameter) for _, parameter, trains in base_flags(model) if trains}
     copies = {
         id(parameter)
         for module in model.modules()
@@ -75,7 +75,8 @@ def changed_since(model: nn.Module, adapter: str, config: PrwConfig, expert: str
 def checksum(parameter: nn.Parameter) -> int:
     """Sum up a parameter's bits; every process must ask where it is split over several."""
     weight = parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
-    return zlib.crc32(weight.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    bits = weight.detach().cpu().contiguous().flatten().view(torch.uint8)
+    return zlib.crc32(bits.numpy().data)
 
 
 def shown(names: list[str]) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 from peft import PeftConfig
 from peft.utils import PeftType
 
-from prw.config import PoolSettings
+from prw.config import PoolSettings, one_form
 from prw.errors import ConfigError
 from prw.tuner.card import put_card
 from prw.tuner.registration import peft_type
@@ -90,7 +90,10 @@ class PrwConfig(_Mirror):  # type: ignore[misc, unused-ignore]
                 f"experts is a list of names, got the string {self.experts!r}; for one expert write "
                 f"experts=[{self.experts!r}]."
             )
-        self.experts, self.imported = list(self.experts), list(self.imported)
+        self.experts = [one_form(name) for name in self.experts]
+        self.imported = [one_form(name) for name in self.imported]
+        for by_name in ("expert_ranks", "stages", "trained_beside"):
+            setattr(self, by_name, {one_form(name): of for name, of in getattr(self, by_name).items()})
         for position, name in enumerate(self.experts):
             check_name(name, self.experts[:position])
         if self.bias != "none" or self.target_parameters:

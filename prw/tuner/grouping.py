@@ -204,7 +204,7 @@ def uses_of(kind: type[nn.Module], name: str) -> frozenset[str]:
     Reading only what describes it (its bias, its weight's dtype) is no use. This reads the compiled methods
     and not their source, which a class made in a notebook or by `exec` does not have.
     """
-    uses = set()
+    uses: set[str] = set()
     for method in methods_of(kind):
         loads = list(attribute_chains(method.__code__))
         uses.update(

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import nn
 
+from prw.config import one_form
 from prw.errors import PoolError
 from prw.layers import Pool, container_names, expert_names, pair_names
 from prw.layers.experts import NOISE
@@ -101,7 +102,7 @@ def grow(
         ConfigError: if the name cannot be used.
         PoolError: if `init` names no expert of the pool.
     """
-    pool = pool_of(layers, adapter)
+    pool, name, init = pool_of(layers, adapter), one_form(name), init and one_form(init)
     check_name(name, config.experts)
     source = None if init in (None, "zero") else pool.index(str(init))
     index = len(config.experts)
@@ -153,7 +154,7 @@ def remove(layers: Layers, adapter: str, config: PrwConfig, name: str) -> None:
     Raises:
         PoolError: if there is no such expert, or a `with` block is open.
     """
-    pool = pool_of(layers, adapter)
+    pool, name = pool_of(layers, adapter), one_form(name)
     index, last = pool.index(name), len(pool.experts) - 1
     pool.check_settled(f"removing {name!r}")
     for layer in layers.values():
@@ -175,7 +176,7 @@ def rename(layers: Layers, adapter: str, config: PrwConfig, old: str, new: str) 
         PoolError: if there is no expert `old`.
         ConfigError: if `new` cannot be used or is taken.
     """
-    pool = pool_of(layers, adapter)
+    pool, old, new = pool_of(layers, adapter), one_form(old), one_form(new)
     pool.index(old)
     check_name(new, config.experts)
     config.experts = [new if expert == old else expert for expert in config.experts]

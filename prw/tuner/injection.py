@@ -18,7 +18,8 @@ from prw.tuner.config import PrwConfig
 from prw.tuner.growth import refresh_training
 from prw.tuner.layer import PrwLinear
 
-TrainedBefore = list[tuple[nn.Parameter, bool]]
+TrainedBefore = list[tuple[str, nn.Parameter, bool]]
+"""A parameter's name without adapters, the parameter, and whether it trained."""
 Active = dict[nn.Module, list[str]]
 
 _FLAGS: WeakKeyDictionary[nn.Module, TrainedBefore] = WeakKeyDictionary()
@@ -58,7 +59,7 @@ def put_in(model: nn.Module, config: PrwConfig, adapter: str) -> TrainedBefore:
         config.base_model_name_or_path = (
             getattr(getattr(model, "config", None), "_name_or_path", None) or None
         )
-    flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    flags = [(name, parameter, parameter.requires_grad) for name, parameter in model.named_parameters()]
     active = {module: list(module.active_adapters) for module in switches(model)}
     before = trained_before(model) or base_flags(model)
     with warnings.catch_warnings():
@@ -71,7 +72,7 @@ def put_in(model: nn.Module, config: PrwConfig, adapter: str) -> TrainedBefore:
         except BaseException:
             unwrap(model, adapter)
             activate(model, active, [])
-            restore(flags)
+            restore(model, flags)
             raise
         finally:
             config.innermost = False
@@ -114,7 +115,7 @@ def take_out(model: nn.Module, adapter: str, before: TrainedBefore | None = None
         if isinstance(config, PrwConfig):  # PEFT's deleting has switched the others' training on
             refresh_training(pool_layers(model, name), name, config)
     if not any(isinstance(module, BaseTunerLayer) for module in model.modules()):
-        restore(flags)
+        restore(model, flags)
         _FLAGS.pop(model, None)
 
 
@@ -133,13 +134,25 @@ def base_flags(model: nn.Module) -> TrainedBefore:
         if isinstance(getattr(module, name, None), nn.Module)
         for parameter in getattr(module, name).parameters()
     }
-    return [(p, p.requires_grad) for p in model.parameters() if id(p) not in adapters]
+    return [
+        (name.replace(".base_layer", ""), parameter, parameter.requires_grad)
+        for name, parameter in model.named_parameters()
+        if id(parameter) not in adapters
+    ]
 
 
-def restore(flags: TrainedBefore) -> None:
-    """Make parameters train as they did."""
-    for parameter, flag in flags:
+def restore(model: nn.Module, flags: TrainedBefore) -> None:
+    """Make parameters train as they did, also those that have taken the place of others.
+
+    Resized embeddings and `load_state_dict(assign=True)` put new parameters in.
+    """
+    known = {id(parameter) for _, parameter, _ in flags}
+    by_name = {name: flag for name, _, flag in flags}
+    for _, parameter, flag in flags:
         parameter.requires_grad_(flag)
+    for name, parameter in model.named_parameters():
+        if id(parameter) not in known and name in by_name:
+            parameter.requires_grad_(by_name[name])
 
 
 def switches(model: nn.Module) -> Iterator[Any]:
