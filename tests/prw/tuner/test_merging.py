@@ -138,7 +138,7 @@ def test_an_empty_pool_a_wrapped_model_and_a_pool_switched_off_are_refused(make_
     with pytest.raises(prw.PoolError, match="add_expert"):
         weave.merge()
     wrapped = get_peft_model(make_plain(), prw.PrwConfig(rank=2, experts=["a"]))
-    with pytest.raises(prw.UnsupportedError, match="merge before wrapping"):
+    with pytest.raises(prw.UnsupportedError, match="merge_and_unload"):
         prw.Weave(wrapped).merge()
     with pytest.raises(prw.UnsupportedError, match=r"prw.Weave\(model\).merge\(\)"):
         wrapped.merge_adapter()
