@@ -90,7 +90,8 @@ class PrwConfig(_Mirror):  # type: ignore[misc, unused-ignore]
         if unknown:
             lines = [f"  {name}: {OF_LORA[name]}, got {options[name]!r}" for name in unknown]
             raise ConfigError("these options are not PrwConfig's:\n" + "\n".join(lines))
-        return super().__new__(cls)
+        config: Self = super().__new__(cls)
+        return config
 
     def __post_init__(self) -> None:
         """Check every setting and the experts' names."""

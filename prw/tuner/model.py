@@ -65,7 +65,8 @@ class PrwModel(BaseTuner):
         state_dict: dict[str, Any] | None = None,
     ) -> None:
         """Inject a pool with a configuration of its own: the caller's may be used again for another model."""
-        self.peft_config[adapter_name] = config = copy.deepcopy(self.peft_config[adapter_name])
+        config = cast(PrwConfig, copy.deepcopy(self.peft_config[adapter_name]))
+        self.peft_config[adapter_name] = config
         self._in_state = paths_in(state_dict or ())
         super().inject_adapter(model, adapter_name, autocast_adapter_dtype, low_cpu_mem_usage, state_dict)
         config.innermost = False
@@ -107,7 +108,7 @@ class PrwModel(BaseTuner):
         progressbar: bool = False,
         safe_merge: bool = False,
         adapter_names: list[str] | None = None,
-    ) -> nn.Module:
+    ) -> Any:
         """Take the adapters out, merged into the base's weights if wanted.
 
         A pool that cannot be merged is an error before anything has changed.
@@ -124,8 +125,7 @@ class PrwModel(BaseTuner):
             with torch.no_grad():
                 for weight, value in merged.items():
                     weight.copy_(value)
-        model: nn.Module = super()._unload_and_optionally_merge(merge, progressbar, safe_merge, adapter_names)
-        return model
+        return super()._unload_and_optionally_merge(merge, progressbar, safe_merge, adapter_names)
 
     @contextmanager
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:

@@ -108,8 +108,8 @@ def linear_layers(model: nn.Module, config: PrwConfig) -> list[str]:
     """
     asked = copy.copy(config)
     asked.target_modules = ALL_LINEAR
-    linear = _maybe_include_all_linear_layers(asked, inner_model(model)).target_modules
-    names = {plain_path(name) for name in linear}
+    _maybe_include_all_linear_layers(asked, inner_model(model))  # writes into the copy
+    names = {plain_path(name) for name in asked.target_modules}
     wanted = {name for name in names if left_in(config, name)}
     known = candidates(model)
     odd = sorted(wanted.difference(known))

@@ -50,7 +50,7 @@ def test_add_adapter_of_transformers_and_diffusers_leave_it_alone(make_host):
     assert isinstance(make_host("vit").model, ViTModel)
 
 
-def test_the_reference_adapter_of_a_preference_trainer_is_a_pool_of_its_own(make_host, wake):
+def test_the_reference_adapter_of_a_preference_trainer_is_a_pool_of_its_own(make_host, wake, tmp_path):
     """As TRL makes one: the same configuration under a second name, and the weights copied by their names."""
     host = make_host("llama")
     model = get_peft_model(host.model, prw.PrwConfig(rank=2, experts=["a", "b"])).eval()
@@ -66,8 +66,13 @@ def test_the_reference_adapter_of_a_preference_trainer_is_a_pool_of_its_own(make
         for parameter in prw.Weave(model).trainable_parameters():
             parameter.fill_(0.1)
     assert prw.Weave(model, "ref").experts == ("a", "b")
+    assert model.peft_config["ref"].experts == ["a", "b"]
     assert not torch.equal(host.read(model(**host.inputs)), before)
     model.set_adapter("ref")
+    assert torch.equal(host.read(model(**host.inputs)), before)
+    model.save_pretrained(tmp_path)
+    model.load_adapter(tmp_path / "ref", "again")
+    model.eval().set_adapter("again")
     assert torch.equal(host.read(model(**host.inputs)), before)
 
 
