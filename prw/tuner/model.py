@@ -128,13 +128,15 @@ class PrwModel(BaseTuner):
         return super()._unload_and_optionally_merge(merge, progressbar, safe_merge, adapter_names)
 
     @contextmanager
-    def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
-        """Refuse a forward in which every row asks for an adapter of its own.
+    def _enable_peft_forward_hooks(
+        self, *args: Any, adapter_names: Any = None, **kwargs: Any
+    ) -> Iterator[None]:
+        """Refuse a forward in which every row of the batch asks for an adapter of its own.
 
         Raises:
             UnsupportedError: says what to do instead.
         """
-        if kwargs.get("adapter_names") is not None:
+        if adapter_names is not None:
             raise UnsupportedError(
                 "adapter_names=[...] asks for another adapter in every row of a batch, and a pool acts on a "
                 "whole batch. Switch with model.set_adapter(name) and call the model once per adapter."
@@ -223,10 +225,11 @@ def pool_weights(model: nn.Module, adapter: str, state_dict: dict[str, Any]) -> 
         for path, layer in model.named_modules()
         if isinstance(layer, PrwLinear) and adapter in layer.sites
     }
+    end = f".{adapter}.weight"
     return {
         key: weight
         for key, weight in state_dict.items()
-        if plain_path(key).rpartition(".prw_")[0] in pool and f".{adapter}." in key.rpartition(".prw_")[2]
+        if key.endswith(end) and plain_path(key.removesuffix(end)).rpartition(".prw_")[0] in pool
     }
 
 
