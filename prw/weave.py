@@ -25,6 +25,7 @@ from prw.tuner import (
     limited,
     put_in,
     refuse_no_model,
+    refuse_outside,
     shown,
     take_out,
     trainable_parameters,
@@ -38,7 +39,7 @@ class Weave(Life, Exchange, AddsLosses):
     `Weave(model)` gives one for a model that got its pool through PEFT, transformers or diffusers.
 
     Attributes:
-        model: The model, changed in place.
+        model: The model, changed in place; of a compiled or wrapped one, the model inside.
         adapter: Name of the PEFT adapter that the pool is.
     """
 
@@ -219,6 +220,7 @@ def inject(
     targets, names = (value if isinstance(value, str) else list(value) for value in (target, experts))
     settings = {"layout": layout, **limited(model, exclude, layers), **settings}
     config = PrwConfig(target_modules=targets, experts=names, **settings)
+    refuse_outside(model, config)
     return Weave(model, adapter, put_in(model, config, adapter))
 
 

@@ -63,8 +63,10 @@ class PrwLinear(RoutedProjection, BaseTunerLayer):
 
     @property
     def r(self) -> dict[str, int]:
-        """Rank by adapter; diffusers counts them to name the next LoRA."""
-        return {adapter: site.pool.settings.rank for adapter, site in self.sites.items()}
+        """Rank of new experts by adapter; diffusers counts them to name the next LoRA."""
+        return {
+            adapter: site.pool.settings.rank_at(site.path_of(self)) for adapter, site in self.sites.items()
+        }
 
     def acts(self, adapter: str) -> bool:
         """Tell whether an adapter's experts are switched on here, as PEFT has it."""
@@ -193,9 +195,9 @@ class PrwLinear(RoutedProjection, BaseTunerLayer):
             UnsupportedError: always; which expert acts depends on the input.
         """
         raise UnsupportedError(
-            "routed experts cannot be merged into the base weights, since which expert acts depends on the "
-            "input. A pool whose weights are constant can: prw.Weave(model).merge(). Else weave.export_lora("
-            "name, path) gives one expert as a plain LoRA, which PEFT can merge."
+            "routed experts cannot be merged into the base weights and taken out again, since which expert "
+            "acts depends on the input. A pool whose weights are constant, as one of a single expert, can be "
+            "merged for good: model.merge_and_unload() of a PEFT model, else prw.Weave(model).merge()."
         )
 
     def unmerge(self) -> None:
