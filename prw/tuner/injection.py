@@ -65,7 +65,6 @@ def put_in(model: nn.Module, config: PrwConfig, adapter: str) -> TrainedBefore:
         # PEFT warns that there will be several adapters, which is what was asked for.
         warnings.filterwarnings("ignore", message="Already found a `peft_config` attribute")
         warnings.filterwarnings("ignore", message=OTHERS)  # they are switched on again below
-        config.innermost = True
         try:
             inject_adapter_in_model(config, model, adapter)
         except BaseException:
@@ -73,8 +72,6 @@ def put_in(model: nn.Module, config: PrwConfig, adapter: str) -> TrainedBefore:
             activate(model, active, [])
             restore(flags)
             raise
-        finally:
-            config.innermost = False
     activate(model, active, [adapter])
     _FLAGS[model] = before
     if hasattr(model, HOST_FLAG):

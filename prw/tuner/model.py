@@ -104,8 +104,7 @@ class PrwModel(BaseTuner):
         if site_name not in self._sites:
             self._sites[site_name] = Site(site_name, self._pool, adapter_name)
         site = self._sites[site_name]
-        if cast(PrwConfig, peft_config).innermost:
-            parent, target_name, target = inside_others(parent, target_name, target)
+        parent, target_name, target = inside_others(parent, target_name, target)
         layer = target if isinstance(target, PrwLinear) else wrap(target, current_key)
         layer.join(adapter_name, site, current_key, self._parts.get(current_key, WHOLE))
         refresh_training({current_key: layer}, adapter_name, cast(PrwConfig, peft_config))
