@@ -28,6 +28,8 @@ NAMING = ("get_adapter_name",)
 """Counts the LoRAs of the first layer it meets, to name the next one."""
 MOVING = ("set_lora_device",)
 """Moves the weights of LoRAs to a device."""
+SAVING_ADAPTER = ("save_lora_adapter",)
+"""Writes one adapter of a model, its settings beside it if the file can hold them."""
 DEPTH = 8
 """How many callers up to look; other adapters may stand between."""
 DEPTH_OF_STATE = 32
@@ -82,6 +84,21 @@ def refuse_saving(sites: Mapping[str, Site]) -> None:
             "model has, so that these projections are lost on loading. Save the pool: prw.save_pipeline("
             "pipe, path) or weave.save_pretrained(path); the base has not changed. To save the base too, "
             "call weave.eject() first, and load the pool again with prw.load(model, path)."
+        )
+
+
+def refuse_without_settings() -> None:
+    """Refuse to give a pool's weights to diffusers for a file that cannot hold the pool's settings.
+
+    Raises:
+        UnsupportedError: says what to leave out.
+    """
+    saving = asked_by(SAVING_ADAPTER)
+    if saving and not saving.f_locals.get("safe_serialization", True):
+        raise UnsupportedError(
+            "save_lora_adapter(safe_serialization=False) would write the weights of the pool without its "
+            "settings, so that nobody could load them. Leave safe_serialization out, or call "
+            "weave.save_pretrained(path)."
         )
 
 

@@ -15,11 +15,12 @@ from peft.tuners.tuners_utils import (
     _ExcludedModule,
     check_target_module_exists,
 )
-from torch import nn
+from torch import Tensor, nn
 
 from prw.errors import ConfigError, TargetError
 from prw.layers import WHOLE, NoiseStream, Part, Pool, Site
 from prw.tuner.attention import PrwAttention
+from prw.tuner.callers import refuse_without_settings
 from prw.tuner.citizenship import cast_to_base, warn_of_others
 from prw.tuner.config import PrwConfig
 from prw.tuner.grouping import adaptable, candidates, sites_of, unwrapped, widths_of
@@ -35,6 +36,13 @@ class PrwModel(BaseTuner):
     prefix = "prw_"
     tuner_layer_cls = PrwLinear
     target_module_mapping: dict[str, list[str]] = {}  # noqa: RUF012  # PEFT declares it so
+
+    @classmethod
+    def _get_adapter_state_dict(cls, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        """Select a pool's weights for saving, if its settings will be saved too."""
+        refuse_without_settings()
+        selected: dict[str, Tensor] = super()._get_adapter_state_dict(*args, **kwargs)
+        return selected
 
     @classmethod
     def _remove_adapter_name_from_key(cls, key: str, adapter_name: str) -> str:
