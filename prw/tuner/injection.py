@@ -196,6 +196,7 @@ def pool_layers(model: nn.Module, adapter: str) -> dict[str, PrwLinear]:
     if not found:
         raise PoolError(
             f"{type(model).__name__} has no pool of experts under adapter {adapter!r}: it was ejected, never "
-            "injected, or taken out by unload_lora_weights() of diffusers. Call prw.inject(model) or prw.load(model, path)."
+            "injected, or taken out by unload_lora_weights() of diffusers. Call prw.inject(model) or "
+            "prw.load(model, path)."
         )
     return found
