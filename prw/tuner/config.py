@@ -100,9 +100,6 @@ class PrwConfig(_Mirror):  # type: ignore[misc, unused-ignore]
         """Check every setting and the experts' names."""
         super().__post_init__()
         self.peft_type: PeftType = peft_type()
-        # Whether experts go inside the adapters that are there: `prw.inject` and `prw.load` say so meanwhile,
-        # while the hosts' own loading looks for them outside. Not a field, so it is not saved.
-        self.innermost = False
         self.settings()
         if isinstance(self.target_modules, str) and self.target_modules not in WHOLE_MODEL:
             self.target_modules = [self.target_modules]  # else PEFT would read a name or glob as a pattern

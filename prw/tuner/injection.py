@@ -75,7 +75,6 @@ def put_in(model: nn.Module, config: PrwConfig, adapter: str) -> TrainedBefore:
         # PEFT warns that there will be several adapters, which is what was asked for.
         warnings.filterwarnings("ignore", message="Already found a `peft_config` attribute")
         warnings.filterwarnings("ignore", message=OTHERS)  # they are switched on again below
-        config.innermost = True
         try:
             inject_adapter_in_model(config, model, adapter)
         except BaseException:
@@ -226,7 +225,8 @@ def pool_layers(model: nn.Module, adapter: str) -> dict[str, PrwLinear]:
             found[next(path for path, layer in members.items() if layer is module)] = module
     if not found:
         raise PoolError(
-            f"{type(model).__name__} has no pool of experts under adapter {adapter!r}: it was ejected, or "
-            "never injected. Call prw.inject(model) or prw.load(model, path)."
+            f"{type(model).__name__} has no pool of experts under adapter {adapter!r}: it was ejected, never "
+            "injected, or taken out by unload_lora_weights() of diffusers. Call prw.inject(model) or "
+            "prw.load(model, path)."
         )
     return found
