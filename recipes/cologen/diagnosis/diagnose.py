@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from huggingface_hub import try_to_load_from_cache
 
 from recipes.cologen.config import RunConfig
-from recipes.cologen.costs.memory import FLOAT32, Memory, estimate_memory, load_of, what_would_fit
+from recipes.cologen.costs.memory import FLOAT32, Memory, estimate_memory, is_tight, load_of, what_would_fit
 from recipes.cologen.costs.memory import trained_parameters as trained
 from recipes.cologen.costs.parameters import Counts, count_parameters
 from recipes.cologen.costs.shapes import PUBLISHED, BaseShape, find_shape, read_shape
@@ -170,7 +170,9 @@ def _memory(
 ) -> tuple[dict[str, Any], list[Problem]]:
     """Memory by part, beside what the device has; and what would make it fit."""
     sources = (sizes.source,) * sources_of(asked.config, asked.stages)
-    load = load_of(asked.config, asked.micro_batch, sizes.target, asked.experts, sources)
+    load = load_of(
+        asked.config, asked.micro_batch, sizes.target, asked.experts, sources, processes=asked.processes
+    )
     memory = estimate_memory(asked.config, shape, counts, load)
     facts = memory_facts(memory, asked.gpu)
     if asked.gpu is None or memory.total <= asked.gpu.bytes:
@@ -204,6 +206,7 @@ def memory_facts(memory: Memory, gpu: Gpu | None) -> dict[str, Any]:
         "parts": [part._asdict() for part in memory.parts],
         "total_bytes": memory.total,
         "gpu": None if gpu is None else gpu._asdict(),
+        "tight": gpu is not None and is_tight(memory.total, gpu.bytes),
         "measured": False,
     }
 

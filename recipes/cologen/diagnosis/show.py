@@ -83,8 +83,16 @@ def _memory(found: dict[str, Any]) -> Rows:
     if gpu is None:
         yield "device", "", "no GPU here; name one with --gpu or --gpu-memory"
     else:
-        fits = "fits" if found["total_bytes"] <= gpu["bytes"] else "does not fit"
-        yield gpu["name"], _gigabytes(gpu["bytes"]), fits
+        yield gpu["name"], _gigabytes(gpu["bytes"]), _fit(found["total_bytes"], gpu["bytes"], found["tight"])
+
+
+def _fit(total: int, available: int, tight: bool) -> str:
+    """How a step goes with the memory that there is."""
+    left = available - total
+    if left < 0:
+        return "does not fit"
+    room = f"{_gigabytes(left)} GB ({left / available:.0%}) left"
+    return f"fits, tight: {room}, and nothing was measured on a GPU yet" if tight else f"fits, {room}"
 
 
 def _gigabytes(size: int) -> str:

@@ -77,9 +77,12 @@ def test_what_does_not_fit_is_refused_with_settings_that_do(ask):
     least = before["memory"]["total_bytes"]
     status, text, facts = ask("--gpu-memory", f"{(least - 1000) / 1e9}GB")
     assert status == 1 and facts["problems"][0]["about"] == "memory"
-    assert "--set machine.encoders=offload" in text and "does not fit" in text
-    status, _, _ = ask("--gpu-memory", f"{(least - 1000) / 1e9}GB", "--set", "machine.encoders=offload")
-    assert status == 0
+    checkpointing = "machine.gradient_checkpointing=true"
+    assert f"--set {checkpointing}" in text and "does not fit" in text
+    status, text, facts = ask("--gpu-memory", f"{(least - 1000) / 1e9}GB", "--set", checkpointing)
+    assert status == 0 and facts["memory"]["tight"] and "fits, tight: " in text
+    status, text, facts = ask("--gpu-memory", "24GB")
+    assert status == 0 and not facts["memory"]["tight"] and "fits, 23.0" in text
     status, text, _ = ask("--gpu-memory", "0.5GB")
     assert status == 1 and "no setting makes it fit" in text
     assert ask("--gpu", "RTX 4090")[2]["memory"]["gpu"] == {"name": "RTX 4090", "bytes": 24 * 10**9}
