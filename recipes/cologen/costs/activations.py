@@ -8,6 +8,7 @@ blocks: every further block of a kind adds the same.
 from __future__ import annotations
 
 import math
+import weakref
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any, Literal, NamedTuple
@@ -105,8 +106,14 @@ class StepNumerics(CudaNumerics):
     """CUDA's numerics of a step in which only experts train; their products save what the kernels save.
 
     Without numbers, experts are computed by plain operations, whose weights are the only ones that train. A
-    kernel saves its input as it is, be it a view of a larger one, and no copy of input or weights.
+    kernel saves its input as it is, be it a view of a larger one, and no copy of input or weights; and the
+    keys' and values' projections of a site read their input's rows once for both.
     """
+
+    def __init__(self) -> None:
+        """Start with no rows read."""
+        super().__init__()
+        self._read: tuple[Callable[[], Tensor | None], ...] = (_nothing, _nothing)
 
     def __torch_function__(
         self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -114,7 +121,19 @@ class StepNumerics(CudaNumerics):
         """Call a function as CUDA would, and a product with experts as a kernel would."""
         if getattr(function, "__name__", "") == "linear" and args[1].requires_grad:
             return _ExpertProduct.apply(*args[:2])  # type: ignore[no-untyped-call]
-        return super().__torch_function__(function, types, args, kwargs)
+        if getattr(function, "__name__", "") != "reshape":
+            return super().__torch_function__(function, types, args, kwargs)
+        whole, rows = self._read[0](), self._read[1]()
+        if args[0] is whole and rows is not None and rows.shape[-1:] == whole.shape[-1:]:
+            return rows
+        fresh: Tensor = function(*args, **(kwargs or {}))
+        if fresh.dim() == 2:
+            self._read = weakref.ref(args[0]), weakref.ref(fresh)
+        return fresh
+
+
+def _nothing() -> None:
+    """What no rows are read of."""
 
 
 class _ExpertProduct(torch.autograd.Function):
@@ -129,7 +148,7 @@ class _ExpertProduct(torch.autograd.Function):
             return F.linear(hidden.to(dtype), weight.to(dtype))
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
         (hidden,) = ctx.saved_tensors
         shape, dtype = ctx.weight_like
         return torch.empty_like(hidden), torch.empty(shape, dtype=dtype)
@@ -241,29 +260,29 @@ def _trace(
 def step_loss(model: FluxModel | Flux2Model, weave: prw.Weave, load: Load, encoded: Encoded) -> Tensor:
     """The loss of the training step, `training/step.py`, whose numbers nobody reads here."""
     mixed = load.dtype == torch.bfloat16
-    text, target, *sources = _inputs(load, encoded)
+    text, target, sources = _inputs(load, encoded)
     wanted, noisy = (torch.empty(target.tokens.shape) for _ in range(2))
     with torch.autocast("cpu", torch.bfloat16, enabled=mixed), weave.record() as routing:
         velocity = model.velocity(
             target.with_tokens(noisy),
             torch.empty(load.batch),
             text,
-            tuple(sources),
+            sources,
             source_timestep=load.source_timestep,
             guidance=1.0 if model.reads_guidance else None,
         )
     return F.mse_loss(velocity.float(), wanted) + prw.veteran_loss(routing, rho=0.8, alpha=0.5)
 
 
-def _inputs(load: Load, encoded: Encoded) -> tuple[TextTokens, *tuple[ImageTokens, ...]]:
+def _inputs(load: Load, encoded: Encoded) -> tuple[TextTokens, ImageTokens, tuple[ImageTokens, ...]]:
     """Text, target and sources of a micro-batch."""
     dtype = load.dtype
     text = TextTokens(torch.empty(encoded.embeds, dtype=dtype), torch.empty(encoded.pooled, dtype=dtype))
-    pictures = (
+    target, *sources = (
         ImageTokens(torch.empty(load.batch, rows * columns, encoded.channels, dtype=dtype), rows, columns)
         for rows, columns in encoded.grids
     )
-    return text, *pictures
+    return text, target, tuple(sources)
 
 
 def _validation_bytes(shape: BaseShape, pool: PoolSettings, load: Load) -> int:
@@ -286,16 +305,16 @@ def _trace_drawing(
         model.transformer.eval()
         weights = [*model.transformer.parameters(), *model.transformer.buffers()]
         with CudaNumerics(), LiveBytes(weights) as live, weave.record():
-            text, target, *sources = _inputs(load, encoded)
+            text, target, sources = _inputs(load, encoded)
             model.velocity(
                 target,
                 torch.empty(load.batch),
                 text,
-                tuple(sources),
+                sources,
                 source_timestep=load.source_timestep,
                 guidance=1.0 if model.reads_guidance else None,
             )
-        return live.peak
+        return int(live.peak)
 
 
 @torch.no_grad()
@@ -305,6 +324,6 @@ def _decode(shape: BaseShape, load: Load, encoded: Encoded) -> int:
         model = shape.build(load.dtype, (1, 1))
         weights = [weight for part in model.modules() for weight in (*part.parameters(), *part.buffers())]
         with CudaNumerics(), LiveBytes(weights) as live:
-            _, target, *_ = _inputs(load, encoded)
+            _, target, _ = _inputs(load, encoded)
             model.decode(target)
-        return live.peak
+        return int(live.peak)

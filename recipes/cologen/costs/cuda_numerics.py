@@ -128,7 +128,7 @@ class _FusedRmsNorm(torch.autograd.Function):
         return normed if weight is None else normed.mul_(weight.to(hidden.dtype))
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         """Give the gradient of x; the weights of a frozen base want none."""
         hidden, weight, rate = ctx.saved_tensors
         scaled = grad * rate.to(grad.dtype) if weight is None else grad * weight.to(grad.dtype) * rate
@@ -168,7 +168,7 @@ class _Product8bit(torch.autograd.Function):
             return F.linear(hidden.to(weight.dtype), weight, bias).to(hidden.dtype)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         hidden, weight = ctx.saved_tensors
         with torch.autocast(grad.device.type, enabled=False):
             return (grad.to(weight.dtype) @ weight).to(hidden.dtype), None, None

@@ -75,13 +75,22 @@ def compile_blocks(transformer: ModelMixin, backend: str) -> None:
     Raises:
         MachineError: torch has no such backend.
     """
+    check_compile_backend(backend)
+    limits = torch._dynamo.config
+    limits.recompile_limit = max(limits.recompile_limit, TRACES_OF_A_BLOCK)
+    limits.accumulated_recompile_limit = max(limits.accumulated_recompile_limit, TRACES_OF_A_BLOCK)
+    transformer.compile_repeated_blocks(backend=backend)
+
+
+def check_compile_backend(backend: str) -> None:
+    """Refuse a compiler that torch does not have.
+
+    Raises:
+        MachineError: Lists those that it has.
+    """
     known = torch.compiler.list_backends(exclude_tags=())
     if backend not in known:
         raise MachineError(
             f"machine.compile_backend is {backend!r}; this torch has {', '.join(known)}. Leave it out for "
             "inductor."
         )
-    limits = torch._dynamo.config
-    limits.recompile_limit = max(limits.recompile_limit, TRACES_OF_A_BLOCK)
-    limits.accumulated_recompile_limit = max(limits.accumulated_recompile_limit, TRACES_OF_A_BLOCK)
-    transformer.compile_repeated_blocks(backend=backend)
