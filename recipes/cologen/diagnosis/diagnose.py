@@ -83,7 +83,10 @@ def diagnose(asked: Asked) -> Diagnosis:
         "environment": environment(asked.output, asked.processes),
         "base": base,
     }
-    problems += cheap_problems(asked.config, asked.stages, folder, asked.processes)
+    shape, found = _find_shape(asked.config, folder)
+    problems += found
+    known = folder if shape is None else shape.folder  # of a published base, that of its shape
+    problems += cheap_problems(asked.config, asked.stages, known, asked.processes)
     try:
         check_trackers(asked.config.logging.trackers)
     except CologenError as error:
@@ -92,16 +95,16 @@ def diagnose(asked: Asked) -> Diagnosis:
         problems += machine_problems(asked.config)
     else:
         unchecked += unchecked_machine(asked.config, asked.gpu.name)
-    shape, found = _find_shape(asked.config, folder)
-    problems += found
     data = data_facts(asked.config, asked.stages, shape)
     problems += data.problems
     unchecked += data.unchecked
     facts["data"] = data.card
     facts["stages"] = {name: _stage_facts(asked, data, name) for name in asked.stages}
     if shape is None:
+        how = _how_to_get(asked.config)
+        sides = "whether the base reads sides of these sizes, which its VAE decides"
         why = "parameters, disk and memory, which depend on the configs of the base"
-        unchecked.append(Unchecked("memory", why, _how_to_get(asked.config)))
+        unchecked += [Unchecked("picture size", sides, how), Unchecked("memory", why, how)]
     else:
         counts = count_parameters(shape, asked.config.pool)
         facts["parameters"] = _parameter_facts(counts, asked)
@@ -134,7 +137,9 @@ def find_base(config: RunConfig) -> tuple[Path, dict[str, Any], list[Problem], l
         cached = try_to_load_from_cache(name, INDEX_FILE, revision=config.base.revision)
         if not isinstance(cached, str):
             where = "not here; train fetches it from the Hugging Face hub"
-            return folder, {"path": name, "where": where}, [], _without_base(config)
+            why = "whether its files are whole, and whether you may fetch it, since it is not on this machine"
+            unchecked = Unchecked("base", why, _how_to_get(config))
+            return folder, {"path": name, "where": where}, [], [unchecked]
         folder = Path(cached).parent
     elif folder.exists() and config.base.revision is not None:
         return folder, {"path": name, "where": str(folder)}, [_no_revision(config, folder)], []
@@ -142,14 +147,6 @@ def find_base(config: RunConfig) -> tuple[Path, dict[str, Any], list[Problem], l
     if not folder.exists():
         return folder, facts, [Problem("base", f"there is no FLUX base at {folder}. {HOW_TO_GET_ONE}")], []
     return folder, facts, _base_problems(folder), []
-
-
-def _without_base(config: RunConfig) -> list[Unchecked]:
-    """What nobody can tell before the base is here."""
-    how = _how_to_get(config)
-    files = "whether its files are whole, and whether you may fetch it, since it is not on this machine"
-    sides = "whether the base reads sides of these sizes, since its VAE is not on this machine"
-    return [Unchecked("base", files, how), Unchecked("picture size", sides, how)]
 
 
 def _how_to_get(config: RunConfig) -> str:

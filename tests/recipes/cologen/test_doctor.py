@@ -160,7 +160,7 @@ def test_a_base_that_is_not_here_leaves_checks_undone_and_that_is_no_success(ask
     elsewhere = [*there, "base.path=black-forest-labs/FLUX.2-klein-base-4B"]
     status, text, facts = ask(*elsewhere, "--stage", "control", "--gpu", "H100")
     assert (status, facts["problems"]) == (doctor.NOT_ALL_CHECKED, [])
-    assert [one["about"] for one in facts["unchecked"]] == ["base", "picture size", "prompts", "memory"]
+    assert [one["about"] for one in facts["unchecked"]] == ["base", "prompts", "picture size", "memory"]
     assert all("fetch" in one["how"] for one in facts["unchecked"])
     assert "not checked, base: whether its files are whole" in text
     assert "hf download black-forest-labs/FLUX.2-klein-base-4B" in text
@@ -168,6 +168,11 @@ def test_a_base_that_is_not_here_leaves_checks_undone_and_that_is_no_success(ask
     # What needs no base is looked at all the same: photographs with captions alone serve no grounding.
     status, text, facts = ask(*elsewhere, "--stage", "grounding")
     assert status == 1 and facts["problems"][0]["about"] == "data" and "the data cannot be trained on" in text
+    # Of a published base the shape is known: what that tells is checked.
+    published = [*there, "base.path=black-forest-labs/FLUX.1-dev", "data.size=[40,32]"]
+    status, text, facts = ask(*published, "--stage", "control", "--gpu", "H100")
+    assert status == 1 and "sides that are multiples of 16" in text
+    assert [one["about"] for one in facts["unchecked"]] == ["base", "prompts", "memory"]
 
 
 def test_pictures_of_data_that_cannot_be_opened_are_not_said_to_be_good(ask, tmp_path):
