@@ -7,9 +7,10 @@ One line of `metadata.jsonl` describes one picture; only `file_name` and `text` 
      "depth": "cat_depth.png", "segmentation": "cat_classes.png",
      "pairs": [{"task": "editing", "image": "black_cat.jpg", "prompt": "make the cat black"}]}
 
-`bbox` is [x0, y0, x1, y1] in pixels, end excluded; a mask is true where it is not black; depth is brighter
-where nearer; segmentation holds one class number a pixel, 0 (the background) to 255. Gray pictures may have
-more than 8 bits. All lines are checked when the folder is opened, pixels are read when a record is asked for.
+`bbox` is [x0, y0, x1, y1] in pixels, end excluded; a mask is true where it is brighter than half of its
+brightest point, and nowhere transparent; what is transparent in a picture is white; depth is brighter where
+nearer; segmentation holds one class number a pixel, 0 (the background) to 255. Gray pictures may have more
+than 8 bits. All lines are checked when the folder is opened, pixels are read when a record is asked for.
 What a picture lacks is not made up: views that need it say so.
 """
 
@@ -36,6 +37,7 @@ from recipes.cologen.data.framing import framed
 from recipes.cologen.data.licences import UNSTATED
 from recipes.cologen.data.needs import needs_of
 from recipes.cologen.data.raw import RawObject, RawPair, RawRecord
+from recipes.cologen.data.reading import mask_of
 from recipes.cologen.data.record import Mask, Origin, Record
 from recipes.cologen.data.size_index import UNKNOWN, Sizes
 from recipes.cologen.errors import BrokenPictureError
@@ -158,7 +160,7 @@ class PictureFolder:
         return RawObject(line.label, line.category or line.label, mask, line.bbox)
 
     def _mask(self, entry: Entry, name: str) -> Mask:
-        mask: Mask = np.asarray(self._open(entry, name).convert("L")) > 0
+        mask = mask_of(self._open(entry, name))
         if not mask.any():
             raise fault(self.path, entry.number, f"the mask {name} is black everywhere; it marks no pixel")
         return mask

@@ -1,4 +1,7 @@
-"""Brings a picture and all that belongs to it to one size: the middle is cut out, boxes and masks follow."""
+"""Brings a picture and all that belongs to it to one size: the middle is cut out, boxes and masks follow.
+
+Training, `generate`, the page and the pipelines bring their pictures to a size by these functions.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +12,9 @@ from numpy.typing import NDArray
 from PIL import Image as PilImage
 
 from recipes.cologen.data.buckets import Buckets, Size
-from recipes.cologen.data.decoding import as_rgb, is_deep
+from recipes.cologen.data.decoding import is_deep
 from recipes.cologen.data.raw import Box, RawObject, RawRecord
+from recipes.cologen.data.reading import opaque
 from recipes.cologen.data.record import Image, Mask, Pair, Record, RecordObject
 from recipes.cologen.errors import BrokenPictureError, DataSetError
 
@@ -102,9 +106,20 @@ def frame_of(picture: tuple[int, int], size: tuple[int, ...] | None) -> Frame:
     return Frame((left, top, width - left, height - top), size[1], size[0])
 
 
+def stretched(stored: tuple[int, ...], size: tuple[int, int]) -> Frame:
+    """All of a picture or mask (height, width), at the size (height, width)."""
+    return Frame((0.0, 0.0, float(stored[1]), float(stored[0])), size[1], size[0])
+
+
 def resized_pixels(picture: PilImage.Image, frame: Frame) -> Image:
     """The frame's part of a picture as pixels, uint8 [height, width, 3]."""
-    return np.asarray(_resize(as_rgb(picture), frame, PilImage.Resampling.LANCZOS)).copy()
+    return np.asarray(_resize(opaque(picture).picture, frame, PilImage.Resampling.LANCZOS)).copy()
+
+
+def resized_mask(mask: Mask, frame: Frame) -> Mask:
+    """The frame's part of a mask, by nearest neighbour: bool [height, width]."""
+    resized = _resize(PilImage.fromarray(mask.astype(np.uint8)), frame, PilImage.Resampling.NEAREST)
+    return np.asarray(resized) > 0
 
 
 def box_around(mask: Mask | None) -> tuple[int, int, int, int] | None:
@@ -116,7 +131,26 @@ def box_around(mask: Mask | None) -> tuple[int, int, int, int] | None:
 
 
 def _resize(picture: PilImage.Image, frame: Frame, resample: PilImage.Resampling) -> PilImage.Image:
+    if resample is PilImage.Resampling.LANCZOS and _is_enlarged(picture, frame):
+        resample = PilImage.Resampling.NEAREST
     return picture.resize((frame.width, frame.height), resample, box=frame.crop)
+
+
+def _is_enlarged(picture: PilImage.Image, frame: Frame) -> bool:
+    """Whether the frame's part shows every pixel as a square of several, as `generate` writes small pictures.
+
+    Nearest neighbour then gives the small picture back exactly.
+    """
+    left, top, right, bottom = frame.crop
+    factor = (right - left) / frame.width
+    whole = all(number.is_integer() for number in (factor, *frame.crop))
+    if not whole or factor < 2 or (bottom - top) != factor * frame.height:
+        return False
+    pixels = np.asarray(picture)[int(top) : int(bottom), int(left) : int(right)]
+    squares = pixels.reshape(frame.height, int(factor), frame.width, int(factor), -1)
+    corners = squares[:, :1, :, :1]
+    # The first row tells of almost every picture that it was not enlarged.
+    return bool((squares[:1] == corners[:1]).all() and (squares == corners).all())
 
 
 def _alike(raw: RawRecord, picture: PilImage.Image, what: str) -> PilImage.Image:
@@ -132,8 +166,8 @@ def _object(raw: RawRecord, item: RawObject, frame: Frame) -> RecordObject | Non
     """The object as far as the frame shows it; None when the cut leaves nothing of it."""
     mask: Mask | None = None
     if item.mask is not None:
-        stored = _alike(raw, PilImage.fromarray(item.mask.astype(np.uint8)), f"mask of {item.label!r}")
-        mask = np.asarray(_resize(stored, frame, PilImage.Resampling.NEAREST)) > 0
+        _alike(raw, PilImage.fromarray(item.mask), f"mask of {item.label!r}")
+        mask = resized_mask(item.mask, frame)
         if not mask.any():
             return None
     box = _framed_box(item.box, frame) if item.box is not None else box_around(mask)

@@ -110,3 +110,10 @@ def test_a_run_without_a_finished_stage_is_refused(finished_run: Path, tmp_path:
     (tmp_path / "config.yaml").write_bytes((finished_run / "config.yaml").read_bytes())
     with pytest.raises(RunFolderError, match="no finished stage yet"):
         DrawingRoom(RunReader(tmp_path))
+
+
+def test_a_size_is_part_of_the_settings(room: DrawingRoom, finished_run: Path, tmp_path: Path) -> None:
+    settings = wanted(size="32x16", seed=5)
+    drawn = room.draw(settings, PICTURE)
+    assert drawn.image.shape == drawn.source.shape == (16, 32, 3)
+    assert np.array_equal(drawn.image, by_command(finished_run, tmp_path, settings))
