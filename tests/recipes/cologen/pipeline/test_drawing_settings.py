@@ -156,3 +156,14 @@ def test_a_pool_without_a_run_is_drawn_as_before(tools, build, tmp_path: Path) -
     other = build(experts=False)
     assert other.load_pool(tmp_path / "pool").experts == pipe.weave.experts
     assert other.drawing == DrawingSettings()
+
+
+def test_klein_pads_prompts_as_the_run_did(made, tools, monkeypatch) -> None:
+    pipe, seen = made("klein"), []
+    encode = pipe.encode_prompt
+    monkeypatch.setattr(
+        pipe, "encode_prompt", lambda **asked: seen.append(asked["max_sequence_length"]) or encode(**asked)
+    )
+    pipe.draw_as(DrawingSettings(max_text_tokens=45, steps=1))
+    pipe("a", tools.picture(0))
+    assert seen == [45]
