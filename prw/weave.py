@@ -93,7 +93,7 @@ class Weave(Life, Exchange, AddsLosses):
 
     @contextmanager
     def disabled(self) -> Iterator[None]:
-        """Use the model without experts inside a `with` block."""
+        """Use the model without experts inside a `with` block: bit-equal to the frozen base."""
         with self.pool.narrowed(disabled=True):
             yield
 
@@ -135,7 +135,10 @@ def inject(
     adapter: str = "default",
     **settings: Any,
 ) -> Weave:
-    """Give a model a pool of experts, in place; what it computes stays the same bit for bit.
+    """Give a model a pool of experts, in place; what it computes is bit-equal to the frozen base.
+
+    Frozen, because torch chooses some products by whether a weight requires a gradient, and on some CPUs the
+    two round differently: compare with the model after `model.requires_grad_(False)`.
 
     Args:
         model: Any model with attention; see docs/supported-models.md.

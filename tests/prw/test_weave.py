@@ -24,6 +24,22 @@ def test_injection_changes_nothing(host):
     assert all(len(site.modules) == 2 for site in weave.sites)
 
 
+@pytest.mark.usefixtures("other_rounding")
+def test_injection_is_bit_equal_to_the_frozen_base_where_strided_products_round_differently(make_plain, wake):
+    model, hidden = make_plain(), torch.randn(5, 2, 8).transpose(0, 1)
+    assert model.training and all(weight.requires_grad for weight in model.parameters())
+    trainable = model(hidden)
+    frozen = model.requires_grad_(False)(hidden)
+    assert not torch.equal(frozen, trainable) and torch.allclose(frozen, trainable, atol=1e-4)
+    weave = prw.inject(model.requires_grad_(True), rank=2, experts=["a", "b"])
+    assert torch.equal(model(hidden), frozen)
+    wake(weave)
+    with weave.disabled():
+        assert torch.equal(model(hidden), frozen)
+    weave.eject()
+    assert torch.equal(model(hidden), trainable)
+
+
 def test_eject_restores_the_very_modules_and_what_trained(host, wake):
     before, modules = host(), dict(host.model.named_modules())
     flags = {name: p.requires_grad for name, p in host.model.named_parameters()}

@@ -122,7 +122,6 @@ FAMILIES = [
             pos_embed_max_size=8,
         ),
         sd3,
-        rounds=True,
     ),
     family(
         "PixArt",
@@ -206,7 +205,6 @@ FAMILIES = [
             rope_axes_dim=(2, 4, 4),
         ),
         hunyuan,
-        rounds=True,
     ),
     family(
         "CogVideoX",
