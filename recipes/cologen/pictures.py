@@ -10,11 +10,10 @@ from typing import NamedTuple
 
 import numpy as np
 from PIL import Image as PilImage
-from PIL import UnidentifiedImageError
 
 from recipes.cologen.data.decoding import as_rgb, is_deep, open_upright
 from recipes.cologen.data.record import Image, Mask
-from recipes.cologen.errors import PictureError
+from recipes.cologen.errors import BrokenPictureError, PictureError
 
 _ADDRESS = re.compile(r"(^|/)(https?|ftp|s3|gs|hf|file|data):")
 
@@ -91,12 +90,9 @@ def _opened(path: Path, name: str) -> PilImage.Image:
         raise PictureError(_missing(path, name))
     try:
         return open_upright(path)
-    except PilImage.DecompressionBombError as error:
-        most = 2 * (PilImage.MAX_IMAGE_PIXELS or 0)
-        raise PictureError(
-            f"{name} has too many pixels; at most {most / 1e6:.0f} million are read. Make it smaller."
-        ) from error
-    except (UnidentifiedImageError, OSError, SyntaxError) as error:
+    except BrokenPictureError as error:
+        if isinstance(error.__cause__, PilImage.DecompressionBombError):
+            raise PictureError(f"{name}: {error}. Make it smaller.") from error
         raise PictureError(
             f"{name} cannot be read as a picture ({error}); save it as PNG or JPEG."
         ) from error
