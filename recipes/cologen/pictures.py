@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import re
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from PIL import Image as PilImage
-from PIL import UnidentifiedImageError
 
 from recipes.cologen.data.decoding import open_upright
 from recipes.cologen.data.framing import frame_of, resized_mask, resized_pixels, stretched
 from recipes.cologen.data.reading import as_picture_of, bright, mask_of, opaque
 from recipes.cologen.data.record import Image, Mask
-from recipes.cologen.errors import PictureError
+from recipes.cologen.errors import BrokenPictureError, PictureError
 
+Result = TypeVar("Result")
 _ADDRESS = re.compile(r"(^|/)(https?|ftp|s3|gs|hf|file|data):")
 
 
@@ -44,7 +44,7 @@ def read_source(path: Path, name: str | None = None) -> Fitted:
         PictureError: The file is missing, is no picture, or breaks off.
     """
     name = name or str(path)
-    read = opaque(_opened(path, name))
+    read = _read(path, name, opaque)
     notice = f"{name} has transparent parts; the model sees them white." if read.was_transparent else None
     return Fitted(np.asarray(read.picture).copy(), notice)
 
@@ -60,22 +60,19 @@ def read_mask(path: Path, name: str | None = None) -> Fitted:
         PictureError: As `read_source`.
     """
     name = name or str(path)
-    picture = _opened(path, name)
+    mask, laid = _read(path, name, lambda picture: (mask_of(picture), opaque(picture)))
     notice = f"{name} has transparent parts; nothing is painted there, as where a mask is black."
-    return Fitted(as_picture_of(mask_of(picture)), notice if opaque(picture).was_transparent else None)
+    return Fitted(as_picture_of(mask), notice if laid.was_transparent else None)
 
 
-def _opened(path: Path, name: str) -> PilImage.Image:
+def _read(path: Path, name: str, read: Callable[[PilImage.Image], Result]) -> Result:
     if not path.is_file():
         raise PictureError(_missing(path, name))
     try:
-        return open_upright(path)
-    except PilImage.DecompressionBombError as error:
-        most = 2 * (PilImage.MAX_IMAGE_PIXELS or 0)
-        raise PictureError(
-            f"{name} has too many pixels; at most {most / 1e6:.0f} million are read. Make it smaller."
-        ) from error
-    except (UnidentifiedImageError, OSError, SyntaxError) as error:
+        return read(open_upright(path))
+    except BrokenPictureError as error:
+        if isinstance(error.__cause__, PilImage.DecompressionBombError):
+            raise PictureError(f"{name}: {error}. Make it smaller.") from error
         raise PictureError(
             f"{name} cannot be read as a picture ({error}); save it as PNG or JPEG."
         ) from error

@@ -24,7 +24,7 @@ import numpy as np
 from PIL import Image as PilImage
 
 from recipes.cologen.data.buckets import Buckets, Size
-from recipes.cologen.data.decoding import open_upright, upright_size
+from recipes.cologen.data.decoding import open_upright, stored_size
 from recipes.cologen.data.folder_metadata import (
     METADATA,
     Entry,
@@ -40,6 +40,7 @@ from recipes.cologen.data.raw import RawObject, RawPair, RawRecord
 from recipes.cologen.data.reading import mask_of
 from recipes.cologen.data.record import Mask, Origin, Record
 from recipes.cologen.data.size_index import UNKNOWN, Sizes
+from recipes.cologen.data.sources.rows import existing_path
 from recipes.cologen.errors import BrokenPictureError
 from recipes.cologen.stages import COLOGEN_STAGES, PAIRED_TASKS
 
@@ -112,13 +113,12 @@ class PictureFolder:
         try:
             source = self._stored_size(line.file_name)
             target = self._stored_size(paired[0]) if task in PAIRED_TASKS else source
-        except (OSError, SyntaxError):
+        except BrokenPictureError:
             return UNKNOWN
         return (*target, *source)
 
     def _stored_size(self, name: str) -> Size:
-        with PilImage.open(self.path / name) as picture:
-            width, height = upright_size(picture)
+        width, height = stored_size(existing_path(self.path, name))
         return height, width
 
     def _raw(self, entry: Entry) -> RawRecord:
@@ -150,8 +150,8 @@ class PictureFolder:
     def _open(self, entry: Entry, name: str) -> PilImage.Image:
         """A picture, decoded and turned the way its EXIF data says."""
         try:
-            return open_upright(self.path / name)
-        except (OSError, SyntaxError) as error:
+            return open_upright(existing_path(self.path, name))
+        except BrokenPictureError as error:
             where = f"{self.path / METADATA}, line {entry.number}"
             raise BrokenPictureError(f"{where}: {name} is broken ({error}); save it again.") from error
 

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image as PilImage
 
-from recipes.cologen.data.decoding import as_rgb, is_deep
+from recipes.cologen.data.decoding import as_rgb, decoding, is_deep
 from recipes.cologen.data.record import Image, Mask
 
 
@@ -30,7 +30,15 @@ def opaque(picture: PilImage.Image, background: str = "white") -> Opaque:
     Args:
         picture: Of any mode; one without transparent parts keeps its own colours, exactly.
         background: Name of the colour behind.
+
+    Raises:
+        BrokenPictureError: Its pixels cannot be decoded, or its colours cannot be converted.
     """
+    with decoding():
+        return _laid(picture, background)
+
+
+def _laid(picture: PilImage.Image, background: str) -> Opaque:
     if not picture.has_transparency_data:
         return Opaque(as_rgb(picture), False)
     if is_deep(picture):  # one gray level is named transparent; `convert` would cut the others off at 255
@@ -50,6 +58,9 @@ def mask_of(picture: PilImage.Image) -> Mask:
     True where it is brighter than half of its brightest point (the mean of red, green and blue), so a mask
     of 0 and 1 is read like one of 0 and 255, and what JPEG adds around an edge is not. What is transparent
     counts as black.
+
+    Raises:
+        BrokenPictureError: As `opaque`.
     """
     if is_deep(picture):
         levels = np.nan_to_num(np.asarray(picture, dtype=np.float64), nan=0.0, posinf=0.0, neginf=0.0)
