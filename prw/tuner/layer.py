@@ -73,7 +73,7 @@ class PrwLinear(RoutedProjection, BaseTunerLayer):
 
     @property
     def r(self) -> dict[str, int]:
-        """Rank of new experts by adapter; diffusers counts them to name the next LoRA, and gets what makes a free name."""
+        """Rank of new experts by adapter; diffusers counts them to name a LoRA, and gets a count that is free."""
         if naming := asked_by(NAMING):
             return dict.fromkeys(free_name(getattr(naming.f_locals["model"], "peft_config", {})), 0)
         return {
