@@ -56,14 +56,16 @@ def owners(decisions: Sequence[RoutingDecision], homes: Sequence[int], device: t
 
     Args:
         decisions: The decisions.
-        homes: The number of each one's owner, for instance its site.
+        homes: The number of each one's owner, for instance its site; those of one owner stand together.
         device: Where they are wanted.
     """
-    parts = [
-        torch.full((decision.logits.shape[:-1].numel(),), home, device=device)
-        for decision, home in zip(decisions, homes, strict=True)
-    ]
-    return torch.cat(parts)
+    counts: dict[int, int] = {}
+    for decision, home in zip(decisions, homes, strict=True):
+        counts[home] = counts.get(home, 0) + decision.logits.shape[:-1].numel()
+    first, length = homes[0], counts[homes[0]]
+    if list(counts) == list(range(first, first + len(counts))) and set(counts.values()) == {length}:
+        return torch.arange(first, first + len(counts), device=device).repeat_interleave(length)
+    return torch.cat([torch.full((count,), home, device=device) for home, count in counts.items()])
 
 
 def item_mask(mask: Tensor, expert_ids: Tensor) -> Tensor:
