@@ -75,7 +75,7 @@ class PrwLinear(RoutedProjection, BaseTunerLayer):
     def r(self) -> dict[str, int]:
         """Rank by adapter; diffusers counts them to name the next LoRA, and gets what makes a free name."""
         if naming := asked_by(NAMING):
-            return dict.fromkeys(free_name(getattr(naming.f_locals["model"], "peft_config", {})), 0)
+            return dict.fromkeys(map(str, free_name(getattr(naming.f_locals["model"], "peft_config", {}))), 0)
         return {adapter: site.pool.settings.rank for adapter, site in self.sites.items()}
 
     @property
