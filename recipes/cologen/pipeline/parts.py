@@ -71,8 +71,9 @@ class Parts(LorasBesidePool, ABC):
         if missing:
             raise PromptError(
                 f"the pipeline has no {', '.join(missing)}, so it cannot read a prompt. Give its "
-                "embeddings, which another pipeline's encode_prompt makes (prompt_embeds, negative_prompt_embeds "
-                "and, on FLUX.1, the pooled ones), or load the pipeline with its text encoders."
+                "embeddings, which another pipeline's encode_prompt makes (prompt_embeds, "
+                "negative_prompt_embeds and, on FLUX.1, the pooled ones), or load the pipeline with its text "
+                "encoders."
             )
 
     @abstractmethod
