@@ -73,9 +73,9 @@ class PrwLinear(RoutedProjection, BaseTunerLayer):
 
     @property
     def r(self) -> dict[str, int]:
-        """Rank of new experts by adapter; diffusers counts them to name a LoRA, and gets a count that is free."""
+        """Rank of new experts by adapter; diffusers counts them to name a LoRA, and gets a free count."""
         if naming := asked_by(NAMING):
-            return dict.fromkeys(free_name(getattr(naming.f_locals["model"], "peft_config", {})), 0)
+            return dict.fromkeys(map(str, free_name(getattr(naming.f_locals["model"], "peft_config", {}))), 0)
         return {
             adapter: site.pool.settings.rank_at(site.path_of(self)) for adapter, site in self.sites.items()
         }

@@ -18,7 +18,7 @@ from peft.tuners.tuners_utils import (
 )
 from torch import nn
 
-from prw.errors import ConfigError, TargetError, UnsupportedError
+from prw.errors import ConfigError, PoolError, TargetError, UnsupportedError
 from prw.layers import WHOLE, NoiseStream, Part, Pool, Site
 from prw.tuner.adapters import AdapterConfigs, refuse_taken
 from prw.tuner.attention import PrwAttention
@@ -27,7 +27,7 @@ from prw.tuner.citizenship import cast_to_base, warn_of_others
 from prw.tuner.config import PrwConfig
 from prw.tuner.grouping import adaptable, candidates, sites_of, unwrapped, widths_of
 from prw.tuner.growth import refresh_training
-from prw.tuner.injection import put_back
+from prw.tuner.injection import put_back, unwrap
 from prw.tuner.layer import PrwLinear
 from prw.tuner.merging import merge_all
 from prw.tuner.moving import PEFT_PREFIX, moved_weights, paths_in
@@ -65,11 +65,19 @@ class PrwModel(BaseTuner):
         low_cpu_mem_usage: bool = False,
         state_dict: dict[str, Any] | None = None,
     ) -> None:
-        """Inject a pool with a configuration of its own: the caller's may be used again for another model."""
+        """Inject a pool with a configuration of its own: the caller's may be used again for another model.
+
+        What fails leaves neither layers nor the configuration behind.
+        """
         config = cast(PrwConfig, copy.deepcopy(self.peft_config[adapter_name]))
         self.peft_config[adapter_name] = config
         self._in_state = paths_in(state_dict or ())
-        super().inject_adapter(model, adapter_name, autocast_adapter_dtype, low_cpu_mem_usage, state_dict)
+        try:
+            super().inject_adapter(model, adapter_name, autocast_adapter_dtype, low_cpu_mem_usage, state_dict)
+        except BaseException:
+            unwrap(model, adapter_name)
+            self.peft_config.pop(adapter_name, None)
+            raise
 
     @classmethod
     def _remove_adapter_name_from_key(cls, key: str, adapter_name: str) -> str:
@@ -119,9 +127,12 @@ class PrwModel(BaseTuner):
 
         Raises:
             UnsupportedError: if merging would not be exact; says why.
+            PoolError: with `safe_merge`, if a merged weight would not be finite.
         """
         wanted = (self.active_adapters if adapter_names is None else adapter_names) if merge else []
         merged = merge_all(self.model, wanted)
+        if safe_merge and not all(bool(value.isfinite().all()) for value in merged.values()):
+            raise PoolError("a merged weight would not be finite: the pool, or the base, holds NaN or inf.")
         if merge:
             for path, layer in list(self.model.named_modules()):
                 if isinstance(layer, PrwLinear):

@@ -198,6 +198,17 @@ def test_a_peft_model_that_cannot_be_merged_is_left_as_it_was(make_plain, wake):
     assert torch.equal(model(hidden), before)
 
 
+def test_a_safe_merge_refuses_what_is_not_finite(make_plain, wake):
+    model = get_peft_model(make_plain(), prw.PrwConfig(rank=2, experts=["a"])).eval()
+    wake(prw.Weave(model))
+    with torch.no_grad():
+        model.base_model.model.blocks[1].to_v.prw_B0["default"].weight[0, 0] = float("nan")
+    before = model.base_model.model.blocks[0].to_k.base_layer.weight.clone()
+    with pytest.raises(prw.PoolError, match="not be finite"):
+        model.merge_and_unload(safe_merge=True)
+    assert torch.equal(model.base_model.model.blocks[0].to_k.base_layer.weight, before)
+
+
 def test_what_trained_in_the_base_before_trains_again(make_plain):
     base = make_plain()
     base.blocks[0].to_q.requires_grad_(False)

@@ -100,6 +100,33 @@ def test_a_lora_does_not_take_the_name_of_a_pool(make_plain, wake, tmp_path, how
     assert weave.experts == ("a", "b")
 
 
+@pytest.mark.filterwarnings("ignore:Already found a `peft_config`")
+@pytest.mark.filterwarnings("ignore:Adapters that were active before this pool")
+def test_an_injection_that_fails_leaves_no_configuration_and_no_layers(make_host, monkeypatch):
+    host = make_host("vit")
+    host.model.add_adapter(LoraConfig(target_modules=["q_proj"]), adapter_name="lora")
+    modules = dict(host.model.named_modules())
+    with pytest.raises(prw.TargetError):
+        host.model.add_adapter(prw.PrwConfig(target_modules=["nowhere"]), adapter_name="pool")
+    made = []
+    join = prw.tuner.PrwLinear.join
+
+    def fails_at_the_third(layer, *args, **kwargs):
+        made.append(layer)
+        if len(made) == 3:
+            raise MemoryError
+        join(layer, *args, **kwargs)
+
+    monkeypatch.setattr(prw.tuner.PrwLinear, "join", fails_at_the_third)
+    with pytest.raises(MemoryError):
+        host.model.add_adapter(prw.PrwConfig(experts=["a"]), adapter_name="pool")
+    monkeypatch.undo()
+    assert list(host.model.peft_config) == ["lora"]
+    assert dict(host.model.named_modules()) == modules
+    host.model.add_adapter(prw.PrwConfig(experts=["a"]), adapter_name="pool")
+    assert prw.Weave(host.model, "pool").experts == ("a",)
+
+
 @pytest.mark.filterwarnings("ignore:You are trying to modify")
 def test_a_pool_does_not_take_the_name_of_a_lora(make_plain):
     model = get_peft_model(make_plain(), LoraConfig(target_modules=["to_k"])).base_model.model
