@@ -122,7 +122,7 @@ def places_of(
 
 
 def flux_places(fused: re.Match[str], pair: LoraPair, layers: Layers) -> tuple[dict[str, LoraPair], int]:
-    """Cut a LoRA of one of FLUX's fused projections, rows q|k|v and in single blocks mlp, for diffusers' own."""
+    """Cut a LoRA of one of FLUX's fused projections, rows q|k|v and in single blocks mlp, as diffusers does."""
     block = "transformer_blocks" if fused["single"] is None else "single_transformer_blocks"
     block = f"{block}.{fused['double'] or fused['single']}.attn"
     for whole in ("to_qkv_mlp_proj", "to_qkv") if fused["stream"] != "txt" else ("to_added_qkv",):
@@ -130,13 +130,14 @@ def flux_places(fused: re.Match[str], pair: LoraPair, layers: Layers) -> tuple[d
         if layer is not None:
             rows = pair.up[: layer.out_features]
             return {f"{block}.{whole}": pair._replace(up=rows)}, int(pair.up[len(rows) :].any(dim=1).sum())
-    names = (
-        ("add_q_proj", "add_k_proj", "add_v_proj") if fused["stream"] == "txt" else ("to_q", "to_k", "to_v")
-    )
-    paths = [f"{block}.{name}" for name in names]
+    named = "add_{}_proj" if fused["stream"] == "txt" else "to_{}"
+    paths = [f"{block}.{named.format(letter)}" for letter in "qkv"]
     width = next((layers[path].out_features for path in paths if path in layers), None)
     if width is None:
         return {}, 0
+    height = pair.up.shape[0]
+    if height < 3 * width or (fused["single"] is None and height > 3 * width):
+        return {path: pair for path in paths if path in layers}, 0  # of another width, which is told next
     rows = {path: slice(place * width, (place + 1) * width) for place, path in enumerate(paths)}
     taken = {path: used_ranks(pair, rows[path]) for path in paths if path in layers}
     left = pair.up.clone()

@@ -250,11 +250,8 @@ FLUX_NAMES = {
 def flux_lora(form, rank=3, alpha=6.0):
     """A LoRA on FLUX's fused projections, under the names of the original model; its change of each."""
     template, dot, down, up = FLUX_NAMES[form]
-    sizes = {
-        "double_blocks.0.img_attn.qkv": 96,
-        "double_blocks.0.txt_attn.qkv": 96,
-        "single_blocks.0.linear1": 224,
-    }
+    sizes = {f"double_blocks.0.{stream}_attn.qkv": 96 for stream in ("img", "txt")}
+    sizes["single_blocks.0.linear1"] = 224
     weights, changes = {}, {}
     for seed, (name, rows) in enumerate(sizes.items()):
         generator = torch.Generator().manual_seed(seed)
@@ -311,7 +308,7 @@ def test_the_text_stream_and_fused_projections_of_flux_take_it_too(make_host):
 
 
 def test_ranks_that_only_queries_use_are_left_out(make_host):
-    weights, changes = flux_lora("kohya")
+    weights, _ = flux_lora("kohya")
     up = "lora_unet_double_blocks_0_img_attn_qkv.lora_up.weight"
     weights[up][32:64, 1:] = 0  # as where q, k and v were trained with ranks of their own
     weave = prw.inject(make_host("flux").model, rank=2)
@@ -333,4 +330,7 @@ def test_a_lora_of_a_wider_flux_is_refused(make_host):
     weave = prw.inject(make_host("flux").model, rank=2)
     with pytest.raises(prw.StorageError, match="48 -> 32 wide"):
         weave.import_lora({**weights, name: torch.ones(3, 48)}, name="style")
+    taller = {name.replace("_A", "_B"): torch.ones(288, 3)}
+    with pytest.raises(prw.StorageError, match="32 -> 288 wide"):
+        weave.import_lora({**weights, **taller}, name="style")
     assert weave.experts == ()
