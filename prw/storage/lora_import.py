@@ -122,14 +122,14 @@ def places_of(
 
 
 def flux_places(fused: re.Match[str], pair: LoraPair, layers: Layers) -> tuple[dict[str, LoraPair], int]:
-    """Cut a LoRA of one of FLUX's fused projections, rows q|k|v and in single blocks mlp, as diffusers does."""
+    """Cut a LoRA of one of FLUX's fused projections: rows q|k|v, and in single blocks those of the mlp."""
     block = "transformer_blocks" if fused["single"] is None else "single_transformer_blocks"
     block = f"{block}.{fused['double'] or fused['single']}.attn"
     for whole in ("to_qkv_mlp_proj", "to_qkv") if fused["stream"] != "txt" else ("to_added_qkv",):
         layer = layers.get(f"{block}.{whole}")
         if layer is not None:
-            rows = pair.up[: layer.out_features]
-            return {f"{block}.{whole}": pair._replace(up=rows)}, int(pair.up[len(rows) :].any(dim=1).sum())
+            up, further = pair.up[: layer.out_features], pair.up[layer.out_features :]
+            return {f"{block}.{whole}": pair._replace(up=up)}, int(further.any(dim=1).sum())
     named = "add_{}_proj" if fused["stream"] == "txt" else "to_{}"
     paths = [f"{block}.{named.format(letter)}" for letter in "qkv"]
     width = next((layers[path].out_features for path in paths if path in layers), None)
