@@ -92,7 +92,8 @@ class Exchange(Hold):
 
         Args:
             source: A PEFT folder; a safetensors file of diffusers or kohya, or a folder with diffusers'; or
-                weights by name, as `StableDiffusionPipeline.lora_state_dict` and the like give them.
+                weights by name, as a pipeline's own `lora_state_dict` gives them: `FluxPipeline.
+                lora_state_dict(file)` for a FLUX model, `StableDiffusionPipeline` for its UNet.
             name: Name of the expert.
             strict: Whether to refuse a LoRA that adapts anything else, instead of reporting it.
 

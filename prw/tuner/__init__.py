@@ -1,7 +1,6 @@
 """PRW as a PEFT method: the one room that knows PEFT's internals. Importing it registers the method."""
 
 from prw.tuner.attention import PrwAttention
-from prw.tuner.beside import changed_since, note_beside, shown, trained_beside
 from prw.tuner.checks import check_peft  # first: what follows needs what it looks for
 from prw.tuner.config import PrwConfig
 from prw.tuner.folding import folded
@@ -28,6 +27,7 @@ from prw.tuner.injection import (
 from prw.tuner.layer import PrwLinear
 from prw.tuner.merging import constant_weights, merge
 from prw.tuner.model import PrwModel
+from prw.tuner.outside import changed_since, note_beside, shown, trained_beside
 from prw.tuner.project import project
 from prw.tuner.registration import register
 from prw.tuner.resolving import passed_over, passed_over_note, refuse_outside
