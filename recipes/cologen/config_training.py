@@ -33,7 +33,7 @@ class LoggingSettings(Settings):
     checkpoint_every: int = Field(default=100, gt=0)
     """Steps between two resumable checkpoints."""
     plain_seconds: float = Field(default=15.0, gt=0)
-    """Seconds between two lines of progress where there is no terminal."""
+    """Seconds between two lines of progress where there is no terminal; the first line comes sooner."""
     trackers: tuple[str, ...] = ("tensorboard",)
     """Which of accelerate's trackers get the numbers and pictures too: `tensorboard`, `wandb`, `trackio` ...
     metrics.jsonl is written in any case."""
