@@ -25,6 +25,8 @@ PEAK_FLOPS, SHARE = 989e12, 0.4
 """An H100's dense bf16 products a second by its data sheet, and the share of them that is assumed here."""
 CARDS = ("RTX 4090", "RTX 5090", "L40S", "A100 80GB", "H200")
 RANKS = (16, 64, 128)
+TRACED = (2, 3)
+"""Examples at once that are traced, of which other numbers follow: of one alone, torch copies less."""
 
 
 class Study(NamedTuple):
@@ -34,7 +36,7 @@ class Study(NamedTuple):
     shape: BaseShape
     counts: Counts
     traced: dict[tuple[bool, bool], tuple[StepBytes, StepBytes]]
-    """Bytes of micro-batches of one and two, by whether blocks are checkpointed and whether the base is in
+    """Bytes of micro-batches of `TRACED`, by whether blocks are checkpointed and whether the base is in
     nf4, whose layers keep other dtypes; of offloaded encoders, so that it is known what waits encoded."""
 
     def memory(self, micro_batch: int, checkpointing: bool, **settings: object) -> Memory:
@@ -42,10 +44,11 @@ class Study(NamedTuple):
         config = changed(self.config, **settings)
         size = config.data.size or (512, 512)
         load = load_of(config, micro_batch, size, len(config.stages))._replace(checkpointing=checkpointing)
-        one, two = self.traced[checkpointing, config.base.quantisation == "nf4"]
-        step = StepBytes(*(a + (micro_batch - 1) * (b - a) for a, b in zip(one, two, strict=True)))
-        each = one.waiting // (load.share - 1) if load.share > 1 else 0
-        step = step._replace(waiting=each * (load.share - micro_batch) * load.ahead)
+        fewer, more = self.traced[checkpointing, config.base.quantisation == "nf4"]
+        least, most = TRACED
+        each = [(b - a) / (most - least) for a, b in zip(fewer, more, strict=True)]
+        step = StepBytes(*(round(a + (micro_batch - least) * b) for a, b in zip(fewer, each, strict=True)))
+        step = step._replace(waiting=step.waiting * load.ahead)
         return memory_of(config, self.counts, load, step)
 
 
@@ -69,10 +72,10 @@ def study(name: str) -> Study:
         run = changed(config, encoders="offload", quantisation=kind)
         loads = (
             load_of(run, batch, size, len(run.stages))._replace(checkpointing=checkpointing)
-            for batch in (1, 2)
+            for batch in TRACED
         )
-        one, two = (step_bytes(shape, run.pool, load) for load in loads)
-        traced[checkpointing, kind is not None] = (one, two)
+        fewer, more = (step_bytes(shape, run.pool, load) for load in loads)
+        traced[checkpointing, kind is not None] = (fewer, more)
     return Study(config, shape, count_parameters(shape, config.pool), traced)
 
 

@@ -38,7 +38,9 @@ def test_memory_of_larger_batches_is_that_of_a_trace() -> None:
     shape = find_shape(config.base.path, config.base_path)
     counts = count_parameters(shape, config.pool)
     load = load_of(config, 1, (16, 24), 1)
-    steps = [cost_page.step_bytes(shape, config.pool, load._replace(batch=batch)) for batch in (1, 2)]
+    steps = [
+        cost_page.step_bytes(shape, config.pool, load._replace(batch=batch)) for batch in cost_page.TRACED
+    ]
     found = cost_page.Study(config, shape, counts, {(False, False): (steps[0], steps[1])})
     traced = estimate_memory(config, shape, counts, load._replace(batch=5))
     assert traced.load.ahead and traced.load.share == 8
