@@ -93,6 +93,11 @@ class DataSettings(BaseModel):
     cache: CacheSettings = CacheSettings()
     """Whether latents and text embeddings are kept on disk."""
 
+    @property
+    def held_out_place(self) -> str | None:
+        """Where held-out pictures come from; None where nothing is held out."""
+        return self.held_out or ("world" if self.source == "world" else None)
+
     @model_validator(mode="after")
     def _check_sets(self) -> DataSettings:
         for key, place, sets in (

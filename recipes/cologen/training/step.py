@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -149,13 +150,36 @@ def trained_times(trainee: Trainee, times: Tensor, num_tokens: int) -> Tensor:
     return shift_times(times, shift_factor(model.scheduler.config, flow.shift, mu))
 
 
-def batch_loss(trainee: Trainee, stage: StageSettings, batch: Batch) -> tuple[Tensor, Measured]:
+def encode_all(trainee: Trainee, micro: Sequence[Batch]) -> Iterator[Encoded]:
+    """Encode the micro-batches of a step in their order: each when it is asked for, or all at the first.
+
+    All at once where encoders wait on the host, so that they come to the device once per step; what was
+    encoded is given away one by one, and held by nobody else.
+    """
+    each = (encode(trainee, batch) for batch in micro)
+    if not trainee.config.machine.encodes_ahead:
+        yield from each
+        return
+    ready = deque(each)
+    while ready:
+        yield ready.popleft()
+
+
+def batch_loss(
+    trainee: Trainee, stage: StageSettings, batch: Batch, encoded: Encoded | None = None
+) -> tuple[Tensor, Measured]:
     """The loss of one batch, with its graph, and what it is made of; nothing is read from the device.
 
     Source: CoLoGen (arXiv 2602.22150), equation 10; the task loss is flow matching's squared error, in
     float32.
+
+    Args:
+        trainee: What is trained.
+        stage: Its settings.
+        batch: The examples.
+        encoded: The same as `encode` gives them; None: they are encoded here.
     """
-    encoded, config = encode(trainee, batch), trainee.config
+    encoded, config = encoded or encode(trainee, batch), trainee.config
     velocity_of = trainee.model.velocity if trainee.parallel is None else trainee.parallel.velocity
     with trainee.accelerator.autocast(), trainee.weave.record() as routing:
         velocity = velocity_of(
@@ -209,10 +233,10 @@ def train_step(
         NonFiniteError: A loss or gradient of any rank is not finite; neither weights nor optimiser moved.
     """
     optimizer.zero_grad(set_to_none=True)
-    measured = []
+    measured, ready = [], encode_all(trainee, micro)
     for place, batch in enumerate(micro):
         with _gathering(trainee, last=place == len(micro) - 1):
-            loss, losses = batch_loss(trainee, stage, batch)
+            loss, losses = batch_loss(trainee, stage, batch, next(ready))
             _backward(trainee, loss / len(micro))
         measured.append(losses)
     norm = clip(optimizer, trainee.config.optimizer.clip_norm)
