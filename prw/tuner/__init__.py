@@ -27,9 +27,12 @@ from prw.tuner.injection import (
 from prw.tuner.layer import PrwLinear
 from prw.tuner.merging import constant_weights, merge
 from prw.tuner.model import PrwModel
+from prw.tuner.outside import changed_since, note_beside, shown, trained_beside
 from prw.tuner.project import project
 from prw.tuner.registration import register
+from prw.tuner.resolving import passed_over, passed_over_note, refuse_outside
 from prw.tuner.targets import limited
+from prw.tuner.wrapping import inner_model
 
 register(PrwConfig, PrwModel)
 
@@ -40,24 +43,32 @@ __all__ = [
     "PrwLinear",
     "PrwModel",
     "TrainedBefore",
+    "changed_since",
     "check_peft",
     "constant_weights",
     "folded",
     "freeze_newest",
     "grow",
     "holds",
+    "inner_model",
     "limited",
     "merge",
+    "note_beside",
+    "passed_over",
+    "passed_over_note",
     "pool_layers",
     "pool_of",
     "project",
     "put_in",
     "refresh_training",
     "refuse_no_model",
+    "refuse_outside",
     "remove",
     "rename",
+    "shown",
     "take_out",
     "trainable_modules",
     "trainable_parameters",
     "trained_before",
+    "trained_beside",
 ]

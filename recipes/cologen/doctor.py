@@ -21,6 +21,7 @@ from rich.console import Console
 
 from prw.errors import PrwError
 from recipes.cologen.config import load_config
+from recipes.cologen.config_overrides import with_data
 from recipes.cologen.costs.gpus import GPUS, gpu_memory, memory_size
 from recipes.cologen.diagnosis.diagnose import Asked, Diagnosis, Gpu, add_probe, diagnose
 from recipes.cologen.diagnosis.environment import gpu_bytes
@@ -59,8 +60,7 @@ def main(arguments: Sequence[str] | None = None, console: Console | None = None)
 
 
 def _asked(given: argparse.Namespace) -> Asked:
-    data = [] if given.data is None else [f"data.source={json.dumps(given.data, ensure_ascii=False)}"]
-    config = load_config(given.config, [*given.set, *data])
+    config = load_config(given.config, with_data(given.set, given.data))
     return Asked(
         config, select_stages(given.stage, config.stage_names), given.output, given.processes, _gpu(given)
     )

@@ -78,7 +78,7 @@ class Calling(Parts):
     ) -> CoLoGenPipelineOutput | tuple[Any, ...]:
         """Draw.
 
-        Without `image` this is `FluxPipeline`, to the bit.
+        Without `image` this is `FluxPipeline` with the same frozen models, to the bit.
 
         Args:
             prompt: One, or a list. With a task it is brought to the form that the task was trained on.

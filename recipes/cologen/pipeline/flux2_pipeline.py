@@ -70,14 +70,15 @@ class CoLoGenFlux2Pipeline(Whole, Flux2KleinPipeline):  # type: ignore[misc]  # 
         self._begin(source_timestep, drawing)
 
     def _view(self, longest: int | None = None) -> Flux2Model:
-        """The parts as the recipe's model of the family."""
+        """The parts as the recipe's model of the family; the text parts are not needed with prompt_embeds."""
+        readable = MAX_TEXT_TOKENS if self.tokenizer is None else self.tokenizer.model_max_length
         return Flux2Model(
             transformer=self.transformer,
             vae=self.vae,
             text_encoder=self.text_encoder,
             tokenizer=self.tokenizer,
             scheduler=self.scheduler,
-            max_text_tokens=longest or min(MAX_TEXT_TOKENS, self.tokenizer.model_max_length),
+            max_text_tokens=longest or min(MAX_TEXT_TOKENS, readable),
         )
 
     def _check_stock(self, asked: Asked) -> None:

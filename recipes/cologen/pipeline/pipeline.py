@@ -58,7 +58,7 @@ class CoLoGenPipeline(Whole, FluxPipeline):  # type: ignore[misc]  # diffusers i
     def __init__(
         self,
         scheduler: FlowMatchEulerDiscreteScheduler,
-        vae: AutoencoderKL,
+        vae: AutoencoderKL | PixelUnshuffleVAE,
         text_encoder: CLIPTextModel,
         tokenizer: CLIPTokenizer,
         text_encoder_2: T5EncoderModel,

@@ -28,6 +28,7 @@ from recipes.cologen.errors import CologenError
 from recipes.cologen.flux.base import FluxBase
 from recipes.cologen.flux.shift import shift_factor, shift_times
 from recipes.cologen.flux.tokens import ImageTokens, TextTokens
+from recipes.cologen.flux.transfer import to_device
 from recipes.cologen.stages import StageSettings
 from recipes.cologen.training.batches import Batch
 from recipes.cologen.training.flow import FlowSample, draw_noise, draw_timesteps, flow_sample
@@ -129,7 +130,7 @@ def _mean(values: Sequence[float]) -> float:
 def encode(trainee: Trainee, batch: Batch) -> Encoded:
     """Draw maps that sources wait for, run the frozen text encoders and VAE; noise and times as seeded."""
     encoder, flow = trainee.encoder, trainee.config.flow
-    first = trainee.annotators.sources(batch.source.to(trainee.accelerator.device), batch.annotators)
+    first = trainee.annotators.sources(to_device(batch.source, trainee.accelerator.device), batch.annotators)
     clean = encoder.images(batch.target, batch.keys.target)
     times = draw_timesteps(batch.seeds, flow.timestep_mean, flow.timestep_std)
     noise = draw_noise(batch.seeds, clean.tokens.shape[1:])
