@@ -45,6 +45,10 @@ class DrawingSettings(Settings):
     """Steps, where a call does not say how many."""
     guidance: float = 3.5
     """Scale of a guidance-distilled base, where a call does not say it."""
+    true_cfg_scale: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 1.0
+    """Scale of true guidance, where a call says neither this nor a negative prompt; 1 is none."""
+    negative_prompt: str = ""
+    """What that goes away from."""
 
     def size_of(self, height: int, width: int) -> tuple[int, int] | None:
         """Height and width that training gave a picture of such a shape; None where it kept its own."""
@@ -64,6 +68,8 @@ REPEATED: Mapping[str, str] = {
     "sampling.shift": "shift",
     "sampling.steps": "steps",
     "sampling.guidance": "guidance",
+    "sampling.true_cfg_scale": "true_cfg_scale",
+    "sampling.negative_prompt": "negative_prompt",
 }
 """Settings of a run that drawing repeats, and the field of `DrawingSettings` that carries each."""
 NOT_REPEATED: Mapping[str, str] = {
@@ -120,6 +126,8 @@ def drawing_settings(config: RunConfig) -> DrawingSettings:
         shift=sampling.shift,
         steps=sampling.steps,
         guidance=sampling.guidance,
+        true_cfg_scale=sampling.true_cfg_scale,
+        negative_prompt=sampling.negative_prompt,
     )
 
 

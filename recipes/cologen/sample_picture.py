@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from recipes.cologen.config import RunConfig
 from recipes.cologen.config_drawing import drawing_settings
-from recipes.cologen.config_training import SamplingSettings
 from recipes.cologen.data.control import PROMPTS
 from recipes.cologen.data.record import Image
 from recipes.cologen.errors import GuidanceError, PictureError
@@ -54,7 +53,6 @@ def sample_picture(
         num_inference_steps=wanted.steps,
         return_dict=False,
         guidance_scale=guidance,
-        **_true_guidance(settings.sampling),
         height=sources[0].shape[0],
         width=sources[0].shape[1],
         max_sequence_length=model.max_text_tokens,
@@ -68,13 +66,6 @@ def _guidance(given: float | None, usual: float, model: FluxBase) -> float | Non
     if given is not None:
         raise GuidanceError("this base reads no guidance scale; leave guidance out.")
     return None
-
-
-def _true_guidance(sampling: SamplingSettings) -> dict[str, Any]:
-    """What the pipeline takes for true guidance; nothing where a run draws without."""
-    if sampling.true_cfg_scale == 1:
-        return {}
-    return {"true_cfg_scale": sampling.true_cfg_scale, "negative_prompt": sampling.negative_prompt}
 
 
 def size_to_draw(

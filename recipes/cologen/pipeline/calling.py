@@ -50,7 +50,7 @@ class Calling(Parts):
         prompt_2: str | list[str] | None = None,
         negative_prompt: str | list[str] | None = None,
         negative_prompt_2: str | list[str] | None = None,
-        true_cfg_scale: float = 1.0,
+        true_cfg_scale: float | None = None,
         height: int | None = None,
         width: int | None = None,
         max_pixels: int | None = None,
@@ -94,9 +94,10 @@ class Calling(Parts):
             control: Kind of control map, for the control task; it is made of `image` by `annotators`.
             annotate: False if `image` is the map already.
             prompt_2: Prompt of the T5 encoder, if it is another.
-            negative_prompt: What to guide away from; needs `true_cfg_scale` above 1.
+            negative_prompt: What to guide away from; needs `true_cfg_scale` above 1. Without either, a prompt
+                is guided as the run that trained the experts samples.
             negative_prompt_2: The same for T5.
-            true_cfg_scale: Scale of true classifier-free guidance.
+            true_cfg_scale: Scale of true classifier-free guidance; 1 is none.
             height: Pixels, a multiple of 16; None follows the source in its aspect ratio, or is 1024.
             width: Likewise.
             max_pixels: Of a picture whose size is not asked for, further sources included: a larger one is

@@ -155,11 +155,16 @@ def asked_of(run: DrawingSettings, arguments: Mapping[str, Any]) -> Asked:
         run: What the run fixes for drawing.
         arguments: Of the call, by name; those that `Asked` does not have are left out.
     """
-    usual = {
+    usual: dict[str, Any] = {
         "num_inference_steps": run.steps,
         "source_timestep": run.source_timestep,
         "max_sequence_length": run.max_text_tokens,
+        "true_cfg_scale": 1.0,
     }
+    if arguments["prompt"] is not None and run.true_cfg_scale > 1:
+        usual["true_cfg_scale"] = run.true_cfg_scale
+        if arguments["true_cfg_scale"] is None and arguments["negative_prompt_embeds"] is None:
+            usual["negative_prompt"] = run.negative_prompt
     given = {name: arguments[name] for name in Asked.__dataclass_fields__}
     filled: dict[str, Any] = {
         name: usual.get(name) if value is None else value for name, value in given.items()

@@ -115,6 +115,13 @@ def test_a_run_without_a_finished_stage_is_refused(finished_run: Path, tmp_path:
         DrawingRoom(RunReader(tmp_path))
 
 
+def test_a_size_is_part_of_the_settings(room: DrawingRoom, finished_run: Path, tmp_path: Path) -> None:
+    settings = wanted(size="32x16", seed=5)
+    drawn = room.draw(settings, PICTURE)
+    assert drawn.image.shape == drawn.source.shape == (16, 32, 3)
+    assert np.array_equal(drawn.image, by_command(finished_run, tmp_path, settings))
+
+
 def test_a_picture_is_drawn_with_true_guidance_where_the_run_samples_with_it(finished_run: Path) -> None:
     run = RunReader(finished_run)
     model = load_base(run.settings, torch.device("cpu"))
@@ -124,10 +131,3 @@ def test_a_picture_is_drawn_with_true_guidance_where_the_run_samples_with_it(fin
         for sampling in (run.settings.sampling, guided)
     )
     assert not np.array_equal(plain, away)
-
-
-def test_a_size_is_part_of_the_settings(room: DrawingRoom, finished_run: Path, tmp_path: Path) -> None:
-    settings = wanted(size="32x16", seed=5)
-    drawn = room.draw(settings, PICTURE)
-    assert drawn.image.shape == drawn.source.shape == (16, 32, 3)
-    assert np.array_equal(drawn.image, by_command(finished_run, tmp_path, settings))

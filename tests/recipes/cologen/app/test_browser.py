@@ -281,11 +281,14 @@ def faults_of(page: Page) -> list[str]:
 
 
 def clickable(page: Page) -> list[Locator]:
-    """All that is visible on the open tab and can be clicked; what takes a picture away comes last."""
+    """All that is visible on the open tab and can be clicked but *Draw*, which the test presses itself.
+
+    What takes a picture away comes last.
+    """
     tab = page.locator("[role=tabpanel]:visible")
     found = tab.locator("button:visible, input[type=radio]:visible, input[type=range]:visible")
     last = ("Remove Image", "Clear canvas", "Clear")
-    each = [one for one in found.all() if one.is_enabled()]
+    each = [one for one in found.all() if one.is_enabled() and one.inner_text() != "Draw"]
     return sorted(each, key=lambda one: (one.get_attribute("aria-label") or "") in last)
 
 

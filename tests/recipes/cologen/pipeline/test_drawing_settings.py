@@ -126,7 +126,7 @@ def test_a_call_may_say_otherwise(run: Path, tools, lengths) -> None:
 
 
 def test_the_runs_annotators_make_the_maps(run: Path, tools) -> None:
-    image = tools.picture(0, 24, 16)
+    image = tools.picture(0, 24, 16) // 8 + 100  # edges too weak for the usual thresholds
     pipe = opened(run, run)
     assert np.array_equal(pipe.annotators["canny"](image), draw_canny(image, 5, 10))
     assert not np.array_equal(pipe.annotators["canny"](image), draw_canny(image))
@@ -156,6 +156,18 @@ def test_a_pool_without_a_run_is_drawn_as_before(tools, build, tmp_path: Path) -
     other = build(experts=False)
     assert other.load_pool(tmp_path / "pool").experts == pipe.weave.experts
     assert other.drawing == DrawingSettings()
+
+
+def test_true_guidance_is_repeated_unless_a_call_says_otherwise(build, tools) -> None:
+    pipe, photo = build(), tools.picture(0)
+    plain = tools.draw(pipe, "a red circle", photo)
+    asked = {"true_cfg_scale": 3.0, "negative_prompt": "blue"}
+    guided = tools.draw(pipe, "a red circle", photo, **asked)
+    pipe.draw_as(DrawingSettings(**asked))
+    assert tools.difference(tools.draw(pipe, "a red circle", photo), guided) == 0
+    assert tools.difference(tools.draw(pipe, "a red circle", photo, true_cfg_scale=1.0), plain) == 0
+    other = tools.draw(pipe, "a red circle", photo, negative_prompt="small")
+    assert tools.difference(other, guided) > 1e-6 and tools.difference(other, plain) > 1e-6
 
 
 def test_klein_pads_prompts_as_the_run_did(made, tools, monkeypatch) -> None:
