@@ -62,8 +62,10 @@ class LorasBesidePool(DiffusionPipeline):  # type: ignore[misc]  # diffusers is 
         if weave is None or weave.adapter in names:
             super().set_adapters(names, adapter_weights)
             return
-        weights = adapter_weights if isinstance(adapter_weights, list) else [adapter_weights] * len(names)
-        super().set_adapters([*names, weave.adapter], [*weights, self._pool_strength()])
+        super().set_adapters(names, adapter_weights)
+        for layer in self.transformer.modules():
+            if isinstance(layer, BaseTunerLayer):
+                layer.set_adapter([*names, weave.adapter])
 
     def disable_lora(self) -> None:
         """Switch every LoRA off; the pool stays on."""
@@ -162,12 +164,6 @@ class LorasBesidePool(DiffusionPipeline):  # type: ignore[misc]  # diffusers is 
         weave = pool_of(self.transformer)
         if weave is not None and weave.adapter in names:
             raise UnsupportedError(f"{weave.adapter!r} is the pool, not a LoRA: it {instead}.")
-
-    def _pool_strength(self) -> float:
-        weave = pool_of(self.transformer)
-        if weave is None:
-            return 1.0
-        return next(iter(pool_layers(self.transformer, weave.adapter).values())).strengths[weave.adapter]
 
     def _switch_pool_on(self) -> None:
         weave = pool_of(self.transformer)

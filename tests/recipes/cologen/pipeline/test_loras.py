@@ -70,6 +70,17 @@ def test_the_strength_of_adapters_is_the_pools_too(pipe, tools, photo, lora) -> 
     assert tools.difference(base, tools.draw(pipe, "a", photo)) < 1e-6
 
 
+def test_strengths_by_component_are_checked_and_leave_the_pools_own(pipe, tools, photo, lora, caplog) -> None:
+    pipe.load_lora_weights(dict(lora.weights), adapter_name="style")
+    pipe.set_adapters(["style", "default"], [0.5, 0.25])
+    half = tools.draw(pipe, "a", photo)
+    pipe.set_adapters("style", {"transformer": 0.5, "decoder": 1.0})
+    assert "not part of the pipeline: ['decoder']" in caplog.text
+    assert tools.difference(half, tools.draw(pipe, "a", photo)) == 0
+    with pytest.raises(ValueError, match="not equal to the length"):
+        pipe.set_adapters(["style"], [1.0, 1.0])
+
+
 def test_a_lora_cannot_take_the_pools_name(pipe, lora) -> None:
     with pytest.raises(prw.UnsupportedError, match="'default' is the pool's"):
         pipe.load_lora_weights(dict(lora.weights), adapter_name="default")
