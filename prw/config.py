@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
+import unicodedata
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal, Self, TypeVar
 
@@ -120,6 +121,14 @@ class PoolSettings(BaseModel):
             return cls(**options)
         except ValidationError as error:
             raise ConfigError(explain(error, cls)) from error
+
+
+def one_form(name: str) -> str:
+    """Give a name in Unicode's composed form (NFC), so that equal text is an equal name.
+
+    "é" is one character or two, by keyboard and file system; they look alike and compare unequal.
+    """
+    return unicodedata.normalize("NFC", name) if isinstance(name, str) else name
 
 
 def fits(key: str, path: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,18 +14,22 @@ from torch import Tensor, nn
 from prw.config import PoolSettings
 from prw.errors import ConfigError, PoolError
 from prw.handle import EMPTY, Exchange, Life
-from prw.layers import AddsLosses
+from prw.layers import AddsLosses, name_unreached
+from prw.layers.samples import Samples, refuse_tokens
 from prw.routing import Routing
 from prw.storage import load_pool
 from prw.tuner import (
     PrwConfig,
+    changed_since,
     folded,
     limited,
     put_in,
     refuse_no_model,
     refuse_outside,
+    shown,
     take_out,
     trainable_parameters,
+    trained_beside,
 )
 
 
@@ -39,18 +44,24 @@ class Weave(Life, Exchange, AddsLosses):
     """
 
     def trainable_parameters(self) -> list[nn.Parameter]:
-        """List exactly what an optimiser should get; empty after `freeze()`.
+        """List exactly what an optimiser should get: of the pool, and what else of the base was unfrozen.
+
+        A classification head, or whatever requires a gradient and is no other adapter's, comes after the
+        pool's own. Of the pool there is nothing after `freeze()`.
 
         Raises:
             PoolError: if the pool has no experts, or is switched off or loaded for inference.
         """
         if not self.experts:
             raise PoolError(EMPTY)
-        return trainable_parameters(self._layers(), self.adapter, self.config)
+        ours = trainable_parameters(self._layers(), self.adapter, self.config)
+        return [*ours, *trained_beside(self.model, self.adapter).values()]
 
     @contextmanager
     def record(self) -> Iterator[Routing]:
         """Collect the decisions of the forwards inside a `with` block, each once, recomputed ones not at all.
+
+        A site that a training forward does not reach is named in a warning, once.
 
         Raises:
             PoolError: if the pool has no experts, or is being recorded already.
@@ -59,6 +70,7 @@ class Weave(Life, Exchange, AddsLosses):
             raise PoolError(EMPTY)
         with self.pool.recording() as routing:
             yield routing
+            name_unreached(self.model, self.pool, routing)
 
     @contextmanager
     def route_only(self, mask: Tensor) -> Iterator[None]:
@@ -79,8 +91,34 @@ class Weave(Life, Exchange, AddsLosses):
             yield
 
     @contextmanager
+    def samples(self, index: Tensor | int) -> Iterator[None]:
+        """Say which sample each row of a site's input belongs to inside a `with` block.
+
+        With `granularity="sample"` axis 0 is the sample, as in [batch, tokens, d]; where it can be told that
+        it is not, a forward is refused. For a tower that lays pictures end to end ([tokens, d]) give the
+        picture of each token; for windows or frames in axis 0 the number of samples.
+
+        Under gradient checkpointing, backward() must happen inside the block too.
+
+        Args:
+            index: The sample of each row, integers from 0 up, of shape [axis 0] or [axis 0, axis 1] of what
+                every site sees; or the number of samples, where axis 0 has equally many rows of each, those
+                of one sample together.
+
+        Raises:
+            ConfigError: if it is neither, or every token is routed by itself.
+        """
+        refuse_tokens(self.settings.granularity)
+        device = next(self.model.parameters()).device
+        with self.pool.narrowed(samples=Samples.checked(index, device)):
+            yield
+
+    @contextmanager
     def as_of(self, name: str) -> Iterator[None]:
         """Use the pool as it was when an expert's stage ended, inside a `with` block: bit for bit.
+
+        That is the stage's model if nothing beside the pool has been trained since; what has is named in a
+        warning.
 
         Raises:
             PoolError: if there is no such expert, or was none yet as of a block around this one, or if
@@ -96,6 +134,14 @@ class Weave(Life, Exchange, AddsLosses):
             raise PoolError(
                 f"this is inside `with weave.as_of({self.experts[around - 1]!r})`, and that pool had no "
                 f"{name!r} yet. Leave that block first."
+            )
+        changed = changed_since(self.model, self.adapter, self.config, self.experts[size - 1])
+        if changed:
+            warnings.warn(
+                f"as_of({name!r}) gives the pool as that stage left it, but {len(changed)} parameters beside "
+                f"it have been trained since ({shown(changed)}), so this is not that stage's model. Keep "
+                "theirs of each stage and put them back meanwhile, or train the pool alone.",
+                stacklevel=3,
             )
         with self.pool.narrowed(size=size):
             yield
@@ -151,7 +197,8 @@ def inject(
 
     Args:
         model: Any model with attention; see docs/supported-models.md.
-        target: "kv", "k" or "v", or names, globs or regular expressions of projections.
+        target: "kv", "k" or "v" of each attention's main stream, "all-kv" of every stream (the text's of a
+            joint attention too), or names, globs or regular expressions of projections.
         experts: Names of experts to start with; usually none.
         exclude: Projections to leave out, or modules with all below them: names, globs, patterns.
         layers: Only layers with these indices.

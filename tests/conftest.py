@@ -17,8 +17,8 @@ settings.register_profile("ci", settings.get_profile("desk"), derandomize=True)
 settings.load_profile("ci" if os.environ.get("CI") else "desk")
 
 
-if os.environ.get("PRW_TEST_ROUNDING") == "batched_products":  # set by scripts/test_cpus
-    imitate()
+if os.environ.get("PRW_TEST_ROUNDING"):  # set by scripts/test_cpus
+    imitate(os.environ["PRW_TEST_ROUNDING"])
 
 
 @pytest.fixture(autouse=True)
@@ -32,7 +32,7 @@ def fixed_seed() -> Iterator[None]:
 def other_rounding(monkeypatch: pytest.MonkeyPatch) -> None:
     """Run one test as on a CPU where strided and contiguous inputs round differently."""
     monkeypatch.setattr(torch.nn.Linear, "forward", torch.nn.Linear.forward)  # put back afterwards
-    imitate()
+    imitate("batched_products")
 
 
 @pytest.fixture(scope="session", autouse=True)

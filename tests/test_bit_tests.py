@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from tests.bit_tests import functions_that_compare_bits
+from tests.other_rounding import imitate
 
 FILE = """
 import torch
@@ -67,3 +68,13 @@ def test_the_imitated_cpu_rounds_strided_inputs_of_frozen_weights_otherwise(requ
     frozen = layer.requires_grad_(False)(hidden)
     assert not torch.equal(frozen, trainable) and torch.allclose(frozen, trainable, atol=1e-5)
     assert torch.equal(layer(hidden.contiguous()), trainable)
+
+
+def test_the_imitated_cpu_rounds_products_with_unaligned_weights_otherwise(monkeypatch):
+    monkeypatch.setattr(torch.nn.Linear, "forward", torch.nn.Linear.forward)  # put back afterwards
+    layer, hidden = torch.nn.Linear(4, 4, bias=False), torch.randn(3, 4)
+    aligned = layer(hidden)
+    imitate("unaligned_weights")
+    assert torch.equal(layer(hidden), aligned)
+    layer.weight = torch.nn.Parameter(torch.cat([torch.zeros(1), layer.weight.flatten()])[1:].view(4, 4))
+    assert not torch.equal(layer(hidden), aligned) and torch.allclose(layer(hidden), aligned, atol=1e-5)

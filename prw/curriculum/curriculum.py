@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self, overload
 
+from prw.config import one_form
 from prw.curriculum.catching_up import catch_up
 from prw.curriculum.file import read_stages, stages_from, write_stages
 from prw.curriculum.ledger import begin, check_past, steps_done, write
@@ -54,7 +55,7 @@ class Curriculum(Sequence[Stage]):
 
     def __contains__(self, stage: object) -> bool:
         """Tell whether a stage, or one of that name, is part of it."""
-        return stage in self._stages or stage in self.names
+        return stage in self._stages or (isinstance(stage, str) and one_form(stage) in self.names)
 
     @overload
     def __getitem__(self, index: int | str) -> Stage: ...
@@ -71,6 +72,7 @@ class Curriculum(Sequence[Stage]):
         """
         if not isinstance(index, str):
             return self._stages[index]
+        index = one_form(index)
         if index not in self.names:
             raise CurriculumError(f"there is no stage {index!r}; stages are {', '.join(self.names)}.")
         return self._stages[self.names.index(index)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from prw.config import explain
+from prw.config import explain, one_form
 from prw.errors import ConfigError
 
 
@@ -39,6 +39,7 @@ class Stage(BaseModel):
             ConfigError: if a value cannot be used.
         """
         try:
+            name, init = one_form(name), init and one_form(init)
             super().__init__(name=name, rho=rho, alpha=alpha, steps=steps, lr=lr, init=init)
         except ValidationError as error:
             raise ConfigError(explain(error, type(self))) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from prw.storage import (
     save_pool,
     write_lora,
 )
-from prw.tuner import grow, refresh_training
+from prw.tuner import grow, refresh_training, shown, trained_beside
 
 
 class Exchange(Hold):
@@ -31,13 +32,21 @@ class Exchange(Hold):
         """Save the pool as a PEFT folder: adapter_config.json, adapter_model.safetensors, README.md.
 
         The folder appears whole or not at all; other files in it are kept. Where FSDP2 has split the weights,
-        every process calls this, and rank 0 writes the same file as one process would.
+        every process calls this, and rank 0 writes the same file as one process would. What trains beside the
+        pool, as a classification head that was unfrozen, is not in it, and is named in a warning.
 
         Raises:
             StorageError: if `path` is a file.
             UnsupportedError: if the configuration has `modules_to_save`, which only PEFT saves.
         """
         save_pool(Path(path), self._layers(), self.adapter, self.config)
+        beside = list(trained_beside(self.model, self.adapter))
+        if beside:
+            warnings.warn(
+                f"{len(beside)} parameters train beside the pool ({shown(beside)}) and are not in {path}, "
+                "which holds the pool alone. Save them with the rest of your checkpoint, or freeze them.",
+                stacklevel=2,
+            )
 
     def export_lora(
         self, name: str, path: str | Path, *, layout: Layout = "peft", measure: Any = None
@@ -83,7 +92,8 @@ class Exchange(Hold):
 
         Args:
             source: A PEFT folder; a safetensors file of diffusers or kohya, or a folder with diffusers'; or
-                weights by name, as `StableDiffusionPipeline.lora_state_dict` and the like give them.
+                weights by name, as a pipeline's own `lora_state_dict` gives them: `FluxPipeline.
+                lora_state_dict(file)` for a FLUX model, `StableDiffusionPipeline` for its UNet.
             name: Name of the expert.
             strict: Whether to refuse a LoRA that adapts anything else, instead of reporting it.
 
@@ -97,8 +107,9 @@ class Exchange(Hold):
         layers = self._layers()
         pairs, report = fit_lora(read_foreign(source), layers, self.adapter, name, strict)
         ranks = rank_pattern(report, layers, self.settings)
+        self._note_stage_end()
         grow(layers, self.adapter, self.config, name, ranks=ranks)
         place_lora(pairs, layers, self.adapter, self.pool.index(name))
-        self.config.imported = [*self.config.imported, name]
+        self.config.imported = [*self.config.imported, self.experts[-1]]
         refresh_training(layers, self.adapter, self.config)
         return report

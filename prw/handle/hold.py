@@ -8,7 +8,15 @@ from torch import nn
 
 from prw.config import PoolSettings
 from prw.layers import Pool, SiteRecord
-from prw.tuner import PrwConfig, PrwLinear, TrainedBefore, inner_model, pool_layers, refuse_no_model
+from prw.tuner import (
+    PrwConfig,
+    PrwLinear,
+    TrainedBefore,
+    inner_model,
+    note_beside,
+    pool_layers,
+    refuse_no_model,
+)
 
 EMPTY = 'the pool is empty, so nothing can train or be routed: call weave.add_expert("name") first.'
 
@@ -69,6 +77,11 @@ class Hold:
         """The attention blocks with experts, in the model's order."""
         sites = {id(site): site for site in (layer.sites[self.adapter] for layer in self._layers().values())}
         return tuple(site.describe() for site in sites.values())
+
+    def _note_stage_end(self) -> None:
+        """Note what trained beside the newest expert, if that goes on training until now."""
+        if self.experts and not self.frozen:
+            note_beside(self.model, self.adapter, self.config)
 
     def _layers(self) -> dict[str, PrwLinear]:
         return pool_layers(self.model, self.adapter)

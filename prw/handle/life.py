@@ -25,6 +25,7 @@ class Life(Hold):
             ConfigError: if the name cannot be used or is taken.
             PoolError: if `init` names no expert.
         """
+        self._note_stage_end()
         grow(self._layers(), self.adapter, self.config, name, init)
 
     def rename_expert(self, old: str, new: str) -> None:
@@ -41,6 +42,7 @@ class Life(Hold):
 
     def freeze(self) -> None:
         """Freeze the newest expert too: its stage has ended, and nothing trains until an expert is added."""
+        self._note_stage_end()
         freeze_newest(self._layers(), self.adapter, self.config)
 
     def remove_expert(self, name: str) -> None:

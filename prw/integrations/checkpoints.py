@@ -12,6 +12,7 @@ from typing import NamedTuple
 from peft import PeftModel
 from torch import nn
 
+from prw.config import one_form
 from prw.errors import StorageError
 from prw.storage.folder import read_config
 
@@ -45,10 +46,12 @@ def latest(folder: Path, stages: Iterable[str], adapter: str) -> Progress | None
     Returns:
         Where the run is, or None if it has not begun.
     """
+    places = {one_form(place.name): place for place in folder.iterdir()} if folder.is_dir() else {}
     for stage in reversed(list(stages)):
-        if holds_pool(folder / stage):
-            return Progress(folder / stage, None)
-        for checkpoint in checkpoints(folder / stage):
+        place = places.get(stage, folder / stage)
+        if holds_pool(place):
+            return Progress(place, None)
+        for checkpoint in checkpoints(place):
             pool = pool_in(checkpoint, adapter)
             if (checkpoint / STATE).is_file() and pool is not None:
                 return Progress(pool, checkpoint)
@@ -62,7 +65,7 @@ def pools_of_others(folder: Path, stages: Iterable[str], adapter: str) -> list[s
         place.name
         for place in (folder.iterdir() if folder.is_dir() else ())
         if place.is_dir()
-        and place.name not in known
+        and one_form(place.name) not in known
         and (holds_pool(place) or any(pool_in(checkpoint, adapter) for checkpoint in checkpoints(place)))
     )
 

@@ -10,6 +10,7 @@ from torch import nn
 
 from prw.curriculum import Stage
 from prw.errors import CurriculumError, UnsupportedError
+from prw.tuner import pool_layers, trainable_parameters
 from prw.weave import Weave
 
 
@@ -65,7 +66,8 @@ def check_alone(model: nn.Module, weave: Weave) -> None:
     Raises:
         UnsupportedError: names some of it.
     """
-    ours = {id(parameter) for parameter in weave.trainable_parameters()}
+    layers = pool_layers(weave.model, weave.adapter)
+    ours = {id(parameter) for parameter in trainable_parameters(layers, weave.adapter, weave.config)}
     others = [n for n, p in model.named_parameters() if p.requires_grad and id(p) not in ours]
     if others:
         raise UnsupportedError(

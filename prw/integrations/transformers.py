@@ -7,6 +7,7 @@ stage's expert was added; a Trainer that is used for a second stage is refused.
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,7 @@ import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from prw.curriculum import Curriculum, Stage
+from prw.curriculum.ledger import write
 from prw.errors import CurriculumError, UnsupportedError
 from prw.integrations.checkpoints import holds_pool, latest, let_trainer_read, pool_in, pools_of_others
 from prw.integrations.meter import RoutingMeter
@@ -30,6 +32,8 @@ from prw.integrations.trainer_checks import (
 from prw.layers import AddedLoss
 from prw.routing import RoutingStatistics
 from prw.weave import Weave
+
+logger = logging.getLogger(__name__)
 
 
 class PrwCallback(TrainerCallback):
@@ -134,6 +138,8 @@ class PrwCallback(TrainerCallback):
         check_alone(kwargs["model"], self.weave)
         check_saving(args, kwargs["model"])
         check_optimizer(kwargs["optimizer"], kwargs["model"], self.weave, stage)
+        if self._added is not None and args.auto_find_batch_size:
+            self._restart(stage, state.global_step)
         check_step(state.global_step, self.curriculum.done(self.weave), stage)
         self._let_go()
         self._meter = RoutingMeter(stage, self._collapse)
@@ -176,6 +182,22 @@ class PrwCallback(TrainerCallback):
         if self.curriculum.done(self.weave) == stage.steps:
             self.weave.freeze()
             self._keep(stage)
+
+    def _restart(self, stage: Stage, step: int) -> None:
+        """Follow a Trainer that begins again after an out-of-memory error, with a smaller batch.
+
+        `auto_find_batch_size` runs the whole loop again, from step 0 or the checkpoint it resumed from, and
+        never ends the first attempt. It keeps the weights as they are, as it does for any model.
+        """
+        done = self.curriculum.done(self.weave)
+        logger.warning(
+            "auto_find_batch_size starts stage %r again at step %d after an out-of-memory error; the %d "
+            "steps since then stay in the expert's weights and are not counted.",
+            stage.name,
+            step,
+            done - step,
+        )
+        write(self.weave, stage, step)
 
     def _next(self, walk: Iterator[Stage]) -> Stage | None:
         """Go on to the next stage; its expert starts the same way in every process and after every break."""

@@ -13,6 +13,7 @@ from prw.layers.noise import NoiseStream
 from prw.layers.pairs import pair_of
 from prw.layers.pool import Pool, Scope
 from prw.layers.projection import RoutedProjection
+from prw.layers.reach import name_unreached
 from prw.layers.reading import explained
 from prw.layers.rows import WHOLE, Part, Rows, add_rows
 from prw.layers.site import Site, SiteRecord
@@ -36,6 +37,7 @@ __all__ = [
     "container_names",
     "expert_names",
     "explained",
+    "name_unreached",
     "pair_names",
     "pair_of",
 ]

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from prw.errors import ConfigError, PoolError, RoutingError
 from prw.layers.pool import Pool
+from prw.layers.reach import name_unreached
 from prw.routing import Routing
 
 AuxiliaryLoss = Callable[..., Tensor]
@@ -70,6 +71,11 @@ class AddedLoss:
         routing = self._close()
         if routing is None or (output is None and sys.exc_info()[0] is not None):
             return None  # nothing was recorded, or the forward has failed, which its own error tells
+        name_unreached(model, self._pool, routing, forward=True)
+        if routing.experts and not routing.decisions:
+            return (
+                None  # no site decided: its adapter is off, or the batch does not use the blocks with experts
+            )
         own = own_loss(output, model)
         mask = kwargs.get(self._mask) if self._mask is not None else None
         loss = self._loss(routing) if mask is None else self._loss(routing, mask=mask.bool())
@@ -193,8 +199,10 @@ class AddsLosses:
     def add_to_loss(self: HasPool, loss: AuxiliaryLoss, mask: str | None = None) -> AddedLoss:
         """Add a loss of the recorded decisions to `outputs.loss` of every training forward of the model.
 
-        Each forward is recorded once, also under gradient checkpointing. In evaluation mode and inside
-        `weave.disabled()` nothing is added. Inside `with weave.record()` a training forward is refused, since
+        Each forward is recorded once, also under gradient checkpointing. Nothing is added in evaluation mode,
+        inside `weave.disabled()`, or where no site decides: the adapter is switched off, or the batch does
+        not use the blocks with experts. A site that a training forward does not reach is named in a warning,
+        once. Inside `with weave.record()` a training forward is refused, since
         it is recorded already. Under gradient accumulation by a Hugging Face Trainer the loss is weighed by
         the forward's part of the batch.
 

@@ -5,16 +5,17 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from prw.config import PoolSettings, matching
+from prw.config import PoolSettings, matching, one_form
 from prw.errors import PoolError
 from prw.kernels import forced
 from prw.layers.noise import NoiseStream
+from prw.layers.samples import BatchSizes, Samples
 from prw.routing import Routing
 
 
@@ -25,17 +26,36 @@ class Scope:
     Attributes:
         size: Only the first `size` experts exist; None means all.
         routed: Which tokens are routed, bool of shape [batch, tokens]; None means all.
+        samples: Which sample each row belongs to; None means that axis 0 is the sample.
         disabled: Whether the experts are switched off.
     """
 
     size: int | None = None
     routed: Tensor | None = None
+    samples: Samples | None = None
     disabled: bool = False
+    _moved: dict[torch.device, tuple[int, Tensor]] = field(init=False, default_factory=dict)
 
     def agrees(self, other: Scope) -> bool:
         """Tell whether another scope asks for the same."""
         same_pool = self.size == other.size and self.disabled == other.disabled
-        return same_pool and self.routed is other.routed
+        return same_pool and self.routed is other.routed and self.samples is other.samples
+
+    def routed_on(self, device: torch.device) -> Tensor | None:
+        """Give `routed` on a device; it is moved there once for all sites, unless it has changed."""
+        routed = self.routed
+        if (
+            routed is None
+            or routed.device == device
+            or torch.compiler.is_compiling()
+            or routed.is_inference()
+        ):
+            return None if routed is None else routed.to(device)
+        version, moved = self._moved.get(device, (-1, routed))
+        if version != routed._version:
+            moved = routed.to(device)
+            self._moved[device] = (routed._version, moved)
+        return moved
 
 
 EVERYTHING = Scope()
@@ -62,6 +82,10 @@ class Pool:
         scope: What the open `with` blocks ask for. It is shared by all threads, because the autograd engine
             recomputes checkpointed blocks in threads of its own; so one thread at a time may open blocks.
         recorder: Where decisions go, or None.
+        batch_sizes: What the running forward of the model was called with; None where tokens are routed.
+        settled: Names of the sites that a recorded forward has reached, or that were named as not reached.
+        all_settled: Whether that is every site.
+        weights_read: Names of the sites whose projections' weights were read since the recording began.
     """
 
     def __init__(
@@ -79,6 +103,10 @@ class Pool:
         self.noise = noise
         self.scope = EVERYTHING
         self.recorder: Routing | None = None
+        self.batch_sizes = BatchSizes() if settings.granularity == "sample" else None
+        self.settled: set[str] = set()
+        self.all_settled = False
+        self.weights_read: set[str] = set()
         self._blocks: list[Block] = []
 
     def __getstate__(self) -> dict[str, Any]:
@@ -98,6 +126,7 @@ class Pool:
         Raises:
             PoolError: if the pool has no such expert.
         """
+        name = one_form(name)
         if name not in self.experts:
             known = ", ".join(self.experts) or "none yet"
             raise PoolError(f"the pool has no expert {name!r}; it has: {known}.")
@@ -154,6 +183,7 @@ class Pool:
         block = None if torch.compiler.is_compiling() else self._open({})
         experts = self.experts if self.scope.size is None else self.experts[: self.scope.size]
         self.recorder = Routing(experts, self.settings.share)
+        self.weights_read.clear()
         try:
             yield self.recorder
         finally:

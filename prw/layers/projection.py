@@ -49,6 +49,10 @@ class RoutedProjection(nn.Module):
         self.parts: dict[str, tuple[Part, ...]] = {}
         self.training = base_layer.training  # noise is drawn in training only, and the base may be evaluating
 
+    def acts(self, adapter: str) -> bool:
+        """Tell whether an adapter's experts are switched on here."""
+        return adapter in self.sites
+
     def parts_of(self, adapter: str) -> tuple[Part, ...]:
         """List the parts of the output that an adapter's experts add to."""
         return self.parts.get(adapter, WHOLE)

@@ -14,7 +14,7 @@ from prw.layers.noise import Drawn
 from prw.layers.pool import Pool, Scope
 from prw.layers.recompute import Checkpointed, under_checkpointing
 from prw.layers.turn import Turn
-from prw.routing import RoutingDecision, decide
+from prw.routing import Groups, RoutingDecision, decide
 from prw.routing.features import as_batch
 
 
@@ -81,6 +81,17 @@ class Site:
         """The projection that keeps the router vectors."""
         return self._members[0]
 
+    @property
+    def acts(self) -> bool:
+        """Whether the experts of any member are switched on, as its adapter and the open blocks have it."""
+        on = (cast(Any, member).acts(self.adapter) for member in self._members)
+        return self.pool.size > 0 and any(on)
+
+    def note_weight_read(self) -> None:
+        """Note that a projection's weight was read, if decisions are being recorded."""
+        if self.pool.recorder is not None:
+            self.pool.weights_read.add(self.name)
+
     def add(self, path: str, projection: nn.Module) -> None:
         """Make a projection a member."""
         self.projections[path] = projection
@@ -96,44 +107,64 @@ class Site:
         widths = tuple(width for layer in layers for width in layer.widths(self.adapter))
         return SiteRecord(self.name, tuple(self.projections), cast(int, self.router.in_features), widths)
 
-    def decide(self, hidden: Tensor, asker: nn.Module) -> RoutingDecision | None:
+    def decide(self, hidden: Tensor, asker: nn.Module, one_sample: bool = False) -> RoutingDecision | None:
         """Give the decision for an input; see `turn`."""
-        turn = self.turn(hidden, asker)
+        turn = self.turn(hidden, asker, one_sample)
         return None if turn is None else turn.decision
 
-    def turn(self, hidden: Tensor, asker: nn.Module) -> Turn | None:
+    def turn(self, hidden: Tensor, asker: nn.Module, one_sample: bool = False) -> Turn | None:
         """Give the decision for an input, made now or left by the other projection with what it has read.
 
         Args:
             hidden: Input of the projection, of shape [batch, tokens, d] or [tokens, d].
             asker: The projection that asks.
+            one_sample: Whether an input of shape [tokens, d] is known to be one sample.
 
         Returns:
             The decision in its turn, or None where no expert is in use.
+
+        Raises:
+            RoutingError: if whole samples are routed and the input does not tell which rows are one.
         """
         scope, compiling = self.pool.scope, torch.compiler.is_compiling()
         recomputing = not compiling and torch._C._current_graph_task_id() != -1
         if recomputing:
             self._checkpointed.check(scope, self.name)
-        turn = self._turn(hidden, asker, recomputing) if self.pool.size > 0 else None
+        turn = self._turn(hidden, asker, recomputing, one_sample) if self.pool.size > 0 else None
         if not recomputing and not compiling:
             made = () if turn is None else (turn.decision.weights,)
             self._checkpointed.add(scope, *made, hidden)
         return turn
 
-    def _turn(self, hidden: Tensor, asker: nn.Module, recomputing: bool) -> Turn:
+    def _turn(self, hidden: Tensor, asker: nn.Module, recomputing: bool, one_sample: bool) -> Turn:
         """Take the decision that is waiting, or make one and leave it for the other projection."""
         slot = 0 if torch.compiler.is_compiling() else threading.get_ident()
         waiting = self._pending.pop(slot, None)
         if waiting is not None and self._fits(waiting, hidden, asker):
             return waiting.turn
-        turn = Turn(self._fresh(as_batch(hidden), asker.training, recomputing))
+        groups = None if one_sample else self.groups(hidden)
+        batch = as_batch(hidden)
+        routed = self._routed(batch)
+        decision = self._fresh(batch, routed, groups, asker.training, recomputing)
+        turn = Turn(decision if groups is None else groups.to_rows(decision))
         if len(self._members) > 1:
             grad, version = torch.is_grad_enabled(), version_of(hidden)
             self._pending[slot] = Pending(hidden, version, asker, self.pool.scope, grad, turn)
         if self.pool.recorder is not None and not recomputing:
-            self.pool.recorder.add(self.name, turn.decision)
+            self.pool.recorder.add(self.name, decision)
         return turn
+
+    def groups(self, hidden: Tensor) -> Groups | None:
+        """Give the sample of each row, where it was said; None where axis 0 is it, or tokens are routed.
+
+        Raises:
+            RoutingError: if samples are routed and axis 0 is not the sample, or what was said does not fit.
+        """
+        if self.pool.scope.samples is not None:
+            return self.pool.scope.samples.groups(hidden, self.name)
+        if self.pool.batch_sizes is not None and not torch.compiler.is_compiling():
+            self.pool.batch_sizes.check(hidden, self.name)
+        return None
 
     def _fits(self, waiting: Pending, hidden: Tensor, asker: nn.Module) -> bool:
         same_input = waiting.hidden is hidden and waiting.version == version_of(hidden)
@@ -141,12 +172,14 @@ class Site:
         same_scope = waiting.scope.agrees(self.pool.scope)
         return same_call and same_scope and waiting.with_grad == torch.is_grad_enabled()
 
-    def _fresh(self, hidden: Tensor, training: bool, recomputing: bool) -> RoutingDecision:
+    def _fresh(
+        self, hidden: Tensor, routed: Tensor | None, groups: Groups | None, training: bool, recomputing: bool
+    ) -> RoutingDecision:
         size, settings = self.pool.size, self.pool.settings
         gates = weights_of(self.router, GATE, self.adapter, size)
         noises = weights_of(self.router, NOISE, self.adapter, size) if settings.noise else []
         seed = self._seed(hidden, recomputing) if noises and training else None
-        return decide(hidden, gates, noises, settings, self._routed(hidden), training, seed)
+        return decide(hidden, gates, noises, settings, routed, training, seed, groups)
 
     def _seed(self, hidden: Tensor, recomputing: bool) -> int | None:
         """Give the seed of a decision's noise: the next one, or the one that this forward had before."""
@@ -160,7 +193,7 @@ class Site:
         return seed
 
     def _routed(self, hidden: Tensor) -> Tensor | None:
-        routed = self.pool.scope.routed
+        routed = self.pool.scope.routed_on(hidden.device)
         if routed is None:
             return None
         if routed.dim() == 1:
@@ -172,7 +205,7 @@ class Site:
                 "site; where sites see different tokens, call prw.project(module, hidden, routed=...) in "
                 "the attention instead."
             )
-        return routed.to(hidden.device)
+        return routed
 
 
 def version_of(hidden: Tensor) -> int | None:

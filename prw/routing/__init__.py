@@ -2,6 +2,7 @@
 
 from prw.routing.decision import RoutingDecision
 from prw.routing.features import router_features
+from prw.routing.groups import Groups
 from prw.routing.policies import decide, noisy_logits, top_1, top_k
 from prw.routing.record import Routing
 from prw.routing.scores import router_logits
@@ -11,6 +12,7 @@ from prw.routing.tally import Tally
 
 __all__ = [
     "Collapse",
+    "Groups",
     "Routing",
     "RoutingDecision",
     "RoutingStatistics",

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from prw.config import Granularity
 from prw.errors import RoutingError
+from prw.routing.groups import Groups
 
 EPSILON = 1e-6
 
@@ -27,7 +28,13 @@ def as_batch(hidden: Tensor) -> Tensor:
     return hidden.flatten(1, -2)
 
 
-def router_features(hidden: Tensor, granularity: Granularity, routed: Tensor | None, norm: bool) -> Tensor:
+def router_features(
+    hidden: Tensor,
+    granularity: Granularity,
+    routed: Tensor | None,
+    norm: bool,
+    groups: Groups | None = None,
+) -> Tensor:
     """Make one feature vector per item.
 
     Args:
@@ -37,6 +44,7 @@ def router_features(hidden: Tensor, granularity: Granularity, routed: Tensor | N
         routed: Which tokens are routed, bool of shape [batch, tokens]; None means all, pads included, which
             then enter the mean.
         norm: Whether each feature vector is divided by its root mean square.
+        groups: Which rows are of one sample; None means those of one place in axis 0.
 
     Returns:
         Features of shape [batch, items, d], float32 (float64 stays float64: bf16 logits tie and unbalance
@@ -44,7 +52,7 @@ def router_features(hidden: Tensor, granularity: Granularity, routed: Tensor | N
     """
     features = hidden.to(torch.promote_types(hidden.dtype, torch.float32))
     if granularity == "sample":
-        features = pooled(features, routed)
+        features = pooled(features, routed) if groups is None else groups.mean(features, routed)
     if norm:
         features = features * torch.rsqrt(features.square().mean(-1, keepdim=True) + EPSILON)
     return features

@@ -12,6 +12,7 @@ from prw.config import Gate, PoolSettings
 from prw.precision import product_dtype, without_autocast
 from prw.routing.decision import RoutingDecision
 from prw.routing.features import router_features
+from prw.routing.groups import Groups
 from prw.routing.scores import router_logits, several_logits
 
 
@@ -87,6 +88,7 @@ def decide(
     routed: Tensor | None = None,
     noisy: bool = True,
     seed: int | None = None,
+    groups: Groups | None = None,
 ) -> RoutingDecision:
     """Choose an expert, or top_k of them, for every item of one site.
 
@@ -99,17 +101,21 @@ def decide(
         routed: Which tokens are routed, bool of shape [batch, tokens]; None means all.
         noisy: Whether noise is drawn; if not, noise vectors that train get a gradient of zero.
         seed: Seed of this decision's noise; None draws from torch's generator.
+        groups: Which rows are of one sample, where whole samples are routed; None means those of one place in
+            axis 0. The decision is then of shape [samples, 1].
     """
     hidden = hidden.to(product_dtype(hidden))
     with without_autocast(hidden.device):
         if noises and not noisy:
             gates, noises = kept_in_graph(gates, noises), []
-        features = router_features(hidden, settings.granularity, routed, settings.router_norm)
+        features = router_features(hidden, settings.granularity, routed, settings.router_norm, groups)
         if noises:
             logits, deviations = several_logits(features, [gates, noises])
             logits = noisy_logits(logits, deviations, seed)
         else:
             logits = router_logits(features, gates)
-        if routed is not None and settings.granularity == "sample":
+        if groups is not None:
+            routed = groups.any_routed(routed, features)
+        elif routed is not None and settings.granularity == "sample":
             routed = routed.any(dim=1, keepdim=True)
         return top_k(logits, settings.gate, routed, settings.top_k)

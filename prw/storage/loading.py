@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from torch import nn
+from torch import Tensor, nn
 
 from prw.errors import StorageError, TargetError
 from prw.storage.folder import SavedPool, read_folder
+from prw.storage.sharded import put
 from prw.storage.state import fill
 from prw.tuner import (
     Layers,
@@ -21,7 +22,7 @@ from prw.tuner import (
     take_out,
     trained_before,
 )
-from prw.tuner.moving import follow, moved_paths, moved_weights, paths_in
+from prw.tuner.moving import PEFT_PREFIX, follow, moved_paths, moved_weights, paths_in
 
 
 def load_pool(model: nn.Module, path: Path, adapter: str) -> TrainedBefore:
@@ -52,6 +53,7 @@ def place_pool(model: nn.Module, saved: SavedPool, path: Path, adapter: str) -> 
         StorageError: if it does not fit.
     """
     inner = inner_model(model)
+    saved, embeddings = without_embeddings(inner, saved, path)
     saved = up_to_date(saved, inner)
     configs = getattr(inner, "peft_config", {})
     if adapter in configs:
@@ -81,7 +83,35 @@ def place_pool(model: nn.Module, saved: SavedPool, path: Path, adapter: str) -> 
     except StorageError:
         take_out(inner, adapter, before)
         raise
+    for parameter, weight in embeddings:
+        put(parameter, weight)
     return before
+
+
+def without_embeddings(
+    model: nn.Module, saved: SavedPool, path: Path
+) -> tuple[SavedPool, list[tuple[nn.Parameter, Tensor]]]:
+    """Part a folder from weights of the base, which PEFT saves with it once the embeddings were resized.
+
+    Returns:
+        The pool alone, and each weight of the base with the parameter that it is of.
+
+    Raises:
+        StorageError: if the model's is of another size.
+    """
+    parameters = {} if saved.config.modules_to_save else dict(model.named_parameters())
+    plain = {name: name.removeprefix(PEFT_PREFIX) for name in saved.weights if ".prw_" not in name}
+    theirs = {name: parameters[short] for name, short in plain.items() if short in parameters}
+    for name, parameter in theirs.items():
+        rows = tuple(saved.weights[name].shape)
+        if rows != tuple(parameter.shape):
+            raise StorageError(
+                f"the pool in {path} was saved with resized embeddings: {plain[name]} is {rows} there and "
+                f"{tuple(parameter.shape)} in this model. Call model.resize_token_embeddings({rows[0]}) "
+                "before loading it."
+            )
+    pool = saved._replace(weights={name: w for name, w in saved.weights.items() if name not in theirs})
+    return pool, [(parameter, saved.weights[name]) for name, parameter in theirs.items()]
 
 
 def up_to_date(saved: SavedPool, model: nn.Module) -> SavedPool:

@@ -25,6 +25,14 @@ FLAT = re.compile(r"^lora_(?:unet|transformer|te\d?|prior_unet)_")
 """What kohya puts before a path whose dots it has turned into underscores."""
 
 
+OTHER_ROWS = "rows that are neither keys nor values"
+FLUX_FUSED = re.compile(
+    r"(?:double_blocks[._](?P<double>\d+)[._](?P<stream>img|txt)_attn[._]qkv"
+    r"|single_blocks[._](?P<single>\d+)[._]linear1)"
+)
+"""The original names of FLUX's fused projections, which kohya's and other trainers' files use."""
+
+
 class LoraImport(NamedTuple):
     """What became of a LoRA that was imported.
 
@@ -65,26 +73,27 @@ def fit_lora(
     dropped = []
     flat = Counter(path.replace(".", "_") for path in layers)
     for module, pair in lora.pairs.items():
-        path = place_of(module, layers, flat)
-        if path is None:
-            dropped.append(module.removeprefix(PEFT_PREFIX))
-            continue
-        if path in pairs:
-            raise StorageError(
-                f"{lora.source} has two LoRAs for {path}, likely of two models of a pipeline. Give the "
-                "weights of one as a mapping instead of the file."
-            )
-        check_widths(path, pair, layers[path])
-        if others := rows_left_out(layers[path], adapter, pair.up):
-            dropped.append(f"{path} ({others} rows that are neither keys nor values)")
-        pairs[path] = pair
+        places, left = places_of(module, pair, layers, flat)
+        if not places or left:
+            dropped.append(module.removeprefix(PEFT_PREFIX) + (f" ({left} {OTHER_ROWS})" if left else ""))
+        for path, part in places.items():
+            if path in pairs:
+                raise StorageError(
+                    f"{lora.source} has two LoRAs for {path}, likely of two models of a pipeline. Give the "
+                    "weights of one as a mapping instead of the file."
+                )
+            check_widths(path, part, layers[path])
+            if others := rows_left_out(layers[path], adapter, part.up):
+                dropped.append(f"{path} ({others} {OTHER_ROWS})")
+            pairs[path] = part
     refuse_more_than_lora(lora, layers)
     dropped += [key.removeprefix(PEFT_PREFIX) for key in lora.others]
     if not pairs:
         raise StorageError(
             f"the LoRA in {lora.source} adapts none of the pool's projections {shown(sorted(layers))}, only "
-            f"{len(dropped)} others {shown(sorted(dropped))}. Likely another base model, or no LoRA on keys "
-            "and values."
+            f"{len(dropped)} others {shown(sorted(dropped))}. Likely another base model, no LoRA on keys and "
+            "values, or another library's names: those that diffusers knows it translates, as in "
+            "import_lora(FluxPipeline.lora_state_dict(file), ...), with the pipeline of this model."
         )
     if strict and dropped:
         raise StorageError(
@@ -95,6 +104,61 @@ def fit_lora(
     ranks = {path: rank_needed(layers[path], adapter, pair.down, pair.up) for path, pair in pairs.items()}
     without = tuple(path for path in layers if path not in pairs)
     return pairs, LoraImport(name, lora.source, ranks, tuple(sorted(dropped)), without)
+
+
+def places_of(
+    module: str, pair: LoraPair, layers: Layers, flat: Mapping[str, int]
+) -> tuple[dict[str, LoraPair], int]:
+    """Find the projections that a LoRA's module is, and its part at each.
+
+    Returns:
+        Projection to its LoRA, and how many rows that the LoRA changes have no place.
+    """
+    path = place_of(module, layers, flat)
+    if path is not None:
+        return {path: pair}, 0
+    fused = FLUX_FUSED.fullmatch(without_prefix(module))
+    return ({}, 0) if fused is None else flux_places(fused, pair, layers)
+
+
+def flux_places(fused: re.Match[str], pair: LoraPair, layers: Layers) -> tuple[dict[str, LoraPair], int]:
+    """Cut a LoRA of one of FLUX's fused projections: rows q|k|v, and in single blocks those of the mlp."""
+    block = "transformer_blocks" if fused["single"] is None else "single_transformer_blocks"
+    block = f"{block}.{fused['double'] or fused['single']}.attn"
+    for whole in ("to_qkv_mlp_proj", "to_qkv") if fused["stream"] != "txt" else ("to_added_qkv",):
+        layer = layers.get(f"{block}.{whole}")
+        if layer is not None:
+            up, further = pair.up[: layer.out_features], pair.up[layer.out_features :]
+            return {f"{block}.{whole}": pair._replace(up=up)}, int(further.any(dim=1).sum())
+    named = "add_{}_proj" if fused["stream"] == "txt" else "to_{}"
+    paths = [f"{block}.{named.format(letter)}" for letter in "qkv"]
+    width = next((layers[path].out_features for path in paths if path in layers), None)
+    if width is None:
+        return {}, 0
+    height = pair.up.shape[0]
+    if height < 3 * width or (fused["single"] is None and height > 3 * width):
+        return {path: pair for path in paths if path in layers}, 0  # of another width, which is told next
+    rows = {path: slice(place * width, (place + 1) * width) for place, path in enumerate(paths)}
+    taken = {path: used_ranks(pair, rows[path]) for path in paths if path in layers}
+    left = pair.up.clone()
+    for path in taken:
+        left[rows[path]] = 0
+    return taken, int(left.any(dim=1).sum())
+
+
+def used_ranks(pair: LoraPair, rows: slice) -> LoraPair:
+    """Keep some rows of B, and the ranks that they use; one at least."""
+    up = pair.up[rows]
+    used = up.any(dim=0)
+    used[0] |= not bool(used.any())
+    return pair._replace(down=pair.down[used], up=up[:, used])
+
+
+def without_prefix(module: str) -> str:
+    """Give a LoRA's module without what files put before the paths of a model."""
+    name = module.removeprefix(PEFT_PREFIX)
+    first, _, rest = name.partition(".")
+    return rest if first in COMPONENTS else FLAT.sub("", name)
 
 
 def place_of(module: str, layers: Layers, flat: Mapping[str, int]) -> str | None:

@@ -76,7 +76,7 @@ def run_pool(
 
     def look(path: str, layer: PrwLinear, hidden: Tensor, output: Tensor, routed: bool) -> None:
         plain = plain_output(layer, adapter, index, hidden)
-        weight = weight_here(routing, layer, adapter, index, plain.shape[0]) if routed else 0.0
+        weight = weight_here(routing, layer, adapter, index, hidden) if routed else 0.0
         size = plain.double().square().sum(-1)
         sums = parts.setdefault(path, [0.0, 0.0])
         sums[0] += float(((1.0 - weight) ** 2 * size).sum())
@@ -155,14 +155,18 @@ def plain_output(layer: PrwLinear, adapter: str, index: int, hidden: Tensor) -> 
     return rows @ down.T @ up.T * layer.scales[adapter]
 
 
-def weight_here(routing: Routing, layer: PrwLinear, adapter: str, index: int, tokens: int) -> Tensor | float:
+def weight_here(
+    routing: Routing, layer: PrwLinear, adapter: str, index: int, hidden: Tensor
+) -> Tensor | float:
     """Give the weight that the expert has just had for each token, of shape [tokens]."""
     decisions = routing.decisions.get(layer.sites[adapter].name)
     if not decisions:
         return 0.0  # the pool is switched off
     weights = decisions[-1].weights.reshape(decisions[-1].choices.shape)
     mine = torch.where(decisions[-1].choices == index, weights, torch.zeros_like(weights)).sum(-1)
-    return per_token(mine, tokens).double()
+    groups = layer.sites[adapter].groups(hidden)
+    rows = hidden.shape[:-1].numel()
+    return (per_token(mine, rows) if groups is None else mine.flatten()[groups.index]).double()
 
 
 def gate_of(routing: Routing, index: int) -> tuple[float, float]:

@@ -27,6 +27,7 @@ from prw.tuner.injection import (
 from prw.tuner.layer import PrwLinear
 from prw.tuner.merging import constant_weights, merge
 from prw.tuner.model import PrwModel
+from prw.tuner.outside import changed_since, note_beside, shown, trained_beside
 from prw.tuner.project import project
 from prw.tuner.registration import register
 from prw.tuner.resolving import passed_over, passed_over_note, refuse_outside
@@ -42,6 +43,7 @@ __all__ = [
     "PrwLinear",
     "PrwModel",
     "TrainedBefore",
+    "changed_since",
     "check_peft",
     "constant_weights",
     "folded",
@@ -51,6 +53,7 @@ __all__ = [
     "inner_model",
     "limited",
     "merge",
+    "note_beside",
     "passed_over",
     "passed_over_note",
     "pool_layers",
@@ -62,8 +65,10 @@ __all__ = [
     "refuse_outside",
     "remove",
     "rename",
+    "shown",
     "take_out",
     "trainable_modules",
     "trainable_parameters",
     "trained_before",
+    "trained_beside",
 ]

@@ -51,6 +51,7 @@ class PrwAttention(PrwLinear):
         """The attention's weight; not plain while torch's fused calls would pass over the experts."""
         base: Any = self.base_layer
         weight: Tensor | None = base.in_proj_weight
+        self.note_weight_read()
         if weight is None or torch.compiler.is_compiling() or self._may_be_fused():
             return weight
         return weight.as_subclass(Guarded)
@@ -126,7 +127,7 @@ class PrwAttention(PrwLinear):
         """Make the decisions, for whoever records them."""
         for adapter in adapters:
             for source in [key] if key is value else [key, value]:
-                self.sites[adapter].decide(self._tokens(source), self)
+                self.sites[adapter].decide(self._tokens(source), self, source.dim() == 2)
 
     def _tokens(self, source: Tensor) -> Tensor:
         """View an input as [batch, tokens, d], or [tokens, d]."""
@@ -207,7 +208,7 @@ class PrwAttention(PrwLinear):
                 source = key if part.letter == "k" else value
                 hidden = self._tokens(source)
                 if turn is None or key is not value:
-                    turn = site.turn(hidden, self)
+                    turn = site.turn(hidden, self, hidden.dim() == 2)
                 if turn is not None:
                     delta = self.delta(turn, hidden, adapter, part) * self.strengths[adapter]
                     deltas[part.letter].append(self._tokens(delta) if source.dim() == 3 else delta)

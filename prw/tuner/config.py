@@ -9,16 +9,16 @@ from typing import Any, Self
 from peft import PeftConfig
 from peft.utils import PeftType
 
-from prw.config import OF_LORA, PoolSettings
+from prw.config import OF_LORA, PoolSettings, one_form
 from prw.errors import ConfigError
 from prw.tuner.card import put_card
 from prw.tuner.registration import peft_type
-from prw.tuner.targets import STRUCTURAL
+from prw.tuner.targets import BY_STRUCTURE, STRUCTURAL
 
 ALL_LINEAR = "all-linear"
 EVERY_ROW = "all"
 """What `rows` says of layers that get experts whole, whatever they make."""
-WHOLE_MODEL = (*STRUCTURAL, ALL_LINEAR)
+WHOLE_MODEL = (*BY_STRUCTURE, ALL_LINEAR)
 """What `target_modules` can be besides a name, glob or pattern, or a list of those."""
 
 _Mirror: Any = make_dataclass(
@@ -36,8 +36,8 @@ class PrwConfig(_Mirror):  # type: ignore[misc, unused-ignore]
     """PEFT configuration of a pool: every field of `prw.config.PoolSettings`, and the fields below.
 
     Attributes:
-        target_modules: "kv", "k" or "v" (found by structure), "all-linear" as in PEFT, or module names, globs
-            or patterns.
+        target_modules: "kv", "k", "v" or "all-kv" (found by structure), "all-linear" as in PEFT, or module
+            names, globs or patterns.
         resolved_from: What `target_modules` was before the model's paths took its place; written by prw.
         rows: Which rows of a projection that holds keys and values get experts: "kv", "k" or "v"; "all" with
             `target_modules="all-linear"`.
@@ -49,6 +49,8 @@ class PrwConfig(_Mirror):  # type: ignore[misc, unused-ignore]
         newest_frozen: Whether the newest expert is frozen too: its stage has ended.
         stages: Settings of the stage that trained each expert, and how many of its steps are done, by name;
             kept by `prw.Curriculum`, empty without one.
+        trained_beside: Checksums of what trained beside the pool when an expert's stage ended, by expert and
+            name of the parameter; such parameters are not saved with the pool.
         exclude_modules: Modules that are left alone although they match, as in PEFT.
         layers_to_transform: Only layers with these indices, as in PEFT.
         layers_pattern: What precedes the layer index, as in PEFT.
@@ -70,6 +72,7 @@ class PrwConfig(_Mirror):  # type: ignore[misc, unused-ignore]
     expert_ranks: dict[str, dict[str, int]] = field(default_factory=dict)
     noise_draws: int = 0
     stages: dict[str, dict[str, Any]] = field(default_factory=dict)
+    trained_beside: dict[str, dict[str, int]] = field(default_factory=dict)
     exclude_modules: Any = None
     layers_to_transform: Any = None
     layers_pattern: Any = None
@@ -97,9 +100,6 @@ class PrwConfig(_Mirror):  # type: ignore[misc, unused-ignore]
         """Check every setting and the experts' names."""
         super().__post_init__()
         self.peft_type: PeftType = peft_type()
-        # Whether experts go inside the adapters that are there: `prw.inject` and `prw.load` say so meanwhile,
-        # while the hosts' own loading looks for them outside. Not a field, so it is not saved.
-        self.innermost = False
         self.settings()
         if isinstance(self.target_modules, str) and self.target_modules not in WHOLE_MODEL:
             self.target_modules = [self.target_modules]  # else PEFT would read a name or glob as a pattern
@@ -110,7 +110,10 @@ class PrwConfig(_Mirror):  # type: ignore[misc, unused-ignore]
                 f"experts is a list of names, got the string {self.experts!r}; for one expert write "
                 f"experts=[{self.experts!r}]."
             )
-        self.experts, self.imported = list(self.experts), list(self.imported)
+        self.experts = [one_form(name) for name in self.experts]
+        self.imported = [one_form(name) for name in self.imported]
+        for by_name in ("expert_ranks", "stages", "trained_beside"):
+            setattr(self, by_name, {one_form(name): of for name, of in getattr(self, by_name).items()})
         for position, name in enumerate(self.experts):
             check_name(name, self.experts[:position])
         if self.bias != "none" or self.target_parameters:

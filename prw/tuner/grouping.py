@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import dis
+import functools
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from types import CodeType
 from typing import Any
 
 from peft.tuners.tuners_utils import BaseTunerLayer, _get_in_out_features
 from torch import nn
 
-from prw.tuner.layouts import code_of, letters_of
+from prw.tuner.layouts import code_of, letters_of, methods_of
 from prw.tuner.naming import Role, role_of, split
 from prw.tuner.wrapping import module_at, plain_path
 
@@ -21,6 +24,10 @@ SUMMARIES = re.compile(r"(Compressor|Indexer)$")
 """Blocks that sum up tokens for an attention to choose from, as in DeepSeek's sparse attention."""
 GIVES_SEVERAL = re.compile(r"act_scaling_factor")
 """What the code of a linear layer looks like that gives a scale beside its output, as in I-BERT."""
+READS = ("LOAD_ATTR", "LOAD_METHOD")
+"""Instructions that read an attribute; up to Python 3.11 a called one has an instruction of its own."""
+DESCRIBES = frozenset(("bias", "data", "device", "dtype", "shape", "copy_", "in_features", "out_features"))
+"""Attributes of a projection or its weight that a block reads, or fills, without computing with them."""
 NOT_LINEAR = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Embedding)
 
 
@@ -121,11 +128,33 @@ def site_name(member: str, role: Role) -> str:
 
 
 def structural(model: nn.Module, found: Mapping[str, nn.Module], target: str) -> list[str]:
-    """Pick key and value projections of attention blocks, in the model's order."""
-    picked: set[str] = set()
-    for members in sites_of(found).values():
-        picked.update(wanted(model, found, members, target))
+    """Pick key and value projections of attention blocks, in the model's order.
+
+    Args:
+        model: The model.
+        found: What can carry experts, by path.
+        target: "kv", "k" or "v" of each block's main stream, or "all-kv" of all its streams.
+    """
+    rows, sites = target.removeprefix("all-"), list(sites_of(found).values())
+    if rows == target:
+        sites = of_main_streams(sites)
+    picked = {name for members in sites for name in wanted(model, found, members, rows)}
     return [name for name in found if name in picked]
+
+
+def of_main_streams(sites: Iterable[tuple[str, ...]]) -> list[tuple[str, ...]]:
+    """Leave out streams that were added to a block, and all but the main one of those that meet in it."""
+    roles = [(members, split(members[0])[0], role_of(split(members[0])[1])) for members in sites]
+    main: dict[str, int] = {}
+    for members, block, role in roles:
+        makes_both = len(members) == 2 or {"k", "v"} <= set(role.letters)
+        if makes_both and not role.added:
+            main[block] = min(role.joined, main.get(block, role.joined))
+    return [
+        members
+        for members, block, role in roles
+        if not role.added and role.joined <= main.get(block, role.joined)
+    ]
 
 
 def wanted(
@@ -136,12 +165,7 @@ def wanted(
     parent, role = module_at(model, block), role_of(last)
     if isinstance(unwrapped(found[members[0]]), nn.MultiheadAttention):
         yield members[0]
-    elif (
-        role.added
-        or replaced(parent, role)
-        or SUMMARIES.search(type(parent).__name__)
-        or last.startswith(LATENT)
-    ):
+    elif replaced(parent, role) or serves(parent, last):
         return
     elif len(members) == 2:
         if not is_feed_forward(parent, *(found[name] for name in members)):
@@ -170,11 +194,49 @@ def bypassed(parent: nn.Module, name: str) -> bool:
     kinds: list[Any] = [type(parent)]
     if (processor := getattr(parent, "processor", None)) is not None:
         kinds.append(type(processor))
-    code = "".join(code_of(kind) for kind in kinds)
-    reads, calls = (
-        rf"\.{re.escape(name)}{what}" for what in (r"\.weight\b(?!\.(?:data|dtype|device|copy_)\b)", r"\(")
-    )
-    return re.search(reads, code) is not None and re.search(calls, code) is None
+    uses = {use for kind in kinds for use in uses_of(kind, name)}
+    return uses == {"weight"}
+
+
+@functools.cache
+def uses_of(kind: type[nn.Module], name: str) -> frozenset[str]:
+    """Tell how the methods of a class use an attribute: "weight" where they take its weight, else "other".
+
+    Reading only what describes it (its bias, its weight's dtype) is no use. This reads the compiled methods
+    and not their source, which a class made in a notebook or by `exec` does not have.
+    """
+    uses: set[str] = set()
+    for method in methods_of(kind):
+        loads = list(attribute_chains(method.__code__))
+        uses.update(
+            "weight" if chain[1:2] == ("weight",) else "other" for chain in loads if is_use(chain, name)
+        )
+    return frozenset(uses)
+
+
+def is_use(chain: tuple[str, ...], name: str) -> bool:
+    """Tell whether a chain of attributes begins with a name and goes on to more than a description of it."""
+    if chain[:1] != (name,):
+        return False
+    described = chain[1:2] and chain[1] != "weight" and chain[1] in DESCRIBES
+    return not described and not (chain[1:2] == ("weight",) and chain[2:3] and chain[2] in DESCRIBES)
+
+
+def attribute_chains(code: CodeType) -> Iterator[tuple[str, ...]]:
+    """Go through the runs of attribute reads in a function, each also without its first reads.
+
+    `self.qkv.weight.dtype` gives (qkv, weight, dtype), (weight, dtype) and (dtype).
+    """
+    run: list[str] = []
+    for instruction in dis.get_instructions(code):
+        if instruction.opname in READS:
+            run.append(str(instruction.argval))
+            continue
+        yield from (tuple(run[start:]) for start in range(len(run)))
+        run = []
+    for inner in code.co_consts:
+        if isinstance(inner, CodeType):
+            yield from attribute_chains(inner)
 
 
 def keys_are_values(parent: nn.Module, name: str, role: Role) -> bool:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import nn
 
+from prw.config import one_form
 from prw.errors import PoolError
 from prw.layers import Pool, container_names, expert_names, pair_names
 from prw.layers.experts import NOISE
@@ -101,7 +102,7 @@ def grow(
         ConfigError: if the name cannot be used.
         PoolError: if `init` names no expert of the pool.
     """
-    pool = pool_of(layers, adapter)
+    pool, name, init = pool_of(layers, adapter), one_form(name), init and one_form(init)
     check_name(name, config.experts)
     source = None if init in (None, "zero") else pool.index(str(init))
     index = len(config.experts)
@@ -153,7 +154,7 @@ def remove(layers: Layers, adapter: str, config: PrwConfig, name: str) -> None:
     Raises:
         PoolError: if there is no such expert, or a `with` block is open.
     """
-    pool = pool_of(layers, adapter)
+    pool, name = pool_of(layers, adapter), one_form(name)
     index, last = pool.index(name), len(pool.experts) - 1
     pool.check_settled(f"removing {name!r}")
     for layer in layers.values():
@@ -163,6 +164,7 @@ def remove(layers: Layers, adapter: str, config: PrwConfig, name: str) -> None:
     config.imported = [expert for expert in config.imported if expert != name]
     config.expert_ranks = {expert: own for expert, own in config.expert_ranks.items() if expert != name}
     config.stages = {stage: entry for stage, entry in config.stages.items() if stage != name}
+    config.trained_beside = {stage: sums for stage, sums in config.trained_beside.items() if stage != name}
     tell(pool, config)
     refresh_training(layers, adapter, config)
 
@@ -174,7 +176,7 @@ def rename(layers: Layers, adapter: str, config: PrwConfig, old: str, new: str) 
         PoolError: if there is no expert `old`.
         ConfigError: if `new` cannot be used or is taken.
     """
-    pool = pool_of(layers, adapter)
+    pool, old, new = pool_of(layers, adapter), one_form(old), one_form(new)
     pool.index(old)
     check_name(new, config.experts)
     config.experts = [new if expert == old else expert for expert in config.experts]
@@ -184,6 +186,7 @@ def rename(layers: Layers, adapter: str, config: PrwConfig, old: str, new: str) 
         new if stage == old else stage: {key: new if value == old else value for key, value in entry.items()}
         for stage, entry in config.stages.items()
     }
+    config.trained_beside = {new if stage == old else stage: s for stage, s in config.trained_beside.items()}
     tell(pool, config)
 
 

@@ -20,7 +20,8 @@ from prw.tuner.growth import refresh_training
 from prw.tuner.layer import PrwLinear
 from prw.tuner.wrapping import inner_model, refuse_fixed
 
-TrainedBefore = list[tuple[nn.Parameter, bool]]
+TrainedBefore = list[tuple[str, nn.Parameter, bool]]
+"""A parameter's name without adapters, the parameter, and whether it trained."""
 Active = dict[nn.Module, list[str]]
 
 _FLAGS: WeakKeyDictionary[nn.Module, TrainedBefore] = WeakKeyDictionary()
@@ -67,20 +68,19 @@ def put_in(model: nn.Module, config: PrwConfig, adapter: str) -> TrainedBefore:
         config.base_model_name_or_path = (
             getattr(getattr(model, "config", None), "_name_or_path", None) or None
         )
-    flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    flags = [(name, parameter, parameter.requires_grad) for name, parameter in model.named_parameters()]
     active = {module: list(module.active_adapters) for module in switches(model)}
     before = trained_before(model) or base_flags(model)
     with warnings.catch_warnings():
         # PEFT warns that there will be several adapters, which is what was asked for.
         warnings.filterwarnings("ignore", message="Already found a `peft_config` attribute")
         warnings.filterwarnings("ignore", message=OTHERS)  # they are switched on again below
-        config.innermost = True
         try:
             inject_adapter_in_model(config, model, adapter)
         except BaseException:
             unwrap(model, adapter)
             activate(model, active, [])
-            restore(flags)
+            restore(model, flags)
             raise
     activate(model, active, [adapter])
     _FLAGS[model] = before
@@ -121,7 +121,7 @@ def take_out(model: nn.Module, adapter: str, before: TrainedBefore | None = None
         if isinstance(config, PrwConfig):  # PEFT's deleting has switched the others' training on
             refresh_training(pool_layers(model, name), name, config)
     if not any(isinstance(module, BaseTunerLayer) for module in model.modules()):
-        restore(flags)
+        restore(model, flags)
         _FLAGS.pop(model, None)
 
 
@@ -140,13 +140,25 @@ def base_flags(model: nn.Module) -> TrainedBefore:
         if isinstance(getattr(module, name, None), nn.Module)
         for parameter in getattr(module, name).parameters()
     }
-    return [(p, p.requires_grad) for p in model.parameters() if id(p) not in adapters]
+    return [
+        (name.replace(".base_layer", ""), parameter, parameter.requires_grad)
+        for name, parameter in model.named_parameters()
+        if id(parameter) not in adapters
+    ]
 
 
-def restore(flags: TrainedBefore) -> None:
-    """Make parameters train as they did."""
-    for parameter, flag in flags:
+def restore(model: nn.Module, flags: TrainedBefore) -> None:
+    """Make parameters train as they did, also those that have taken the place of others.
+
+    Resized embeddings and `load_state_dict(assign=True)` put new parameters in.
+    """
+    known = {id(parameter) for _, parameter, _ in flags}
+    by_name = {name: flag for name, _, flag in flags}
+    for _, parameter, flag in flags:
         parameter.requires_grad_(flag)
+    for name, parameter in model.named_parameters():
+        if id(parameter) not in known and name in by_name:
+            parameter.requires_grad_(by_name[name])
 
 
 def switches(model: nn.Module) -> Iterator[Any]:
@@ -174,6 +186,9 @@ def unwrap(model: nn.Module, adapter: str) -> None:
         (path, module) for path, module in model.named_modules() if isinstance(module, PrwLinear)
     ]:
         if adapter in layer.sites:
+            sizes = layer.sites[adapter].pool.batch_sizes
+            if sizes is not None:
+                sizes.unwatch(model)
             layer.delete_adapter(adapter)
         if not layer.sites:
             put_back(model, path, layer)
@@ -210,7 +225,8 @@ def pool_layers(model: nn.Module, adapter: str) -> dict[str, PrwLinear]:
             found[next(path for path, layer in members.items() if layer is module)] = module
     if not found:
         raise PoolError(
-            f"{type(model).__name__} has no pool of experts under adapter {adapter!r}: it was ejected, or "
-            "never injected. Call prw.inject(model) or prw.load(model, path)."
+            f"{type(model).__name__} has no pool of experts under adapter {adapter!r}: it was ejected, never "
+            "injected, or taken out by unload_lora_weights() of diffusers. Call prw.inject(model) or "
+            "prw.load(model, path)."
         )
     return found

@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import inspect
 import re
+from types import FunctionType
 from typing import Any, NamedTuple
 
 from torch import nn
@@ -173,12 +174,16 @@ def splits_per_head(parent: nn.Module, name: str, letters: str) -> bool:
 @functools.cache
 def code_of(kind: type[nn.Module]) -> str:
     """Read the methods of a class but its `__init__`; empty where there is no source."""
-    methods = [
+    try:
+        return "\n".join(inspect.getsource(method) for method in methods_of(kind))
+    except (OSError, TypeError):
+        return ""
+
+
+def methods_of(kind: type[nn.Module]) -> list[FunctionType]:
+    """List the methods that a class does not have from nn.Module, but for its `__init__`."""
+    return [
         method
         for name, method in inspect.getmembers(kind, inspect.isfunction)
         if name != "__init__" and getattr(nn.Module, name, None) is not method
     ]
-    try:
-        return "\n".join(inspect.getsource(method) for method in methods)
-    except (OSError, TypeError):
-        return ""

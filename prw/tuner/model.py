@@ -22,6 +22,7 @@ from prw.errors import ConfigError, PoolError, TargetError, UnsupportedError
 from prw.layers import WHOLE, NoiseStream, Part, Pool, Site
 from prw.tuner.adapters import AdapterConfigs, refuse_taken
 from prw.tuner.attention import PrwAttention
+from prw.tuner.callers import refuse_without_settings
 from prw.tuner.citizenship import cast_to_base, warn_of_others
 from prw.tuner.config import PrwConfig
 from prw.tuner.grouping import adaptable, candidates, sites_of, unwrapped, widths_of
@@ -77,7 +78,6 @@ class PrwModel(BaseTuner):
             unwrap(model, adapter_name)
             self.peft_config.pop(adapter_name, None)
             raise
-        config.innermost = False
 
     @classmethod
     def _remove_adapter_name_from_key(cls, key: str, adapter_name: str) -> str:
@@ -107,7 +107,11 @@ class PrwModel(BaseTuner):
         state_dict: dict[str, Any],
         unwanted_adapter_names: list[str],
     ) -> dict[str, Any]:
-        """Pick the weights of a pool, also where a wrapper leaves its part out of the weights' names."""
+        """Select a pool's weights for saving, if its settings will be saved too.
+
+        A wrapper may leave its part out of the weights' names.
+        """
+        refuse_without_settings()
         return pool_weights(model, adapter_name, state_dict)
 
     def _unload_and_optionally_merge(
@@ -190,6 +194,9 @@ class PrwModel(BaseTuner):
     def _post_injection_hook(self, model: nn.Module, config: PeftConfig, adapter_name: str) -> None:
         """Keep whole paths, which PEFT shortens to common ends where there are many."""
         cast(PrwConfig, config).target_modules = self._planned
+        if self._pool.batch_sizes is not None:
+            self._pool.batch_sizes.watch(model)
+            self._pool.batch_sizes.watch(self)  # this wrapper calls the model's forward past its hooks
 
     def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
         """Keep experts in float32, or give them the base's dtype as PEFT does with a LoRA if asked to."""
@@ -217,8 +224,7 @@ class PrwModel(BaseTuner):
         if site_name not in self._sites:
             self._sites[site_name] = Site(site_name, self._pool, adapter_name)
         site = self._sites[site_name]
-        if cast(PrwConfig, peft_config).innermost:
-            parent, target_name, target = inside_others(parent, target_name, target)
+        parent, target_name, target = inside_others(parent, target_name, target)
         layer = target if isinstance(target, PrwLinear) else wrap(target, current_key)
         layer.join(adapter_name, site, current_key, self._parts.get(current_key, WHOLE))
         refresh_training({current_key: layer}, adapter_name, cast(PrwConfig, peft_config))

@@ -19,6 +19,9 @@ SAYS_NOTHING = frozenset(
 """Words beside the letters that do not name a stream of their own."""
 ADDED = frozenset(("add", "added", "ip", "custom", "delayed"))
 """Words of streams that were added to an attention block; "kv" leaves those out unless they are named."""
+JOINED = {**dict.fromkeys(("img", "image"), 1), **dict.fromkeys(("t", "txt", "text", "context"), 2)}
+"""Words of streams that meet in one joint attention, and how far each is from being its main stream: that is
+the plainly named one (0), else the picture's. "kv" takes the main one, as in FLUX."""
 NO_PROJECTION = frozenset(("mapper", "opreact", "points", "norm", "layernorm", "bias", "gate"))
 """Words of layers that serve an attention and make no keys or values themselves."""
 WITHOUT_LETTERS = {"c_attn": "qkv", "att_proj": "qkv"}
@@ -46,6 +49,11 @@ class Role(NamedTuple):
     def added(self) -> bool:
         """Whether it is of a stream that was added to the block."""
         return not ADDED.isdisjoint(self.stream)
+
+    @property
+    def joined(self) -> int:
+        """How far its stream is from being the main one of a joint attention; 0 for a plain name."""
+        return max((JOINED.get(word, 0) for word in self.stream), default=0)
 
 
 def split(path: str) -> tuple[str, str]:

@@ -1,8 +1,9 @@
 """Which modules get experts: found by structure, or named, and limited by `exclude` and `layers`.
 
 "kv", "k" and "v" look at structure, not at the model's class: at the names and widths of an attention block's
-projections. Streams that were added to a block, as `add_k_proj`/`add_v_proj` of the text in FLUX, are left
-out unless named, since in CoLoGen only source tokens see experts; named, they are a site of their own.
+projections. Of a joint attention they take the main stream, the picture's, and leave out what joins it, as
+`add_k_proj`/`add_v_proj` of the text in FLUX and `to_k_t`/`to_v_t` in HiDream, since in CoLoGen only source
+tokens see experts. "all-kv" takes every stream; each is a site of its own.
 """
 
 from __future__ import annotations
@@ -22,9 +23,20 @@ from prw.tuner.naming import role_of, split
 from prw.tuner.seen import nothing
 from prw.tuner.wrapping import module_at
 
-__all__ = ["STRUCTURAL", "excluded_paths", "find_targets", "limited", "match_targets", "matches", "sites_of"]
+__all__ = [
+    "BY_STRUCTURE",
+    "STRUCTURAL",
+    "excluded_paths",
+    "find_targets",
+    "limited",
+    "match_targets",
+    "matches",
+    "sites_of",
+]
 
 STRUCTURAL = ("kv", "k", "v")
+BY_STRUCTURE = (*STRUCTURAL, "all-kv")
+"""Targets that look at structure: "all-kv" takes every stream of a joint attention, the others the main."""
 
 
 def find_targets(
@@ -34,8 +46,8 @@ def find_targets(
 
     Args:
         model: Any model.
-        target: "kv", "k" or "v"; or one or several module names (whole, or the end of a path), globs or
-            regular expressions (matching the whole path). A whole name means that module alone.
+        target: "kv", "k", "v" or "all-kv"; or one or several module names (whole, or the end of a path),
+            globs or regular expressions (matching the whole path). A whole name means that module alone.
         wanted: Which of the matching paths are taken; None means all. A whole name is taken in any case.
 
     Raises:
@@ -50,7 +62,7 @@ def find_targets(
             f"{len(matched)} modules match the target ({', '.join(matched[:3])}, ...), and exclude_modules, "
             "layers_to_transform and layers_pattern leave none of them. Change one of those."
         )
-    if named <= set(STRUCTURAL):  # whatever else there is gets experts; if there is nothing else, say why
+    if named <= set(BY_STRUCTURE):  # whatever else there is gets experts; if there is nothing else, say why
         chosen = [name for name in chosen if not is_bypassed(model, name)] or chosen
     refuse_compiled(model, chosen)
     refuse_shared(model, chosen)
@@ -66,7 +78,7 @@ def match_targets(model: nn.Module, target: str | Iterable[str]) -> list[str]:
         TargetError: if an entry matches nothing.
     """
     found = candidates(model)
-    if isinstance(target, str) and target in STRUCTURAL:
+    if isinstance(target, str) and target in BY_STRUCTURE:
         picked = structural(model, found, target)
         if not picked:
             if isinstance(model, nn.MultiheadAttention):

@@ -12,7 +12,8 @@ def snapshot(model):
     return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
 
 
-def test_injection_changes_nothing(host):
+def test_an_injected_model_is_bit_equal_to_the_frozen_base(host):
+    host.model.requires_grad_(False)
     before = host()
     weave = prw.inject(host.model, target="kv", rank=4)
     assert torch.equal(host(), before)
@@ -57,7 +58,8 @@ def test_eject_restores_the_very_modules_and_what_trained(host, wake):
     prw.inject(host.model, rank=4)
 
 
-def test_disabled_is_the_base(host, wake):
+def test_disabled_is_the_frozen_base(host, wake):
+    host.model.requires_grad_(False)
     before = host()
     weave = prw.inject(host.model, rank=4, experts=["a", "b"])
     wake(weave)

@@ -185,3 +185,41 @@ def test_what_cannot_be_a_run_is_refused(make_run, tmp_path):
     run.weave.config.modules_to_save = ["lm_head"]
     with pytest.raises(prw.UnsupportedError, match="modules_to_save"):
         next(PrwCallback(run.weave, run.curriculum, tmp_path).stages())
+
+
+class RunsOut:
+    """Lets forwards of large batches run out of memory once so many have run, as a long sequence would."""
+
+    def __init__(self, largest, after):
+        self.largest, self.after = largest, after
+        self.sizes = []
+
+    def __call__(self, module, args, kwargs):
+        size = len(kwargs["input_ids"])
+        self.sizes.append(size)
+        if size > self.largest and len(self.sizes) > self.after:
+            raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+
+def test_a_stage_goes_on_after_the_trainer_has_looked_for_a_smaller_batch(make_run, tmp_path, caplog):
+    run, fits = make_run(tmp_path), RunsOut(largest=2, after=3)
+    run.model.register_forward_pre_hook(fits, with_kwargs=True)
+    options = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 1}
+    run.train(auto_find_batch_size=True, **options)
+    assert run.weave.experts == ("up", "down")
+    assert run.weave.frozen
+    assert [entry["done"] for entry in run.weave.config.stages.values()] == [5, 4]
+    assert fits.sizes[:3] == [4, 4, 2], "the last batch of an epoch is smaller"
+    assert "starts stage 'up' again at step 0" in caplog.text
+    assert "the 3 steps since then stay in the expert's weights" in caplog.text
+
+
+def test_a_resumed_stage_goes_on_after_an_out_of_memory_error_too(make_run, tmp_path):
+    options = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 1}
+    with pytest.raises(prw.CurriculumError, match="was left after 3 of"):
+        make_run(tmp_path).train(stop=("up", 3), auto_find_batch_size=True, **options)
+    run, fits = make_run(tmp_path), RunsOut(largest=2, after=1)
+    run.model.register_forward_pre_hook(fits, with_kwargs=True)
+    run.train(resume=True, auto_find_batch_size=True, **options)
+    assert run.resumed[0].endswith("checkpoint-2")
+    assert [entry["done"] for entry in run.weave.config.stages.values()] == [5, 4]

@@ -27,7 +27,7 @@ def test_key_and_value_share_one_noisy_decision(woven):
     model, weave = woven
     hidden = torch.randn(2, 64, 8)
     key, value = projections(model)
-    with weave.record() as routing:
+    with pytest.warns(UserWarning, match="at blocks.1 neither"), weave.record() as routing:
         key(hidden)
         value(hidden)
     (decision,) = routing.decisions["blocks.0"]

@@ -44,8 +44,9 @@ TAIL = """
 
 ## What is left out
 
-* Streams that were added to an attention, as `add_k_proj`/`add_v_proj` of the text in FLUX.1 and Stable
-  Diffusion 3 or `to_k_ip` of an IP-adapter: name them, and they are sites of their own.
+* Of a joint attention all streams but the main one, the picture's: `add_k_proj`/`add_v_proj` of the text in
+  FLUX.1 and Stable Diffusion 3, `to_k_t`/`to_v_t` in HiDream, `to_k_ip` of an IP-adapter. `target="all-kv"`
+  takes them too, as sites of their own; or name those that are meant.
 * The first projection of latent attention (`kv_a_proj_with_mqa`): what it makes is cached, and experts sit on
   the second one, which makes the keys and values of every head from the cache. Named, it is a site of its
   own.

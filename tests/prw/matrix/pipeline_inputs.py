@@ -48,6 +48,16 @@ def flux2() -> dict[str, Any]:
     }
 
 
+def hidream() -> dict[str, Any]:
+    return {
+        "hidden_states": latents(),
+        "timesteps": torch.tensor([1, 5]),
+        "encoder_hidden_states_t5": torch.randn(BATCH, 3, 12),
+        "encoder_hidden_states_llama3": {layer: torch.randn(BATCH, 3, 10) for layer in range(2)},
+        "pooled_embeds": torch.randn(BATCH, 16),
+    }
+
+
 def chroma() -> dict[str, Any]:
     kept = {name: value for name, value in flux().items() if name != "pooled_projections"}
     return {**kept, "encoder_hidden_states": torch.randn(BATCH, 3, 32)}

@@ -17,6 +17,7 @@ from tests.prw.matrix.pipeline_inputs import (
     dit,
     flux,
     flux2,
+    hidream,
     hunyuan,
     lumina,
     pixart,
@@ -72,6 +73,26 @@ def make_flux() -> nn.Module:
     return d.FluxTransformer2DModel(**FLUX, pooled_projection_dim=12)
 
 
+def make_hidream() -> nn.Module:
+    return d.HiDreamImageTransformer2DModel(
+        patch_size=2,
+        in_channels=4,
+        out_channels=4,
+        num_layers=1,
+        num_single_layers=1,
+        attention_head_dim=8,
+        num_attention_heads=2,
+        caption_channels=[12, 10],
+        text_emb_dim=16,
+        num_routed_experts=2,
+        num_activated_experts=1,
+        axes_dims_rope=(4, 2, 2),
+        max_resolution=(8, 8),
+        llama_layers=[0, 1],
+        force_inference_output=True,
+    )
+
+
 def make_chroma() -> nn.Module:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # diffusers warns of an import of its own
@@ -99,6 +120,7 @@ FAMILIES = [
     ),
     family("FLUX.1", make_flux, flux),
     family("FLUX.1, fused", fused(make_flux), flux, alone=False),
+    family("FLUX.1, all streams", make_flux, flux, options={"target": "all-kv"}),
     family(
         "FLUX.2",
         lambda: d.Flux2Transformer2DModel(
@@ -123,6 +145,8 @@ FAMILIES = [
         ),
         sd3,
     ),
+    family("HiDream", make_hidream, hidream),
+    family("HiDream, all streams", make_hidream, hidream, options={"target": "all-kv"}),
     family(
         "PixArt",
         lambda: d.PixArtTransformer2DModel(

@@ -238,3 +238,99 @@ def test_an_imported_expert_survives_growth_and_as_of(make_plain, wake, tmp_path
     with weave.as_of("style"):
         assert torch.equal(base(hidden), alone)
     assert load_file(tmp_path / "stage" / "adapter_model.safetensors")
+
+
+FLUX_NAMES = {
+    "kohya": ("lora_unet_{}", "_", "lora_down", "lora_up"),
+    "original": ("diffusion_model.{}", ".", "lora_A", "lora_B"),
+    "bare": ("{}", ".", "lora_A", "lora_B"),
+}
+
+
+def flux_lora(form, rank=3, alpha=6.0):
+    """A LoRA on FLUX's fused projections, under the names of the original model; its change of each."""
+    template, dot, down, up = FLUX_NAMES[form]
+    sizes = {f"double_blocks.0.{stream}_attn.qkv": 96 for stream in ("img", "txt")}
+    sizes["single_blocks.0.linear1"] = 224
+    weights, changes = {}, {}
+    for seed, (name, rows) in enumerate(sizes.items()):
+        generator = torch.Generator().manual_seed(seed)
+        a, b = torch.randn(rank, 32, generator=generator), torch.randn(rows, rank, generator=generator)
+        changes[name] = b @ a * alpha / rank
+        module = template.format(name.replace(".", dot))
+        weights |= {f"{module}.{down}.weight": a, f"{module}.{up}.weight": b}
+        weights[f"{module}.alpha"] = torch.tensor(alpha)
+    return weights, changes
+
+
+@pytest.mark.parametrize("form", FLUX_NAMES)
+def test_a_lora_of_flux_under_its_original_names_is_cut_into_keys_and_values(make_host, tmp_path, form):
+    weights, changes = flux_lora(form)
+    save_file(weights, tmp_path / "style.safetensors")
+    model = make_host("flux").model.eval()
+    weave = prw.inject(model, rank=2)
+    report = weave.import_lora(tmp_path / "style.safetensors", name="style")
+    hidden = torch.randn(2, 5, 32)
+    for block, name in (
+        ("transformer", "double_blocks.0.img_attn.qkv"),
+        ("single_transformer", "single_blocks.0.linear1"),
+    ):
+        for place, projection in enumerate(("to_k", "to_v"), start=1):
+            layer = model.get_submodule(f"{block}_blocks.0.attn.{projection}")
+            wanted = hidden @ changes[name][32 * place : 32 * (place + 1)].T
+            assert torch.allclose(layer(hidden) - layer(hidden, routed=False), wanted, atol=1e-4)
+    assert set(report.ranks.values()) == {3}
+    assert report.without == ()
+    assert [name.replace("_", ".").split(" ")[0][-11:] for name in report.dropped] == [
+        ".img.attn.qkv"[-11:],
+        ".txt.attn.qkv"[-11:],
+        "cks.0.linear1"[-11:],
+    ]
+    assert "(32 rows that are neither keys nor values)" in report.dropped[0]
+    assert "(160 rows that are neither keys nor values)" in report.dropped[2]
+
+
+def test_the_text_stream_and_fused_projections_of_flux_take_it_too(make_host):
+    weights, changes = flux_lora("kohya")
+    model = make_host("flux").model.eval()
+    weave = prw.inject(model, target=["add_k_proj", "add_v_proj"], rank=2)
+    weave.import_lora(weights, name="style")
+    hidden, layer = torch.randn(2, 5, 32), model.transformer_blocks[0].attn.add_v_proj
+    wanted = hidden @ changes["double_blocks.0.txt_attn.qkv"][64:].T
+    assert torch.allclose(layer(hidden) - layer(hidden, routed=False), wanted, atol=1e-4)
+    weave.eject()
+    model.fuse_qkv_projections()
+    weave = prw.inject(model, rank=2)
+    weave.import_lora(weights, name="style")
+    layer = model.transformer_blocks[0].attn.to_qkv
+    wanted = hidden @ changes["double_blocks.0.img_attn.qkv"][32:].T
+    assert torch.allclose((layer(hidden) - layer(hidden, routed=False))[..., 32:], wanted, atol=1e-4)
+
+
+def test_ranks_that_only_queries_use_are_left_out(make_host):
+    weights, _ = flux_lora("kohya")
+    up = "lora_unet_double_blocks_0_img_attn_qkv.lora_up.weight"
+    weights[up][32:64, 1:] = 0  # as where q, k and v were trained with ranks of their own
+    weave = prw.inject(make_host("flux").model, rank=2)
+    report = weave.import_lora(weights, name="style")
+    assert report.ranks["transformer_blocks.0.attn.to_k"] == 1
+    assert report.ranks["transformer_blocks.0.attn.to_v"] == 3
+
+
+def test_names_of_another_library_lead_to_what_translates_them(make_host):
+    weave = prw.inject(make_host("flux").model, rank=2)
+    other = {"blocks.7.wkv.lora_A.weight": torch.ones(1, 2), "blocks.7.wkv.lora_B.weight": torch.ones(2, 1)}
+    with pytest.raises(prw.StorageError, match=r"FluxPipeline\.lora_state_dict\(file\)"):
+        weave.import_lora(other, name="style")
+
+
+def test_a_lora_of_a_wider_flux_is_refused(make_host):
+    weights, _ = flux_lora("bare")
+    name = "double_blocks.0.img_attn.qkv.lora_A.weight"
+    weave = prw.inject(make_host("flux").model, rank=2)
+    with pytest.raises(prw.StorageError, match="48 -> 32 wide"):
+        weave.import_lora({**weights, name: torch.ones(3, 48)}, name="style")
+    taller = {name.replace("_A", "_B"): torch.ones(288, 3)}
+    with pytest.raises(prw.StorageError, match="32 -> 288 wide"):
+        weave.import_lora({**weights, **taller}, name="style")
+    assert weave.experts == ()

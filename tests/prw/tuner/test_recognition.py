@@ -40,6 +40,40 @@ class Called(ReadPast):
         return torch.softmax(self.q_proj(hidden) @ key.transpose(-1, -2), -1) @ value
 
 
+class CalledInALoop(ReadPast):
+    """One that calls them by another name, and hands on a weight beside."""
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        key, value = (projection(hidden) for projection in (self.k_proj, self.v_proj))
+        spread = self.k_proj.weight.std() + self.v_proj.weight.std()
+        return torch.softmax(self.q_proj(hidden) @ key.transpose(-1, -2) * spread, -1) @ value
+
+
+WITHOUT_SOURCE = """
+class ReadPast(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.qkv, self.bias = nn.Linear(8, 24, bias=False), nn.Parameter(torch.zeros(24))
+    def forward(self, hidden):
+        hidden = hidden.to(self.qkv.weight.dtype)
+        query, key, value = F.linear(hidden, self.qkv.weight, self.bias).chunk(3, -1)
+        return torch.softmax(query @ key.transpose(-1, -2), -1) @ value
+"""
+
+
+def test_they_are_refused_where_a_class_has_no_source_as_in_a_notebook() -> None:
+    names = {"nn": nn, "torch": torch, "F": F, "__name__": "of_nowhere"}
+    exec(WITHOUT_SOURCE, names)
+    model = nn.ModuleDict({"attention": names["ReadPast"]()})
+    with pytest.raises(prw.TargetError, match=r"ReadPast computes with the weight of attention\.qkv and"):
+        prw.inject(model, rank=2, layout="q|k|v")
+
+
+def test_projections_that_are_called_by_another_name_get_experts() -> None:
+    weave = prw.inject(nn.ModuleDict({"attention": CalledInALoop()}), rank=2)
+    assert [site.name for site in weave.sites] == ["attention"]
+
+
 @pytest.mark.parametrize("target", ["kv", ["k_proj", "v_proj"]])
 def test_projections_that_are_never_called_are_refused(target) -> None:
     model = nn.ModuleDict({"attention": ReadPast()})

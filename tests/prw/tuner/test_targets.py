@@ -34,6 +34,50 @@ def test_flux_text_projections_are_a_site_of_their_own_when_named(make_host):
     ]
 
 
+STREAMS = {
+    "FLUX": (["to_q", "to_k", "to_v", "add_q_proj", "add_k_proj", "add_v_proj"], ["to_k", "to_v"]),
+    "HiDream": (["to_q", "to_k", "to_v", "to_q_t", "to_k_t", "to_v_t"], ["to_k", "to_v"]),
+    "JoyImage": (["txt_attn_qkv", "img_attn_qkv"], ["img_attn_qkv"]),
+    "PRX": (["txt_kv_proj", "img_qkv_proj"], ["img_qkv_proj"]),
+    "Cosmos": (["to_k", "to_v", "k_img", "v_img"], ["to_k", "to_v"]),
+    "an IP adapter": (["to_k", "to_v", "to_k_ip", "to_v_ip"], ["to_k", "to_v"]),
+    "text alone": (["text_k_proj", "text_v_proj"], ["text_k_proj", "text_v_proj"]),
+    "a picture alone": (["k_img", "v_img"], ["k_img", "v_img"]),
+    "Longformer": (
+        ["key", "value", "key_global", "value_global"],
+        ["key", "value", "key_global", "value_global"],
+    ),
+}
+WIDTHS = {"qkv": 24, "kv": 16}
+
+
+@pytest.mark.parametrize("family", STREAMS)
+def test_of_a_joint_attention_the_main_stream_is_taken_unless_all_are_asked_for(family):
+    names, main = STREAMS[family]
+    model = nn.ModuleDict({"attn": nn.ModuleDict({name: linear(name) for name in names})})
+    keys_and_values = [name for name in names if "_q_" not in f"_{name}_"]
+    assert find_targets(model, "kv") == [f"attn.{name}" for name in names if name in main]
+    assert find_targets(model, "all-kv") == [f"attn.{name}" for name in keys_and_values]
+
+
+def linear(name):
+    fused = next((letters for letters in WIDTHS if letters in name), None)
+    return nn.Linear(8, WIDTHS.get(fused, 8))
+
+
+def test_all_streams_are_sites_of_their_own_and_are_kept_by_name(make_host, tmp_path):
+    host = make_host("flux")
+    weave = prw.inject(host.model, target="all-kv", rank=2, experts=["a"])
+    assert [site.name for site in weave.sites] == [
+        "transformer_blocks.0.attn",
+        "transformer_blocks.0.attn.text",
+        "single_transformer_blocks.0.attn",
+    ]
+    weave.save_pretrained(tmp_path)
+    again = prw.load(make_host("flux").model, tmp_path)
+    assert again.sites == weave.sites
+
+
 @pytest.mark.parametrize(
     ("name", "pair"),
     [("llama", ("k_proj", "v_proj")), ("bert", ("key", "value")), ("vit", ("k_proj", "v_proj"))],

@@ -1,0 +1,178 @@
+"""Where whole samples are routed: which rows of a site's input are of one sample, and when that is unknown.
+
+Axis 0 is the sample, as in [batch, tokens, d], unless `weave.samples(...)` says otherwise. A tower that lays
+pictures end to end ([tokens, d]), windows or frames folded into axis 0, or tokens first ([tokens, batch, d])
+would be routed by other means than a sample's, and a picture's output could depend on its batch-mates.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from prw.errors import ConfigError, RoutingError
+from prw.routing.groups import Groups
+
+ADVICE = (
+    "Say which sample each row belongs to with `with weave.samples(...)`, or route every token by itself "
+    "with granularity='token'."
+)
+
+HOOKS = (
+    "_forward_pre_hooks",
+    "_forward_pre_hooks_with_kwargs",
+    "_forward_hooks",
+    "_forward_hooks_always_called",
+)
+"""Where torch keeps the hooks of a module that are used here."""
+
+
+@dataclass(frozen=True, eq=False)
+class Samples:
+    """What a caller says of the rows.
+
+    Attributes:
+        count: Number of samples.
+        index: Sample of each row, int64 of one axis or two; None where the samples' rows follow one another,
+            equally many each.
+    """
+
+    count: int
+    index: Tensor | None
+
+    @classmethod
+    def checked(cls, given: Tensor | int, device: torch.device) -> Samples:
+        """Read what `weave.samples` was given, and bring it to the device of the model's forward.
+
+        Raises:
+            ConfigError: if it is no positive number and no tensor of one or two axes of numbers from 0 up.
+        """
+        if isinstance(given, int) and not isinstance(given, bool) and given > 0:
+            return cls(given, None)
+        if isinstance(given, Tensor) and whole_numbers(given):
+            return cls(int(given.max()) + 1, given.to(device, torch.long))
+        found = f"{tuple(given.shape)} {given.dtype}" if isinstance(given, Tensor) else repr(given)
+        raise ConfigError(
+            "samples takes how many samples there are, or the sample of each row: whole numbers from 0 up, "
+            f"of shape [axis 0] or [axis 0, axis 1] of what the sites see; got {found}."
+        )
+
+    def groups(self, hidden: Tensor, site: str) -> Groups:
+        """Give the sample of each row of an input of shape [..., d].
+
+        Raises:
+            RoutingError: if the input's rows are others.
+        """
+        around = hidden.shape[:-1]
+        if self.index is None:
+            per_sample, rest = divmod(hidden.shape[0], self.count)
+            if rest:
+                raise RoutingError(
+                    f"samples({self.count}) was given, and site {site} sees {hidden.shape[0]} rows, which do "
+                    "not divide into so many equal parts. Give the sample of each row as a tensor."
+                )
+            axis = torch.arange(self.count, device=hidden.device).repeat_interleave(per_sample)
+        else:
+            axis = self.index.to(hidden.device)
+        if axis.dim() > len(around) or axis.shape != around[: axis.dim()]:
+            raise RoutingError(
+                f"samples got an index of shape {tuple(axis.shape)}, but site {site} sees {tuple(around)} "
+                "rows. It must cover the first axes of what every site sees; where sites see different rows, "
+                "give the number of samples instead."
+            )
+        whole = axis.reshape(*axis.shape, *[1] * (len(around) - axis.dim())).expand(around)
+        return Groups(whole.reshape(-1), self.count)
+
+
+def whole_numbers(index: Tensor) -> bool:
+    """Tell whether a tensor of one axis or two holds whole numbers from zero up."""
+    whole = not index.is_floating_point() and index.dtype != torch.bool and index.dim() in (1, 2)
+    return whole and index.numel() > 0 and int(index.min()) >= 0
+
+
+class BatchSizes:
+    """What the model's forward was called with: the sizes of axis 0 of its inputs, one entry per thread."""
+
+    def __init__(self) -> None:
+        """Start outside of any forward."""
+        self._now: dict[int, list[frozenset[int]]] = {}
+        self._hooks: list[int] = []  # their keys, which a copy of the model has too
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Copy and pickle without the forwards that run."""
+        return {"_now": {}, "_hooks": self._hooks}
+
+    def watch(self, model: nn.Module) -> None:
+        """Follow the forwards of a model."""
+        begin = model.register_forward_pre_hook(self._begin, with_kwargs=True)
+        end = model.register_forward_hook(self._end, always_call=True)
+        self._hooks += [begin.id, end.id]
+
+    def unwatch(self, model: nn.Module) -> None:
+        """Leave a model, or a copy of it, as it was."""
+        for held in HOOKS:
+            for key in self._hooks:
+                getattr(model, held).pop(key, None)
+
+    def check(self, hidden: Tensor, site: str) -> None:
+        """Refuse an input whose axis 0 is not the batch.
+
+        Raises:
+            RoutingError: says what the site sees and what the model was called with.
+        """
+        if hidden.dim() == 2:
+            raise RoutingError(
+                f"granularity='sample' takes axis 0 for the sample, and site {site} sees rows of shape "
+                f"{tuple(hidden.shape)} [tokens, d], which may be of several samples. {ADVICE}"
+            )
+        running = self._now.get(threading.get_ident())
+        sizes = running[-1] if running else frozenset()
+        if sizes and hidden.shape[0] not in sizes:
+            raise RoutingError(
+                f"granularity='sample' takes axis 0 for the sample, and site {site} sees {hidden.shape[0]} "
+                f"along it, where the model was called with {', '.join(map(str, sorted(sizes)))}: likely "
+                f"windows or frames in axis 0, or tokens first. {ADVICE}"
+            )
+
+    def _begin(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if not torch.compiler.is_compiling():
+            sizes = frozenset(first_axes((*args, *kwargs.values())))
+            self._now.setdefault(threading.get_ident(), []).append(sizes)
+
+    def _end(self, model: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        if torch.compiler.is_compiling():
+            return
+        running = self._now.get(threading.get_ident(), [])
+        del running[-1:]
+        if not running:
+            self._now.pop(threading.get_ident(), None)
+
+
+def first_axes(values: Any) -> Iterator[int]:
+    """Go through the sizes of axis 0 of all tensors in arguments; a list of tensors may be a batch itself."""
+    for value in values:
+        if isinstance(value, Tensor):
+            yield from value.shape[:1]
+        elif isinstance(value, Mapping):
+            yield from first_axes(value.values())
+        elif isinstance(value, list | tuple) and value and isinstance(value[0], Tensor):
+            yield len(value)
+            yield from first_axes(value)
+
+
+def refuse_tokens(granularity: str) -> None:
+    """Refuse to be told of samples where every token is routed by itself.
+
+    Raises:
+        ConfigError: says so.
+    """
+    if granularity != "sample":
+        raise ConfigError(
+            f"samples says which rows are of one sample, and this pool has granularity={granularity!r}: "
+            "every token goes its own way. Leave it out, or inject with granularity='sample'."
+        )
