@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.distributed as dist
+from hypothesis import given
+from hypothesis import strategies as st
 from peft import (
     PeftModel,
     get_peft_model,
@@ -17,6 +19,7 @@ from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoi
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 import prw
+from prw.tuner.wrapping import INSIDE, module_at, plain_path
 
 # What dynamo does with the input of a second compiled block; nothing of ours.
 pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
@@ -170,6 +173,26 @@ def test_a_projection_that_is_compiled_by_itself_is_refused(twins):
     with pytest.raises(prw.TargetError, match=r"blocks\.0\.to_k is compiled by itself"):
         prw.inject(model, **POOL)
     assert not hasattr(model, "peft_config")
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(["a", "blocks", "0"]), st.lists(st.sampled_from(INSIDE), max_size=3, unique=True)
+        )
+    )
+)
+def test_a_plain_path_is_the_path_without_wrappers_and_leads_to_the_module(steps):
+    leaf = nn.Linear(2, 2)
+    model: nn.Module = leaf
+    for name, wrappers in reversed(steps):
+        for wrapper in wrappers:
+            model = compiled(model) if wrapper == "_orig_mod" else checkpoint_wrapper(model)
+        model = nn.ModuleDict({name: model})
+    paths = [path for path, module in model.named_modules() if module is leaf]
+    wanted = ".".join(name for name, _ in steps)
+    assert [plain_path(path) for path in paths] == [wanted]
+    assert module_at(model, wanted) is leaf
 
 
 def test_hooks_of_accelerate_keep_their_place(twins, wake):
