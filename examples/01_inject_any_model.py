@@ -31,10 +31,11 @@ def tiny_gpt2() -> GPT2LMHeadModel:
 @torch.no_grad()
 def show(model: PreTrainedModel) -> None:
     tokens = torch.randint(64, (2, 8))
-    before = model(tokens).logits
+    before = model.requires_grad_(False)(tokens).logits  # frozen, as injection leaves the base
 
     weave = prw.inject(model, target="kv", experts=["french"], rank=4, alpha=8)
-    print("the output after injection is the same, bit for bit:", torch.equal(model(tokens).logits, before))
+    same = torch.equal(model(tokens).logits, before)
+    print("bit-equal to the frozen base after injection:", same)
     for site in weave.sites:
         print("a site:", site.name, "with", ", ".join(site.modules))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 import unicodedata
 from collections.abc import Iterable, Mapping
@@ -144,12 +145,44 @@ def matching(pattern: Mapping[str, Value] | None, path: str, otherwise: Value) -
     return pattern[max(fitting, key=lambda key: (len(key), key))] if pattern and fitting else otherwise
 
 
+OF_LORA = {
+    "r": "it is called rank",
+    "lora_alpha": "it is called alpha; None means twice the rank",
+    "lora_dropout": "it is called dropout",
+    "use_rslora": "set alpha to lora_alpha * sqrt(rank); the scale of an expert is alpha / rank",
+    "init_lora_weights": "an expert starts at zero, or as a copy: add_expert(name, init='older')",
+    "fan_in_fan_out": "leave it out, the layout of a layer is found from the layer",
+    "target_modules": "it is called target in prw.inject",
+    "exclude_modules": "it is called exclude in prw.inject",
+    "layers_to_transform": "it is called layers in prw.inject",
+    "adapter_name": "it is called adapter in prw.inject",
+    **dict.fromkeys(
+        ("modules_to_save", "layers_pattern", "task_type"),
+        "prw.inject has no such option; use get_peft_model(model, prw.PrwConfig(...))",
+    ),
+    **dict.fromkeys(
+        ("bias", "lora_bias", "use_dora", "use_qalora", "layer_replication", "trainable_token_indices"),
+        "a pool of experts has no such option",
+    ),
+}
+"""What the usual options of a LoRA are called here."""
+
+
+def advice(name: str, known: Iterable[str]) -> str:
+    """Say what an unknown option may have meant; empty if nothing comes to mind."""
+    if name in OF_LORA:
+        return OF_LORA[name]
+    near = difflib.get_close_matches(name, list(known), n=1)
+    return f"did you mean {near[0]}?" if near else ""
+
+
 def explain(error: ValidationError, model: type[BaseModel]) -> str:
     """Say in one line per fault which setting is wrong, what came, and which settings exist."""
-    lines = [
-        f"  {'.'.join(str(part) for part in fault['loc'])}: {fault['msg']}, got {fault['input']!r}"
-        for fault in error.errors()
-    ]
+    lines = []
+    for fault in error.errors():
+        name = ".".join(str(part) for part in fault["loc"])
+        meant = advice(name, model.model_fields) if fault["type"] == "extra_forbidden" else ""
+        lines.append(f"  {name}: {meant or fault['msg']}, got {fault['input']!r}")
     known = ", ".join(model.model_fields)
     return (
         f"these settings of {model.__name__} cannot be used:\n"

@@ -25,6 +25,7 @@ from prw.tuner import (
     limited,
     put_in,
     refuse_no_model,
+    refuse_outside,
     shown,
     take_out,
     trainable_parameters,
@@ -38,7 +39,7 @@ class Weave(Life, Exchange, AddsLosses):
     `Weave(model)` gives one for a model that got its pool through PEFT, transformers or diffusers.
 
     Attributes:
-        model: The model, changed in place.
+        model: The model, changed in place; of a compiled or wrapped one, the model inside.
         adapter: Name of the PEFT adapter that the pool is.
     """
 
@@ -147,7 +148,7 @@ class Weave(Life, Exchange, AddsLosses):
 
     @contextmanager
     def disabled(self) -> Iterator[None]:
-        """Use the model without experts inside a `with` block."""
+        """Use the model without experts inside a `with` block: bit-equal to the frozen base."""
         with self.pool.narrowed(disabled=True):
             yield
 
@@ -189,7 +190,10 @@ def inject(
     adapter: str = "default",
     **settings: Any,
 ) -> Weave:
-    """Give a model a pool of experts, in place; what it computes stays the same bit for bit.
+    """Give a model a pool of experts, in place; what it computes is bit-equal to the frozen base.
+
+    Frozen, because torch chooses some products by whether a weight requires a gradient, and on some CPUs the
+    two round differently: compare with the model after `model.requires_grad_(False)`.
 
     Args:
         model: Any model with attention; see docs/supported-models.md.
@@ -216,6 +220,7 @@ def inject(
     targets, names = (value if isinstance(value, str) else list(value) for value in (target, experts))
     settings = {"layout": layout, **limited(model, exclude, layers), **settings}
     config = PrwConfig(target_modules=targets, experts=names, **settings)
+    refuse_outside(model, config)
     return Weave(model, adapter, put_in(model, config, adapter))
 
 

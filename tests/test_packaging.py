@@ -25,11 +25,13 @@ LIGHT = """
 import sys
 import prw
 print(prw.__file__)
-print([name for name in ("diffusers", "matplotlib", "datasets", "prw.kernels.triton") if name in sys.modules])
+hosts = "diffusers", "transformers.trainer", "transformers.trainer_callback", "prw.integrations.transformers"
+extras = "matplotlib", "datasets", "tensorboard", "prw.kernels.triton"
+print([name for name in (*hosts, *extras) if name in sys.modules])
 """
 
 
-def test_importing_prw_imports_no_extra() -> None:
+def test_importing_prw_imports_no_extra_and_no_host() -> None:
     ran = subprocess.run([sys.executable, "-c", LIGHT], cwd=ROOT, capture_output=True, text=True, check=True)
     where, imported = ran.stdout.splitlines()[-2:]
     assert Path(where) == ROOT / "prw" / "__init__.py"

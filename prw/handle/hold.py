@@ -8,7 +8,15 @@ from torch import nn
 
 from prw.config import PoolSettings
 from prw.layers import Pool, SiteRecord
-from prw.tuner import PrwConfig, PrwLinear, TrainedBefore, note_beside, pool_layers, refuse_no_model
+from prw.tuner import (
+    PrwConfig,
+    PrwLinear,
+    TrainedBefore,
+    inner_model,
+    note_beside,
+    pool_layers,
+    refuse_no_model,
+)
 
 EMPTY = 'the pool is empty, so nothing can train or be routed: call weave.add_expert("name") first.'
 
@@ -22,7 +30,7 @@ class Hold:
         """Take hold of the pool that a model has.
 
         Args:
-            model: The model.
+            model: The model, or what torch.compile or a parallel wrapper made of it.
             adapter: Name of the PEFT adapter that the pool is.
             trained_before: Which of the base trained before injection, for `eject`; None asks prw.
 
@@ -31,7 +39,7 @@ class Hold:
             TargetError: if it is no torch model.
         """
         refuse_no_model(model)
-        self.model = model
+        self.model = inner_model(model)
         self.adapter = adapter
         self._trained_before = trained_before
         self._layers()

@@ -34,7 +34,7 @@ def load_pipeline(
     Args:
         pipe: The pipeline.
         path: Folder written by `prw.save_pipeline`, by `save_pretrained` of a weave or of PEFT, or by
-            `save_lora_adapter` of a diffusers model.
+            `save_lora_adapter` of a diffusers model; or the file that the last of these wrote.
         component: Which model of the pipeline; None means its denoiser: transformer, unet or prior.
         adapter: Name of the PEFT adapter.
 
@@ -48,8 +48,9 @@ def load_pipeline(
     """
     name, model = component_of(pipe, component)
     folder = Path(path)
-    if (folder / SAVED_BY_DIFFUSERS).is_file():
-        saved = read_saved_by_diffusers(folder / SAVED_BY_DIFFUSERS, name)
+    file = folder if folder.is_file() else folder / SAVED_BY_DIFFUSERS
+    if file.is_file():
+        saved = read_saved_by_diffusers(file, name)
         return Weave(model, adapter, place_pool(model, saved, folder, adapter))
     return Weave(model, adapter, load_pool(model, folder, adapter))
 
@@ -121,6 +122,11 @@ def read_saved_by_diffusers(file: Path, component: str) -> SavedPool:
         raise StorageError(
             f"{file} holds no pool but {len(weights)} weights of another adapter. Load a LoRA with "
             "pipe.load_lora_weights(path), or as an expert with weave.import_lora(path, name=...)."
+        )
+    if not values:
+        raise StorageError(
+            f"{file} holds the weights of a pool without its settings, which save_lora_weights of diffusers "
+            "writes only if they are given. Save the pool with prw.save_pipeline(pipe, path)."
         )
     prefix = f"{component}."
     config = pool_config({key.removeprefix(prefix): value for key, value in values.items()}, file)

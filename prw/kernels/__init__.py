@@ -1,7 +1,6 @@
 """The routed projection: every item through its chosen experts; one signature, several backends."""
 
 from prw.kernels.all_at_once import all_at_once
-from prw.kernels.autograd import computed_in
 from prw.kernels.opaque import opaquely
 from prw.kernels.projection import Projection, into_rank_space, line_up, onto, routed_projections
 from prw.kernels.reference import reference
@@ -18,7 +17,6 @@ __all__ = [
     "Work",
     "all_at_once",
     "choose",
-    "computed_in",
     "forced",
     "into_rank_space",
     "line_up",

@@ -11,7 +11,6 @@ No expert's full-width output is saved, and frozen experts cost no weight gradie
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -19,21 +18,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from prw.kernels.work import Columns, Work, part_of, stacks, turned
-
-
-def exact(device: torch.device) -> AbstractContextManager[object]:
-    """Switch autocast off where it is on: dtypes are chosen by `computed_in`, once for both directions."""
-    if torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type):
-        return torch.autocast(device.type, enabled=False)
-    return nullcontext()
-
-
-def computed_in(weight: Tensor) -> torch.dtype:
-    """Give the dtype of the experts' arithmetic: autocast's where it is on, else that of their weights."""
-    kind = weight.device.type
-    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
-        return torch.get_autocast_dtype(kind)
-    return weight.dtype
+from prw.precision import without_autocast
 
 
 class Shrink(torch.autograd.Function):
@@ -44,11 +29,14 @@ class Shrink(torch.autograd.Function):
         ctx: Any, work: Work, dtype: torch.dtype, experts: int, hidden_TI: Tensor, *downs_RI: Tensor
     ) -> tuple[Tensor, ...]:
         """Give one [choices, rank] for each list of A."""
-        ctx.work, ctx.dtype, ctx.experts = work, dtype, experts
-        ctx.save_for_backward(hidden_TI, *downs_RI)
+        ctx.work, ctx.dtype, ctx.experts, ctx.hidden_dtype = work, dtype, experts, hidden_TI.dtype
+        read_TI = hidden_TI.to(dtype)
+        # What is read is enough for backward; of two the narrower is kept.
+        narrow = read_TI if read_TI.dtype.itemsize < hidden_TI.dtype.itemsize else hidden_TI
+        ctx.save_for_backward(narrow, *downs_RI)
         ctx.set_materialize_grads(False)
-        with exact(hidden_TI.device):
-            return tuple(work.shrink(hidden_TI.to(dtype), stacks(downs_RI, experts)))
+        with without_autocast(hidden_TI.device):
+            return tuple(work.shrink(read_TI, stacks(downs_RI, experts)))
 
     @staticmethod
     @once_differentiable
@@ -60,11 +48,11 @@ class Shrink(torch.autograd.Function):
         needed = ctx.needs_input_grad[3:]
         of_hidden: Tensor | None = None
         of_downs: list[Tensor | None] = [None] * len(downs_RI)
-        with exact(hidden_TI.device):
+        with without_autocast(hidden_TI.device):
             if needed[0] and used:
                 lows, pairs = [grad for grad, _ in used], [stack for _, stack in used]
                 like = hidden_TI.new_empty(0, dtype=ctx.dtype)
-                of_hidden = ctx.work.expand(lows, pairs, None, like).to(hidden_TI.dtype)
+                of_hidden = ctx.work.expand(lows, pairs, None, like).to(ctx.hidden_dtype)
             if any(needed[1:]):
                 of_downs = weight_gradients(ctx, grads_CR, hidden_TI, downs_RI, needed[1:])
         return None, None, None, of_hidden, *of_downs
@@ -105,7 +93,7 @@ class Expand(torch.autograd.Function):
         *ups_OR: Tensor,
     ) -> Tensor:
         """Add to the output, in place, and give it."""
-        with exact(output.device):
+        with without_autocast(output.device):
             gates_C1 = gates_of(work, weights_NK, scale, low_CR)
             target = part_of(output.view(-1, output.shape[-1]), part)
             work.add_to(low_CR * gates_C1, turned(ups_OR), target)
@@ -120,7 +108,7 @@ class Expand(torch.autograd.Function):
         """Give the gradients of the output, the rows in rank space, the weights and each B that trains."""
         low_CR, gates_C1, *ups_OR = ctx.saved_tensors
         grad_TO = part_of(grad.reshape(-1, grad.shape[-1]), ctx.part).flatten(1).to(low_CR.dtype)
-        with exact(grad.device):
+        with without_autocast(grad.device):
             needed = ctx.needs_input_grad[4:]
             of_low, of_weights, of_ups = back_out(ctx, grad_TO, low_CR, gates_C1, ups_OR, needed)
         return None, None, None, grad, of_low, of_weights, *of_ups
@@ -143,7 +131,7 @@ class ExpandThenBase(torch.autograd.Function):
     ) -> Tensor:
         """Give the projection, of shape [tokens, d_out]."""
         ctx.work, ctx.scale, ctx.gate_dtype = work, scale, weights_NK.dtype
-        with exact(hidden_TI.device):
+        with without_autocast(hidden_TI.device):
             gates_C1 = gates_of(work, weights_NK, scale, low_CR)
             ctx.save_for_backward(hidden_TI, weight_OI, low_CR, gates_C1, *ups_OR)
             ups_RO = turned(ups_OR)
@@ -156,7 +144,7 @@ class ExpandThenBase(torch.autograd.Function):
         """Give the gradients of the input, the base, the rows in rank space, the weights and each B."""
         hidden_TI, weight_OI, low_CR, gates_C1, *ups_OR = ctx.saved_tensors
         hidden_wanted, weight_wanted, bias_wanted, *needed = ctx.needs_input_grad[2:]
-        with exact(grad_TO.device):
+        with without_autocast(grad_TO.device):
             of_low, of_weights, of_ups = back_out(
                 ctx, grad_TO.to(low_CR.dtype), low_CR, gates_C1, ups_OR, needed
             )

@@ -14,9 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from prw.kernels.autograd import computed_in, exact, gates_of
+from prw.kernels.autograd import gates_of
 from prw.kernels.projection import line_up
 from prw.kernels.work import turned
+from prw.precision import experts_dtype, without_autocast
 
 
 @torch.library.custom_op("prw::routed", mutates_args=())
@@ -44,7 +45,7 @@ def routed(
         kernel: Name of a kernel with a backend.
         fixed: Whether stacked copies of weights can be kept.
     """
-    with exact(hidden_TI.device):
+    with without_autocast(hidden_TI.device):
         work = line_up(kernel, ids_NK, len(downs_RI), tokens_per_item, fixed)
         (low_CR,) = work.shrink(hidden_TI, [downs_RI])
         scaled_CR = low_CR * gates_of(work, weights_NK, scale, low_CR)
@@ -81,7 +82,7 @@ def routed_backward(
     fixed: bool,
 ) -> list[Tensor]:
     """Compute the gradients of input, weights, A and B, in this order: those that are needed."""
-    with exact(hidden_TI.device):
+    with without_autocast(hidden_TI.device):
         work = line_up(kernel, ids_NK, len(downs_RI), tokens_per_item, fixed)
         gates_C1 = gates_of(work, weights_NK, scale, low_CR)
         (back_CR,) = work.shrink(grad_TO, [turned(ups_OR)])
@@ -158,7 +159,7 @@ def opaquely(
     fixed: bool,
 ) -> Tensor:
     """Compute the experts' part of a projection by the operator, in the dtype of their arithmetic."""
-    hidden_TI = hidden_TI.to(computed_in(downs_RI[0]))
+    hidden_TI = hidden_TI.to(experts_dtype(downs_RI[0], hidden_TI))
     settings = (scale, tokens_per_item, kernel, fixed)
     delta_TO: Tensor
     delta_TO, _ = routed(hidden_TI, ids_NK, weights_NK, list(downs_RI), list(ups_OR), *settings)

@@ -10,10 +10,11 @@ from typing import NamedTuple
 import torch.nn.functional as F
 from torch import Tensor
 
-from prw.kernels.autograd import Expand, ExpandThenBase, Shrink, computed_in
+from prw.kernels.autograd import Expand, ExpandThenBase, Shrink
 from prw.kernels.reference import reference
 from prw.kernels.select import Case, backend_of, choose
 from prw.kernels.work import Columns, Work
+from prw.precision import experts_dtype
 
 
 class Projection(NamedTuple):
@@ -66,7 +67,7 @@ def into_rank_space(
     """
     downs_RI = [down_RI for stack_RI in stacks_RI for down_RI in stack_RI]
     lows: tuple[Tensor, ...] = Shrink.apply(  # type: ignore[no-untyped-call]
-        work, computed_in(downs_RI[0]), len(stacks_RI[0]), hidden_TI, *downs_RI
+        work, experts_dtype(downs_RI[0], hidden_TI), len(stacks_RI[0]), hidden_TI, *downs_RI
     )
     return lows
 
@@ -127,7 +128,7 @@ def routed_projections(
     first = projections[0]
     rank = max(down_RI.shape[0] for down_RI in first.downs)
     top_k = 1 if expert_ids.dim() == 1 else expert_ids.shape[1]
-    dtype = computed_in(first.downs[0])
+    dtype = experts_dtype(first.downs[0], hidden_TI)
     case = Case(hidden_TI.device, dtype, len(first.downs), rank, top_k, tokens_per_item)
     name = choose(case, kernel).name
     if name == "reference":

@@ -40,12 +40,14 @@ class Segments:
         runs: The choices in their order, cut where the expert changes.
         order: Place of each choice in [token, slot], int64 of shape [choices]; None if that is the order.
         rows: The token of each choice; None if choices are the tokens in their order.
+        fixed: Whether copies of weights in another dtype can be kept.
     """
 
     shape: tuple[int, int, int]
     runs: tuple[Run, ...]
     order: Tensor | None
     rows: Tensor | None
+    fixed: bool = True
     _pieces: dict[int, list[Piece]] = field(default_factory=dict)
 
     def pieces(self, wide: int) -> list[Piece]:
@@ -97,27 +99,29 @@ def plan(expert_ids_NK: Tensor, experts: int, tokens_per_item: int, fixed: bool 
         expert_ids_NK: Chosen experts, int64 of shape [items, choices]; -1 is none.
         experts: How many there are.
         tokens_per_item: How many rows each item stands for.
-        fixed: Whether copies of weights can be kept; there are none here.
+        fixed: Whether copies of weights can be kept.
     """
     items, choices = expert_ids_NK.shape
     shape = (items, choices, tokens_per_item)
     if choices == 1 and tokens_per_item > 1:
-        return Segments(shape, merged(expert_ids_NK.flatten().tolist(), tokens_per_item), None, None)
+        runs = merged(expert_ids_NK.flatten().tolist(), tokens_per_item)
+        return Segments(shape, runs, None, None, fixed)
     ids_C = expert_ids_NK.unsqueeze(1).expand(-1, tokens_per_item, -1).reshape(-1)
     if experts == 1 and choices == 1 and (not len(ids_C) or int(ids_C.min()) == 0):
-        return Segments(shape, (Run(0, 0, len(ids_C)),), None, None)
+        return Segments(shape, (Run(0, 0, len(ids_C)),), None, None, fixed)
     keys_C = torch.where(ids_C < 0, experts, ids_C)
     counts = torch.bincount(keys_C, minlength=experts + 1).tolist()
-    runs, start = [], 0
+    found, start = [], 0
     for expert, count in enumerate(counts):
         if count:
-            runs.append(Run(expert if expert < experts else -1, start, start + count))
+            found.append(Run(expert if expert < experts else -1, start, start + count))
         start += count
+    runs = tuple(found)
     if choices == 1 and len(runs) <= 1:
-        return Segments(shape, tuple(runs), None, None)
+        return Segments(shape, runs, None, None, fixed)
     # 16 bits hold every expert's number and sort several times faster than 64.
     order = keys_C.to(torch.int16).argsort(stable=True)
-    return Segments(shape, tuple(runs), order, order if choices == 1 else order // choices)
+    return Segments(shape, runs, order, order if choices == 1 else order // choices, fixed)
 
 
 def merged(experts: Sequence[int], length: int) -> tuple[Run, ...]:

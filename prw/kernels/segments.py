@@ -1,7 +1,8 @@
 """The sorted routed products on a host: rows in the order of their experts, one plain product per expert.
 
-Cost does not grow with experts that nobody chose, and no expert's weights are copied or stacked. The ends of
-the segments are numbers of the host, so this is for tensors that live there.
+Cost does not grow with experts that nobody chose, and no expert's weights are copied or stacked, unless they
+are computed in another dtype: those copies are kept. The ends of the segments are numbers of the host, so
+this is for tensors that live there.
 """
 
 # Shape suffixes: T tokens, N items, K choices per item, C choices in all, W wide, R rank.
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 
 from prw.kernels.runs import Piece, Segments, plan
+from prw.kernels.stacking import stacked
 
 __all__ = ["add_to", "expand", "plan", "shrink", "weight_gradient"]
 
@@ -30,7 +32,7 @@ def shrink(plan: Segments, wide_TW: Tensor, stacks: Sequence[Sequence[Tensor]]) 
         For each list, of shape [choices, largest rank]; zeros where there is no expert or no such rank.
     """
     lows, rows_C = [empty_lows(plan, wide_TW, matrices) for matrices in stacks], plan.rows
-    stacks = [in_dtype(matrices, wide_TW.dtype) for matrices in stacks]
+    stacks = [in_dtype(plan, matrices, wide_TW.dtype) for matrices in stacks]
     scratch = Scratch(wide_TW, wide_TW.shape[1])
     for here, experts, lengths in plan.pieces(wide_TW.shape[1]):
         wide_PW = wide_TW[here] if rows_C is None else scratch.taken(wide_TW, rows_C[here])
@@ -42,9 +44,12 @@ def shrink(plan: Segments, wide_TW: Tensor, stacks: Sequence[Sequence[Tensor]]) 
     return lows
 
 
-def in_dtype(matrices: Sequence[Tensor], dtype: torch.dtype) -> Sequence[Tensor]:
-    """Cast matrices where they have another dtype."""
-    return matrices if matrices[0].dtype == dtype else [matrix.to(dtype) for matrix in matrices]
+def in_dtype(plan: Segments, matrices: Sequence[Tensor], dtype: torch.dtype) -> Sequence[Tensor]:
+    """Give matrices in a dtype; copies are kept, so that frozen weights are not cast at every forward."""
+    if all(matrix.dtype == dtype for matrix in matrices):
+        return matrices
+    rows = stacked(matrices, dtype, plan.fixed)
+    return rows.split_with_sizes([matrix.shape[0] for matrix in matrices])
 
 
 def into(wide: Tensor, matrix: Tensor, low: Tensor) -> None:
@@ -103,7 +108,7 @@ def expand(
     tokens, wide, rows_C = plan.shape[0] * plan.shape[2], stacks[0][0].shape[1], plan.rows
     shared = plan.shape[1] > 1  # several choices add to the same row
     out_TW = like.new_zeros(tokens, wide) if shared else like.new_empty(tokens, wide)
-    stacks = [in_dtype(matrices, lows[0].dtype) for matrices in stacks]
+    stacks = [in_dtype(plan, matrices, lows[0].dtype) for matrices in stacks]
     scratch = Scratch(like, wide)
     for piece in plan.pieces(wide):
         wide_PW = out_TW[piece.here] if rows_C is None else scratch.rows(sum(piece.lengths))
@@ -143,7 +148,7 @@ def add_to(plan: Segments, low_CR: Tensor, matrices: Sequence[Tensor], target: T
         target: Of shape [tokens, ...] with `wide` numbers for each token; any strides, any float dtype.
     """
     wide, rows_C = matrices[0].shape[1], plan.rows
-    matrices = in_dtype(matrices, low_CR.dtype)
+    matrices = in_dtype(plan, matrices, low_CR.dtype)
     plain = rows_C is None and target.dim() == 2 and target.dtype == low_CR.dtype
     scratch = Scratch(low_CR, wide)
     for piece in plan.pieces(wide):

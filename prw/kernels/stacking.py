@@ -1,8 +1,8 @@
 """All experts' matrices one above the other, copied once and not at every forward.
 
 The copies of frozen weights are kept for as long as their storages live, and made anew when torch counts a
-change in place. What comes last may train, and under a sharded optimiser torch does not count its changes, so
-it alone is copied each time: one expert's weights, whatever their number.
+change in place. The changes of a weight that trains torch does not count under a sharded optimiser, so it
+alone is copied each time: the newest expert's, whatever their number.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 
 Mark = tuple[int, int, int, tuple[int, ...], tuple[int, ...]]
+UNCOUNTED = -1
+"""Stands for the version of a matrix whose changes torch may not count."""
 
 
 @dataclass(eq=False)
@@ -80,12 +82,12 @@ class Stacks:
 
 
 def renewed(stack: Stack, matrices: Sequence[Tensor], height: int) -> Tensor:
-    """Copy into a stack what is not there, and the last matrix in any case."""
+    """Copy into a stack what is not there, and what trains in any case."""
     start = 0
     for place, matrix in enumerate(matrices):
-        stop, mark = start + (height or matrix.shape[0]), mark_of(matrix)
-        last = place == len(matrices) - 1
-        if last or place >= len(stack.marks) or stack.marks[place] != mark:
+        stop, training = start + (height or matrix.shape[0]), trains(matrix)
+        mark = mark_of(matrix, training)
+        if training or place >= len(stack.marks) or stack.marks[place] != mark:
             stack.rows[start : start + matrix.shape[0]].copy_(matrix)
             stack.rows[start + matrix.shape[0] : stop].zero_()
             same_size = place < len(stack.marks) and stack.marks[place][3] == mark[3]
@@ -96,10 +98,20 @@ def renewed(stack: Stack, matrices: Sequence[Tensor], height: int) -> Tensor:
     return stack.rows[:start]
 
 
-def mark_of(matrix: Tensor) -> Mark:
-    """Say which numbers a matrix holds, and in which state torch has counted them."""
+def trains(matrix: Tensor) -> bool:
+    """Tell whether a matrix, or what it is a view of, is a weight that trains."""
+    whole = matrix if matrix._base is None else matrix._base
+    return matrix.requires_grad or whole.requires_grad
+
+
+def mark_of(matrix: Tensor, training: bool = False) -> Mark:
+    """Say which numbers a matrix holds, and in which state torch has counted them.
+
+    One that trains is in no state that could be met again: once it is frozen, its copy is made anew.
+    """
     storage: int = matrix.untyped_storage()._cdata
     version = 0 if matrix.is_inference() else matrix._version
+    version = UNCOUNTED if training else version
     return storage, version, int(matrix.storage_offset()), tuple(matrix.shape), matrix.stride()
 
 
@@ -115,7 +127,7 @@ def stacked(matrices: Sequence[Tensor], dtype: torch.dtype, fixed: bool, height:
         fixed: Whether a change of a weight is counted by torch, so that copies can be kept.
         height: Rows that each takes, zeros behind its own; 0 is as many as it has.
     """
-    if len(matrices) == 1:
+    if len(matrices) == 1 and (matrices[0].dtype == dtype or trains(matrices[0])):
         return matrices[0].to(dtype)
     # A CUDA graph must own what it reads: a kept stack may be gone, or old, when it is replayed.
     recorded = matrices[0].is_cuda and torch.cuda.is_current_stream_capturing()

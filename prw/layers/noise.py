@@ -104,9 +104,8 @@ class Drawn:
                 "backward recomputes a forward whose noise (noise_seed) was not noted: it ran without "
                 "checkpointing, or in a copy of the model. Run forward and backward on the same model."
             )
-        mark, nearest, least = mark_of(hidden), self._draws[-1], (float("inf"), True)
-        for draw in reversed(self._draws):
-            far = float((draw.mark - mark).abs().max()) if draw.mark.shape == mark.shape else float("inf")
+        nearest, least = self._draws[-1], (float("inf"), True)
+        for draw, far in zip(reversed(self._draws), self._distances(mark_of(hidden)), strict=True):
             if (far, draw.seed in self._used) < least:
                 nearest, least = draw, (far, draw.seed in self._used)
             if least == (0.0, False):
@@ -114,6 +113,14 @@ class Drawn:
         self._used.add(nearest.seed)
         self._used.intersection_update(draw.seed for draw in self._draws)
         return nearest.seed
+
+    def _distances(self, mark: Tensor) -> list[float]:
+        """Say how far each noted input is from one, the latest first; the device is read once."""
+        same = [draw.mark for draw in reversed(self._draws) if draw.mark.shape == mark.shape]
+        far = iter((torch.stack(same) - mark).abs().amax(-1).tolist() if same else [])
+        return [
+            next(far) if draw.mark.shape == mark.shape else float("inf") for draw in reversed(self._draws)
+        ]
 
 
 def mark_of(hidden: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -34,11 +34,28 @@ class Scope:
     routed: Tensor | None = None
     samples: Samples | None = None
     disabled: bool = False
+    _moved: dict[torch.device, tuple[int, Tensor]] = field(init=False, default_factory=dict)
 
     def agrees(self, other: Scope) -> bool:
         """Tell whether another scope asks for the same."""
         same_pool = self.size == other.size and self.disabled == other.disabled
         return same_pool and self.routed is other.routed and self.samples is other.samples
+
+    def routed_on(self, device: torch.device) -> Tensor | None:
+        """Give `routed` on a device; it is moved there once for all sites, unless it has changed."""
+        routed = self.routed
+        if (
+            routed is None
+            or routed.device == device
+            or torch.compiler.is_compiling()
+            or routed.is_inference()
+        ):
+            return None if routed is None else routed.to(device)
+        version, moved = self._moved.get(device, (-1, routed))
+        if version != routed._version:
+            moved = routed.to(device)
+            self._moved[device] = (routed._version, moved)
+        return moved
 
 
 EVERYTHING = Scope()

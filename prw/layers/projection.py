@@ -15,6 +15,7 @@ from prw.layers.reading import chosen, downs_of, read, stacks_of, ups_of
 from prw.layers.rows import WHOLE, Part, Rows, add_rows
 from prw.layers.site import Site
 from prw.layers.turn import Reading, Turn, graphed, per_token, traced
+from prw.precision import experts_dtype
 
 KNOWN = ("bitsandbytes.", "transformers.pytorch_utils")
 """Where projections come from that are no plain Linear and give a tensor that nothing else holds."""
@@ -115,7 +116,7 @@ class RoutedProjection(nn.Module):
             return turn.waiting.pop(self)
         pool, rows = self.sites[adapter].pool, hidden.reshape(-1, hidden.shape[-1])
         stacks = stacks_of(self, adapter, turn.decision.num_experts)
-        choice = chosen(turn, pool.kernel, stacks[0], rows.shape[0])
+        choice = chosen(turn, pool.kernel, stacks[0], rows)
         if traced() or choice.name == "reference":
             return Reading(None, ())
         members = list(self.sites[adapter].projections.values())
@@ -132,6 +133,7 @@ class RoutedProjection(nn.Module):
         if settings.dropout and self.training:
             rows = F.dropout(rows, settings.dropout)  # by torch's generator, which checkpointing replays
         downs, ups = downs_of(self, part, adapter, size), ups_of(self, part, adapter, size)
+        dtype = experts_dtype(downs[0], rows)
         name, scale = "reference" if turn.choice is None else turn.choice.name, self.scales[adapter]
         if name != "reference" and graphed():
             ids, weights = turn.items_first(decision.expert_ids), turn.items_first(decision.weights)
@@ -141,6 +143,7 @@ class RoutedProjection(nn.Module):
             ids, weights = (
                 per_token(of_items, rows.shape[0]) for of_items in (decision.expert_ids, decision.weights)
             )
+            downs, ups = ([matrix.to(dtype) for matrix in matrices] for matrices in (downs, ups))
             delta = (reference if name == "reference" else all_at_once)(rows, downs, ups, ids, weights, scale)
         return delta.reshape(*hidden.shape[:-1], delta.shape[-1])
 

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
-from prw.kernels import Case, Choice, choose, computed_in, into_rank_space, line_up
+from prw.kernels import Case, Choice, choose, into_rank_space, line_up
 from prw.layers.experts import DOWN, UP, is_split, weights_of
 from prw.layers.rows import Part
 from prw.layers.site import Site
 from prw.layers.turn import Reading, Turn
+from prw.precision import experts_dtype
 
 Stack = Sequence[Tensor]
 
@@ -27,26 +29,28 @@ def ups_of(layer: nn.Module, part: Part, adapter: str, experts: int) -> list[Ten
     return weights_of(layer, UP + part.letter, adapter, experts)
 
 
-def chosen(turn: Turn, wanted: str, downs: Stack, rows: int) -> Choice:
-    """Choose the kernel for a turn, once for all its projections."""
+def chosen(turn: Turn, wanted: str, downs: Stack, rows: Tensor) -> Choice:
+    """Choose the kernel for a turn, once for all its projections, by the rows that they read."""
     if turn.choice is None:
-        case = case_of(downs, turn.decision.choices.shape[-1], turn.tokens_per_item(rows))
+        dtype, tokens = experts_dtype(downs[0], rows), turn.tokens_per_item(rows.shape[0])
+        case = case_of(downs, dtype, turn.decision.choices.shape[-1], tokens)
         turn.choice = choose(case, wanted)
     return turn.choice
 
 
-def case_of(downs: Stack, top_k: int, tokens_per_item: int) -> Case:
-    """Describe what a kernel is chosen for."""
+def case_of(downs: Stack, dtype: torch.dtype, top_k: int, tokens_per_item: int) -> Case:
+    """Describe what a kernel is chosen for, with the dtype that it computes in."""
     first = downs[0]
     # On a host the ranks do not count; looking at all of them would cost more than choosing.
     rank = first.shape[0] if first.is_cpu else max(down.shape[0] for down in downs)
-    return Case(
-        first.device, computed_in(first), len(downs), rank, top_k, tokens_per_item, wide=first.shape[1]
-    )
+    return Case(first.device, dtype, len(downs), rank, top_k, tokens_per_item, wide=first.shape[1])
 
 
 def explained(site: Site) -> str:
-    """Say which kernel computes a site's experts as things are (autocast may change it), and why."""
+    """Say which kernel computes a site's experts as things are, and why.
+
+    Autocast, and whether gradients are wanted, may change it.
+    """
     pool, layer = site.pool, site.router
     if not pool.experts:
         return f"{pool.kernel}, once there is an expert"
@@ -55,7 +59,11 @@ def explained(site: Site) -> str:
     several = (
         1 if pool.settings.granularity == "token" else 2
     )  # all that counts is whether it is more than one
-    choice = choose(case_of(downs, min(pool.settings.top_k, len(downs)), several), pool.kernel)
+    # The base reads inputs of its own dtype; a quantised one says nothing about them.
+    floating = (one for one in layer.base_layer.parameters() if one.is_floating_point())  # type: ignore[union-attr]
+    dtype = experts_dtype(downs[0], next(floating, downs[0]))
+    case = case_of(downs, dtype, min(pool.settings.top_k, len(downs)), several)
+    choice = choose(case, pool.kernel)
     why = choice.why if pool.kernel == "auto" else f"{choice.why} by {pool.kernel_from}"
     return f"{choice.name} ({why})"
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from prw.errors import RoutingError
 from prw.layers.pool import Scope
+from prw.precision import inside_autograd_function
 
 
 class Note:
@@ -81,9 +82,9 @@ def under_checkpointing() -> bool:
     """Tell whether the forward that runs now may be run again in backward.
 
     Checkpointing without reentrance packs what autograd saves; with it, the forward runs inside an autograd
-    function, where forward-mode gradients are off as well. Neither holds under a plain torch.no_grad().
+    function. Neither holds under a plain torch.no_grad().
     """
     if torch.is_grad_enabled():
         hooks = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)
         return hooks is None or hooks(True) is not None
-    return not torch.is_inference_mode_enabled() and not torch._C._is_fwd_grad_enabled()
+    return inside_autograd_function()

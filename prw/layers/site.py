@@ -198,7 +198,7 @@ class Site:
         return seed
 
     def _routed(self, hidden: Tensor) -> Tensor | None:
-        routed = self.pool.scope.routed
+        routed = self.pool.scope.routed_on(hidden.device)
         if routed is None:
             return None
         if routed.dim() == 1:
@@ -210,7 +210,7 @@ class Site:
                 "site; where sites see different tokens, call prw.project(module, hidden, routed=...) in "
                 "the attention instead."
             )
-        return routed.to(hidden.device)
+        return routed
 
 
 def version_of(hidden: Tensor) -> int | None:

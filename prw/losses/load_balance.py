@@ -7,7 +7,7 @@ from torch import Tensor
 
 from prw.losses.checks import check_gradient, check_weight
 from prw.routing import Routing, RoutingDecision
-from prw.routing.merge import by_size, merged
+from prw.routing.merge import by_size, merged, owners
 
 
 def load_balance_loss(routing: Routing, alpha: float = 1.0, *, mask: Tensor | None = None) -> Tensor:
@@ -38,10 +38,10 @@ def load_balance_loss(routing: Routing, alpha: float = 1.0, *, mask: Tensor | No
     decisions, homes = routing.all(), site_places(routing)
     values, weights = [], []
     for places in by_size(decisions).values():
-        whole = merged([decisions[place] for place in places], mask)
-        lengths = torch.tensor([decisions[place].logits.shape[:-1].numel() for place in places])
-        sites = torch.tensor([homes[place] for place in places]).repeat_interleave(lengths)
-        value, used = site_balance(whole, sites.to(whole.expert_ids.device), len(routing.decisions))
+        group = [decisions[place] for place in places]
+        whole = merged(group, mask)
+        sites = owners(group, [homes[place] for place in places], whole.expert_ids.device)
+        value, used = site_balance(whole, sites, len(routing.decisions))
         values.append(value.sum())
         weights.append(used.sum())
     loss = sum(values[1:], values[0]) / sum(weights[1:], weights[0]).clamp(min=1.0)

@@ -40,12 +40,32 @@ def merged(
     whole = RoutingDecision(*(laid(parts) for parts in zip(*decisions, strict=True)))
     if mask is None:
         return whole
+    mask = mask.to(device) if isinstance(mask, Tensor) else mask
     counted = laid([item_mask(mask, decision.choices[..., 0]) for decision in decisions])
     if whole.expert_ids.dim() == 3:
         counted = counted.unsqueeze(-1)
     return whole._replace(
         expert_ids=torch.where(counted, whole.expert_ids, torch.full_like(whole.expert_ids, -1))
     )
+
+
+def owners(decisions: Sequence[RoutingDecision], homes: Sequence[int], device: torch.device) -> Tensor:
+    """Number the owner of each item of `merged` decisions, int64 of shape [items].
+
+    The numbers are filled in on the device: a list of the host would be copied, and waited for.
+
+    Args:
+        decisions: The decisions.
+        homes: The number of each one's owner, for instance its site; those of one owner stand together.
+        device: Where they are wanted.
+    """
+    counts: dict[int, int] = {}
+    for decision, home in zip(decisions, homes, strict=True):
+        counts[home] = counts.get(home, 0) + decision.logits.shape[:-1].numel()
+    first, length = homes[0], counts[homes[0]]
+    if list(counts) == list(range(first, first + len(counts))) and set(counts.values()) == {length}:
+        return torch.arange(first, first + len(counts), device=device).repeat_interleave(length)
+    return torch.cat([torch.full((count,), home, device=device) for home, count in counts.items()])
 
 
 def item_mask(mask: Tensor, expert_ids: Tensor) -> Tensor:

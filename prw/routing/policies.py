@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from prw.config import Gate, PoolSettings
+from prw.precision import product_dtype, without_autocast
 from prw.routing.decision import RoutingDecision
 from prw.routing.features import router_features
 from prw.routing.groups import Groups
@@ -49,13 +49,6 @@ def kept_in_graph(vectors: Sequence[Tensor], unused: Sequence[Tensor]) -> list[T
         else used
         for used, idle in zip(vectors, unused, strict=True)
     ]
-
-
-def without_autocast(device: torch.device) -> AbstractContextManager[object]:
-    """Switch autocast off; on a device that has none, as meta, there is nothing to switch."""
-    if not torch.amp.is_autocast_available(device.type):
-        return nullcontext()
-    return torch.autocast(device_type=device.type, enabled=False)
 
 
 def top_k(logits: Tensor, gate: Gate, routed: Tensor | None = None, k: int = 1) -> RoutingDecision:
@@ -100,7 +93,8 @@ def decide(
     """Choose an expert, or top_k of them, for every item of one site.
 
     Args:
-        hidden: What the projections of the site read, of shape [batch, tokens, d].
+        hidden: What the projections of the site read, of shape [batch, tokens, d]. The router sees it rounded
+            as their products see it, so that training under autocast and inference in 16 bits decide alike.
         gates: Router vectors of the experts to choose from, each of shape [1, d].
         noises: Their noise vectors, each of shape [1, d]; empty if they have none.
         settings: Granularity, gate, input normalisation and top_k.
@@ -110,6 +104,7 @@ def decide(
         groups: Which rows are of one sample, where whole samples are routed; None means those of one place in
             axis 0. The decision is then of shape [samples, 1].
     """
+    hidden = hidden.to(product_dtype(hidden))
     with without_autocast(hidden.device):
         if noises and not noisy:
             gates, noises = kept_in_graph(gates, noises), []

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from prw.errors import RoutingError
 from prw.routing.decision import RoutingDecision
-from prw.routing.merge import by_size, merged
+from prw.routing.merge import by_size, merged, owners
 
 MEASURES = ("items", "newest", "gate", "entropy", "margin")
 """What is summed for each site besides the items of each expert."""
@@ -65,9 +65,7 @@ def tally(
     for places in by_size(flat).values():
         group = [flat[place] for place in places]
         rows = measured(merged(group, mask), len(experts))
-        lengths = torch.tensor([decision.logits.shape[:-1].numel() for decision in group])
-        sites = torch.tensor([homes[place] for place in places]).repeat_interleave(lengths)
-        sums.index_add_(0, sites.to(sums.device), rows)
+        sums.index_add_(0, owners(group, [homes[place] for place in places], sums.device), rows)
     return Tally(tuple(decisions), experts, sums)
 
 

@@ -9,8 +9,20 @@ from torch import Tensor, nn
 from prw.errors import StorageError, TargetError
 from prw.storage.folder import SavedPool, read_folder
 from prw.storage.sharded import put
-from prw.storage.state import PEFT_PREFIX, fill
-from prw.tuner import Layers, PrwConfig, TrainedBefore, pool_layers, put_in, take_out, trained_before
+from prw.storage.state import fill
+from prw.tuner import (
+    Layers,
+    PrwConfig,
+    TrainedBefore,
+    inner_model,
+    passed_over,
+    passed_over_note,
+    pool_layers,
+    put_in,
+    take_out,
+    trained_before,
+)
+from prw.tuner.moving import PEFT_PREFIX, follow, moved_paths, moved_weights, paths_in
 
 
 def load_pool(model: nn.Module, path: Path, adapter: str) -> TrainedBefore:
@@ -40,11 +52,13 @@ def place_pool(model: nn.Module, saved: SavedPool, path: Path, adapter: str) -> 
     Raises:
         StorageError: if it does not fit.
     """
-    configs = getattr(model, "peft_config", {})
-    saved, embeddings = without_embeddings(model, saved, path)
+    inner = inner_model(model)
+    saved, embeddings = without_embeddings(inner, saved, path)
+    saved = up_to_date(saved, inner)
+    configs = getattr(inner, "peft_config", {})
     if adapter in configs:
-        fill_earlier(pool_layers(model, adapter), adapter, configs[adapter], saved)
-        return trained_before(model)
+        fill_earlier(pool_layers(inner, adapter), adapter, configs[adapter], saved)
+        return trained_before(inner)
     if saved.config.modules_to_save:
         raise StorageError(
             f"the pool in {path} goes with other trained modules (modules_to_save="
@@ -53,15 +67,21 @@ def place_pool(model: nn.Module, saved: SavedPool, path: Path, adapter: str) -> 
             "modules_to_save to null in adapter_config.json and remove those modules' weights."
         )
     saved.config.inference_mode = False
-    name_all(saved)
+    left = passed_over(inner, saved.config)
+    if left:
+        raise StorageError(
+            f"the pool in {path} does not cover this model: {passed_over_note(left, saved.config)}. Likely "
+            "it is of a smaller base model; to load it for the others alone, set resolved_from to null in "
+            "adapter_config.json."
+        )
     try:
         before = put_in(model, saved.config, adapter)
     except TargetError as error:
         raise StorageError(f"the pool in {path} is of another model: {error}") from error
     try:
-        fill(pool_layers(model, adapter), adapter, saved.weights)
+        fill(pool_layers(inner, adapter), adapter, saved.weights)
     except StorageError:
-        take_out(model, adapter, before)
+        take_out(inner, adapter, before)
         raise
     for parameter, weight in embeddings:
         put(parameter, weight)
@@ -94,17 +114,17 @@ def without_embeddings(
     return pool, [(parameter, saved.weights[name]) for name, parameter in theirs.items()]
 
 
-def name_all(saved: SavedPool) -> None:
-    """Make the targets name every projection that the weights are of.
+def up_to_date(saved: SavedPool, model: nn.Module) -> SavedPool:
+    """Let names and targets of a saved pool be this model's, where its projections have moved since.
 
-    Earlier versions put experts on paths that merely end like a target, and passed over layers_to_transform.
+    Earlier versions put experts on paths that merely end like a target, and passed over layers_to_transform,
+    so the targets name every projection that the weights are of.
     """
-    paths = {
-        name.removeprefix(PEFT_PREFIX).rpartition(".prw_")[0] for name in saved.weights if ".prw_" in name
-    }
-    targets = saved.config.target_modules
+    paths, targets = paths_in(saved.weights), saved.config.target_modules
     if isinstance(targets, list | tuple | set):
         saved.config.target_modules = [*targets, *sorted(paths.difference(targets))]
+    moved = moved_paths(model, paths)
+    return SavedPool(follow(saved.config, moved), moved_weights(model, saved.weights))
 
 
 def fill_earlier(layers: Layers, adapter: str, config: PrwConfig, saved: SavedPool) -> None:

@@ -60,9 +60,12 @@ Measured on the inputs given at export:
 | its mean weight there | {mean_gate:.3f} |
 | difference from the expert in the pool, mean over projections | {mean_difference:.3f} |
 | the same, largest | {max_difference:.3f} |
+| the same, mean, from the pool as of this expert's stage | {as_of} |
 | difference of the model's output from the whole pool's | {output} |
 
 Differences are relative norms: 0 is equal, 1 is as large as the LoRA's own part."""
+FIRST = """ As of its own stage (`weave.as_of({expert!r})`) the pool was this expert alone, with weight one
+for every token: then this LoRA does the same."""
 UNMEASURED = (
     "\nHow far that is from the pool was not measured; `weave.export_lora(name, path, measure=inputs)` does."
 )
@@ -83,6 +86,8 @@ class LoraExport(NamedTuple):
         max_difference: The same, at the projection where it is largest.
         output_difference: Relative norm of the difference between the model's outputs with the pool and with
             the plain LoRA; None too if the run gave no tensors.
+        difference_as_of: `mean_difference`, from the pool as it was when this expert's stage ended; 0 for a
+            first expert. None too inside a block of an earlier pool.
     """
 
     path: Path
@@ -93,6 +98,7 @@ class LoraExport(NamedTuple):
     mean_difference: float | None = None
     max_difference: float | None = None
     output_difference: float | None = None
+    difference_as_of: float | None = None
 
 
 def write_lora(
@@ -127,13 +133,14 @@ def write_lora(
     if layout not in ("peft", "diffusers"):
         raise ConfigError(f"export_lora writes the layouts 'peft' and 'diffusers', got {layout!r}.")
     pairs = pairs_of(layers, adapter, index, skip_empty=expert in config.imported)
-    exact = len(pool.experts) == 1 and (measured is None or measured.max_difference == 0.0)
+    experts = pool.experts[: pool.scope.size]
+    exact = len(experts) == 1 and (measured is None or measured.max_difference == 0.0)
     report = LoraExport(path, expert, exact, *(measured or ()))
     scales = {name: layers[name].scales[adapter] for name in pairs}
     with one_writer(pool_parameters(layers, adapter).values()) as writes:
         if writes:
             lora = lora_config(pairs, scales, config, layers)
-            write_lora_folder(pairs, scales, report, config, layout, component, lora)
+            write_lora_folder(pairs, scales, report, config, layout, component, lora, experts)
     return report
 
 
@@ -145,6 +152,7 @@ def write_lora_folder(
     layout: Layout,
     component: str,
     lora: LoraConfig,
+    experts: tuple[str, ...],
 ) -> None:
     """Write a LoRA's folder; it appears whole or not at all."""
     refuse_other_kind(report.path, "LORA")
@@ -155,7 +163,7 @@ def write_lora_folder(
         else:
             file, prefix, factors = DIFFUSERS_WEIGHTS_NAME, f"{component}.", scales
         save_file(tensors_for(pairs, prefix, factors), draft / file, metadata={"format": "pt"})
-        text = card(report, config, layout, len(pairs), component)
+        text = card(report, config, layout, len(pairs), component, experts)
         (draft / README).write_text(text, encoding="utf-8")
 
 
@@ -197,26 +205,35 @@ def lora_config(
     )
 
 
-def card(report: LoraExport, config: PrwConfig, layout: Layout, count: int, component: str) -> str:
-    """Write the README of an exported expert."""
+def card(
+    report: LoraExport,
+    config: PrwConfig,
+    layout: Layout,
+    count: int,
+    component: str,
+    experts: tuple[str, ...],
+) -> str:
+    """Write the README of an exported expert, as one of the experts that are in use at export."""
     settings = config.settings()
     values = {
         **report._asdict(),
         "item": settings.granularity,
+        "as_of": "none" if report.difference_as_of is None else f"{report.difference_as_of:.3f}",
         "output": "none" if report.output_difference is None else f"{report.output_difference:.3f}",
     }
     if report.exact:
         difference = EXACT
-    elif len(config.experts) == 1:
+    elif len(experts) == 1:
         difference = PARTLY
     else:
         difference = GATED.format(
-            size=len(config.experts),
-            experts=", ".join(config.experts),
-            top_k=min(settings.top_k, len(config.experts)),
+            size=len(experts),
+            experts=", ".join(experts),
+            top_k=min(settings.top_k, len(experts)),
             gate="its probability among all" if settings.gate == "prob" else "one",
             item=settings.granularity,
         )
+        difference += FIRST.format(expert=report.expert) if report.expert == experts[0] else ""
     numbers = UNMEASURED if report.mean_gate is None else MEASURED.format(**values)
     return CARD.format(
         library="peft" if layout == "peft" else "diffusers",

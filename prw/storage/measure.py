@@ -24,6 +24,7 @@ class Measured(NamedTuple):
     mean_difference: float
     max_difference: float
     output_difference: float | None
+    difference_as_of: float | None
 
 
 def measure_expert(model: nn.Module, layers: Layers, adapter: str, index: int, inputs: Any) -> Measured:
@@ -39,6 +40,38 @@ def measure_expert(model: nn.Module, layers: Layers, adapter: str, index: int, i
     refuse_attention(layers)
     run = runner(model, inputs)
     pool = pool_of(layers, adapter)
+
+    def replace(path: str, layer: PrwLinear, hidden: Tensor, output: Tensor, routed: bool) -> Tensor:
+        plain = plain_output(layer, adapter, index, hidden) * layer.strengths[adapter]
+        return output + plain.reshape(output.shape).to(output.dtype)
+
+    with torch.no_grad(), evaluating(model):
+        pooled, routing, differences = run_pool(run, layers, adapter, index)
+        as_of: list[float] | None = differences
+        if pool.size > index + 1:
+            with pool.narrowed(size=index + 1):
+                as_of = run_pool(run, layers, adapter, index)[2]
+        elif pool.size < index + 1:
+            as_of = None  # inside a block of an earlier pool, or of none
+        with pool.narrowed(disabled=True), watched(layers, replace):
+            alone = run()
+    return Measured(
+        *gate_of(routing, index),
+        sum(differences) / len(differences),
+        max(differences),
+        relative(tensors_of(pooled), tensors_of(alone)),
+        None if as_of is None else sum(as_of) / len(as_of),
+    )
+
+
+def run_pool(
+    run: Callable[[], Any], layers: Layers, adapter: str, index: int
+) -> tuple[Any, Routing, list[float]]:
+    """Run the model with its pool as it is.
+
+    Returns:
+        The output, the decisions, and by projection how far the expert's gated output is from its plain one.
+    """
     parts: dict[str, list[float]] = {}
 
     def look(path: str, layer: PrwLinear, hidden: Tensor, output: Tensor, routed: bool) -> None:
@@ -49,22 +82,10 @@ def measure_expert(model: nn.Module, layers: Layers, adapter: str, index: int, i
         sums[0] += float(((1.0 - weight) ** 2 * size).sum())
         sums[1] += float(size.sum())
 
-    def replace(path: str, layer: PrwLinear, hidden: Tensor, output: Tensor, routed: bool) -> Tensor:
-        plain = plain_output(layer, adapter, index, hidden) * layer.strengths[adapter]
-        return output + plain.reshape(output.shape).to(output.dtype)
-
-    with torch.no_grad(), evaluating(model):
-        with pool.recording() as routing, watched(layers, look):
-            pooled = run()
-        with pool.narrowed(disabled=True), watched(layers, replace):
-            alone = run()
+    with pool_of(layers, adapter).recording() as routing, watched(layers, look):
+        output = run()
     differences = [(left / whole) ** 0.5 for left, whole in parts.values() if whole > 0.0] or [0.0]
-    return Measured(
-        *gate_of(routing, index),
-        sum(differences) / len(differences),
-        max(differences),
-        relative(tensors_of(pooled), tensors_of(alone)),
-    )
+    return output, routing, differences
 
 
 def refuse_attention(layers: Layers) -> None:

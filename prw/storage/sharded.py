@@ -17,7 +17,7 @@ def whole(weight: Tensor) -> Tensor:
     """Copy a weight onto the CPU; of a split one every process must ask, and every one gets all of it.
 
     Raises:
-        StorageError: if the weight is elsewhere.
+        StorageError: if the weight is elsewhere, or this is a part of it.
     """
     value = weight.detach()
     if value.is_meta:
@@ -28,6 +28,12 @@ def whole(weight: Tensor) -> Tensor:
         )
     if isinstance(value, DTensor):
         value = value.full_tensor()
+    if value.dim() != 2 or value.numel() == 0:
+        raise StorageError(
+            f"a weight of the pool has shape {tuple(value.shape)}, as a part that FSDP1 or DeepSpeed's "
+            "ZeRO-3 has left of it. Save inside FullyShardedDataParallel.summon_full_params(model) or "
+            "deepspeed.zero.GatheredParameters(...), which make it whole."
+        )
     return value.cpu().contiguous()
 
 

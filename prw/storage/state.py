@@ -10,8 +10,7 @@ from prw.errors import StorageError
 from prw.layers import container_names
 from prw.storage.sharded import put, whole
 from prw.tuner import Layers
-
-PEFT_PREFIX = "base_model.model."
+from prw.tuner.moving import PEFT_PREFIX as PEFT_PREFIX
 
 
 def pool_parameters(layers: Layers, adapter: str, experts: int | None = None) -> dict[str, nn.Parameter]:

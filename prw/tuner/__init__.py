@@ -30,7 +30,9 @@ from prw.tuner.model import PrwModel
 from prw.tuner.outside import changed_since, note_beside, shown, trained_beside
 from prw.tuner.project import project
 from prw.tuner.registration import register
+from prw.tuner.resolving import passed_over, passed_over_note, refuse_outside
 from prw.tuner.targets import limited
+from prw.tuner.wrapping import inner_model
 
 register(PrwConfig, PrwModel)
 
@@ -48,15 +50,19 @@ __all__ = [
     "freeze_newest",
     "grow",
     "holds",
+    "inner_model",
     "limited",
     "merge",
     "note_beside",
+    "passed_over",
+    "passed_over_note",
     "pool_layers",
     "pool_of",
     "project",
     "put_in",
     "refresh_training",
     "refuse_no_model",
+    "refuse_outside",
     "remove",
     "rename",
     "shown",

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, make_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from peft import PeftConfig
 from peft.utils import PeftType
 
-from prw.config import PoolSettings, one_form
+from prw.config import OF_LORA, PoolSettings, one_form
 from prw.errors import ConfigError
 from prw.tuner.card import put_card
 from prw.tuner.registration import peft_type
 from prw.tuner.targets import BY_STRUCTURE, STRUCTURAL
 
-WHOLE_MODEL = (*BY_STRUCTURE, "all-linear")
+ALL_LINEAR = "all-linear"
+EVERY_ROW = "all"
+"""What `rows` says of layers that get experts whole, whatever they make."""
+WHOLE_MODEL = (*BY_STRUCTURE, ALL_LINEAR)
 """What `target_modules` can be besides a name, glob or pattern, or a list of those."""
 
 _Mirror: Any = make_dataclass(
@@ -33,8 +36,11 @@ class PrwConfig(_Mirror):  # type: ignore[misc, unused-ignore]
     """PEFT configuration of a pool: every field of `prw.config.PoolSettings`, and the fields below.
 
     Attributes:
-        target_modules: "kv", "k", "v" or "all-kv" (found by structure), or module names, globs or patterns.
-        rows: Which rows of a projection that holds keys and values get experts: "kv", "k" or "v".
+        target_modules: "kv", "k", "v" or "all-kv" (found by structure), "all-linear" as in PEFT, or module
+            names, globs or patterns.
+        resolved_from: What `target_modules` was before the model's paths took its place; written by prw.
+        rows: Which rows of a projection that holds keys and values get experts: "kv", "k" or "v"; "all" with
+            `target_modules="all-linear"`.
         layout: How such a projection is laid out where its block does not tell: "q|k|v", "8*(q|k|v)", ...
         experts: Names of the experts, oldest first.
         expert_ranks: Expert to rank pattern, for imported experts with ranks of their own.
@@ -57,6 +63,7 @@ class PrwConfig(_Mirror):  # type: ignore[misc, unused-ignore]
     """
 
     target_modules: Any = "kv"
+    resolved_from: Any = None
     rows: str = "kv"
     layout: str | None = None
     experts: list[str] = field(default_factory=list)
@@ -73,18 +80,31 @@ class PrwConfig(_Mirror):  # type: ignore[misc, unused-ignore]
     target_parameters: list[str] | None = None
     bias: str = "none"
 
+    def __new__(cls, *args: Any, **options: Any) -> Self:
+        """Say what options of a LoRA are called here, where the dataclass would say that it has none such.
+
+        Other unknown options are left to the dataclass: PEFT takes its error for the sign of a file that a
+        later version has written, and drops them with a warning.
+
+        Raises:
+            ConfigError: names every option and what it is called here.
+        """
+        unknown = [name for name in options if name in OF_LORA and name not in cls.__dataclass_fields__]
+        if unknown:
+            lines = [f"  {name}: {OF_LORA[name]}, got {options[name]!r}" for name in unknown]
+            raise ConfigError("these options are not PrwConfig's:\n" + "\n".join(lines))
+        config: Self = super().__new__(cls)
+        return config
+
     def __post_init__(self) -> None:
         """Check every setting and the experts' names."""
         super().__post_init__()
         self.peft_type: PeftType = peft_type()
-        # Whether experts go inside the adapters that are there: `prw.inject` and `prw.load` say so meanwhile,
-        # while the hosts' own loading looks for them outside. Not a field, so it is not saved.
-        self.innermost = False
         self.settings()
         if isinstance(self.target_modules, str) and self.target_modules not in WHOLE_MODEL:
             self.target_modules = [self.target_modules]  # else PEFT would read a name or glob as a pattern
-        if self.rows not in STRUCTURAL:
-            raise ConfigError(f'rows is "kv", "k" or "v", got {self.rows!r}.')
+        if self.rows not in (*STRUCTURAL, EVERY_ROW):
+            raise ConfigError(f'rows is "kv", "k", "v" or "all", got {self.rows!r}.')
         if isinstance(self.experts, str):
             raise ConfigError(
                 f"experts is a list of names, got the string {self.experts!r}; for one expert write "

@@ -14,6 +14,7 @@ from torch import nn
 
 from prw.tuner.layouts import code_of, letters_of, methods_of
 from prw.tuner.naming import Role, role_of, split
+from prw.tuner.wrapping import module_at, plain_path
 
 LATENT = "kv_a_"
 """Start of the projection that compresses tokens in multi-head latent attention. Its output is cached, and
@@ -73,7 +74,7 @@ def candidates(model: nn.Module) -> dict[str, nn.Module]:
         if not name or (inside and name.startswith(inside)):
             continue
         if adaptable(module):
-            found[name] = module
+            found[plain_path(name)] = module
         if isinstance(module, BaseTunerLayer | nn.MultiheadAttention):
             inside = (*inside, name + ".")
     return found
@@ -161,7 +162,7 @@ def wanted(
 ) -> Iterator[str]:
     """Go through those projections of a site that make keys, values, or what `target` says of both."""
     block, last = split(members[0])
-    parent, role = model.get_submodule(block), role_of(last)
+    parent, role = module_at(model, block), role_of(last)
     if isinstance(unwrapped(found[members[0]]), nn.MultiheadAttention):
         yield members[0]
     elif replaced(parent, role) or serves(parent, last):

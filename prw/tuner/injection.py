@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -17,6 +18,7 @@ from prw.tuner.citizenship import OTHERS
 from prw.tuner.config import PrwConfig
 from prw.tuner.growth import refresh_training
 from prw.tuner.layer import PrwLinear
+from prw.tuner.wrapping import inner_model, refuse_fixed
 
 TrainedBefore = list[tuple[str, nn.Parameter, bool]]
 """A parameter's name without adapters, the parameter, and whether it trained."""
@@ -32,14 +34,21 @@ writes the wrapped base under names that no base model has, and the projections 
 def put_in(model: nn.Module, config: PrwConfig, adapter: str) -> TrainedBefore:
     """Inject a pool beside the adapters that are active; a failure leaves the model as it was.
 
+    Args:
+        model: The model; of a compiled one, the model inside gets the pool.
+        config: The pool's configuration, which is copied.
+        adapter: Adapter name.
+
     Returns:
         Every parameter of the base with its `requires_grad` before the first pool, for `take_out`.
 
     Raises:
-        UnsupportedError: if PEFT wraps the model.
+        UnsupportedError: if PEFT wraps the model, or a wrapper that has noted its parameters.
         PoolError: if the model has an adapter of that name already.
     """
     refuse_no_model(model)
+    refuse_fixed(model)
+    model, config = inner_model(model), copy.deepcopy(config)
     if isinstance(model, PeftModel):
         raise UnsupportedError(
             "this model is wrapped by PEFT, whose wrapper holds adapters of one method only. Inject into the "
@@ -66,7 +75,6 @@ def put_in(model: nn.Module, config: PrwConfig, adapter: str) -> TrainedBefore:
         # PEFT warns that there will be several adapters, which is what was asked for.
         warnings.filterwarnings("ignore", message="Already found a `peft_config` attribute")
         warnings.filterwarnings("ignore", message=OTHERS)  # they are switched on again below
-        config.innermost = True
         try:
             inject_adapter_in_model(config, model, adapter)
         except BaseException:
@@ -74,8 +82,6 @@ def put_in(model: nn.Module, config: PrwConfig, adapter: str) -> TrainedBefore:
             activate(model, active, [])
             restore(model, flags)
             raise
-        finally:
-            config.innermost = False
     activate(model, active, [adapter])
     _FLAGS[model] = before
     if hasattr(model, HOST_FLAG):
@@ -185,10 +191,15 @@ def unwrap(model: nn.Module, adapter: str) -> None:
                 sizes.unwatch(model)
             layer.delete_adapter(adapter)
         if not layer.sites:
-            parent, _, child = path.rpartition(".")
-            setattr(model.get_submodule(parent), child, layer.base_layer)
+            put_back(model, path, layer)
     if "peft_config" in vars(model):
         forget(model, adapter)
+
+
+def put_back(model: nn.Module, path: str, layer: PrwLinear) -> None:
+    """Put the projection that was there before back into its place."""
+    parent, _, child = path.rpartition(".")
+    setattr(model.get_submodule(parent), child, layer.base_layer)
 
 
 def forget(model: nn.Module, adapter: str) -> None:
@@ -214,7 +225,8 @@ def pool_layers(model: nn.Module, adapter: str) -> dict[str, PrwLinear]:
             found[next(path for path, layer in members.items() if layer is module)] = module
     if not found:
         raise PoolError(
-            f"{type(model).__name__} has no pool of experts under adapter {adapter!r}: it was ejected, or "
-            "never injected. Call prw.inject(model) or prw.load(model, path)."
+            f"{type(model).__name__} has no pool of experts under adapter {adapter!r}: it was ejected, never "
+            "injected, or taken out by unload_lora_weights() of diffusers. Call prw.inject(model) or "
+            "prw.load(model, path)."
         )
     return found

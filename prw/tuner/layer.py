@@ -21,7 +21,17 @@ from prw.layers import (
     add_router_vectors,
     container_names,
 )
-from prw.tuner.fusing import refuse_fusing
+from prw.tuner.callers import (
+    DEPTH_OF_STATE,
+    MEASURING,
+    MOVING,
+    NAMING,
+    SCALING,
+    asked_by,
+    free_name,
+    refuse_fusing,
+    refuse_saving,
+)
 
 
 class Folded(nn.Module):
@@ -63,12 +73,34 @@ class PrwLinear(RoutedProjection, BaseTunerLayer):
 
     @property
     def r(self) -> dict[str, int]:
-        """Rank by adapter; diffusers counts them to name the next LoRA."""
-        return {adapter: site.pool.settings.rank for adapter, site in self.sites.items()}
+        """Rank of new experts by adapter; diffusers counts them to name a LoRA, and gets a free count."""
+        if naming := asked_by(NAMING):
+            return dict.fromkeys(map(str, free_name(getattr(naming.f_locals["model"], "peft_config", {}))), 0)
+        return {
+            adapter: site.pool.settings.rank_at(site.path_of(self)) for adapter, site in self.sites.items()
+        }
 
     def acts(self, adapter: str) -> bool:
         """Tell whether an adapter's experts are switched on here, as PEFT has it."""
         return adapter in self.sites and adapter in self.active_adapters and not self.disable_adapters
+
+    @property
+    def lora_A(self) -> dict[str, nn.Module]:  # noqa: N802  # PEFT's name
+        """A pool has no weights of a LoRA: none are there for diffusers, which asks every layer to move them.
+
+        Raises:
+            UnsupportedError: if the pool itself is to be moved as a LoRA.
+        """
+        moving = asked_by(MOVING)
+        if moving is None:
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute 'lora_A'")
+        named = sorted(set(moving.f_locals["adapter_names"]) & set(self.sites))
+        if named:
+            raise UnsupportedError(
+                f"set_lora_device moves LoRAs, and {named[0]!r} is a pool of experts. Move it with the "
+                "model, or take it out: weave.save_pretrained(path), weave.eject()."
+            )
+        return {}
 
     def join(self, adapter: str, site: Site, path: str, parts: tuple[Part, ...] = WHOLE) -> None:
         """Make this projection a member of a site and give it the weights of the pool's experts."""
@@ -175,7 +207,13 @@ class PrwLinear(RoutedProjection, BaseTunerLayer):
             self.strengths[adapter] = float(scale)
 
     def scale_layer(self, scale: float) -> None:
-        """Multiply the strength of the active adapters; diffusers calls this around a forward."""
+        """Multiply the strength of the active adapters; diffusers calls this around a forward.
+
+        It calls this too before it fuses LoRAs, and never takes that back; a pool is not fused and keeps its
+        strength.
+        """
+        if asked_by(SCALING):
+            return
         for adapter in self.active_adapters:
             if adapter in self.strengths:
                 self.strengths[adapter] *= scale
@@ -187,24 +225,45 @@ class PrwLinear(RoutedProjection, BaseTunerLayer):
                 self.strengths[adapter] = 1.0 if not scale else self.strengths[adapter] / scale
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
-        """Refuse to merge.
+        """Leave the pool beside what is merged, and refuse to merge the pool itself.
+
+        Args:
+            safe_merge: Of no effect, as nothing is merged.
+            adapter_names: What is to be merged in the model; None means all that is active.
 
         Raises:
-            UnsupportedError: always; which expert acts depends on the input.
+            UnsupportedError: if a pool is among them; which expert acts depends on the input.
         """
+        names = self.active_adapters if adapter_names is None else adapter_names
+        if not set(names) & set(self.sites):
+            return
+        if asked_by(SCALING):
+            raise UnsupportedError(
+                "fuse_lora() fuses all that is active, and a pool of experts cannot be. Name the LoRAs: "
+                "pipe.fuse_lora(adapter_names=[...]); what was fused so far is undone by pipe.unfuse_lora()."
+            )
         raise UnsupportedError(
-            "routed experts cannot be merged into the base weights, since which expert acts depends on the "
-            "input. A pool whose weights are constant can: prw.Weave(model).merge(). Else weave.export_lora("
-            "name, path) gives one expert as a plain LoRA, which PEFT can merge."
+            "routed experts cannot be merged into the base weights and taken out again, since which expert "
+            "acts depends on the input. A pool whose weights are constant, as one of a single expert, can be "
+            "merged for good: model.merge_and_unload() of a PEFT model, else prw.Weave(model).merge()."
         )
 
     def unmerge(self) -> None:
-        """Refuse to unmerge.
+        """Leave the pool as it is: it is never merged, while LoRAs beside it may be."""
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        """Write the layer's state as any module, with one more name for the loader of FLUX.1 LoRAs.
+
+        That one looks for the weight of what a LoRA acts on as `<path>.weight` or `<path>.base_layer.weight`,
+        where there are two `base_layer` if the pool lies inside another LoRA.
 
         Raises:
-            UnsupportedError: always; nothing can have been merged.
+            UnsupportedError: if diffusers saves the model.
         """
-        raise UnsupportedError("nothing to unmerge: routed experts are never merged into the base weights.")
+        refuse_saving(self.sites)
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if prefix.endswith(".base_layer.") and asked_by(MEASURING, DEPTH_OF_STATE):
+            destination[f"{prefix}weight"] = self.weight
 
     def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
         """Say that a pool is no LoRA."""

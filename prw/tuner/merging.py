@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from peft import PeftModel
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from prw.errors import PoolError, UnsupportedError
 from prw.layers import Pool, pair_of
-from prw.tuner.injection import TrainedBefore, take_out
+from prw.tuner.injection import TrainedBefore, pool_layers, take_out
 from prw.tuner.layer import PrwLinear
 
 Layers = Mapping[str, PrwLinear]
@@ -42,7 +42,10 @@ def merged_weights(model: nn.Module, layers: Layers, adapter: str, size: int) ->
     pool = next(iter(layers.values())).sites[adapter].pool
     pool.check_settled("merging")
     if isinstance(model, PeftModel):
-        raise UnsupportedError("this model is wrapped by peft.get_peft_model; merge before wrapping it.")
+        raise UnsupportedError(
+            "this model is wrapped by peft.get_peft_model; model.merge_and_unload() merges the pool and "
+            "gives the model inside."
+        )
     if not constant_weights(pool, size):
         raise UnsupportedError(why_not(pool, size))
     owners = [id(weight) for module in model.modules() for weight in module._parameters.values()]
@@ -85,6 +88,28 @@ def merge(
     with torch.no_grad():
         for weight, value in merged.items():
             weight.copy_(value)
+
+
+def merge_all(model: nn.Module, adapters: Iterable[str]) -> dict[nn.Parameter, Tensor]:
+    """Work out what the base's weights become if several pools are merged; nothing is changed yet.
+
+    Args:
+        model: The model, without PEFT's wrapper.
+        adapters: Adapter names of the pools.
+
+    Raises:
+        UnsupportedError: if it would not be exact for one of them; says why.
+        PoolError: if one has no experts, is switched off, or is no pool.
+    """
+    merged: dict[nn.Parameter, Tensor] = {}
+    for adapter in adapters:
+        layers = pool_layers(model, adapter)
+        pool = next(iter(layers.values())).sites[adapter].pool
+        if not pool.experts:
+            raise PoolError(f"the pool {adapter!r} is empty: call model.unload() to take it out.")
+        for weight, value in merged_weights(model, layers, adapter, len(pool.experts)).items():
+            merged[weight] = merged[weight] + value - weight.detach() if weight in merged else value
+    return merged
 
 
 def why_not(pool: Pool, size: int) -> str:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Iterable
-from functools import partial
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, cast
 
-from peft import PeftConfig
+import torch
+from peft import PeftConfig, PeftModel
 from peft.tuners.tuners_utils import (
     BaseTuner,
     BaseTunerLayer,
@@ -17,16 +18,22 @@ from peft.tuners.tuners_utils import (
 )
 from torch import nn
 
-from prw.errors import ConfigError, TargetError
+from prw.errors import ConfigError, PoolError, TargetError, UnsupportedError
 from prw.layers import WHOLE, NoiseStream, Part, Pool, Site
+from prw.tuner.adapters import AdapterConfigs, refuse_taken
 from prw.tuner.attention import PrwAttention
+from prw.tuner.callers import refuse_without_settings
 from prw.tuner.citizenship import cast_to_base, warn_of_others
 from prw.tuner.config import PrwConfig
 from prw.tuner.grouping import adaptable, candidates, sites_of, unwrapped, widths_of
 from prw.tuner.growth import refresh_training
+from prw.tuner.injection import put_back, unwrap
 from prw.tuner.layer import PrwLinear
+from prw.tuner.merging import merge_all
+from prw.tuner.moving import PEFT_PREFIX, moved_weights, paths_in
 from prw.tuner.parts import parts_of_target
-from prw.tuner.targets import STRUCTURAL, find_targets
+from prw.tuner.resolving import resolve
+from prw.tuner.wrapping import module_at, plain_path, refuse_fixed, wrapped_by
 
 
 class PrwModel(BaseTuner):
@@ -36,11 +43,120 @@ class PrwModel(BaseTuner):
     tuner_layer_cls = PrwLinear
     target_module_mapping: dict[str, list[str]] = {}  # noqa: RUF012  # PEFT declares it so
 
+    def __init__(self, model: nn.Module, peft_config: Any, adapter_name: str, **options: Any) -> None:
+        """Inject a pool; see PEFT for the arguments.
+
+        Raises:
+            UnsupportedError: if the model's wrapper would leave the experts out.
+            PoolError: if another adapter of the model has that name.
+        """
+        refuse_fixed(model)
+        refuse_taken(model, adapter_name)
+        first = not hasattr(model, "peft_config")
+        super().__init__(model, peft_config, adapter_name, **options)
+        if first:
+            self.peft_config = self.model.peft_config = AdapterConfigs(self.peft_config)
+
+    def inject_adapter(
+        self,
+        model: nn.Module,
+        adapter_name: str,
+        autocast_adapter_dtype: bool = True,
+        low_cpu_mem_usage: bool = False,
+        state_dict: dict[str, Any] | None = None,
+    ) -> None:
+        """Inject a pool with a configuration of its own: the caller's may be used again for another model.
+
+        What fails leaves neither layers nor the configuration behind.
+        """
+        config = cast(PrwConfig, copy.deepcopy(self.peft_config[adapter_name]))
+        self.peft_config[adapter_name] = config
+        self._in_state = paths_in(state_dict or ())
+        try:
+            super().inject_adapter(model, adapter_name, autocast_adapter_dtype, low_cpu_mem_usage, state_dict)
+        except BaseException:
+            unwrap(model, adapter_name)
+            self.peft_config.pop(adapter_name, None)
+            raise
+
     @classmethod
     def _remove_adapter_name_from_key(cls, key: str, adapter_name: str) -> str:
-        """Name a saved weight by its projection alone, also where another adapter lies around the pool."""
+        """Name a saved weight by its projection alone, whatever lies around the pool or wraps its blocks."""
         name: str = super()._remove_adapter_name_from_key(key, adapter_name)
-        return re.sub(r"(\.base_layer)+(?=\.prw_)", "", name)
+        return plain_path(re.sub(r"(\.base_layer)+(?=\.prw_)", "", name)) if ".prw_" in name else name
+
+    @classmethod
+    def _remap_adapter_state_dict_for_load(
+        cls, model: nn.Module, config: PeftConfig, adapter_name: str, state_dict: dict[str, Any]
+    ) -> dict[str, Any]:
+        """Find the places of saved weights, also of projections that have moved since."""
+        base = model.get_base_model() if isinstance(model, PeftModel) else model
+        places = {
+            cls._remove_adapter_name_from_key(key, adapter_name).removeprefix(PEFT_PREFIX): key
+            for key in pool_weights(model, adapter_name, model.state_dict())
+        }
+        state = moved_weights(base, state_dict)
+        return {places.get(name.removeprefix(PEFT_PREFIX), name): weight for name, weight in state.items()}
+
+    @classmethod
+    def _get_adapter_state_dict(
+        cls,
+        model: nn.Module,
+        config: PeftConfig,
+        adapter_name: str,
+        state_dict: dict[str, Any],
+        unwanted_adapter_names: list[str],
+    ) -> dict[str, Any]:
+        """Select a pool's weights for saving, if its settings will be saved too.
+
+        A wrapper may leave its part out of the weights' names.
+        """
+        refuse_without_settings()
+        return pool_weights(model, adapter_name, state_dict)
+
+    def _unload_and_optionally_merge(
+        self,
+        merge: bool = True,
+        progressbar: bool = False,
+        safe_merge: bool = False,
+        adapter_names: list[str] | None = None,
+    ) -> Any:
+        """Take the adapters out, merged into the base's weights if wanted.
+
+        A pool that cannot be merged is an error before anything has changed.
+
+        Raises:
+            UnsupportedError: if merging would not be exact; says why.
+            PoolError: with `safe_merge`, if a merged weight would not be finite.
+        """
+        wanted = (self.active_adapters if adapter_names is None else adapter_names) if merge else []
+        merged = merge_all(self.model, wanted)
+        if safe_merge and not all(bool(value.isfinite().all()) for value in merged.values()):
+            raise PoolError("a merged weight would not be finite: the pool, or the base, holds NaN or inf.")
+        if merge:
+            for path, layer in list(self.model.named_modules()):
+                if isinstance(layer, PrwLinear):
+                    put_back(self.model, path, layer)
+            with torch.no_grad():
+                for weight, value in merged.items():
+                    weight.copy_(value)
+        return super()._unload_and_optionally_merge(merge, progressbar, safe_merge, adapter_names)
+
+    @contextmanager
+    def _enable_peft_forward_hooks(
+        self, *args: Any, adapter_names: Any = None, **kwargs: Any
+    ) -> Iterator[None]:
+        """Refuse a forward in which every row of the batch asks for an adapter of its own.
+
+        Raises:
+            UnsupportedError: says what to do instead.
+        """
+        if adapter_names is not None:
+            raise UnsupportedError(
+                "adapter_names=[...] asks for another adapter in every row of a batch, and a pool acts on a "
+                "whole batch. Switch with model.set_adapter(name) and call the model once per adapter."
+            )
+        yield
 
     def _prepare_adapter_config(self, peft_config: PeftConfig, model_config: dict[str, Any]) -> PeftConfig:
         return peft_config
@@ -48,36 +164,36 @@ class PrwModel(BaseTuner):
     def _prepare_model(self, peft_config: PeftConfig, model: nn.Module) -> None:
         """Turn "kv" and patterns into paths, and plan sites and parts, before PEFT walks the model."""
         config = cast(PrwConfig, peft_config)
-        targets = "kv" if config.target_modules is None else config.target_modules
-        if isinstance(targets, str) and targets in STRUCTURAL and targets != "kv":
-            config.rows = targets
-        self._targets: list[str] | None = None
-        self._parts: dict[str, tuple[Part, ...]] = {}
-        if targets != "all-linear":
-            found = find_targets(model, targets, partial(left_in, config))
-            refuse_missing_layers(config, found)
-            self._targets = config.target_modules = found
-            self._parts = {name: parts_of_target(model, name, config.rows, config.layout) for name in found}
+        resolve(model, config)
+        self._targets: list[str] = config.target_modules
+        known = candidates(model)
+        planned = [name for name in known if name in self._in_state] or self._targets
+        self._planned: list[str] = planned
+        self._parts: dict[str, tuple[Part, ...]] = {
+            name: parts_of_target(model, name, config.rows, config.layout) for name in planned
+        }
         if config.granularity == "sample":
-            refuse_causal(model, self._targets or [name for name, _ in model.named_modules() if name])
+            refuse_causal(model, planned)
         settings = config.settings()
-        settings.check_patterns(list(candidates(model)) if self._targets is None else self._targets)
+        settings.check_patterns(planned)
         noise = None if config.noise_seed is None else NoiseStream(config.noise_seed, config)
         self._pool = Pool(settings, tuple(config.experts), config.expert_ranks, noise)
         self._sites: dict[str, Site] = {}
-        self._site_of = site_index(model, config)
+        self._site_of = site_index(model, planned)
         self._kin: list[PrwAttention] = []
         warn_of_others(model, self.active_adapters)
 
     def _check_target_module_exists(self, peft_config: PeftConfig, key: str) -> Any:  # type: ignore[override]
         """Take exactly the modules that were found, where PEFT would take every path that ends like one."""
-        found = check_target_module_exists(peft_config, key)
-        return found if self._targets is None or key in self._targets or not found else False
+        path = plain_path(key)
+        if path in self._targets and wrapped_by(self.model.get_submodule(key)) is None:
+            return True
+        excluded = check_target_module_exists(peft_config, path)
+        return excluded if isinstance(excluded, _ExcludedModule) else False
 
     def _post_injection_hook(self, model: nn.Module, config: PeftConfig, adapter_name: str) -> None:
         """Keep whole paths, which PEFT shortens to common ends where there are many."""
-        if self._targets is not None:
-            cast(PrwConfig, config).target_modules = self._targets
+        cast(PrwConfig, config).target_modules = self._planned
         if self._pool.batch_sizes is not None:
             self._pool.batch_sizes.watch(model)
             self._pool.batch_sizes.watch(self)  # this wrapper calls the model's forward past its hooks
@@ -103,12 +219,12 @@ class PrwModel(BaseTuner):
                 f"{current_key} is a {type(target).__name__} in a {type(parent).__name__}; experts go on "
                 "linear projections and on nn.MultiheadAttention as a whole."
             )
+        current_key = plain_path(current_key)
         site_name = self._site_of.get(current_key, current_key)
         if site_name not in self._sites:
             self._sites[site_name] = Site(site_name, self._pool, adapter_name)
         site = self._sites[site_name]
-        if cast(PrwConfig, peft_config).innermost:
-            parent, target_name, target = inside_others(parent, target_name, target)
+        parent, target_name, target = inside_others(parent, target_name, target)
         layer = target if isinstance(target, PrwLinear) else wrap(target, current_key)
         layer.join(adapter_name, site, current_key, self._parts.get(current_key, WHOLE))
         refresh_training({current_key: layer}, adapter_name, cast(PrwConfig, peft_config))
@@ -117,6 +233,21 @@ class PrwModel(BaseTuner):
             layer.kin = self._kin
         if layer is not target:
             self._replace_module(parent, target_name, layer, target)
+
+
+def pool_weights(model: nn.Module, adapter: str, state_dict: dict[str, Any]) -> dict[str, Any]:
+    """Pick a pool's weights from those of the whole model."""
+    pool = {
+        plain_path(path)
+        for path, layer in model.named_modules()
+        if isinstance(layer, PrwLinear) and adapter in layer.sites
+    }
+    end = f".{adapter}.weight"
+    return {
+        key: weight
+        for key, weight in state_dict.items()
+        if key.endswith(end) and plain_path(key.removesuffix(end)).rpartition(".prw_")[0] in pool
+    }
 
 
 def inside_others(parent: nn.Module, name: str, target: nn.Module) -> tuple[nn.Module, str, nn.Module]:
@@ -151,10 +282,8 @@ def wrap(target: nn.Module, path: str) -> PrwLinear:
     return PrwAttention(target, in_features, out_features)
 
 
-def site_index(model: nn.Module, peft_config: PrwConfig) -> dict[str, str]:
+def site_index(model: nn.Module, names: Iterable[str]) -> dict[str, str]:
     """Give every target's site; a key and a value of unequal input width stay apart."""
-    targets = peft_config.target_modules
-    names = targets if isinstance(targets, list) else [name for name, _ in model.named_modules()]
     index: dict[str, str] = {}
     for site, members in sites_of(names).items():
         widths = {in_features(model, name) for name in members}
@@ -164,36 +293,8 @@ def site_index(model: nn.Module, peft_config: PrwConfig) -> dict[str, str]:
 
 def in_features(model: nn.Module, name: str) -> int | None:
     """Read the input width of a projection, None for other modules."""
-    module = model.get_submodule(name)
+    module = module_at(model, name)
     return widths_of(module)[0] if adaptable(module) else None
-
-
-def refuse_missing_layers(config: PrwConfig, found: Iterable[str]) -> None:
-    """Refuse a layer index that no target has.
-
-    Raises:
-        TargetError: names the index.
-    """
-    layers = config.layers_to_transform
-    for index in [layers] if isinstance(layers, int) else layers or []:
-        asked = copy.copy(config)
-        asked.layers_to_transform = [index]
-        if not any(left_in(asked, name) for name in found):
-            raise TargetError(f"no target is in a layer with index {index}, which layers_to_transform names.")
-
-
-def left_in(config: PrwConfig, name: str) -> bool:
-    """Tell whether exclude_modules, layers_to_transform and layers_pattern leave a path in, as in PEFT.
-
-    Source: `check_target_module_exists` in peft.tuners.tuners_utils. It looks at layers only where a path is
-    matched by its end, so it is asked about the path's last part; and it finds the index in "model.blocks.0"
-    but not in "blocks.0", so it is asked about the path below a root.
-    """
-    asked = copy.copy(config)
-    asked.target_modules = [name.rpartition(".")[2]]
-    excluded = isinstance(check_target_module_exists(asked, name), _ExcludedModule)
-    asked.exclude_modules = None
-    return not excluded and bool(check_target_module_exists(asked, f"model.{name}"))
 
 
 def refuse_causal(model: nn.Module, targets: Iterable[str]) -> None:

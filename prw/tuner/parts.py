@@ -11,6 +11,7 @@ from prw.layers import WHOLE, Part, Rows
 from prw.tuner.grouping import LATENT, unwrapped, widths_of
 from prw.tuner.layouts import Layout, fused_layout, letters_of
 from prw.tuner.naming import split
+from prw.tuner.wrapping import module_at
 
 WRITTEN = re.compile(r"(?:(?P<groups>\d+)\*\()?(?P<items>[qkvx]\d*(?:\|[qkvx]\d*)*)\)?")
 """A layout as a user writes it: q|k|v, q64|k16|v16, 8*(q|k|v); x stands for rows of something else."""
@@ -22,21 +23,23 @@ def parts_of_target(model: nn.Module, path: str, letters: str, layout: str | Non
     Args:
         model: The model.
         path: The target.
-        letters: Which of keys and values are wanted: "kv", "k" or "v".
+        letters: Which of keys and values are wanted: "kv", "k" or "v"; "all" means every row.
         layout: How a fused projection is laid out, as the user says; None means by structure.
 
     Raises:
         TargetError: if the rows of a fused projection cannot be told; says how to name them.
     """
     block, name = split(path)
-    target = model.get_submodule(path)
+    target = module_at(model, path)
     in_features, out_features = widths_of(target)
     if isinstance(unwrapped(target), nn.MultiheadAttention):
-        rows = attention_rows(path, in_features, out_features)
+        rows, letters = attention_rows(path, in_features, out_features), letters.replace("all", "kv")
+    elif letters == "all":
+        return WHOLE
     elif layout is not None:
         rows = read_layout(layout, path, out_features)
     else:
-        parent = model.get_submodule(block)
+        parent = module_at(model, block)
         letters_there = letters_of(parent, name, in_features, out_features)
         if name.startswith(LATENT) or not {"k", "v"} <= set(letters_there):
             return WHOLE

@@ -6,6 +6,7 @@ from torch import nn
 
 from prw.tuner.grouping import candidates, unwrapped, widths_of
 from prw.tuner.naming import role_of, split
+from prw.tuner.wrapping import module_at
 
 SHOWN = 40
 """How many kinds of modules a message lists."""
@@ -39,7 +40,7 @@ def attention_like(model: nn.Module) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for path, module in candidates(model).items():
         block, _, last = path.rpartition(".")
-        around = type(model.get_submodule(block)).__name__.lower()
+        around = type(module_at(model, block)).__name__.lower()
         if "att" in path.lower() or "att" in around or role_of(last).letters:
             in_features, out_features = widths_of(module)
             kind = type(unwrapped(module)).__name__

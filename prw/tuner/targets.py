@@ -21,6 +21,7 @@ from prw.errors import TargetError
 from prw.tuner.grouping import bypassed, candidates, replaced, sites_of, structural
 from prw.tuner.naming import role_of, split
 from prw.tuner.seen import nothing
+from prw.tuner.wrapping import module_at
 
 __all__ = [
     "BY_STRUCTURE",
@@ -63,6 +64,7 @@ def find_targets(
         )
     if named <= set(BY_STRUCTURE):  # whatever else there is gets experts; if there is nothing else, say why
         chosen = [name for name in chosen if not is_bypassed(model, name)] or chosen
+    refuse_compiled(model, chosen)
     refuse_shared(model, chosen)
     refuse_replaced(model, chosen)
     refuse_bypassed(model, chosen)
@@ -98,6 +100,20 @@ def match_targets(model: nn.Module, target: str | Iterable[str]) -> list[str]:
     return [name for name in found if name in chosen]
 
 
+def refuse_compiled(model: nn.Module, chosen: Iterable[str]) -> None:
+    """Refuse a projection that is compiled by itself: its compiled forward would go on without experts.
+
+    Raises:
+        TargetError: names the first one.
+    """
+    for name in chosen:
+        if "_orig_mod" in model.get_submodule(name)._modules:
+            raise TargetError(
+                f"{name} is compiled by itself, and its compiled forward would go on without experts. Inject "
+                "the pool first and compile afterwards, or compile the block around it."
+            )
+
+
 def refuse_shared(model: nn.Module, chosen: Iterable[str]) -> None:
     """Refuse a projection that hangs in the model twice: experts would be put into one of the places only.
 
@@ -109,7 +125,7 @@ def refuse_shared(model: nn.Module, chosen: Iterable[str]) -> None:
         for child, module in parent._modules.items():
             places.setdefault(id(module), []).append(f"{path}.{child}".lstrip("."))
     for name in chosen:
-        shared = places[id(model.get_submodule(name))]
+        shared = places[id(module_at(model, name))]
         if len(shared) > 1:
             raise TargetError(
                 f"{name} is one module in {len(shared)} places ({', '.join(shared[:3])}), so experts would "
@@ -126,7 +142,7 @@ def refuse_replaced(model: nn.Module, chosen: Iterable[str]) -> None:
     """
     for name in chosen:
         block, last = split(name)
-        if replaced(model.get_submodule(block), role_of(last)):
+        if replaced(module_at(model, block), role_of(last)):
             raise TargetError(
                 f"{name} is not called any more, since fuse_qkv_projections() has put {block} into one "
                 'projection. Use target="kv", name to_qkv or to_kv, or call unfuse_qkv_projections() first.'
@@ -136,7 +152,7 @@ def refuse_replaced(model: nn.Module, chosen: Iterable[str]) -> None:
 def is_bypassed(model: nn.Module, name: str) -> bool:
     """Tell whether a projection is never called, since its block computes with its weight."""
     block, last = split(name)
-    return bypassed(model.get_submodule(block), last)
+    return bypassed(module_at(model, block), last)
 
 
 def refuse_bypassed(model: nn.Module, chosen: Iterable[str]) -> None:
@@ -147,7 +163,7 @@ def refuse_bypassed(model: nn.Module, chosen: Iterable[str]) -> None:
     """
     for name in chosen:
         if is_bypassed(model, name):
-            kind = type(model.get_submodule(split(name)[0])).__name__
+            kind = type(module_at(model, split(name)[0])).__name__
             raise TargetError(
                 f"{kind} computes with the weight of {name} and does not call it, so experts there would "
                 "have no effect. Leave it out, as with exclude=, or let the block call the projection."

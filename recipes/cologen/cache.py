@@ -18,6 +18,7 @@ from rich.console import Console
 from prw.errors import PrwError
 from recipes.cologen.caching.encoder import Encoder, open_encoder
 from recipes.cologen.config import RunConfig, load_config
+from recipes.cologen.config_overrides import with_data
 from recipes.cologen.errors import CologenError, DataError
 from recipes.cologen.stages import select_stages
 from recipes.cologen.terminal import silence_loading_bars
@@ -117,9 +118,8 @@ def _fill_stage(
 
 
 def _overrides(asked: argparse.Namespace) -> list[str]:
-    data = [] if asked.data is None else [f"data.source={json.dumps(asked.data, ensure_ascii=False)}"]
     folder = [] if asked.folder is None else [f"data.cache.folder={json.dumps(str(asked.folder))}"]
-    return [*asked.set, *data, *folder]
+    return [*with_data(asked.set, asked.data), *folder]
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -7,6 +7,7 @@ done here.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
@@ -168,7 +169,8 @@ def parse_config(
         ConfigError: As `load_config`.
         UnknownStageError: As `load_config`.
     """
-    resolved = {**values, "stages": _fill_stages(values.get("stages"), origin)}
+    # Overrides are written into groups of settings, which stay the caller's own.
+    resolved = {**copy.deepcopy(dict(values)), "stages": _fill_stages(values.get("stages"), origin)}
     for override in overrides:
         apply_override(resolved, override)
     try:

@@ -93,6 +93,11 @@ class DataSettings(BaseModel):
     cache: CacheSettings = CacheSettings()
     """Whether latents and text embeddings are kept on disk."""
 
+    @property
+    def held_out_place(self) -> str | None:
+        """Where held-out pictures come from; None where nothing is held out."""
+        return self.held_out or ("world" if self.source == "world" else None)
+
     @model_validator(mode="after")
     def _check_sets(self) -> DataSettings:
         for key, place, sets in (
@@ -103,7 +108,12 @@ class DataSettings(BaseModel):
             if place == "sets" and not sets:
                 raise ValueError(f"data.{key} is 'sets', but data.{name} names none")
             if sets and place != "sets":
-                raise ValueError(f"data.{name} is given, but data.{key} is {place!r}; set it to 'sets'")
+                raise ValueError(
+                    f"data.{name} names {', '.join(sets)}, but data.{key} is {place!r}, which reads none of "
+                    f"them. To read {place!r} take the data sets out (--set 'data.{name}={{}}'"
+                    + ("; --data does it by itself)" if key == "source" else ")")
+                    + f"; to read the data sets set data.{key} to 'sets'"
+                )
         if self.annotators and self.source == "world":
             raise ValueError("data.annotators are for pictures from elsewhere; the world draws its own maps")
         if self.buckets.on and (self.size is not None or self.source == "world"):

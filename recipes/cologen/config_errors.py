@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
@@ -77,8 +77,9 @@ def explain(error: ValidationError, model: type[BaseModel], origin: str) -> str:
             )
         elif fault["type"] == "missing":
             lines.append(f"  {key}: missing; give it in the file, or with --set {key}=VALUE.")
-        elif not key:
-            lines.append(f"  {fault['msg'].removeprefix('Value error, ')}.")
+        elif not key or isinstance(fault["input"], Mapping):  # a message about a whole group names its parts
+            key = f"{key}: " if key else ""
+            lines.append(f"  {key}{fault['msg'].removeprefix('Value error, ')}.")
         else:
             lines.append(f"  {key}: {fault['msg']}, got {fault['input']!r}.")
     return "\n".join(lines)

@@ -110,9 +110,16 @@ class MachineSettings(Settings):
     """Processes that prepare examples; 0 prepares them in the training process."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
-    encoders: Literal["resident", "offload"] = "resident"
-    """Where VAE and text encoders are between uses: on the device, or in the machine's own memory, from
-    where their layers come one by one when they are needed."""
+    encoders: Literal["resident", "offload", "sequential_offload"] = "resident"
+    """Where VAE and text encoders are between uses: on the device; or on the host, from where they come for
+    as long as something is encoded, in training once per step; or on the host, from where their layers come
+    one by one at every use, which needs the least memory and copies the most."""
+
+    @property
+    def encodes_ahead(self) -> bool:
+        """Whether training encodes all micro-batches of a step before the first forward pass."""
+        return self.encoders == "offload"
+
     compile: bool = False
     """Compile the transformer's blocks (`compile_repeated_blocks`): a minute or more first, faster steps."""
     compile_backend: str = "inductor"

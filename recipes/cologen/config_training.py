@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from recipes.cologen.config_model import Settings, Shift
 
@@ -62,8 +62,22 @@ class SamplingSettings(Settings):
     steps: int = Field(default=28, gt=0)
     guidance: float = 3.5
     """Guidance of a guidance-distilled base; not read by others."""
+    true_cfg_scale: float = Field(default=1.0, ge=1, allow_inf_nan=False)
+    """Scale of true classifier-free guidance, for a base that is not distilled: every step also predicts the
+    velocity of `negative_prompt`, and goes away from it. 1 is none, at half the cost."""
+    negative_prompt: str = ""
+    """What true guidance goes away from; the empty prompt is what `dropout.text` trains."""
     shift: Shift = "base"
     """How the sampling steps are shifted towards noise; `base` is what FluxPipeline would do."""
+
+    @model_validator(mode="after")
+    def _check_guidance(self) -> SamplingSettings:
+        if self.negative_prompt and self.true_cfg_scale == 1:
+            raise ValueError(
+                "sampling.negative_prompt would do nothing with sampling.true_cfg_scale=1; give a scale "
+                "above 1"
+            )
+        return self
 
 
 class ReportSettings(Settings):

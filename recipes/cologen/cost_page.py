@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterator, Sequence
+from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,7 +16,7 @@ from recipes.cologen.config import REPOSITORY, RunConfig, load_config
 from recipes.cologen.costs.activations import StepBytes, step_bytes
 from recipes.cologen.costs.arithmetic import step_flops
 from recipes.cologen.costs.gpus import GPUS
-from recipes.cologen.costs.memory import FLOAT32, Memory, load_of, memory_of
+from recipes.cologen.costs.memory import FLOAT32, TIGHT, Memory, is_tight, load_of, memory_of
 from recipes.cologen.costs.parameters import Counts, count_parameters
 from recipes.cologen.costs.shapes import BaseShape, find_shape
 
@@ -32,21 +33,24 @@ class Study(NamedTuple):
     config: RunConfig
     shape: BaseShape
     counts: Counts
-    traced: dict[bool, tuple[StepBytes, StepBytes]]
-    """Bytes of micro-batches of one and two, without and with checkpointing."""
+    traced: dict[tuple[bool, bool], tuple[StepBytes, StepBytes]]
+    """Bytes of micro-batches of one and two, by whether blocks are checkpointed and whether the base is in
+    nf4, whose layers keep other dtypes; of offloaded encoders, so that it is known what waits encoded."""
 
     def memory(self, micro_batch: int, checkpointing: bool, **settings: object) -> Memory:
         """Memory of a step; what comes and goes grows by the same with every further example."""
-        one, two = self.traced[checkpointing]
-        step = StepBytes(*(a + (micro_batch - 1) * (b - a) for a, b in zip(one, two, strict=True)))
         config = changed(self.config, **settings)
         size = config.data.size or (512, 512)
         load = load_of(config, micro_batch, size, len(config.stages))._replace(checkpointing=checkpointing)
+        one, two = self.traced[checkpointing, config.base.quantisation == "nf4"]
+        step = StepBytes(*(a + (micro_batch - 1) * (b - a) for a, b in zip(one, two, strict=True)))
+        each = one.waiting // (load.share - 1) if load.share > 1 else 0
+        step = step._replace(waiting=each * (load.share - micro_batch) * load.ahead)
         return memory_of(config, self.counts, load, step)
 
 
 def changed(config: RunConfig, **settings: object) -> RunConfig:
-    """The config with some settings of its base and machine changed."""
+    """The config with some settings of its base and machine changed; what is not given stays."""
     base = {key: value for key, value in settings.items() if key == "quantisation"}
     machine = {key: value for key, value in settings.items() if key == "encoders"}
     groups = {
@@ -61,13 +65,14 @@ def study(name: str) -> Study:
     config = load_config(name)
     shape = find_shape(config.base.path, config.base_path, config.base.max_text_tokens)
     size, traced = config.data.size or (512, 512), {}
-    for checkpointing in (False, True):
+    for checkpointing, kind in product((False, True), (None, "nf4")):
+        run = changed(config, encoders="offload", quantisation=kind)
         loads = (
-            load_of(config, batch, size, len(config.stages))._replace(checkpointing=checkpointing)
+            load_of(run, batch, size, len(run.stages))._replace(checkpointing=checkpointing)
             for batch in (1, 2)
         )
-        one, two = (step_bytes(shape, config.pool, load) for load in loads)
-        traced[checkpointing] = (one, two)
+        one, two = (step_bytes(shape, run.pool, load) for load in loads)
+        traced[checkpointing, kind is not None] = (one, two)
     return Study(config, shape, count_parameters(shape, config.pool), traced)
 
 
@@ -86,9 +91,10 @@ def _opening() -> Iterator[str]:
         "CoLoGen on FLUX.1-dev with the config `flux_dev`. **Everything here is computed, not yet measured "
         "on a GPU**: parameters are counted on the real architecture without its weights; activations are "
         "what one training step of the recipe's own code saves and holds, traced on tensors that have "
-        "sizes but no data. Tests hold the trace against real steps of small bases: it is never below "
-        "by more than 1 %, and up to 18 % above. GB are 10^9 bytes. For your own config and card, ask the "
-        "doctor:"
+        "sizes but no data, with the dtypes that CUDA's autocast gives (norms in float32, which the CPU's "
+        "leaves in bfloat16) and those of layers in 4 bits. Tests hold the trace against real steps of small "
+        "bases with the same dtypes: it is never below by more than 1 %, and up to 18 % above. GB are 10^9 "
+        "bytes. For your own config and card, ask the doctor:"
     )
     yield from ("", "```bash")
     yield 'python -m recipes.cologen.doctor --config flux_dev --gpu "RTX 4090"'
@@ -126,10 +132,14 @@ def _memory(found: Study) -> Iterator[str]:
         yield f"| {part.name} | {part.bytes / 1e9:.2f} | {part.note} |"
     yield f"| **all** | **{memory.total / 1e9:.2f}** | |"
     yield from ("", "Activations alone, by examples at once:", "")
-    yield from _heads("examples at once", "without checkpointing, GB", "with checkpointing, GB")
+    both = ("without checkpointing, GB", "with checkpointing, GB")
+    yield from _heads("examples at once", *both, *(f"nf4 {name}" for name in both))
     for size in (1, 2, 4, 8, 16):
-        held = [_activations(found.memory(size, checkpointing)) for checkpointing in (False, True)]
-        yield f"| {size} | {held[0] / 1e9:.2f} | {held[1] / 1e9:.2f} |"
+        held = [
+            _activations(found.memory(size, checkpointing, quantisation=kind))
+            for kind, checkpointing in product((None, "nf4"), (False, True))
+        ]
+        yield f"| {size} | " + " | ".join(f"{one / 1e9:.2f}" for one in held) + " |"
     yield ""
 
 
@@ -142,24 +152,37 @@ def _cards(found: Study) -> Iterator[str]:
     yield (
         "Examples at once that fit with gradient checkpointing, text encoders and VAE offloaded "
         "(`machine.encoders=offload`), for a frozen base in bf16, in 8 bits and in 4 bits "
-        "(`base.quantisation`). Quantised weights that are unpacked for a product are not counted: one layer "
+        "(`base.quantisation`), a batch of 256 on one card. L: only, or more, with "
+        "`machine.encoders=sequential_offload`, where layers of encoders come one by one. *: tight, less "
+        f"than {TIGHT:.0%} of the card is left, by an estimate that no GPU has confirmed; take the next "
+        "smaller number first. Quantised weights that are unpacked for a product are not counted: one layer "
         "at a time."
     )
     yield ""
     yield from _heads("card", "memory, GB", "bfloat16", "torchao_fp8", "nf4")
     for card in CARDS:
-        fitting = [_most(found, GPUS[card] * 10**9, kind) for kind in (None, "torchao_fp8", "nf4")]
-        yield f"| {card} | {GPUS[card]} | " + " | ".join(str(most or "none") for most in fitting) + " |"
+        fitting = [_fitting(found, GPUS[card] * 10**9, kind) for kind in (None, "torchao_fp8", "nf4")]
+        yield f"| {card} | {GPUS[card]} | " + " | ".join(fitting) + " |"
     yield ""
 
 
-def _most(found: Study, available: int, quantisation: str | None) -> int:
+def _fitting(found: Study, available: int, quantisation: str | None) -> str:
+    """The most examples at once that fit, marked where they are tight or need layers to come one by one."""
+    most = {way: _most(found, available, quantisation, way) for way in ("offload", "sequential_offload")}
+    way = max(most, key=lambda name: most[name])  # the first of two that are alike
+    if not most[way]:
+        return "none"
+    total = found.memory(most[way], True, quantisation=quantisation, encoders=way).total
+    return f"{most[way]}{' L' * (way != 'offload')}{'*' * is_tight(total, available)}"
+
+
+def _most(found: Study, available: int, quantisation: str | None, encoders: str) -> int:
     """Examples at once that fit, in powers of two up to the paper's smallest batch; 0: none."""
     sizes = [2**power for power in range(8)]
     fits = [
         size
         for size in sizes
-        if found.memory(size, True, quantisation=quantisation, encoders="offload").total <= available
+        if found.memory(size, True, quantisation=quantisation, encoders=encoders).total <= available
     ]
     return max(fits, default=0)
 

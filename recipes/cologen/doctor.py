@@ -1,7 +1,10 @@
 """Says before a run what it trains, needs and costs: `python -m recipes.cologen.doctor --config tiny`.
 
-Loads no weights and takes no step, unless --probe asks for three. Its exit status is 1 if something would
-keep the run from working; each such thing is named with the setting to change.
+Loads no weights and takes no step, unless --probe asks for three. What would keep the run from working is
+named with the setting to change; what could not be checked, with the reason and the way to have it checked.
+
+Exit status: 0, all was checked and nothing found; 1, something would keep the run from working, or the
+question was wrong; 2, the command line was wrong; 3, nothing was found, but not all could be checked.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ from rich.console import Console
 
 from prw.errors import PrwError
 from recipes.cologen.config import load_config
+from recipes.cologen.config_overrides import with_data
 from recipes.cologen.costs.gpus import GPUS, gpu_memory, memory_size
 from recipes.cologen.diagnosis.diagnose import Asked, Diagnosis, Gpu, add_probe, diagnose
 from recipes.cologen.diagnosis.environment import gpu_bytes
@@ -28,9 +32,12 @@ from recipes.cologen.stages import select_stages
 from recipes.cologen.terminal import positive, silence_loading_bars
 from recipes.cologen.training.preflight import Problem
 
+NOT_ALL_CHECKED = 3
+"""Exit status where nothing was found, but not all could be checked."""
+
 
 def main(arguments: Sequence[str] | None = None, console: Console | None = None) -> int:
-    """Run the command and return its exit status: 0 the run can work, 1 it cannot, or a wrong question."""
+    """Run the command and return its exit status, as the top of this file says."""
     given = _parser().parse_args(arguments)
     console = console or Console()
     silence_loading_bars()
@@ -47,12 +54,13 @@ def main(arguments: Sequence[str] | None = None, console: Console | None = None)
         console.print("not probed, since the run would not work", markup=False, highlight=False)
     if given.json is not None:
         given.json.write_text(json.dumps(_as_json(found), indent=2) + "\n", encoding="utf-8")
-    return 1 if found.problems else 0
+    if found.problems:
+        return 1
+    return NOT_ALL_CHECKED if found.unchecked else 0
 
 
 def _asked(given: argparse.Namespace) -> Asked:
-    data = [] if given.data is None else [f"data.source={json.dumps(given.data, ensure_ascii=False)}"]
-    config = load_config(given.config, [*given.set, *data])
+    config = load_config(given.config, with_data(given.set, given.data))
     return Asked(
         config, select_stages(given.stage, config.stage_names), given.output, given.processes, _gpu(given)
     )
@@ -65,7 +73,7 @@ def _gpu(given: argparse.Namespace) -> Gpu | None:
     if given.gpu is not None:
         return Gpu(*gpu_memory(given.gpu))
     here = gpu_bytes()
-    return None if here is None else Gpu("this GPU", here)
+    return None if here is None else Gpu("this GPU", here, is_here=True)
 
 
 def _probed(asked: Asked, found: Diagnosis) -> Diagnosis:
@@ -74,12 +82,19 @@ def _probed(asked: Asked, found: Diagnosis) -> Diagnosis:
         measured = probe(asked.config, asked.stages, asked.micro_batch, asked.output)
     except (CologenError, PrwError) as error:
         return found._replace(problems=(*found.problems, Problem("probe", str(error))))
+    if found.unchecked:
+        found = diagnose(asked)  # training has fetched what was not here
     add_probe(found.facts, asked, measured)
     return found
 
 
 def _as_json(found: Diagnosis) -> dict[str, Any]:
-    return {**found.facts, "problems": [problem._asdict() for problem in found.problems]}
+    return {
+        **found.facts,
+        "problems": [problem._asdict() for problem in found.problems],
+        "unchecked": [one._asdict() for one in found.unchecked],
+        "warnings": list(found.warnings),
+    }
 
 
 def _parser() -> argparse.ArgumentParser:

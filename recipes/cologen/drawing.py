@@ -95,12 +95,18 @@ class DrawingRoom:
         return tuple(dict.fromkeys((*OPTIONS["opencv"], *self.settings.data.annotators)))
 
     def source(
-        self, task: str, prompt: str, image: Image, mask: Image | None = None, kind: str | None = None
+        self,
+        task: str,
+        prompt: str,
+        image: Image,
+        mask: Image | None = None,
+        kind: str | None = None,
+        size: str | None = None,
     ) -> Source:
         """Bring a picture to what the model reads, as `source_of` does."""
-        return source_of(self._model, self.settings, task, prompt, image, mask, kind=kind)
+        return source_of(self._model, self.settings, task, prompt, image, mask, kind=kind, size=size)
 
-    def made_map(self, image: Image, kind: str) -> Image:
+    def made_map(self, image: Image, kind: str, size: str | None = None) -> Image:
         """Make a control map from a photo, at the size that the model reads.
 
         Raises:
@@ -111,10 +117,13 @@ class DrawingRoom:
                 f"a map of kind {kind!r} cannot be made from a photo here; expected one of "
                 f"{', '.join(self.made_maps)}. Give the map itself."
             )
-        size = size_to_draw(self.settings, self._model, image)
+        height, width = size_to_draw(self.settings, self._model, image, size)
         with self._one_at_a_time:
             return draw_map(
-                fit_picture(image, *size).image, kind, self.settings.data.annotators, self._model.device
+                fit_picture(image, height, width).image,
+                kind,
+                self.settings.data.annotators,
+                self._model.device,
             )
 
     def draw(
@@ -137,7 +146,7 @@ class DrawingRoom:
             raise PictureError(f"there is no task {wanted.task!r}; expected one of {', '.join(VIEWS)}.")
         check_prompt_given(wanted.prompt)
         self.check_pool(wanted.pool)
-        seen = self.source(wanted.task, wanted.prompt, image, mask, kind)
+        seen = self.source(wanted.task, wanted.prompt, image, mask, kind, wanted.size)
         with self._one_at_a_time, self._pool(wanted.pool):
             # Behind the lock as well: a tokenizer keeps the padding of its last call, for whoever calls next.
             check_words(self._model, worded(wanted.prompt, wanted.task, None))

@@ -25,6 +25,7 @@ from recipes.cologen.generate_grid import draw_grid
 from recipes.cologen.generate_options import SHOWN_PIXELS, options
 from recipes.cologen.picture_settings import (
     FULL_POOL,
+    MOST_SIDE,
     called,
     reads_settings,
     same_config,
@@ -48,9 +49,6 @@ from recipes.cologen.training.growth import load_base, load_stage
 from recipes.cologen.training.interruption import STOPPED
 from recipes.cologen.words import check_prompt_given, check_words
 
-MOST_PIXELS = 8192
-"""Longest side of a picture that is written."""
-
 
 @also_batches
 @reads_settings
@@ -66,10 +64,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         check_prompt_given(asked.prompt)
         drawn = draw_grid(asked, console.print) if asked.grid else _draw(asked, console)
         scale = asked.scale or max(1, SHOWN_PIXELS // min(drawn.shape[:2]))
-        if scale * max(drawn.shape[:2]) > MOST_PIXELS:
+        if scale * max(drawn.shape[:2]) > MOST_SIDE:
             raise PictureError(
                 f"--scale {scale} would make a picture of {scale * drawn.shape[1]}x{scale * drawn.shape[0]} "
-                f"pixels; at most {MOST_PIXELS} a side are written. Give a smaller one."
+                f"pixels; at most {MOST_SIDE} a side are written. Give a smaller one."
             )
         write_picture(enlarge(drawn, scale), asked.output)
     except (CologenError, PrwError) as error:
@@ -99,7 +97,7 @@ def _draw(asked: argparse.Namespace, console: Console) -> Image:
     model = load_base(settings, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     model.long_prompts = "refuse"  # whoever typed it should know
     check_words(model, worded(asked.prompt, asked.task, None))
-    source = _source(asked, picture, mask, partial(source_of, model, settings), console)
+    source = _source(asked, picture, mask, partial(source_of, model, settings, size=wanted.size), console)
     if asked.draw_map is not None:
         source = draw_map(source, asked.draw_map, settings.data.annotators, model.device)
     further = _further(asked, settings.data.max_sources, source.shape, console)

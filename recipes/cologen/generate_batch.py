@@ -3,7 +3,7 @@
     python -m recipes.cologen.generate --checkpoint runs/tiny --batch jobs.jsonl --output pictures/
 
 A line: `{"task": "editing", "image": "in.png", "prompt": "make the red circle blue"}`, and if wanted `name`,
-`mask`, `seed`, `steps`, `guidance`, `pool`. Pictures are looked up beside the file of jobs.
+`mask`, `seed`, `steps`, `guidance`, `size`, `pool`. Pictures are looked up beside the file of jobs.
 """
 
 from __future__ import annotations
@@ -43,6 +43,7 @@ OF_A_JOB = {
     "--seed": '"seed": 3',
     "--steps": '"steps": 10',
     "--guidance": '"guidance": 3.5',
+    "--size": '"size": "640x480"',
     "--as-of": '"pool": "editing"',
     "--experts-off": '"pool": "no-experts"',
 }
@@ -129,6 +130,7 @@ def _ready(room: DrawingRoom, job: Job, beside: Path) -> Ready:
         "seed": job.seed,
         "steps": sampling.steps if job.steps is None else job.steps,
         "guidance": guidance,
+        "size": job.size,
     }
     try:
         wanted = PictureSettings.model_validate(values)
@@ -136,7 +138,9 @@ def _ready(room: DrawingRoom, job: Job, beside: Path) -> Ready:
         raise PictureError(f"{in_words(error, PictureSettings)[0]}.") from error
     read = [read_source(beside / job.image)] + ([] if job.mask is None else [read_mask(beside / job.mask)])
     image, mask = read[0].image, read[1].image if len(read) > 1 else None
-    state = hashlib.sha256(json.dumps([room.settings.fingerprint(), wanted.model_dump()]).encode())
+    # Without a size, the key is the one from before jobs had sizes: such a picture is not drawn again.
+    asked = wanted.model_dump(exclude={"size"} if wanted.size is None else None)
+    state = hashlib.sha256(json.dumps([room.settings.fingerprint(), asked]).encode())
     for picture in (image, mask):
         state.update(b"none" if picture is None else repr(picture.shape).encode() + picture.tobytes())
     notices = tuple(one.notice for one in read if one.notice is not None)

@@ -104,7 +104,7 @@ def draw_grid(asked: argparse.Namespace, said: Callable[[str], None]) -> Image:
     image, mask = read.image, None if hole is None else hole.image
     notices = [read.notice, None if hole is None else hole.notice]
     if asked.draw_map is not None:
-        image = room.made_map(image, asked.draw_map)
+        image = room.made_map(image, asked.draw_map, asked.size)
         notices.append(map_notice(asked.prompt, asked.draw_map))
     wanted = [
         [
@@ -115,7 +115,7 @@ def draw_grid(asked: argparse.Namespace, said: Callable[[str], None]) -> Image:
     ]
     for one in (cell for row in wanted for cell in row):
         room.check_pool(one.pool)
-    seen = room.source(asked.task, asked.prompt, read.image, mask)
+    seen = room.source(asked.task, asked.prompt, read.image, mask, size=asked.size)
     for notice in (*notices, *seen.notices):
         if notice is not None:
             said(f"note: {notice}")

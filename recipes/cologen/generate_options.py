@@ -70,13 +70,7 @@ def options() -> argparse.ArgumentParser:
         f"{FULL_POOL} lets it)",
     )
     experts.add_argument("--experts-off", action="store_true", help="draw with the base alone")
-    size = parser.add_mutually_exclusive_group()
-    size.add_argument(
-        "--scale",
-        type=positive,
-        help=f"pixels a side that each pixel is shown as (default: to at least {SHOWN_PIXELS} in all)",
-    )
-    size.add_argument("--native", dest="scale", action="store_const", const=1, help="do not enlarge")
+    _add_sizes(parser)
     return parser
 
 
@@ -88,13 +82,31 @@ def _add_inputs(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--mask",
         type=Path,
-        help="inpainting: white (brighter than half) where to paint (else: black holes in --image)",
+        help="inpainting: white (brighter than half of its brightest point) where to paint (else: black "
+        "holes in --image)",
     )
     parser.add_argument(
         "--draw-map",
         choices=MAP_KINDS,
         help="control: --image is a photograph; draw this map of it first, as the run's data.annotators do",
     )
+
+
+def _add_sizes(parser: argparse.ArgumentParser) -> None:
+    """Options about the size that is drawn, and that which is written."""
+    parser.add_argument(
+        "--size",
+        metavar="WxH",
+        help="width and height to draw at; the source is scaled to cover it and its middle kept (default: "
+        "those that the run was trained at, else the source's own, up to 1024x1024 pixels in all)",
+    )
+    shown = parser.add_mutually_exclusive_group()
+    shown.add_argument(
+        "--scale",
+        type=positive,
+        help=f"pixels a side that each pixel is shown as (default: to at least {SHOWN_PIXELS} in all)",
+    )
+    shown.add_argument("--native", dest="scale", action="store_const", const=1, help="do not enlarge")
 
 
 def _add_other_forms(parser: argparse.ArgumentParser) -> None:

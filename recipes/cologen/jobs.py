@@ -39,6 +39,8 @@ class Job(BaseModel):
     """Sampling steps; those of the run where they are left out."""
     guidance: float | None = None
     """For a guidance-distilled base; the run's where it is left out."""
+    size: str | None = None
+    """Width and height to draw at, "640x480"; those of training, else the source's, where it is left out."""
     pool: str | None = None
     """Stage whose pool draws, `full-pool` or `no-experts`; the task's own stage where it is left out."""
 

@@ -13,14 +13,16 @@ import binascii
 import functools
 import io
 import json
+import re
 import sys
 import tempfile
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Annotated, Literal, Protocol
 
 from PIL import Image as PilImage
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import PydanticCustomError
 from rich.console import Console
 
 from recipes.cologen.config import RunConfig, load_config
@@ -34,6 +36,9 @@ FULL_POOL = "full-pool"
 NO_EXPERTS = "no-experts"
 """The base alone."""
 OPTION = "--settings"
+MOST_SIDE = 8192
+"""Pixels a side of a picture, at most."""
+_SIZE = re.compile(r"(\d{1,4})x(\d{1,4})", re.ASCII)
 MOST_STEPS = 1000
 """Sampling steps of one picture; the schedule knows no more times, and the memory for them would not end."""
 AXIS_OPTIONS = {
@@ -43,6 +48,30 @@ AXIS_OPTIONS = {
     "pool": ("--as-of", "--experts-off"),
 }
 """Settings that a sheet (`--grid`) may vary, and the options that say them for one picture."""
+
+
+def check_size(text: str) -> str:
+    """Refuse what is no size.
+
+    Raises:
+        PydanticCustomError: Says what is expected.
+    """
+    found = _SIZE.fullmatch(text)
+    if found is None or not all(0 < int(length) <= MOST_SIDE for length in found.groups()):
+        raise PydanticCustomError(
+            "picture_size", f"expected WIDTHxHEIGHT of at most {MOST_SIDE} pixels a side, such as 640x480"
+        )
+    return text
+
+
+def height_and_width(size: str) -> tuple[int, int]:
+    """The height and width of a size, WIDTHxHEIGHT."""
+    width, height = size.split("x")
+    return int(height), int(width)
+
+
+PictureSize = Annotated[str, AfterValidator(check_size)]
+"""WIDTHxHEIGHT in pixels."""
 
 
 class Command(Protocol):
@@ -69,6 +98,8 @@ class PictureSettings(BaseModel):
     """Sampling steps."""
     guidance: float | None = Field(default=None, allow_inf_nan=False)
     """Scale for a guidance-distilled base; None for others."""
+    size: PictureSize | None = None
+    """Width and height to draw at; None: those of training, else the source's."""
 
     def arguments(self, but: Collection[str] = ()) -> list[str]:
         """The same as options of `generate`, but for some settings."""
@@ -79,7 +110,8 @@ class PictureSettings(BaseModel):
             "guidance": [] if self.guidance is None else [f"--guidance={self.guidance!r}"],
         }
         said = [word for name, words in options.items() if name not in but for word in words]
-        return ["--task", self.task, f"--prompt={self.prompt}", *said]
+        size = [] if self.size is None else ["--size", self.size]
+        return ["--task", self.task, f"--prompt={self.prompt}", *said, *size]
 
 
 class SettingsFile(BaseModel):
@@ -271,6 +303,7 @@ def wanted_by(
         "seed": asked.seed or 0,
         "steps": asked.steps or steps,
         "guidance": asked.guidance,
+        "size": asked.size,
     }
     try:
         return PictureSettings.model_validate({**values, **changed})

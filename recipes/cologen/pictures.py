@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import re
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from PIL import Image as PilImage
-from PIL import UnidentifiedImageError
 
-from recipes.cologen.data.decoding import as_rgb, is_deep, open_upright
+from recipes.cologen.data.decoding import open_upright
+from recipes.cologen.data.framing import frame_of, resized_mask, resized_pixels, stretched
+from recipes.cologen.data.reading import as_picture_of, bright, mask_of, opaque
 from recipes.cologen.data.record import Image, Mask
-from recipes.cologen.errors import PictureError
+from recipes.cologen.errors import BrokenPictureError, PictureError
 
+Result = TypeVar("Result")
 _ADDRESS = re.compile(r"(^|/)(https?|ftp|s3|gs|hf|file|data):")
 
 
@@ -42,61 +44,35 @@ def read_source(path: Path, name: str | None = None) -> Fitted:
         PictureError: The file is missing, is no picture, or breaks off.
     """
     name = name or str(path)
-    image, transparent = flattened(_opened(path, name))
-    notice = f"{name} has transparent parts; the model sees them white." if transparent else None
-    return Fitted(image, notice)
+    read = _read(path, name, opaque)
+    notice = f"{name} has transparent parts; the model sees them white." if read.was_transparent else None
+    return Fitted(np.asarray(read.picture).copy(), notice)
 
 
 def read_mask(path: Path, name: str | None = None) -> Fitted:
-    """Read a mask as uint8 [height, width, 3]; where it is transparent nothing is to be painted.
+    """Read a mask as a picture uint8 [height, width, 3]: white where to paint, else black.
 
     Args:
-        path: The file.
+        path: The file, which is read as masks of training data are (data/reading.py).
         name: What messages call it; its path where left out.
 
     Raises:
         PictureError: As `read_source`.
     """
     name = name or str(path)
-    image, transparent = flattened(_opened(path, name), "black")
+    mask, laid = _read(path, name, lambda picture: (mask_of(picture), opaque(picture)))
     notice = f"{name} has transparent parts; nothing is painted there, as where a mask is black."
-    return Fitted(image, notice if transparent else None)
+    return Fitted(as_picture_of(mask), notice if laid.was_transparent else None)
 
 
-def flattened(picture: PilImage.Image, paper: str = "white") -> tuple[Image, bool]:
-    """A decoded picture as it looks on paper of a colour, and whether any of the paper is seen.
-
-    Args:
-        picture: Of any mode; one without transparent parts comes back with its own colours, exactly.
-        paper: Name of the colour behind.
-
-    Returns:
-        uint8 [height, width, 3], and whether the picture had transparent parts.
-    """
-    if not picture.has_transparency_data:
-        return np.asarray(as_rgb(picture)).copy(), False
-    if is_deep(picture):  # one gray level is named transparent; `convert` would cut the others off at 255
-        opaque = as_rgb(picture)
-        seen = np.asarray(picture) != picture.info["transparency"]
-        alpha = PilImage.fromarray(np.where(seen, 255, 0).astype(np.uint8))
-    else:
-        layered = picture.convert("RGBA")
-        opaque, alpha = layered.convert("RGB"), layered.getchannel("A")
-    on_paper = PilImage.composite(opaque, PilImage.new("RGB", picture.size, paper), alpha)
-    return np.asarray(on_paper).copy(), alpha.getextrema() != (255, 255)
-
-
-def _opened(path: Path, name: str) -> PilImage.Image:
+def _read(path: Path, name: str, read: Callable[[PilImage.Image], Result]) -> Result:
     if not path.is_file():
         raise PictureError(_missing(path, name))
     try:
-        return open_upright(path)
-    except PilImage.DecompressionBombError as error:
-        most = 2 * (PilImage.MAX_IMAGE_PIXELS or 0)
-        raise PictureError(
-            f"{name} has too many pixels; at most {most / 1e6:.0f} million are read. Make it smaller."
-        ) from error
-    except (UnidentifiedImageError, OSError, SyntaxError) as error:
+        return read(open_upright(path))
+    except BrokenPictureError as error:
+        if isinstance(error.__cause__, PilImage.DecompressionBombError):
+            raise PictureError(f"{name}: {error}. Make it smaller.") from error
         raise PictureError(
             f"{name} cannot be read as a picture ({error}); save it as PNG or JPEG."
         ) from error
@@ -115,7 +91,9 @@ def _missing(path: Path, name: str) -> str:
 
 
 def fit_picture(image: Image, height: int, width: int, name: str = "the picture") -> Fitted:
-    """Bring a picture to a size; one that was enlarged by whole pixels comes back exactly as it was before.
+    """Bring a picture to a size as training does: scaled to cover it, the middle kept.
+
+    One that was enlarged by whole pixels comes back exactly as it was before.
 
     Args:
         image: uint8 [any height, any width, 3].
@@ -126,21 +104,17 @@ def fit_picture(image: Image, height: int, width: int, name: str = "the picture"
     rows, columns = image.shape[:2]
     if (rows, columns) == (height, width):
         return Fitted(image, None)
-    small = shrink_exactly(image, height, width)
-    if small is not None:
-        return Fitted(small, None)
-    resized = PilImage.fromarray(image).resize((width, height), PilImage.Resampling.BOX)
-    notice = f"{name} is {columns}x{rows} pixels; it was resized to the model's {width}x{height}."
-    return Fitted(np.asarray(resized).copy(), notice)
-
-
-def shrink_exactly(image: Image, height: int, width: int) -> Image | None:
-    """Undo `enlarge`: the picture whose every pixel is one square of `image`; None when there is none."""
-    factor = image.shape[0] // height
-    if factor < 1 or image.shape[:2] != (height * factor, width * factor):
-        return None
-    small = image[::factor, ::factor].copy()
-    return small if np.array_equal(enlarge(small, factor), image) else None
+    frame = frame_of((columns, rows), (height, width))
+    fitted = resized_pixels(PilImage.fromarray(image), frame)
+    factor = rows // height
+    if image.shape[:2] == (factor * height, factor * width) and np.array_equal(
+        enlarge(fitted, factor), image
+    ):
+        return Fitted(fitted, None)
+    left, top, right, bottom = (round(side) for side in frame.crop)
+    cut = "" if frame.crop == (0, 0, columns, rows) else f"its middle, {right - left}x{bottom - top}, "
+    kept = f"{cut or 'it '}was resized to the model's {width}x{height}."
+    return Fitted(fitted, f"{name} is {columns}x{rows} pixels; {kept}")
 
 
 def enlarge(image: Image, factor: int) -> Image:
@@ -148,30 +122,44 @@ def enlarge(image: Image, factor: int) -> Image:
     return image.repeat(factor, axis=0).repeat(factor, axis=1)
 
 
-def cut_hole(image: Image, mask: Image | None) -> Image:
+def cut_hole(image: Image, mask: Image | Mask | None, size: tuple[int, int] | None = None) -> Image:
     """The source of inpainting: the picture with a black hole, from a mask or black already.
+
+    As in training the hole is brought to a size by nearest neighbour, so that no pixel of it is lost to its
+    neighbours' colours.
 
     Args:
         image: uint8 [height, width, 3].
-        mask: uint8 [height, width, 3], where to paint brighter than half (the mean of red, green and blue
-            above 127.5); None when the hole is black in `image`.
+        mask: True where to paint; as a picture, where it is brighter than half of its brightest point. One of
+            another size is stretched over the picture. None: the hole is black in `image`.
+        size: Height and width to bring both to; None keeps those of `image`.
 
     Raises:
         PictureError: There is no hole, or nothing but a hole.
     """
-    hole: Mask = (image == 0).all(axis=-1) if mask is None else mask.mean(axis=-1) > 127.5
+    frame = frame_of(image.shape[1::-1], size)
+    hole = resized_mask((image == 0).all(axis=-1) if mask is None else _over(mask, image), frame)
     if not hole.any():
         raise PictureError(
-            "there is no hole to paint in: the mask has no white pixel (none brighter than half of 255)."
+            "there is no hole to paint in: the mask has no white pixel where the model looks."
             if mask is not None
             else "there is no hole to fill: give --mask (white where to paint) or make the hole pure black."
         )
     if hole.all():
-        bright = "" if mask is None else " (every pixel of the mask is brighter than half of 255)"
+        bright = "" if mask is None else " (no pixel of the mask is much darker than the others)"
         raise PictureError(f"the hole covers the whole picture{bright}; leave some of it to go by.")
-    source = image.copy()
+    source = resized_pixels(PilImage.fromarray(image), frame)
     source[hole] = 0
     return source
+
+
+def _over(mask: Image | Mask, image: Image) -> Mask:
+    """A mask of the picture's size, stretched over it where it has another."""
+    hole = bright(mask) if mask.ndim == 3 else mask.astype(np.bool_)
+    height, width = image.shape[:2]
+    return (
+        hole if hole.shape == (height, width) else resized_mask(hole, stretched(hole.shape, (height, width)))
+    )
 
 
 def check_output(path: Path, sources: Iterable[Path] = ()) -> None:

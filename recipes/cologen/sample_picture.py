@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
 from recipes.cologen.config import RunConfig
+from recipes.cologen.config_drawing import drawing_settings
+from recipes.cologen.config_training import SamplingSettings
 from recipes.cologen.data.control import PROMPTS
 from recipes.cologen.data.record import Image
-from recipes.cologen.data.scene import SIDE
 from recipes.cologen.errors import GuidanceError, PictureError
 from recipes.cologen.flux.base import FluxBase
-from recipes.cologen.flux.shift import scheduler_for
-from recipes.cologen.picture_settings import PictureSettings
+from recipes.cologen.picture_settings import PictureSettings, height_and_width
 from recipes.cologen.pictures import cut_hole, fit_picture
 from recipes.cologen.pipeline import pipeline_over
+from recipes.cologen.pipeline.pixels import MAX_PIXELS, own_size
 
 
 def sample_picture(
@@ -41,9 +42,9 @@ def sample_picture(
     Raises:
         GuidanceError: A scale is given, and the base reads none.
     """
-    guidance = _guidance(wanted.guidance, settings.sampling.guidance, model)
-    pipe = pipeline_over(model, settings.flow.source_timestep)
-    pipe.scheduler = scheduler_for(model.scheduler.config, settings.sampling.shift)
+    drawing = drawing_settings(settings)
+    guidance = _guidance(wanted.guidance, drawing.guidance, model)
+    pipe = pipeline_over(model, drawing)
     pipe.set_progress_bar_config(disable=None if progress else True)  # None: where there is no terminal
     (images,) = pipe(
         wanted.prompt,
@@ -53,6 +54,9 @@ def sample_picture(
         num_inference_steps=wanted.steps,
         return_dict=False,
         guidance_scale=guidance,
+        **_true_guidance(settings.sampling),
+        height=sources[0].shape[0],
+        width=sources[0].shape[1],
         max_sequence_length=model.max_text_tokens,
     )
     return np.asarray(images[0])
@@ -66,16 +70,41 @@ def _guidance(given: float | None, usual: float, model: FluxBase) -> float | Non
     return None
 
 
-def size_to_draw(settings: RunConfig, model: FluxBase, picture: Image) -> tuple[int, int]:
-    """Height and width to draw at: those of training, else the picture's own in whole tokens."""
-    data = settings.data
-    if data.source == "world":
-        return SIDE, SIDE
-    if data.size is not None:
-        return data.size
+def _true_guidance(sampling: SamplingSettings) -> dict[str, Any]:
+    """What the pipeline takes for true guidance; nothing where a run draws without."""
+    if sampling.true_cfg_scale == 1:
+        return {}
+    return {"true_cfg_scale": sampling.true_cfg_scale, "negative_prompt": sampling.negative_prompt}
+
+
+def size_to_draw(
+    settings: RunConfig, model: FluxBase, picture: Image, asked: str | None = None
+) -> tuple[int, int]:
+    """Height and width to draw at.
+
+    As asked; else what training gave pictures of this shape; else the picture's own, in whole tokens and of
+    at most `MAX_PIXELS` pixels.
+
+    Args:
+        settings: Of the run.
+        model: The base.
+        picture: The source, uint8 [any height, any width, 3].
+        asked: WIDTHxHEIGHT.
+
+    Raises:
+        PictureError: A side that was asked for is no whole number of tokens.
+    """
     side = 2 * model.vae_scale_factor
-    height, width = (max(side, length // side * side) for length in picture.shape[:2])
-    return height, width
+    height, width = picture.shape[:2]
+    if asked is None:
+        return drawing_settings(settings).size_of(height, width) or own_size(height, width, side)
+    size = height_and_width(asked)
+    if any(length % side for length in size):
+        near = "x".join(str(max(side, round(length / side) * side)) for length in reversed(size))
+        raise PictureError(
+            f"the sides of a size are multiples of {side} for this base, got {asked}. Try --size {near}."
+        )
+    return size
 
 
 class Source(NamedTuple):
@@ -94,6 +123,7 @@ def source_of(
     mask: Image | None = None,
     *,
     kind: str | None = None,
+    size: str | None = None,
     names: tuple[str, str] = ("the picture", "the mask"),
 ) -> Source:
     """Bring a picture to what the model reads: its size, and for inpainting its hole.
@@ -105,24 +135,42 @@ def source_of(
         prompt: As the user wrote it.
         image: uint8 [any height, any width, 3].
         mask: For inpainting, of the same form: bright where to paint; None when the hole is black already.
+            One of another size is stretched over the picture.
         kind: For control, of the map, where it is known.
+        size: Asked for, WIDTHxHEIGHT; None as `size_to_draw`.
         names: What notices call picture and mask.
 
     Raises:
-        PictureError: There is no hole, nothing but a hole, or a mask for another task.
+        PictureError: There is no hole, nothing but a hole, a mask for another task, or a size that cannot
+            be.
     """
     if mask is not None and task != "inpainting":
         raise PictureError(f"a mask is for inpainting; {task} reads the whole picture.")
-    size = size_to_draw(settings, model, image)
-    fitted = fit_picture(image, *size, name=names[0])
-    hole = None if mask is None else fit_picture(mask, *size, name=names[1])
-    notices = [fitted.notice, None if hole is None else hole.notice]
+    wanted = size_to_draw(settings, model, image, size)
+    fitted = fit_picture(image, *wanted, name=names[0])
+    notices = [fitted.notice, _most_notice(settings, image, size)]
+    if mask is not None and not _have_one_shape(mask, image):
+        notices.append(
+            f"{names[1]} is {mask.shape[1]}x{mask.shape[0]} pixels; it was stretched over {names[0]}."
+        )
     if task == "control":
         notices.append(map_notice(prompt, kind))
-    seen = fitted.image
-    if task == "inpainting":
-        seen = cut_hole(seen, None if hole is None else hole.image)
+    seen = cut_hole(image, mask, wanted) if task == "inpainting" else fitted.image
     return Source(seen, tuple(notice for notice in notices if notice is not None))
+
+
+def _have_one_shape(one: Image, other: Image) -> bool:
+    """Whether two pictures have the same proportions, but for a rounding to whole pixels."""
+    across, down = (one.shape[axis] / other.shape[axis] for axis in (1, 0))
+    return bool(abs(across / down - 1) < 0.02)
+
+
+def _most_notice(settings: RunConfig, image: Image, asked: str | None) -> str | None:
+    """What to say where a picture is drawn smaller than it is because it has too many pixels."""
+    height, width = image.shape[:2]
+    if asked is not None or drawing_settings(settings).sizes or height * width <= MAX_PIXELS:
+        return None
+    return f"at most {MAX_PIXELS} pixels are drawn where no size is asked for; ask for one (--size WxH)."
 
 
 def map_notice(prompt: str, kind: str | None = None) -> str | None:

@@ -6,7 +6,6 @@ The same command again goes on where it was; when all is done it says so and whe
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from rich.markup import escape
 
 from prw.errors import PrwError
 from recipes.cologen.config import RunConfig, load_config
+from recipes.cologen.config_overrides import with_data
 from recipes.cologen.errors import CologenError
 from recipes.cologen.report import build_report
 from recipes.cologen.score_table import score_table
@@ -32,7 +32,7 @@ def main(arguments: Sequence[str] | None = None, console: Console | None = None)
     console = console or Console()
     silence_loading_bars()
     try:
-        config = load_config(asked.config, _overrides(asked))
+        config = load_config(asked.config, with_data(asked.set, asked.data))
         accelerator = join_processes(config)
         with hold_run_together(asked.output, accelerator):
             outcome = train(config, asked.output, asked.stage, console, restart=asked.restart)
@@ -48,12 +48,6 @@ def main(arguments: Sequence[str] | None = None, console: Console | None = None)
     except KeyboardInterrupt:
         console.print("stopped; run the same command to go on from the last checkpoint", highlight=False)
         return STOPPED
-
-
-def _overrides(asked: argparse.Namespace) -> list[str]:
-    """What the command line says of settings; --data is plain text, so it is quoted for YAML."""
-    data = [] if asked.data is None else [f"data.source={json.dumps(asked.data, ensure_ascii=False)}"]
-    return [*asked.set, *data]
 
 
 def _refuse(problem: str) -> int:

@@ -49,6 +49,50 @@ def test_a_value_that_cannot_be_used_is_named_with_what_came(option, value):
         prw.PrwConfig(**{option: value})
 
 
+@pytest.mark.parametrize(
+    ("lora", "here"),
+    [
+        ({"r": 8}, "r: it is called rank"),
+        ({"lora_alpha": 16}, "lora_alpha: it is called alpha"),
+        ({"lora_dropout": 0.1}, "lora_dropout: it is called dropout"),
+        ({"use_rslora": True}, r"use_rslora: set alpha to lora_alpha \* sqrt\(rank\)"),
+        ({"init_lora_weights": False}, "init_lora_weights: an expert starts at zero"),
+        ({"fan_in_fan_out": True}, "fan_in_fan_out: leave it out"),
+        ({"use_dora": True}, "use_dora: a pool of experts has no such option"),
+        ({"r": 8, "lora_alpha": 16}, "(?s)r: it is called rank.*lora_alpha: it is called alpha"),
+    ],
+)
+def test_the_usual_options_of_a_lora_are_told_by_their_names_here(make_plain, lora, here):
+    model = make_plain()
+    with pytest.raises(prw.ConfigError, match=here):
+        prw.PrwConfig(**lora)
+    with pytest.raises(prw.ConfigError, match=here):
+        prw.inject(model, **lora)
+    assert not hasattr(model, "peft_config")
+
+
+@pytest.mark.parametrize(
+    ("option", "here"),
+    [
+        ({"target_modules": ["to_k"]}, "it is called target in prw.inject"),
+        ({"exclude_modules": ["to_k"]}, "it is called exclude in prw.inject"),
+        ({"layers_to_transform": [0]}, "it is called layers in prw.inject"),
+        ({"adapter_name": "x"}, "it is called adapter in prw.inject"),
+        ({"modules_to_save": ["x"]}, "use get_peft_model"),
+        ({"rnak": 4}, r"did you mean rank\?"),
+    ],
+)
+def test_options_of_peft_are_told_by_their_names_in_inject(make_plain, option, here):
+    with pytest.raises(prw.ConfigError, match=here):
+        prw.inject(make_plain(), **option)
+
+
+def test_a_file_of_a_later_version_is_read_with_a_warning():
+    with pytest.warns(UserWarning, match="not_yet"):
+        config = PeftConfig.from_peft_type(peft_type="PRW", rank=4, not_yet=1)
+    assert config.rank == 4
+
+
 def test_settings_cannot_be_changed_behind_the_pools_back():
     with pytest.raises(ValidationError, match="frozen"):
         PoolSettings().rank = 3

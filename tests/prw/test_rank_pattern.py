@@ -32,6 +32,19 @@ def test_ranks_follow_the_pattern_for_every_expert(make_plain, tmp_path):
     assert rank_of(base, 0, "to_k", 1) == 1
 
 
+def test_a_projection_says_its_own_rank(make_plain):
+    """Diffusers counts these to name a LoRA, and hosts show them."""
+    base = make_plain()
+    prw.inject(base, rank=4, experts=["a"], **PATTERNS)
+    prw.inject(base, rank=2, adapter="second", target=["to_k"])
+    assert [getattr(block, name).r for block in base.blocks for name in ("to_k", "to_v")] == [
+        {"default": 1, "second": 2},
+        {"default": 3},
+        {"default": 4, "second": 2},
+        {"default": 3},
+    ]
+
+
 def weave_settings(**more):
     return PoolSettings(**PATTERNS, **more)
 

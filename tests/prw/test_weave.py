@@ -12,7 +12,8 @@ def snapshot(model):
     return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
 
 
-def test_injection_changes_nothing(host):
+def test_an_injected_model_is_bit_equal_to_the_frozen_base(host):
+    host.model.requires_grad_(False)
     before = host()
     weave = prw.inject(host.model, target="kv", rank=4)
     assert torch.equal(host(), before)
@@ -22,6 +23,22 @@ def test_injection_changes_nothing(host):
     assert torch.equal(host(), before)
     assert len(weave.sites) == host.sites
     assert all(len(site.modules) == 2 for site in weave.sites)
+
+
+@pytest.mark.usefixtures("other_rounding")
+def test_injection_is_bit_equal_to_the_frozen_base_where_strided_products_round_differently(make_plain, wake):
+    model, hidden = make_plain(), torch.randn(5, 2, 8).transpose(0, 1)
+    assert model.training and all(weight.requires_grad for weight in model.parameters())
+    trainable = model(hidden)
+    frozen = model.requires_grad_(False)(hidden)
+    assert not torch.equal(frozen, trainable) and torch.allclose(frozen, trainable, atol=1e-4)
+    weave = prw.inject(model.requires_grad_(True), rank=2, experts=["a", "b"])
+    assert torch.equal(model(hidden), frozen)
+    wake(weave)
+    with weave.disabled():
+        assert torch.equal(model(hidden), frozen)
+    weave.eject()
+    assert torch.equal(model(hidden), trainable)
 
 
 def test_eject_restores_the_very_modules_and_what_trained(host, wake):
@@ -41,7 +58,8 @@ def test_eject_restores_the_very_modules_and_what_trained(host, wake):
     prw.inject(host.model, rank=4)
 
 
-def test_disabled_is_the_base(host, wake):
+def test_disabled_is_the_frozen_base(host, wake):
+    host.model.requires_grad_(False)
     before = host()
     weave = prw.inject(host.model, rank=4, experts=["a", "b"])
     wake(weave)

@@ -11,6 +11,7 @@ from recipes.cologen.data.scene import BACKGROUNDS, COLOURS, PLACES, SHAPES, SID
 from recipes.cologen.data.views import VIEWS
 from recipes.cologen.data.vocabulary import FILLER_WORDS, STAGE_WORDS
 from recipes.cologen.data.world import World
+from recipes.cologen.pipeline.pixels import MAX_PIXELS
 
 _SHOWN = World(3, held_out=True)
 _RECORD = 29
@@ -36,9 +37,15 @@ def about(settings: RunConfig) -> str:
             "example* in each tab fills in a picture and a prompt that work."
         )
     if settings.data.size is None:
-        return f"{name} Pictures are drawn at the size of the one that you give."
+        return (
+            f"{name} Pictures are drawn at the size of the one that you give, up to {MAX_PIXELS} pixels in "
+            "all; ask for another under *Size*."
+        )
     height, width = settings.data.size
-    return f"{name} Pictures are drawn at {width}x{height} pixels; the one that you give is resized to that."
+    return (
+        f"{name} Pictures are drawn at {width}x{height} pixels; the middle of the one that you "
+        "give is brought to that; ask for another size under *Size*."
+    )
 
 
 def words(settings: RunConfig) -> dict[str, tuple[str, ...]]:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from pydantic import ValidationError
 
-from recipes.cologen.app.limits import MOST_SEED, Limits, check_prompt, whole
+from recipes.cologen.app.limits import MOST_SEED, Limits, check_prompt, size_within, whole
 from recipes.cologen.app.shares import shares_picture
 from recipes.cologen.data.record import Image
 from recipes.cologen.drawing import DrawingRoom
@@ -35,6 +35,8 @@ class Asked(NamedTuple):
     pool: str
     kind: str = A_MAP
     """Control: what the picture is, a map, or the kind of map to make from it."""
+    size: str = ""
+    """Width and height to draw at, WIDTHxHEIGHT; empty: those of training, else the picture's own."""
 
 
 class Answer(NamedTuple):
@@ -71,7 +73,9 @@ class Answers:
             raise PictureError("there is no picture; upload one first.")
         check_prompt(asked.prompt, self.limits)
         wanted = self._settings(asked)
-        image = self._map(asked.image, asked.kind) if asked.task == "control" else asked.image
+        image = asked.image
+        if asked.task == "control":
+            image = self._map(image, asked.kind, wanted.size)
         if asked.task == "inpainting" and asked.mask is None and not (image == 0).all(-1).any():
             raise PictureError("nothing is painted over; paint over what is to be filled in.")
         kind = None if asked.task != "control" or asked.kind == A_MAP else asked.kind
@@ -84,8 +88,8 @@ class Answers:
             settings=settings_file(wanted, run.path, run.settings.fingerprint(), image, asked.mask),
         )
 
-    def _map(self, image: Image, kind: str) -> Image:
-        return image if kind == A_MAP else self.room.made_map(image, kind)
+    def _map(self, image: Image, kind: str, size: str | None = None) -> Image:
+        return image if kind == A_MAP else self.room.made_map(image, kind, size)
 
     def _settings(self, asked: Asked) -> PictureSettings:
         pools = self.room.pools(asked.task)
@@ -100,6 +104,7 @@ class Answers:
                     "seed": whole("seed", asked.seed, 0, MOST_SEED),
                     "steps": whole("number of steps", asked.steps, 1, self.limits.steps),
                     "guidance": asked.guidance if self.room.reads_guidance else None,
+                    "size": size_within(asked.size, self.limits),
                 }
             )
         except ValidationError as error:

@@ -27,8 +27,9 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
-CALLS = "/gradio_api/queue/join"
-"""Where the page says which button was pressed, with what."""
+CALLS = ("/gradio_api/queue/join", "/gradio_api/run/predict")
+"""Where the page says which button was pressed, with what. The second takes only events that gradio itself
+leaves out of the queue, such as a click on an offered prompt; it refuses the others."""
 UPLOADS = "/gradio_api/upload"
 FILES = "/gradio_api/file="
 OPEN = {
@@ -37,7 +38,7 @@ OPEN = {
         r"|/gradio_api/(info|startup-events|app_id|queue/data|upload_progress|heartbeat/\w+|theme\.css)"
         r"|/gradio_api/file=.+"
     ),
-    "POST": re.compile(r"/gradio_api/(queue/join|upload|component_server|reset|cancel)"),
+    "POST": re.compile(r"/gradio_api/(queue/join|run/predict|upload|component_server|reset|cancel)"),
 }
 OPEN["HEAD"] = OPEN["GET"]
 POLICY = (
@@ -117,7 +118,7 @@ class Guard:
 
     async def _unwanted(self, scope: Scope, body: bytes) -> tuple[int, str] | None:
         """Look into a body: an upload must be a picture, a call may name no other file."""
-        if scope["path"] == CALLS and not self._names_only_uploads(body):
+        if scope["path"] in CALLS and not self._names_only_uploads(body):
             return 400, "a file was named that was not uploaded to this page."
         if scope["path"] == UPLOADS:
             try:

@@ -11,10 +11,13 @@ import numpy as np
 from PIL import Image as PilImage
 from PIL import ImageOps
 from pydantic import BaseModel, ConfigDict, Field
+from pydantic_core import PydanticCustomError
 
+from recipes.cologen.data.reading import as_picture_of, opaque
 from recipes.cologen.data.record import Image
 from recipes.cologen.errors import PictureError, PromptError
-from recipes.cologen.pictures import flattened
+from recipes.cologen.picture_settings import check_size, height_and_width
+from recipes.cologen.pipeline.pixels import MAX_PIXELS
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
 """No other decoder is tried: some of PIL's start programs (EPS) or are seldom looked after."""
@@ -42,6 +45,8 @@ class Limits(BaseModel):
     """Of a prompt; the base may read less and then says so."""
     steps: int = Field(default=100, gt=0)
     """Sampling steps."""
+    drawn_pixels: int = Field(default=MAX_PIXELS, gt=0)
+    """Width times height of a picture for which a size is asked."""
     waiting: int = Field(default=16, gt=0)
     """Pictures that may be asked for and not drawn yet, of all users together."""
 
@@ -86,8 +91,9 @@ def read_upload(file: Path | bytes, limits: Limits, what: str = "the file") -> R
 
 def _on_white(picture: PilImage.Image) -> Read:
     """8-bit RGB; the colours that hide under transparent pixels are nothing that its owner sees."""
-    image, was_transparent = flattened(picture)
-    return Read(image, FLATTENED) if was_transparent else Read(image)
+    read = opaque(picture)
+    image = np.asarray(read.picture).copy()
+    return Read(image, FLATTENED) if read.was_transparent else Read(image)
 
 
 def read_strokes(file: bytes | Path, limits: Limits) -> Image:
@@ -103,7 +109,7 @@ def read_strokes(file: bytes | Path, limits: Limits) -> Image:
         raise PictureError("the drawn mask cannot be read; draw it anew.") from error
     finally:
         picture.close()
-    return np.repeat(np.where(painted, 255, 0).astype(np.uint8)[..., None], 3, axis=-1)
+    return as_picture_of(painted)
 
 
 def opened(file: BinaryIO | Path, limits: Limits, what: str) -> PilImage.Image:
@@ -155,6 +161,26 @@ def whole(name: str, given: object, least: int, most: int) -> int:
         return int(given)
     came = "none" if given is None else f"{given!r:.{SHORT}}"
     raise PictureError(f"the {name} must be a whole number from {least} to {most}, got {came}.")
+
+
+def size_within(given: str | None, limits: Limits) -> str | None:
+    """A size as the browser sent it; None where none was typed.
+
+    Raises:
+        PictureError: It is no size, or a larger one than is drawn.
+    """
+    text = "".join((given or "").split()).lower()
+    if not text:
+        return None
+    try:
+        height, width = height_and_width(check_size(text))
+    except PydanticCustomError as error:
+        raise PictureError(f"the size: {error.message()}, got {text!r:.{SHORT}}.") from error
+    if height * width > limits.drawn_pixels:
+        raise PictureError(
+            f"the size {text} has {height * width} pixels; at most {limits.drawn_pixels} are drawn here."
+        )
+    return text
 
 
 def in_short(message: str, prompt: str) -> str:

@@ -106,9 +106,11 @@ def _tab(answers: Answers, name: str) -> None:
             results = _results(name)
 
     def draw(given: Any, kind: str, prompt: str, *rest: Any) -> tuple[Any, ...]:
-        seed, steps, guidance, pool, *layers = rest
+        seed, steps, guidance, size, pool, *layers = rest
         read, mask = only_read_here(given), only_read_here(layers[0]).image if layers else None
-        answer = answers.draw(Asked(name, read.image, mask, prompt or "", seed, steps, guidance, pool, kind))
+        answer = answers.draw(
+            Asked(name, read.image, mask, prompt or "", seed, steps, guidance, pool, kind, size or "")
+        )
         file = gr.DownloadButton(value=str(_file(name, answer.settings)), interactive=True)
         notes = "\n".join(note for note in (read.notice, answer.notes) if note)
         return answer.picture, answer.shares, file, notes
@@ -185,7 +187,7 @@ def _results(name: str) -> list[Any]:
 
 
 def _settings(answers: Answers, name: str) -> list[Any]:
-    """Seed, steps, guidance and pool, in the order in which `Asked` has them."""
+    """Seed, steps, guidance, size and pool."""
     room, sampling = answers.room, answers.room.settings.sampling
     pools = room.pools(name)
     says = {FULL_POOL: "full pool", NO_EXPERTS: "experts off"}
@@ -196,13 +198,20 @@ def _settings(answers: Answers, name: str) -> list[Any]:
         steps.elem_id = f"{name}-steps"
     guidance = unchecked(gr.Slider(1, 10, value=sampling.guidance, label="Guidance"))
     guidance.visible = room.reads_guidance
+    size = unchecked(
+        gr.Textbox(
+            label="Size",
+            placeholder="WIDTHxHEIGHT, such as 640x480; empty: as the run draws",
+            elem_id=f"{name}-size",
+        )
+    )
     pool = gr.Radio(
         [(says.get(one, f"as of {one}"), one) for one in pools],
         value=pools[0],
         label="Experts" if name in pools else f"Experts (stage {name} is not finished)",
         elem_id=f"{name}-pool",
     )
-    return [seed, steps, guidance, unchecked(pool)]
+    return [seed, steps, guidance, size, unchecked(pool)]
 
 
 def _as_pixels(component: Any, name: str) -> None:

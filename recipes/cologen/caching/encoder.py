@@ -21,6 +21,7 @@ from recipes.cologen.config_input import CacheSettings
 from recipes.cologen.flux.base import FluxBase
 from recipes.cologen.flux.pixels import to_unit_range
 from recipes.cologen.flux.tokens import ImageTokens, TextTokens
+from recipes.cologen.flux.transfer import to_device
 
 Keys = Sequence[str | None]
 """A key for everything that can be kept, None for what comes but once; empty where nothing is kept."""
@@ -154,7 +155,7 @@ def _image_parts(image: ImageTokens) -> Parts:
 
 
 def _image_of(parts: Parts, device: torch.device) -> ImageTokens:
-    grid = parts["tokens"].to(device)
+    grid = to_device(parts["tokens"], device)
     return ImageTokens(grid.flatten(0, 1)[None], grid.shape[0], grid.shape[1])
 
 
@@ -164,7 +165,7 @@ def _text_parts(text: TextTokens) -> Parts:
 
 
 def _text_of(parts: Parts, device: torch.device) -> TextTokens:
-    return TextTokens(**{name: value.to(device)[None] for name, value in parts.items()})
+    return TextTokens(**{name: to_device(value, device)[None] for name, value in parts.items()})
 
 
 def _joined_images(images: Sequence[ImageTokens]) -> ImageTokens:

@@ -1,12 +1,14 @@
 """What a training step holds besides weights: traced through the real classes on tensors without data.
 
-The trace runs the recipe's own encoders, two-step attention, experts, loss and backward pass, so whatever
-autograd keeps is counted as it is kept. Deep bases are traced with a few blocks: every further block of a
-kind adds the same.
+The trace runs the recipe's own encoders, two-step attention, experts, loss, backward pass and drawing, with
+CUDA's numerics, so whatever autograd keeps is counted as it is kept there. Deep bases are traced with a few
+blocks: every further block of a kind adds the same.
 """
 
 from __future__ import annotations
 
+import math
+import weakref
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any, Literal, NamedTuple
@@ -18,6 +20,7 @@ from torch.nn import functional as F
 
 import prw
 from prw.config import PoolSettings
+from recipes.cologen.costs.cuda_numerics import CudaNumerics, backward, quantise
 from recipes.cologen.costs.live_bytes import LiveBytes, saved_bytes
 from recipes.cologen.costs.shapes import BaseShape
 from recipes.cologen.flux.flux2_model import Flux2Model
@@ -40,6 +43,14 @@ class Load(NamedTuple):
     source_timestep: Literal["same", "zero"] = "same"
     sources: tuple[tuple[int, int], ...] = ()
     """Height and width of each example's source pictures; empty: one of the target's size."""
+    quantisation: str | None = None
+    """Format of the transformer's weights, as `base.quantisation`."""
+    validated: int = 0
+    """Pictures that validation draws at once; 0: there is none."""
+    share: int = 0
+    """Examples of a step on this device; 0: one micro-batch."""
+    ahead: bool = False
+    """Whether all of them are encoded before the first forward pass."""
 
     @property
     def sizes(self) -> tuple[tuple[int, int], ...]:
@@ -66,6 +77,10 @@ class StepBytes(NamedTuple):
     """What autograd keeps at the end of the forward pass."""
     training: int
     """The most that is alive at once in forward and backward pass, what is saved included."""
+    waiting: int = 0
+    """What micro-batches that are encoded ahead hold."""
+    validation: int = 0
+    """The most that is alive at once while pictures are encoded, drawn and decoded without gradients."""
 
 
 class Encoded(NamedTuple):
@@ -78,11 +93,71 @@ class Encoded(NamedTuple):
     embeds: tuple[int, ...]
     pooled: tuple[int, ...]
 
+    def bytes(self, dtype: torch.dtype) -> int:
+        """What it holds until it is trained on: text and sources, and in float32 noisy and wanted tokens."""
+        (rows, columns), *sources = self.grids
+        of_sources = sum(high * wide for high, wide in sources) * self.channels * self.embeds[0]
+        of_target = rows * columns * self.channels * self.embeds[0]
+        text = math.prod(self.embeds) + math.prod(self.pooled)
+        return (text + of_sources) * dtype.itemsize + 2 * of_target * torch.float32.itemsize
+
+
+class StepNumerics(CudaNumerics):
+    """CUDA's numerics of a step in which only experts train; their products save what the kernels save.
+
+    Without numbers, experts are computed by plain operations, whose weights are the only ones that train. A
+    kernel saves its input as it is, be it a view of a larger one, and no copy of input or weights; and the
+    keys' and values' projections of a site read their input's rows once for both.
+    """
+
+    def __init__(self) -> None:
+        """Start with no rows read."""
+        super().__init__()
+        self._read: tuple[Callable[[], Tensor | None], ...] = (_nothing, _nothing)
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Call a function as CUDA would, and a product with experts as a kernel would."""
+        if getattr(function, "__name__", "") == "linear" and args[1].requires_grad:
+            return _ExpertProduct.apply(*args[:2])  # type: ignore[no-untyped-call]
+        if getattr(function, "__name__", "") != "reshape":
+            return super().__torch_function__(function, types, args, kwargs)
+        whole, rows = self._read[0](), self._read[1]()
+        if args[0] is whole and rows is not None and rows.shape[-1:] == whole.shape[-1:]:
+            return rows
+        fresh: Tensor = function(*args, **(kwargs or {}))
+        if fresh.dim() == 2:
+            self._read = weakref.ref(args[0]), weakref.ref(fresh)
+        return fresh
+
+
+def _nothing() -> None:
+    """What no rows are read of."""
+
+
+class _ExpertProduct(torch.autograd.Function):
+    """A product without numbers, and gradients of the right sizes."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(hidden)
+        ctx.weight_like = weight.shape, weight.dtype
+        dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else weight.dtype
+        with torch.autocast("cpu", enabled=False):
+            return F.linear(hidden.to(dtype), weight.to(dtype))
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+        (hidden,) = ctx.saved_tensors
+        shape, dtype = ctx.weight_like
+        return torch.empty_like(hidden), torch.empty(shape, dtype=dtype)
+
 
 def step_bytes(shape: BaseShape, pool: PoolSettings, load: Load) -> StepBytes:
     """Bytes of a training step of a base with a pool of experts.
 
-    Without numbers, experts are computed by plain operations, which keep a little more than the kernels do.
+    In rank space, plain operations keep a little more of experts than the kernels do.
     """
     return _step_bytes(shape, pool.model_dump_json(), load)
 
@@ -91,7 +166,9 @@ def step_bytes(shape: BaseShape, pool: PoolSettings, load: Load) -> StepBytes:
 def _step_bytes(shape: BaseShape, settings: str, load: Load) -> StepBytes:
     encoded, pool = encode(shape, load), PoolSettings.model_validate_json(settings)
     saved, held = over_depth(shape, lambda blocks: _trace(shape, pool, load, encoded, blocks))
-    return StepBytes(encoded.peak, saved, held)
+    further = max(0, load.share - load.batch) if load.ahead else 0
+    waiting = further * encoded.bytes(load.dtype) // load.batch
+    return StepBytes(encoded.peak, saved, held, waiting, _validation_bytes(shape, pool, load))
 
 
 def over_depth(shape: BaseShape, trace: Callable[[tuple[int, int]], Sequence[int]]) -> list[int]:
@@ -150,6 +227,7 @@ def woven(
 ) -> tuple[FluxModel | Flux2Model, prw.Weave]:
     """A base of some blocks with its pool, in training mode; called under `FakeTensorMode`."""
     model = shape.build(load.dtype, blocks, encoders=False)
+    quantise(model.transformer, load.quantisation)
     # A kernel is never chosen by values, and a pool with a generator of its own would read them.
     settings = {**pool.model_dump(), "kernel": "dense", "noise_seed": None}
     weave = prw.inject(model.transformer, target="kv", **settings)
@@ -172,29 +250,80 @@ def _trace(
         model, weave = woven(shape, pool, load, blocks)
         weights = [*model.transformer.parameters(), *model.transformer.buffers()]
         gradients = [weight.grad for weight in weights if weight.grad is not None]
-        with LiveBytes([*weights, *gradients]) as live:
+        with StepNumerics(), LiveBytes([*weights, *gradients]) as live:
             with saved_bytes(weights) as saved:
                 loss = step_loss(model, weave, load, encoded)
-            loss.backward()
+            backward(loss)
         return sum(saved), live.peak
 
 
 def step_loss(model: FluxModel | Flux2Model, weave: prw.Weave, load: Load, encoded: Encoded) -> Tensor:
     """The loss of the training step, `training/step.py`, whose numbers nobody reads here."""
-    dtype, mixed = load.dtype, load.dtype == torch.bfloat16
-    text = TextTokens(torch.empty(encoded.embeds, dtype=dtype), torch.empty(encoded.pooled, dtype=dtype))
-    target, *sources = (
-        ImageTokens(torch.empty(load.batch, rows * columns, encoded.channels, dtype=dtype), rows, columns)
-        for rows, columns in encoded.grids
-    )
+    mixed = load.dtype == torch.bfloat16
+    text, target, sources = _inputs(load, encoded)
     wanted, noisy = (torch.empty(target.tokens.shape) for _ in range(2))
     with torch.autocast("cpu", torch.bfloat16, enabled=mixed), weave.record() as routing:
         velocity = model.velocity(
             target.with_tokens(noisy),
             torch.empty(load.batch),
             text,
-            tuple(sources),
+            sources,
             source_timestep=load.source_timestep,
             guidance=1.0 if model.reads_guidance else None,
         )
     return F.mse_loss(velocity.float(), wanted) + prw.veteran_loss(routing, rho=0.8, alpha=0.5)
+
+
+def _inputs(load: Load, encoded: Encoded) -> tuple[TextTokens, ImageTokens, tuple[ImageTokens, ...]]:
+    """Text, target and sources of a micro-batch."""
+    dtype = load.dtype
+    text = TextTokens(torch.empty(encoded.embeds, dtype=dtype), torch.empty(encoded.pooled, dtype=dtype))
+    target, *sources = (
+        ImageTokens(torch.empty(load.batch, rows * columns, encoded.channels, dtype=dtype), rows, columns)
+        for rows, columns in encoded.grids
+    )
+    return text, target, tuple(sources)
+
+
+def _validation_bytes(shape: BaseShape, pool: PoolSettings, load: Load) -> int:
+    """What drawing held-out pictures takes: no gradients, no autocast, and pictures are decoded."""
+    if not load.validated:
+        return 0
+    load = load._replace(batch=load.validated, checkpointing=False)
+    encoded = encode(shape, load)
+    (drawn,) = over_depth(shape, lambda blocks: (_trace_drawing(shape, pool, load, encoded, blocks),))
+    return max(encoded.peak, drawn, _decode(shape, load, encoded))
+
+
+@torch.no_grad()
+def _trace_drawing(
+    shape: BaseShape, pool: PoolSettings, load: Load, encoded: Encoded, blocks: tuple[int, int]
+) -> int:
+    """What a step of sampling holds with these numbers of double and single blocks."""
+    with FakeTensorMode():
+        model, weave = woven(shape, pool, load, blocks)
+        model.transformer.eval()
+        weights = [*model.transformer.parameters(), *model.transformer.buffers()]
+        with CudaNumerics(), LiveBytes(weights) as live, weave.record():
+            text, target, sources = _inputs(load, encoded)
+            model.velocity(
+                target,
+                torch.empty(load.batch),
+                text,
+                sources,
+                source_timestep=load.source_timestep,
+                guidance=1.0 if model.reads_guidance else None,
+            )
+        return int(live.peak)
+
+
+@torch.no_grad()
+def _decode(shape: BaseShape, load: Load, encoded: Encoded) -> int:
+    """What decoding drawn pictures holds."""
+    with FakeTensorMode():
+        model = shape.build(load.dtype, (1, 1))
+        weights = [weight for part in model.modules() for weight in (*part.parameters(), *part.buffers())]
+        with CudaNumerics(), LiveBytes(weights) as live:
+            _, target, _ = _inputs(load, encoded)
+            model.decode(target)
+        return int(live.peak)

@@ -24,6 +24,8 @@ class Counts(NamedTuple):
     """Frozen parameters of each part of the base."""
     linear: int
     """Those of the transformer's that a quantisation of its linear layers reaches."""
+    largest_layer: int
+    """Of the layer of text encoders and VAE that has most."""
 
 
 def count_parameters(shape: BaseShape, pool: PoolSettings) -> Counts:
@@ -36,6 +38,8 @@ def count_parameters(shape: BaseShape, pool: PoolSettings) -> Counts:
             for module in model.transformer.modules()
             if isinstance(module, torch.nn.Linear)
         )
+        frozen = [layer for name in shape.parts[1:] for layer in getattr(model, name).modules()]
+        largest = max(sum(weight.numel() for weight in layer.parameters(recurse=False)) for layer in frozen)
         before = {id(weight) for weight in model.transformer.parameters()}
         weave = prw.inject(model.transformer, target="kv", **{**pool.model_dump(), "noise_seed": None})
         weave.add_expert("expert")
@@ -45,7 +49,7 @@ def count_parameters(shape: BaseShape, pool: PoolSettings) -> Counts:
             if id(weight) not in before
         }
         pairs = sum(count for name, count in added.items() if ".prw_A" in name or ".prw_B" in name)
-        return Counts(len(weave.sites), pairs, sum(added.values()) - pairs, base, linear)
+        return Counts(len(weave.sites), pairs, sum(added.values()) - pairs, base, linear, largest)
 
 
 def _numel(module: torch.nn.Module) -> int:

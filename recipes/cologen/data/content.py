@@ -14,6 +14,7 @@ from recipes.cologen.data.folder import PictureFolder
 from recipes.cologen.data.folder_metadata import METADATA
 from recipes.cologen.data.raw import RawRecord
 from recipes.cologen.data.sets import DataSet
+from recipes.cologen.data.sources.rows import ROW_FAULTS
 from recipes.cologen.errors import CologenError
 
 _LOOKED_AT = 32
@@ -46,7 +47,7 @@ def folder_content(folder: PictureFolder) -> str:
 def _row_facts(part: DataSet, index: int) -> Any:
     try:
         return _plain(part.row(index))
-    except CologenError:
+    except (CologenError, *ROW_FAULTS):
         return "unreadable"
 
 
@@ -67,7 +68,7 @@ def _record_facts(part: DataSet, index: int) -> list[Any]:
     for sizes_only in (True, False):  # some layouts look into pixels
         try:
             return _facts(part.raw(index, sizes_only=sizes_only))
-        except (CologenError, OSError, LookupError, TypeError, ValueError, AttributeError):
+        except (CologenError, *ROW_FAULTS):
             continue
     return ["unreadable"]
 

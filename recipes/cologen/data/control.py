@@ -20,7 +20,7 @@ PROMPTS = {
 
 
 def canny(record: Record) -> Image:
-    """White edges on black, by Canny's detector with thresholds 100 and 200."""
+    """White edges on black, by Canny's detector with thresholds 100 and 200 on the colours."""
     return draw_canny(record.image)
 
 
@@ -30,7 +30,7 @@ def soft_edge(record: Record) -> Image:
 
 
 def lineart(record: Record) -> Image:
-    """Dark lines on white wherever the picture changes by more than 30 levels."""
+    """White lines on black wherever the picture changes by more than 30 levels."""
     return draw_lineart(record.image)
 
 

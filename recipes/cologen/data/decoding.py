@@ -1,7 +1,12 @@
-"""Decodes picture files: upright, and as 8-bit RGB whatever they hold; the one way pictures come in."""
+"""Decodes picture files: upright, and as 8-bit RGB whatever they hold; the one way pictures come in.
+
+Whatever is wrong with a file, these functions raise one error: `BrokenPictureError`.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
@@ -9,38 +14,71 @@ import numpy as np
 from PIL import Image as PilImage
 from PIL import ImageOps
 
+from recipes.cologen.errors import BrokenPictureError
+
 _EXIF_ORIENTATION = 0x0112
+_LYING = (5, 6, 7, 8)
+"""Orientations that make columns of rows. Others are none, such as one that is given as a text."""
 _USUAL_TOP = {"I": 65535.0, "F": 1.0}
 """White in a gray picture of more than 8 bits, by the first letter of PIL's mode: `I`, `I;16`, `F` ..."""
+
+
+@contextmanager
+def decoding() -> Iterator[None]:
+    """Turn whatever PIL raises inside into the one error for a picture that cannot be read.
+
+    Raises:
+        BrokenPictureError: Says what is wrong with the file, in PIL's words.
+    """
+    try:
+        yield
+    except MemoryError:  # says nothing about the picture
+        raise
+    except PilImage.DecompressionBombError as error:
+        most = 2 * (PilImage.MAX_IMAGE_PIXELS or 0)
+        raise BrokenPictureError(
+            f"it has too many pixels; at most {most / 1e6:.0f} million are read"
+        ) from error
+    # PIL's decoders and EXIF readers raise whatever their parsing runs into: OSError, SyntaxError, EOFError,
+    # ValueError, TypeError, KeyError, struct.error, zlib.error ...
+    except Exception as error:
+        raise BrokenPictureError(str(error) or type(error).__name__) from error
 
 
 def open_upright(path: Path | BinaryIO) -> PilImage.Image:
     """A picture as its file holds it, decoded and turned the way its EXIF data says.
 
     Raises:
-        OSError, SyntaxError: The file is missing or broken, or no picture (PIL reports some broken PNGs as
-            SyntaxError).
-        PIL.Image.DecompressionBombError: It claims to be larger than PIL decodes.
+        BrokenPictureError: The file is missing or broken, no picture, or larger than PIL decodes.
     """
-    with PilImage.open(path) as opened:
+    with decoding(), PilImage.open(path) as opened:
         return ImageOps.exif_transpose(opened)
+
+
+def stored_size(path: Path | BinaryIO) -> tuple[int, int]:
+    """(width, height) of a picture once it is turned upright, from the file's header alone.
+
+    Raises:
+        BrokenPictureError: As `open_upright`, as far as the header tells.
+    """
+    with decoding(), PilImage.open(path) as opened:
+        return upright_size(opened)
 
 
 def upright_stand_in(path: Path | BinaryIO) -> PilImage.Image:
     """A black picture of the size that `open_upright` would give, from the file's header alone.
 
     Raises:
-        OSError, SyntaxError: The file is missing, or no picture.
+        BrokenPictureError: As `stored_size`.
     """
-    with PilImage.open(path) as opened:
-        return PilImage.new("L", upright_size(opened))
+    return PilImage.new("L", stored_size(path))
 
 
 def upright_size(picture: PilImage.Image) -> tuple[int, int]:
     """(width, height) once the picture is turned the way its EXIF data says."""
     width, height = picture.size
     # The method of the base class: that of PNG pictures would decode all pixels to look for late EXIF chunks.
-    lies = PilImage.Image.getexif(picture).get(_EXIF_ORIENTATION, 1) >= 5
+    lies = PilImage.Image.getexif(picture).get(_EXIF_ORIENTATION) in _LYING
     return (height, width) if lies else (width, height)
 
 
@@ -54,14 +92,23 @@ def as_rgb(picture: PilImage.Image) -> PilImage.Image:
 
     PIL's own `convert` cuts deeper values off at 255, which leaves black and white. Here whole numbers from 0
     to 65535 and floats from 0 to 1 are scaled to 0 to 255; a picture with other values is stretched, its
-    lowest to black and its highest to white. A float that is no finite number counts as 0.
+    lowest to black and its highest to white. A float that is no finite number counts as the lowest value, and
+    stretches nothing.
+
+    Raises:
+        BrokenPictureError: Its pixels cannot be decoded, or its colours cannot be converted.
     """
     if not is_deep(picture):
-        return picture.convert("RGB")
-    values = np.nan_to_num(np.asarray(picture, dtype=np.float64), nan=0.0, posinf=0.0, neginf=0.0)
+        with decoding():
+            return picture.convert("RGB")
+    with decoding():
+        values = np.asarray(picture, dtype=np.float64)
+    finite = np.isfinite(values)
     low, high = 0.0, _USUAL_TOP[picture.mode[0]]
-    if values.min() < low or values.max() > high:
-        low, high = float(values.min()), float(values.max())
+    if finite.any():
+        least, most = float(values[finite].min()), float(values[finite].max())
+        if least < low or most > high:
+            low, high = least, most
     # One value alone, out of the usual range, has nothing to be told apart from; 1 keeps the division whole.
-    levels = np.rint(255 * (values - low) / ((high - low) or 1.0)).astype(np.uint8)
-    return PilImage.fromarray(levels).convert("RGB")
+    shares = (np.where(finite, values, low) - low) / ((high - low) or 1.0)
+    return PilImage.fromarray(np.rint(255 * shares).astype(np.uint8)).convert("RGB")

@@ -7,9 +7,10 @@ One line of `metadata.jsonl` describes one picture; only `file_name` and `text` 
      "depth": "cat_depth.png", "segmentation": "cat_classes.png",
      "pairs": [{"task": "editing", "image": "black_cat.jpg", "prompt": "make the cat black"}]}
 
-`bbox` is [x0, y0, x1, y1] in pixels, end excluded; a mask is true where it is not black; depth is brighter
-where nearer; segmentation holds one class number a pixel, 0 (the background) to 255. Gray pictures may have
-more than 8 bits. All lines are checked when the folder is opened, pixels are read when a record is asked for.
+`bbox` is [x0, y0, x1, y1] in pixels, end excluded; a mask is true where it is brighter than half of its
+brightest point, and nowhere transparent; what is transparent in a picture is white; depth is brighter where
+nearer; segmentation holds one class number a pixel, 0 (the background) to 255. Gray pictures may have more
+than 8 bits. All lines are checked when the folder is opened, pixels are read when a record is asked for.
 What a picture lacks is not made up: views that need it say so.
 """
 
@@ -23,7 +24,7 @@ import numpy as np
 from PIL import Image as PilImage
 
 from recipes.cologen.data.buckets import Buckets, Size
-from recipes.cologen.data.decoding import open_upright, upright_size
+from recipes.cologen.data.decoding import open_upright, stored_size
 from recipes.cologen.data.folder_metadata import (
     METADATA,
     Entry,
@@ -36,8 +37,10 @@ from recipes.cologen.data.framing import framed
 from recipes.cologen.data.licences import UNSTATED
 from recipes.cologen.data.needs import needs_of
 from recipes.cologen.data.raw import RawObject, RawPair, RawRecord
+from recipes.cologen.data.reading import mask_of
 from recipes.cologen.data.record import Mask, Origin, Record
 from recipes.cologen.data.size_index import UNKNOWN, Sizes
+from recipes.cologen.data.sources.rows import existing_path
 from recipes.cologen.errors import BrokenPictureError
 from recipes.cologen.stages import COLOGEN_STAGES, PAIRED_TASKS
 
@@ -110,13 +113,12 @@ class PictureFolder:
         try:
             source = self._stored_size(line.file_name)
             target = self._stored_size(paired[0]) if task in PAIRED_TASKS else source
-        except (OSError, SyntaxError):
+        except BrokenPictureError:
             return UNKNOWN
         return (*target, *source)
 
     def _stored_size(self, name: str) -> Size:
-        with PilImage.open(self.path / name) as picture:
-            width, height = upright_size(picture)
+        width, height = stored_size(existing_path(self.path, name))
         return height, width
 
     def _raw(self, entry: Entry) -> RawRecord:
@@ -148,8 +150,8 @@ class PictureFolder:
     def _open(self, entry: Entry, name: str) -> PilImage.Image:
         """A picture, decoded and turned the way its EXIF data says."""
         try:
-            return open_upright(self.path / name)
-        except (OSError, SyntaxError) as error:
+            return open_upright(existing_path(self.path, name))
+        except BrokenPictureError as error:
             where = f"{self.path / METADATA}, line {entry.number}"
             raise BrokenPictureError(f"{where}: {name} is broken ({error}); save it again.") from error
 
@@ -158,7 +160,7 @@ class PictureFolder:
         return RawObject(line.label, line.category or line.label, mask, line.bbox)
 
     def _mask(self, entry: Entry, name: str) -> Mask:
-        mask: Mask = np.asarray(self._open(entry, name).convert("L")) > 0
+        mask = mask_of(self._open(entry, name))
         if not mask.any():
             raise fault(self.path, entry.number, f"the mask {name} is black everywhere; it marks no pixel")
         return mask

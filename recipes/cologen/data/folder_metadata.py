@@ -5,20 +5,35 @@ What is wrong is found when the folder is opened, and named by file and line; pi
 
 from __future__ import annotations
 
+import codecs
 import json
-from collections.abc import Iterator
+from array import array
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
-from PIL import Image, UnidentifiedImageError
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from PIL import Image
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from recipes.cologen.data.decoding import upright_size
-from recipes.cologen.errors import FolderDataError
+from recipes.cologen.data.decoding import decoding, stored_size
+from recipes.cologen.data.sources.packed import PackedBytes
+from recipes.cologen.data.sources.rows import existing_path
+from recipes.cologen.data.text import cleaned, decoded_text, text_of
+from recipes.cologen.errors import BrokenPictureError, FolderDataError
 
 METADATA = "metadata.jsonl"
 SHOWN_FAULTS = 10
 Box = tuple[int, int, int, int]
+
+
+def _given_text(value: Any) -> Any:
+    """Of a list of captions the first that says something; a text without byte order marks."""
+    if isinstance(value, str):
+        return cleaned(value)
+    return text_of(value) if isinstance(value, list) and value else value
+
+
+Text = Annotated[str, BeforeValidator(_given_text), Field(min_length=1)]
 
 
 class _Settings(BaseModel):
@@ -28,7 +43,7 @@ class _Settings(BaseModel):
 class ObjectLine(_Settings):
     """One object of a picture: its name, its class (else the name), and a box, a mask file or both."""
 
-    label: str = Field(min_length=1)
+    label: Text
     category: str | None = None
     bbox: Box | None = None
     mask: str | None = None
@@ -39,7 +54,7 @@ class PairLine(_Settings):
 
     task: Literal["customization", "editing"]
     image: str
-    prompt: str = Field(min_length=1)
+    prompt: Text
     kind: str = "given"
     sources: tuple[str, ...] = ()
     """Further source pictures beside the line's own, such as a second subject."""
@@ -49,7 +64,7 @@ class PictureLine(_Settings):
     """One line of `metadata.jsonl`."""
 
     file_name: str
-    text: str = Field(min_length=1)
+    text: Text
     objects: tuple[ObjectLine, ...] = ()
     depth: str | None = None
     segmentation: str | None = None
@@ -63,34 +78,62 @@ class Entry(NamedTuple):
     line: PictureLine
 
 
+class Entries:
+    """The checked lines of a folder's metadata, held as their text and parsed when one is asked for."""
+
+    def __init__(self, folder: Path, lines: Iterable[tuple[int, bytes]]) -> None:
+        """Take lines with their numbers."""
+        self._folder = folder
+        self._numbers, self._lines = array("q"), PackedBytes()
+        for number, line in lines:
+            self._numbers.append(number)
+            self._lines.append(line)
+
+    def __len__(self) -> int:
+        """How many lines there are."""
+        return len(self._lines)
+
+    def __getitem__(self, index: int) -> Entry:
+        """The line at an index from 0 up."""
+        number = self._numbers[index]
+        return Entry(number, _parse(self._folder, number, self._lines[index]))
+
+    def __iter__(self) -> Iterator[Entry]:
+        """All lines in order."""
+        return (self[index] for index in range(len(self)))
+
+
 def fault(folder: Path, number: int, problem: str) -> FolderDataError:
     """The error for a problem on one line of the metadata."""
     return FolderDataError(f"{folder / METADATA}, line {number}: {problem}.")
 
 
-def read_entries(folder: Path) -> tuple[Entry, ...]:
+def read_entries(folder: Path) -> Entries:
     """Every line of the metadata, checked for its form, and the files that it names.
 
     Raises:
         FolderDataError: There is no folder or metadata; or lines have faults, of which the first are told.
     """
-    entries: list[Entry] = []
     faults: list[FolderDataError] = []
-    for number, raw in _lines(folder):
-        try:
-            entry = Entry(number, _parse(folder, number, raw))
-            check_files(folder, entry)
-        except FolderDataError as error:
-            faults.append(error)
-        else:
-            entries.append(entry)
+    entries = Entries(folder, _checked(folder, faults))
     if len(faults) == 1:
         raise faults[0]
     if faults:
         shown = "\n".join(f"  {error}" for error in faults[:SHOWN_FAULTS])
         more = f"\n  and {len(faults) - SHOWN_FAULTS} more" if len(faults) > SHOWN_FAULTS else ""
         raise FolderDataError(f"{len(faults)} lines of {folder / METADATA} have faults:\n{shown}{more}")
-    return tuple(entries)
+    return entries
+
+
+def _checked(folder: Path, faults: list[FolderDataError]) -> Iterator[tuple[int, bytes]]:
+    """The lines without fault, with their numbers; faults of the others are added to a list."""
+    for number, raw in _lines(folder):
+        try:
+            check_files(folder, Entry(number, _parse(folder, number, raw)))
+        except FolderDataError as error:
+            faults.append(error)
+        else:
+            yield number, raw
 
 
 def _lines(folder: Path) -> Iterator[tuple[int, bytes]]:
@@ -106,7 +149,7 @@ def _lines(folder: Path) -> Iterator[tuple[int, bytes]]:
             '{"file_name": "cat.jpg", "text": "a cat"}.'
         )
     found = False
-    for number, raw in enumerate(path.read_bytes().splitlines(), start=1):
+    for number, raw in enumerate(_byte_lines(path), start=1):
         if raw.strip():
             found = True
             yield number, raw
@@ -114,10 +157,25 @@ def _lines(folder: Path) -> Iterator[tuple[int, bytes]]:
         raise FolderDataError(f"{path} is empty. Write one line for each picture.")
 
 
+def _byte_lines(path: Path) -> Iterator[bytes]:
+    """The lines of a text file as UTF-8; of one in UTF-16, whose mark tells, too."""
+    with path.open("rb") as lines:
+        if lines.read(2) not in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+            lines.seek(0)
+            for line in lines:
+                yield from line.splitlines()
+            return
+    try:
+        text = decoded_text(path.read_bytes())
+    except BrokenPictureError as error:
+        raise FolderDataError(f"{path}: {error}.") from error
+    yield from text.encode().splitlines()
+
+
 def _parse(folder: Path, number: int, raw: bytes) -> PictureLine:
     try:
-        values = json.loads(raw.decode("utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        values = json.loads(decoded_text(raw))
+    except (ValueError, RecursionError) as error:
         raise fault(folder, number, f"not a JSON object in UTF-8 ({error})") from error
     try:
         return PictureLine.model_validate(values)
@@ -149,13 +207,12 @@ def check_files(folder: Path, entry: Entry) -> None:
 
 
 def _check_classes(folder: Path, number: int, name: str) -> None:
-    with Image.open(folder / name) as picture:
-        if len(picture.getbands()) != 1:
-            raise fault(
-                folder,
-                number,
-                f"the segmentation {name} is a {picture.mode} picture, not one class number a pixel",
-            )
+    with decoding(), Image.open(existing_path(folder, name)) as picture:
+        mode, bands = picture.mode, len(picture.getbands())
+    if bands != 1:
+        raise fault(
+            folder, number, f"the segmentation {name} is a {mode} picture, not one class number a pixel"
+        )
 
 
 def _check_box(folder: Path, number: int, item: ObjectLine, size: tuple[int, int]) -> None:
@@ -175,13 +232,12 @@ def _check_box(folder: Path, number: int, item: ObjectLine, size: tuple[int, int
 
 def _size(folder: Path, number: int, name: str) -> tuple[int, int]:
     """(width, height) of a picture of the folder, from its header."""
-    path = folder / name
+    path = existing_path(folder, name)
     if not path.resolve().is_relative_to(folder.resolve()):
         raise fault(folder, number, f"{name} lies outside the folder; keep every file inside it")
     if not path.is_file():
         raise fault(folder, number, f"there is no file {name}")
     try:
-        with Image.open(path) as picture:
-            return upright_size(picture)
-    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
+        return stored_size(path)
+    except BrokenPictureError as error:
         raise fault(folder, number, f"{name} is not a picture that can be read ({error})") from error

@@ -1,4 +1,7 @@
-"""Brings a picture and all that belongs to it to one size: the middle is cut out, boxes and masks follow."""
+"""Brings a picture and all that belongs to it to one size: the middle is cut out, boxes and masks follow.
+
+Training, `generate`, the page and the pipelines bring their pictures to a size by these functions.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +12,15 @@ from numpy.typing import NDArray
 from PIL import Image as PilImage
 
 from recipes.cologen.data.buckets import Buckets, Size
-from recipes.cologen.data.decoding import as_rgb, is_deep
+from recipes.cologen.data.decoding import decoding, is_deep
 from recipes.cologen.data.raw import Box, RawObject, RawRecord
+from recipes.cologen.data.reading import opaque
 from recipes.cologen.data.record import Image, Mask, Pair, Record, RecordObject
+from recipes.cologen.data.text import cleaned
 from recipes.cologen.errors import BrokenPictureError, DataSetError
+
+CLASS_MAPS = ("segmentation",)
+"""Control maps whose colours stand for classes."""
 
 
 class Frame(NamedTuple):
@@ -34,7 +42,8 @@ def framed(raw: RawRecord, size: Size | Buckets | None, max_sources: int = 1) ->
         max_sources: Source pictures that a pair may have, the record's own included.
 
     Raises:
-        BrokenPictureError: A mask or a map has another size than its picture.
+        BrokenPictureError: A mask or a map has another size than its picture; pixels cannot be decoded; a
+            depth map has no finite value.
         DataSetError: A pair has more sources.
     """
     _check_sources(raw, max_sources)
@@ -49,25 +58,27 @@ def framed(raw: RawRecord, size: Size | Buckets | None, max_sources: int = 1) ->
     pixels = {
         key: resized_pixels(picture, frame_of(picture.size, key[1])) for key, picture in seconds.items()
     }
+    depth, lost = (None, 0) if raw.depth is None else _depth(raw, raw.depth, frame)
     return Record(
         id=raw.id,
         image=resized_pixels(raw.picture, frame),
-        caption=raw.caption,
+        caption=_text(raw, raw.caption),
         objects=tuple(item for item in objects if item is not None),
-        depth=None if raw.depth is None else _depth(_alike(raw, raw.depth, "depth map"), frame),
+        depth=depth,
+        depth_lost=lost,
         segmentation=None if raw.segmentation is None else _classes(raw, raw.segmentation, frame),
         pairs=tuple(
             Pair(
                 task=pair.task,
                 image=pixels[id(pair.picture), paired[pair.task]],
-                prompt=pair.prompt,
+                prompt=_text(raw, pair.prompt),
                 kind=pair.kind,
                 further=tuple(pixels[id(one), beside] for one in pair.further),
             )
             for pair in raw.pairs
         ),
         maps={
-            kind: resized_pixels(_alike(raw, picture, f"{kind} map"), frame)
+            kind: resized_pixels(_alike(raw, picture, f"{kind} map"), frame, classes=kind in CLASS_MAPS)
             for kind, picture in raw.maps.items()
         },
         origin=raw.origin,
@@ -102,9 +113,27 @@ def frame_of(picture: tuple[int, int], size: tuple[int, ...] | None) -> Frame:
     return Frame((left, top, width - left, height - top), size[1], size[0])
 
 
-def resized_pixels(picture: PilImage.Image, frame: Frame) -> Image:
-    """The frame's part of a picture as pixels, uint8 [height, width, 3]."""
-    return np.asarray(_resize(as_rgb(picture), frame, PilImage.Resampling.LANCZOS)).copy()
+def stretched(stored: tuple[int, ...], size: tuple[int, int]) -> Frame:
+    """All of a picture or mask (height, width), at the size (height, width)."""
+    return Frame((0.0, 0.0, float(stored[1]), float(stored[0])), size[1], size[0])
+
+
+def resized_pixels(picture: PilImage.Image, frame: Frame, *, classes: bool = False) -> Image:
+    """The frame's part of a picture as pixels, uint8 [height, width, 3].
+
+    Args:
+        picture: As stored; what is transparent in it is white.
+        frame: What is kept of it.
+        classes: Whether its colours stand for classes; none is then mixed from two, which would be a third.
+    """
+    kind = PilImage.Resampling.NEAREST if classes else PilImage.Resampling.LANCZOS
+    return np.asarray(_resize(opaque(picture).picture, frame, kind)).copy()
+
+
+def resized_mask(mask: Mask, frame: Frame) -> Mask:
+    """The frame's part of a mask, by nearest neighbour: bool [height, width]."""
+    resized = _resize(PilImage.fromarray(mask.astype(np.uint8)), frame, PilImage.Resampling.NEAREST)
+    return np.asarray(resized) > 0
 
 
 def box_around(mask: Mask | None) -> tuple[int, int, int, int] | None:
@@ -116,7 +145,26 @@ def box_around(mask: Mask | None) -> tuple[int, int, int, int] | None:
 
 
 def _resize(picture: PilImage.Image, frame: Frame, resample: PilImage.Resampling) -> PilImage.Image:
+    if resample is PilImage.Resampling.LANCZOS and _is_enlarged(picture, frame):
+        resample = PilImage.Resampling.NEAREST
     return picture.resize((frame.width, frame.height), resample, box=frame.crop)
+
+
+def _is_enlarged(picture: PilImage.Image, frame: Frame) -> bool:
+    """Whether the frame's part shows every pixel as a square of several, as `generate` writes small pictures.
+
+    Nearest neighbour then gives the small picture back exactly.
+    """
+    left, top, right, bottom = frame.crop
+    factor = (right - left) / frame.width
+    whole = all(number.is_integer() for number in (factor, *frame.crop))
+    if not whole or factor < 2 or (bottom - top) != factor * frame.height:
+        return False
+    pixels = np.asarray(picture)[int(top) : int(bottom), int(left) : int(right)]
+    squares = pixels.reshape(frame.height, int(factor), frame.width, int(factor), -1)
+    corners = squares[:, :1, :, :1]
+    # The first row tells of almost every picture that it was not enlarged.
+    return bool((squares[:1] == corners[:1]).all() and (squares == corners).all())
 
 
 def _alike(raw: RawRecord, picture: PilImage.Image, what: str) -> PilImage.Image:
@@ -132,21 +180,46 @@ def _object(raw: RawRecord, item: RawObject, frame: Frame) -> RecordObject | Non
     """The object as far as the frame shows it; None when the cut leaves nothing of it."""
     mask: Mask | None = None
     if item.mask is not None:
-        stored = _alike(raw, PilImage.fromarray(item.mask.astype(np.uint8)), f"mask of {item.label!r}")
-        mask = np.asarray(_resize(stored, frame, PilImage.Resampling.NEAREST)) > 0
+        _alike(raw, PilImage.fromarray(item.mask), f"mask of {item.label!r}")
+        mask = resized_mask(item.mask, frame)
         if not mask.any():
             return None
     box = _framed_box(item.box, frame) if item.box is not None else box_around(mask)
-    return None if box is None else RecordObject(item.label, item.category, mask, box)
+    if box is None:
+        return None
+    return RecordObject(_text(raw, item.label), _text(raw, item.category), mask, box)
 
 
-def _depth(picture: PilImage.Image, frame: Frame) -> NDArray[np.float32]:
-    """Depth in [0, 1], 1 nearest, stretched over the values that occur."""
-    values = np.asarray(picture if is_deep(picture) else picture.convert("L"), dtype=np.float32)
-    low, high = float(values.min()), float(values.max())
-    scaled = (values - low) / (high - low) if high > low else np.zeros_like(values)
-    resized = _resize(PilImage.fromarray(scaled), frame, PilImage.Resampling.BILINEAR)
-    return np.asarray(resized, dtype=np.float32).clip(0.0, 1.0)
+def _text(raw: RawRecord, text: str) -> str:
+    """A text as it is trained on."""
+    try:
+        return cleaned(text)
+    except BrokenPictureError as error:
+        raise BrokenPictureError(f"{raw.id}: {error}") from error
+
+
+def _depth(raw: RawRecord, picture: PilImage.Image, frame: Frame) -> tuple[NDArray[np.float32], int]:
+    """Depth in [0, 1], 1 nearest, stretched over the finite values; and how many pixels have none.
+
+    A pixel without a finite value (NaN or infinite), or a transparent one, counts as farthest.
+    """
+    _alike(raw, picture, "depth map")
+    with decoding():
+        values = np.asarray(picture if is_deep(picture) else _gray(picture), dtype=np.float64)
+    finite = np.isfinite(values)
+    if not finite.any():
+        raise BrokenPictureError(
+            f"{raw.id}: none of the {values.size} pixels of the depth map is a finite number; save it anew"
+        )
+    low, high = float(values[finite].min()), float(values[finite].max())
+    # Of one depth everywhere nothing is nearer than the rest; 1 keeps the division whole.
+    shares = (np.where(finite, values, low) - low) / ((high - low) or 1.0)
+    resized = _resize(PilImage.fromarray(shares.astype(np.float32)), frame, PilImage.Resampling.BILINEAR)
+    return np.asarray(resized, dtype=np.float32).clip(0.0, 1.0), int(values.size - finite.sum())
+
+
+def _gray(picture: PilImage.Image) -> PilImage.Image:
+    return opaque(picture, "black").picture.convert("L")
 
 
 def _classes(raw: RawRecord, numbers: NDArray[np.int32], frame: Frame) -> NDArray[np.int64]:

@@ -79,7 +79,8 @@ class Pair:
 class Record:
     """One picture and what is known about it.
 
-    `depth` is float [height, width], 1 nearest; `segmentation` is int [height, width] of class numbers;
+    `depth` is float [height, width], 1 nearest, and `depth_lost` says how many pixels of the stored map held
+    no finite number (they count as farthest); `segmentation` is int [height, width] of class numbers;
     `maps` are control maps that a data set stores ready-made, by the names of control.py; `annotators` draw
     maps that are not stored, None where the training device has to; `scene` is the picture's own description
     when it was drawn by the world.
@@ -90,6 +91,7 @@ class Record:
     caption: str
     objects: tuple[RecordObject, ...] = ()
     depth: NDArray[np.float32] | None = None
+    depth_lost: int = 0
     segmentation: NDArray[np.int64] | None = None
     scene: Scene | None = None
     pairs: tuple[Pair, ...] = ()

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from recipes.cologen.config_data import SetSettings
-from recipes.cologen.data.additions import read_additions
+from recipes.cologen.data.additions import Additions
 from recipes.cologen.data.layouts import LAYOUTS, Layout
 from recipes.cologen.data.sources.json_files import JsonRows
 from recipes.cologen.data.sources.paired_folder import PairedFolder
@@ -106,16 +105,16 @@ def root_of(settings: SetSettings) -> Path | None:
     return Path(path.split(",")[0]).expanduser().parent if kind == "json" else None
 
 
-def additions_of(settings: SetSettings, layout: Layout, origin: str) -> Mapping[str, Mapping[str, Any]]:
-    """What is added to rows, by file name.
+def additions_of(settings: SetSettings, layout: Layout, origin: str) -> Additions | None:
+    """What is added to rows, by file name; None where nothing is.
 
     Raises:
         DataSetError: The layout takes no additions, or they cannot be read.
     """
     if settings.additions is None:
-        return {}
+        return None
     if layout.key is None:
         raise DataSetError(
             f"{origin}.additions: the layout {layout.name!r} takes none; its rows are complete"
         )
-    return read_additions(settings.additions, origin)
+    return Additions(settings.additions, origin)

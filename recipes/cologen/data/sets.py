@@ -17,7 +17,6 @@ from recipes.cologen.config_data import DataSettings, SetSettings
 from recipes.cologen.data.buckets import buckets_of
 from recipes.cologen.data.framing import framed
 from recipes.cologen.data.layouts import Reading
-from recipes.cologen.data.layouts.layout import is_text
 from recipes.cologen.data.raw import RawRecord
 from recipes.cologen.data.record import Record
 from recipes.cologen.data.set_opening import (
@@ -30,7 +29,8 @@ from recipes.cologen.data.set_opening import (
     tasks_of,
 )
 from recipes.cologen.data.size_index import UNKNOWN, Sizes, kept_sizes, row_sizes, source_facts
-from recipes.cologen.data.sources.rows import Row
+from recipes.cologen.data.sources.rows import ROW_FAULTS, Row
+from recipes.cologen.data.text import has_several, is_text
 from recipes.cologen.errors import BrokenPictureError, DataSetError
 
 _SHOWN = 3
@@ -65,6 +65,8 @@ class DataSet:
         """How many rows were left out, by reason."""
         self.without_caption = 0
         """How many of the kept rows have no caption or prompt; above 0 only where that is allowed."""
+        self.several_captions = 0
+        """How many of the kept rows have a list of captions or prompts where one is read: the first."""
         self._size, self._root = buckets_of(data.buckets) or data.size, root_of(settings)
         self._max_sources = data.max_sources
         self._index_folder, self._sizes = data.buckets.index, dict[str, Sizes]()
@@ -111,19 +113,24 @@ class DataSet:
         if index < 0:
             raise ValueError(f"a data set's index starts at 0, got {index}")
         place, variant = divmod(index % len(self), self.layout.variants)
-        reading = self._reading(self._kept[place], variant)
-        if task is not None:
-            reading = replace(reading, tasks=(task,))
+        row = self.rows.name(self._kept[place])
+        name = f"{self.name}/{row}"
         try:
+            reading = self._reading(self._kept[place], variant)
+            if task is not None:
+                reading = replace(reading, tasks=(task,))
             return framed(self.layout.record(reading), self._size, self._max_sources)
         except BrokenPictureError as error:
-            raise self._named(reading, str(error)) from error
+            problem = str(error)
+            if not problem.startswith(name):
+                problem = f"{name}: {problem.removeprefix(f'{row}: ')}"
+            raise BrokenPictureError(problem) from error
         except DataSetError:
             raise
         # A row of a large public set may hold anything; what it is is said, and the row is skipped.
-        except (LookupError, TypeError, ValueError, AttributeError) as error:
-            raise self._named(
-                reading, f"not as the layout expects ({type(error).__name__}: {error})"
+        except ROW_FAULTS as error:
+            raise BrokenPictureError(
+                f"{name}: not as the layout expects ({type(error).__name__}: {error})"
             ) from error
 
     def picture_sizes(self, task: str) -> Sizes:
@@ -142,13 +149,10 @@ class DataSet:
             for variant in range(self.layout.variants):
                 try:
                     reading = self._reading(index, variant)
-                except BrokenPictureError:
+                except ROW_FAULTS:
                     yield UNKNOWN
                 else:
                     yield row_sizes(self.layout, reading, task)
-
-    def _named(self, reading: Reading, problem: str) -> BrokenPictureError:
-        return BrokenPictureError(problem if problem.startswith(reading.id) else f"{reading.id}: {problem}")
 
     def _reading(self, index: int, variant: int) -> Reading:
         row = self.rows.row(index)
@@ -166,7 +170,9 @@ class DataSet:
         )
 
     def _addition(self, row: Row) -> Mapping[str, Any]:
-        return self._additions.get(str(row.get(self.layout.key)), {}) if self.layout.key else {}
+        if self._additions is None or self.layout.key is None:
+            return {}
+        return self._additions.get(str(row.get(self.layout.key)))
 
     def _check_columns(self) -> None:
         columns = self.rows.columns
@@ -183,39 +189,48 @@ class DataSet:
         Raises:
             DataSetError: Captions are missing, or nothing is left.
         """
-        kept, empty = array("q"), []
+        kept, empty = array("q"), list[str]()
         told = hashlib.blake2b(digest_size=8)
         light = [name for name in self.layout.light if not self.rows.columns or name in self.rows.columns]
         for index, row in enumerate(self.rows.scan(light)):
-            try:
-                reason, texts = self._reason(row), self._texts(row)
-                lacks_text = not all(map(is_text, texts))
-            except (LookupError, TypeError, ValueError, AttributeError):
-                # Kept, so that it is counted among the broken ones when it is asked for.
-                reason, lacks_text, texts = None, False, ()
+            reason, lacks_text, texts = self._looked_at(row)
             if reason is not None:
                 self.left_out[reason] += 1
                 continue
             if lacks_text:
-                empty.append(self.rows.name(index))
+                self.without_caption += 1
+                if len(empty) < _SHOWN:
+                    empty.append(self.rows.name(index))
+            self.several_captions += any(map(has_several, texts))
             kept.append(index)
-            told.update(f"{index}{list(texts)}".encode())
+            told.update(f"{index}{list(texts)}".encode("utf-8", "surrogatepass"))
         self.texts = told.hexdigest()
-        self.without_caption = len(empty)
         if empty and not may_be_empty:
             raise DataSetError(
-                f"{self.origin}: {len(empty)} of {len(self.rows)} rows have no caption or prompt (for "
-                f"example {', '.join(empty[:_SHOWN])}). Mend them, or allow it: "
-                "--set data.empty_captions=allow"
+                f"{self.origin}: {self.without_caption} of {len(self.rows)} rows have no caption or prompt "
+                f"(for example {', '.join(empty)}). Write them, or allow it: --set data.empty_captions=allow"
             )
         if not kept:
             reasons = ", ".join(f"{count} {reason}" for reason, count in self.left_out.items())
             raise DataSetError(f"{self.origin}: no row is left of {len(self.rows)} ({reasons or 'no rows'})")
         return kept
 
+    def _looked_at(self, row: Row | BrokenPictureError) -> tuple[str | None, bool, Sequence[Any]]:
+        """Why a row is left out, if it is; whether it lacks a caption; its texts."""
+        # One that cannot be read is kept, so that it is counted among the broken ones when it is asked for.
+        if isinstance(row, BrokenPictureError):
+            return None, False, ()
+        try:
+            reason, texts = self._reason(row), self._texts(row)
+            return reason, not all(map(is_text, texts)), texts
+        except ROW_FAULTS:
+            return None, False, ()
+
     def _reason(self, row: Row) -> str | None:
-        if self.layout.needs == "objects" and not self._addition(row).get("objects"):
-            return "no objects in additions"
+        if self.layout.needs == "objects":
+            added = self._additions
+            if added is None or not added.has_objects(str(row.get(str(self.layout.key)))):
+                return "no objects in additions"
         return self.layout.reject(row, self.options)
 
     def _texts(self, row: Row) -> Sequence[Any]:

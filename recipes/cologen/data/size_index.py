@@ -17,8 +17,7 @@ from numpy.typing import NDArray
 from recipes.cologen.config_data import SetSettings
 from recipes.cologen.data.layouts.layout import Layout, Reading
 from recipes.cologen.data.raw import RawRecord
-from recipes.cologen.data.sources.rows import Rows, matching_files
-from recipes.cologen.errors import BrokenPictureError
+from recipes.cologen.data.sources.rows import ROW_FAULTS, Rows, matching_files
 from recipes.cologen.stages import PAIRED_TASKS
 
 Sizes = NDArray[np.int32]
@@ -48,7 +47,7 @@ def row_sizes(layout: Layout, reading: Reading, task: str) -> tuple[int, int, in
     for attempt in (replace(reading, sizes_only=True), reading):
         try:
             return sizes_of(layout.record(attempt), task)
-        except (BrokenPictureError, LookupError, TypeError, ValueError, AttributeError):
+        except ROW_FAULTS:
             continue
     return UNKNOWN
 

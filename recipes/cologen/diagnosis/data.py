@@ -16,6 +16,7 @@ from recipes.cologen.config import RunConfig
 from recipes.cologen.costs.shapes import BaseShape, read_json
 from recipes.cologen.data.annotators.drawing import Annotators
 from recipes.cologen.data.buckets import Bucket
+from recipes.cologen.diagnosis.unchecked import Unchecked
 from recipes.cologen.errors import CologenError
 from recipes.cologen.flux.flux2_model import Flux2Model
 from recipes.cologen.flux.folder import INDEX_FILE
@@ -36,6 +37,7 @@ class DataFacts(NamedTuple):
     sizes: Bucket | None
     """Sizes of the target and source that need most; None where they are not known."""
     problems: tuple[Problem, ...]
+    unchecked: tuple[Unchecked, ...] = ()
 
 
 def data_facts(config: RunConfig, stages: Sequence[str], shape: BaseShape | None) -> DataFacts:
@@ -45,7 +47,10 @@ def data_facts(config: RunConfig, stages: Sequence[str], shape: BaseShape | None
         data = training_records(config.data)
         held_out = held_out_records(config.data) if config.validation.samples else None
     except CologenError as error:
-        return DataFacts(None, None if size is None else Bucket(size, size), _each_fault(config, str(error)))
+        why = "pictures and prompts were not looked at, since the data cannot be opened as a whole"
+        unopened = Unchecked("data", why, "mend the data named above, then ask again")
+        alike = None if size is None else Bucket(size, size)
+        return DataFacts(None, alike, _each_fault(config, str(error)), (unopened,))
     serving = []
     for name in stages:
         try:
@@ -55,14 +60,15 @@ def data_facts(config: RunConfig, stages: Sequence[str], shape: BaseShape | None
         else:
             serving.append(name)
             size = size or _first_size(source.records)
-    problems += _looked_at(config, serving, data, held_out, shape)
+    found, unchecked = _looked_at(config, serving, data, held_out, shape)
+    problems += found
     annotators, lacking = _annotators(config, stages)
     problems += lacking
     card = make_card(config.model_copy(update={"stages": _only(config, serving)}), data, held_out, annotators)
     card["notes"] = _notes(config, stages)
     card["buckets"], largest = _buckets(config, serving, data)
     alike = None if size is None else Bucket(size, size)
-    return DataFacts(card, largest or alike, tuple(problems))
+    return DataFacts(card, largest or alike, tuple(problems), tuple(unchecked))
 
 
 def _notes(config: RunConfig, stages: Sequence[str]) -> list[str]:
@@ -81,8 +87,11 @@ def _notes(config: RunConfig, stages: Sequence[str]) -> list[str]:
 
 
 def _annotators(config: RunConfig, stages: Sequence[str]) -> tuple[Annotators, list[Problem]]:
-    """What draws control maps, loaded where the run would need it."""
-    wanted = config.data.annotators if "control" in stages else {}
+    """What draws control maps, loaded where the run would need it: replayed and validated tasks count too."""
+    read = {task for name in stages for task in (name, *config.stages[name].replay)}
+    if config.data.held_out_place is not None and config.validation.samples:
+        read |= set(_validated(config, stages))
+    wanted = config.data.annotators if "control" in read else {}
     try:
         return Annotators.load(wanted, torch.device("cpu")), []
     except CologenError as error:
@@ -146,24 +155,45 @@ def _looked_at(
     data: DataSource,
     held_out: DataSource | None,
     shape: BaseShape | None,
-) -> list[Problem]:
+) -> tuple[list[Problem], list[Unchecked]]:
+    """What is wrong with pictures and prompts; without the base's tokenizers, prompts of any length pass."""
     model = None if shape is None else tokenizing_model(shape)
-    if model is None:
-        return []
-    model.long_prompts = config.long_prompts
+    reader: Any = _AnyPrompt() if model is None else model
+    reader.long_prompts = config.long_prompts
     found = []
     try:
-        check_sources(data, config, stages, model, Console(file=io.StringIO()))
+        check_sources(data, config, stages, reader, Console(file=io.StringIO()))
     except CologenError as error:
         found.append(Problem("data", str(error)))
-    if held_out is None:
-        return found
-    validated = tuple(dict.fromkeys(task for name in stages for task in validated_tasks(config, name)))
-    try:
-        check_held_out(held_out, config, validated, model)
-    except CologenError as error:
-        found.append(Problem("data", str(error)))
-    return found
+    if held_out is not None:
+        try:
+            check_held_out(held_out, config, _validated(config, stages), reader)
+        except CologenError as error:
+            found.append(Problem("data", str(error)))
+    return found, [] if model is not None else [_unread_prompts(config)]
+
+
+def _unread_prompts(config: RunConfig) -> Unchecked:
+    why = "whether the base can read the prompts, since its tokenizers are not on this machine"
+    return Unchecked("prompts", why, f"fetch the base ({config.base.path}), then ask again")
+
+
+class _AnyPrompt:
+    """Stands for a base of which there is no tokenizer: it reads every prompt."""
+
+    closed_vocabulary = None
+
+    def check_length(self, prompt: str) -> None:
+        """Accept a prompt."""
+
+    def unknown_words(self, prompt: str) -> tuple[str, ...]:
+        """Give none."""
+        return ()
+
+
+def _validated(config: RunConfig, stages: Sequence[str]) -> tuple[str, ...]:
+    """The tasks that are validated while these stages are trained, each once."""
+    return tuple(dict.fromkeys(task for name in stages for task in validated_tasks(config, name)))
 
 
 def tokenizing_model(shape: BaseShape) -> FluxModel | Flux2Model | None:

@@ -8,19 +8,27 @@ from typing import Any, NamedTuple
 from huggingface_hub import try_to_load_from_cache
 
 from recipes.cologen.config import RunConfig
-from recipes.cologen.costs.memory import FLOAT32, Memory, estimate_memory, load_of, what_would_fit
+from recipes.cologen.costs.memory import FLOAT32, Memory, estimate_memory, is_tight, load_of, what_would_fit
 from recipes.cologen.costs.memory import trained_parameters as trained
 from recipes.cologen.costs.parameters import Counts, count_parameters
-from recipes.cologen.costs.shapes import PUBLISHED, BaseShape, find_shape, read_shape
+from recipes.cologen.costs.shapes import PUBLISHED, BaseShape, find_shape, read_json, read_shape
 from recipes.cologen.data.buckets import Bucket
 from recipes.cologen.diagnosis.data import DataFacts, data_facts, sources_of
-from recipes.cologen.diagnosis.environment import environment
+from recipes.cologen.diagnosis.environment import environment, host_bytes
+from recipes.cologen.diagnosis.machine import machine_problems, unchecked_machine
 from recipes.cologen.diagnosis.probe import Probe
+from recipes.cologen.diagnosis.unchecked import Unchecked
 from recipes.cologen.errors import CologenError
-from recipes.cologen.flux.folder import INDEX_FILE
+from recipes.cologen.flux.distilled import base_warnings
+from recipes.cologen.flux.flux2_model import FLUX2_KLEIN, Flux2Model
+from recipes.cologen.flux.folder import FLUX1, INDEX_FILE, check_base
 from recipes.cologen.flux.locate import HOW_TO_GET_ONE, HUB_NAME
+from recipes.cologen.flux.model import FluxModel
 from recipes.cologen.training.preflight import Problem, cheap_problems
 from recipes.cologen.training.trackers import check_trackers
+
+LAYOUTS_OF_BASES = {FluxModel: FLUX1, Flux2Model: FLUX2_KLEIN}
+"""What the folder of each family's bases holds."""
 
 
 class Gpu(NamedTuple):
@@ -28,6 +36,12 @@ class Gpu(NamedTuple):
 
     name: str
     bytes: int
+    is_here: bool = False
+    """Whether it is this machine's, so that the run would work with what is installed here."""
+
+    def facts(self) -> dict[str, Any]:
+        """Its name and memory, as plain values."""
+        return {"name": self.name, "bytes": self.bytes}
 
 
 class Asked(NamedTuple):
@@ -52,75 +66,140 @@ class Asked(NamedTuple):
 
 
 class Diagnosis(NamedTuple):
-    """Facts as plain values, and what keeps the run from working."""
+    """Facts as plain values, what keeps the run from working, and what could not be looked at."""
 
     facts: dict[str, Any]
     problems: tuple[Problem, ...]
+    unchecked: tuple[Unchecked, ...] = ()
+    warnings: tuple[str, ...] = ()
+    """What works and is likely not what is wanted."""
 
 
 def diagnose(asked: Asked) -> Diagnosis:
     """Look at everything that can be told without loading weights or taking a step."""
-    folder, base, problems = find_base(asked.config)
+    folder, base, problems, unchecked = find_base(asked.config)
     facts: dict[str, Any] = {
         "config": asked.config.name,
         "environment": environment(asked.output, asked.processes),
         "base": base,
     }
-    problems += cheap_problems(asked.config, asked.stages, folder, asked.processes)
+    shape, found = _find_shape(asked.config, folder)
+    problems += found
+    known = folder if shape is None else shape.folder  # of a published base, that of its shape
+    problems += cheap_problems(asked.config, asked.stages, known, asked.processes)
     try:
         check_trackers(asked.config.logging.trackers)
     except CologenError as error:
         problems.append(Problem("trackers", str(error)))
-    shape = None
-    if folder.exists() or asked.config.base.path in PUBLISHED or not HUB_NAME.fullmatch(base["path"]):
-        try:
-            shape = find_shape(asked.config.base.path, folder, asked.config.base.max_text_tokens)
-        except CologenError as error:
-            problems.append(Problem("base", str(error)))
+    if asked.gpu is None or asked.gpu.is_here:
+        problems += machine_problems(asked.config)
     else:
-        fits = "" if asked.gpu is None else f", and whether it fits {asked.gpu.name},"
-        base["where"] += (
-            f"; parameters and memory{fits} are told once its configs are here: hf download {base['path']}"
-        )
+        unchecked += unchecked_machine(asked.config, asked.gpu.name)
     data = data_facts(asked.config, asked.stages, shape)
     problems += data.problems
+    unchecked += data.unchecked
     facts["data"] = data.card
     facts["stages"] = {name: _stage_facts(asked, data, name) for name in asked.stages}
-    if shape is not None:
+    if shape is None:
+        how = _how_to_get(asked.config)
+        sides = "whether the base reads sides of these sizes, which its VAE decides"
+        why = "parameters, disk and memory, which depend on the configs of the base"
+        unchecked += [Unchecked("picture size", sides, how), Unchecked("memory", why, how)]
+    else:
         counts = count_parameters(shape, asked.config.pool)
         facts["parameters"] = _parameter_facts(counts, asked)
         problems += _disk(asked, counts, facts)
-        if data.sizes is not None and not any(problem.about == "picture size" for problem in problems):
+        if data.sizes is None or any(problem.about == "picture size" for problem in problems):
+            why = "memory of a step, since it is not known which size pictures would have"
+            unchecked.append(Unchecked("memory", why, "mend what is named above, or give data.size"))
+        else:
             facts["memory"], found = _memory(asked, shape, counts, data.sizes)
             problems += found
-    return Diagnosis(facts, tuple(dict.fromkeys(problems)))
+    warnings = base_warnings(asked.config, folder)
+    return Diagnosis(facts, tuple(dict.fromkeys(problems)), tuple(unchecked), tuple(warnings))
 
 
-def find_base(config: RunConfig) -> tuple[Path, dict[str, Any], list[Problem]]:
-    """Where the base is, without fetching it; and what is wrong with it."""
+def _find_shape(config: RunConfig, folder: Path) -> tuple[BaseShape | None, list[Problem]]:
+    """What the base is built of, where its configs are here or known."""
+    name = config.base.path
+    if not folder.exists() and name not in PUBLISHED and HUB_NAME.fullmatch(name):
+        return None, []
+    try:
+        return find_shape(name, folder, config.base.max_text_tokens), []
+    except CologenError as error:
+        return None, [Problem("base", str(error))]
+
+
+def find_base(config: RunConfig) -> tuple[Path, dict[str, Any], list[Problem], list[Unchecked]]:
+    """Where the base is, without fetching it; what is wrong with it; and what cannot be told without it."""
     folder, name = config.base_path, config.base.path
     if not folder.exists() and HUB_NAME.fullmatch(name):
         cached = try_to_load_from_cache(name, INDEX_FILE, revision=config.base.revision)
         if not isinstance(cached, str):
             where = "not here; train fetches it from the Hugging Face hub"
-            return folder, {"path": name, "where": where}, []
+            why = "whether its files are whole, and whether you may fetch it, since it is not on this machine"
+            unchecked = Unchecked("base", why, _how_to_get(config))
+            return folder, {"path": name, "where": where}, [], [unchecked]
         folder = Path(cached).parent
+    elif folder.exists() and config.base.revision is not None:
+        return folder, {"path": name, "where": str(folder)}, [_no_revision(config, folder)], []
     facts = {"path": name, "where": str(folder)}
     if not folder.exists():
-        return folder, facts, [Problem("base", f"there is no FLUX base at {folder}. {HOW_TO_GET_ONE}")]
+        return folder, facts, [Problem("base", f"there is no FLUX base at {folder}. {HOW_TO_GET_ONE}")], []
+    return folder, facts, _base_problems(folder), []
+
+
+def _how_to_get(config: RunConfig) -> str:
+    name = config.base.path
+    if HUB_NAME.fullmatch(name) and not config.base_path.exists():
+        return f"fetch it (hf download {name}), then ask again"
+    return "mend base.path, then ask again"
+
+
+def _no_revision(config: RunConfig, folder: Path) -> Problem:
+    message = (
+        f"base.revision is {config.base.revision!r}, but {folder} is a folder on this machine, which has no "
+        "revisions: leave it out (--set base.revision=null)."
+    )
+    return Problem("base", message)
+
+
+def _base_problems(folder: Path) -> list[Problem]:
+    """What is wrong with the files of a base, looked at without reading weights."""
     try:
-        parts: tuple[str, ...] = read_shape(folder).parts
+        shape = read_shape(folder)
     except CologenError:  # told by those who read the configs
-        parts = ()
-    bare = [part for part in parts if not _has_weights(folder / part)]
+        return []
+    bare = [part for part in shape.parts if not _has_weights(folder / part)]
     if bare:
         message = f"{folder} has no weights of {', '.join(bare)}: fetch the whole folder. {HOW_TO_GET_ONE}"
-        return folder, facts, [Problem("base", message)]
-    return folder, facts, []
+        return [Problem("base", message)]
+    try:
+        check_base(folder, LAYOUTS_OF_BASES[shape.family])
+    except CologenError as error:
+        return [Problem("base", str(error))]
+    lost = [lacking for part in shape.parts for lacking in missing_shards(folder / part)]
+    if not lost:
+        return []
+    more = f" and {len(lost) - 3} more" if len(lost) > 3 else ""
+    message = (
+        f"{folder} lacks {', '.join(map(str, lost[:3]))}{more}, which the index of its weights names: fetch "
+        "the whole folder again."
+    )
+    return [Problem("base", message)]
 
 
 def _has_weights(part: Path) -> bool:
     return any(file.suffix in (".safetensors", ".bin") for file in part.glob("*"))
+
+
+def missing_shards(part: Path) -> list[Path]:
+    """Files of weights that an index in a part's folder names and that are not there."""
+    named: set[Path] = set()
+    for index in part.glob("*.index.json"):
+        files = read_json(index).get("weight_map")
+        named |= {part / str(file) for file in files.values()} if isinstance(files, dict) else set()
+    return sorted(file for file in named if not file.is_file())
 
 
 def _parameter_facts(counts: Counts, asked: Asked) -> dict[str, Any]:
@@ -170,10 +249,14 @@ def _memory(
 ) -> tuple[dict[str, Any], list[Problem]]:
     """Memory by part, beside what the device has; and what would make it fit."""
     sources = (sizes.source,) * sources_of(asked.config, asked.stages)
-    load = load_of(asked.config, asked.micro_batch, sizes.target, asked.experts, sources)
+    load = load_of(
+        asked.config, asked.micro_batch, sizes.target, asked.experts, sources, processes=asked.processes
+    )
     memory = estimate_memory(asked.config, shape, counts, load)
     facts = memory_facts(memory, asked.gpu)
-    if asked.gpu is None or memory.total <= asked.gpu.bytes:
+    if asked.gpu is None:
+        return facts, _on_host(memory.total, host_bytes())
+    if memory.total <= asked.gpu.bytes:
         return facts, []
     change = what_would_fit(asked.config, shape, counts, load, asked.gpu.bytes)
     advice = (
@@ -186,6 +269,18 @@ def _memory(
         f"{asked.gpu.bytes / 1e9:.1f} GB; {advice}"
     )
     return facts, [Problem("memory", message)]
+
+
+def _on_host(total: int, available: int) -> list[Problem]:
+    """Whether a run would fit a machine without a GPU, which is where it would run if none is named."""
+    if total <= available:
+        return []
+    message = (
+        f"a step needs about {total / 1e9:.1f} GB (computed for a GPU), but this machine has no GPU, and "
+        f"{available / 1e9:.1f} GB of its own memory: name the GPU that the run is meant for (--gpu or "
+        "--gpu-memory)."
+    )
+    return [Problem("memory", message)]
 
 
 def _sizes_setting(config: RunConfig) -> str:
@@ -203,7 +298,9 @@ def memory_facts(memory: Memory, gpu: Gpu | None) -> dict[str, Any]:
         "pixels": memory.load.pixels,
         "parts": [part._asdict() for part in memory.parts],
         "total_bytes": memory.total,
-        "gpu": None if gpu is None else gpu._asdict(),
+        "gpu": None if gpu is None else gpu.facts(),
+        "host_bytes": host_bytes(),
+        "tight": gpu is not None and is_tight(memory.total, gpu.bytes),
         "measured": False,
     }
 

@@ -22,6 +22,7 @@ def environment(output: Path, processes: int) -> dict[str, Any]:
         "device": "cuda" if torch.cuda.is_available() else "cpu",
         "gpus": [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())],
         "gpu_bytes": gpu_bytes(),
+        "host_bytes": host_bytes(),
         "cuda": torch.version.cuda,
         "cores": os.cpu_count(),
         "processes": processes,
@@ -33,6 +34,11 @@ def environment(output: Path, processes: int) -> dict[str, Any]:
 def gpu_bytes() -> int | None:
     """Memory of this machine's first GPU; None where it has none."""
     return torch.cuda.get_device_properties(0).total_memory if torch.cuda.is_available() else None
+
+
+def host_bytes() -> int:
+    """Memory of this machine itself."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def free_disk(folder: Path) -> int:

@@ -40,15 +40,22 @@ def show(diagnosis: Diagnosis, console: Console) -> None:
     _table(console, "Stages", heads, _stages(facts["stages"]))
     if not any("hours" in stage for stage in facts["stages"].values()):
         _say(console, "hours are not guessed: --probe takes three real steps of every stage on this machine")
+    for warning in diagnosis.warnings:
+        _say(console, f"warning: {warning}")
+    for one in diagnosis.unchecked:
+        _say(console, f"not checked, {one.about}: {one.why}. To have it checked: {one.how}.")
     for problem in diagnosis.problems:
         _say(console, f"problem, {problem.about}: {problem.message}")
-    _say(console, _verdict(len(diagnosis.problems)))
+    _say(console, _verdict(len(diagnosis.problems), len(diagnosis.unchecked)))
 
 
-def _verdict(problems: int) -> str:
+def _verdict(problems: int, unchecked: int) -> str:
+    left = f"{unchecked} thing{'s' if unchecked > 1 else ''} could not be checked"
     if not problems:
-        return "nothing found that would keep this run from working"
-    return f"{problems} problem{'s' if problems > 1 else ''} would keep this run from working"
+        good = "nothing found that would keep this run from working"
+        return f"{good}, but {left}" if unchecked else good
+    bad = f"{problems} problem{'s' if problems > 1 else ''} would keep this run from working"
+    return f"{bad}, and {left}" if unchecked else bad
 
 
 def _environment(facts: dict[str, Any]) -> Rows:
@@ -82,9 +89,18 @@ def _memory(found: dict[str, Any]) -> Rows:
     gpu = found["gpu"]
     if gpu is None:
         yield "device", "", "no GPU here; name one with --gpu or --gpu-memory"
+        yield "this machine", _gigabytes(found["host_bytes"]), "where the run would work without a GPU"
     else:
-        fits = "fits" if found["total_bytes"] <= gpu["bytes"] else "does not fit"
-        yield gpu["name"], _gigabytes(gpu["bytes"]), fits
+        yield gpu["name"], _gigabytes(gpu["bytes"]), _fit(found["total_bytes"], gpu["bytes"], found["tight"])
+
+
+def _fit(total: int, available: int, tight: bool) -> str:
+    """How a step goes with the memory that there is."""
+    left = available - total
+    if left < 0:
+        return "does not fit"
+    room = f"{_gigabytes(left)} GB ({left / available:.0%}) left"
+    return f"fits, tight: {room}, and nothing was measured on a GPU yet" if tight else f"fits, {room}"
 
 
 def _gigabytes(size: int) -> str:

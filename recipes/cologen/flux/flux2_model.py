@@ -219,12 +219,14 @@ class Flux2Model(SourceVelocity):
         """Call the transformer once, as `Flux2KleinPipeline` does; see `SourceVelocity.run`."""
         dtype = self.transformer.dtype
         keywords: dict[str, Any] | None = None if source == SourceTokens() else {"source": source}
+        with tokens.device:  # the pipeline makes ids where torch makes tensors
+            text_ids = Flux2KleinPipeline._prepare_text_ids(text.embeds[:1])
         velocity: Tensor = self.transformer(
             hidden_states=tokens.to(dtype),
             timestep=timestep,
             guidance=guidance_vector(self.transformer, guidance, tokens),
             encoder_hidden_states=text.embeds.to(dtype),
-            txt_ids=Flux2KleinPipeline._prepare_text_ids(text.embeds[:1]).to(tokens.device),
+            txt_ids=text_ids,
             img_ids=ids,
             joint_attention_kwargs=keywords,
             return_dict=False,
@@ -237,12 +239,13 @@ class Flux2Model(SourceVelocity):
         Sources have the picture indices of the pipeline's reference pictures.
         """
         grid = torch.empty(1, 1, image.rows, image.columns, device="meta")
-        if source is None:
-            ids: Tensor = Flux2KleinPipeline._prepare_latent_ids(grid)
-            return ids[0].to(self.device)
-        # The pipeline numbers all reference pictures together; those before this one are of any size.
-        ids = Flux2KleinPipeline._prepare_image_ids([grid] * (source + 1))
-        return ids[0, -image.rows * image.columns :].to(self.device)
+        with self.device:  # the pipeline makes ids where torch makes tensors
+            if source is None:
+                ids: Tensor = Flux2KleinPipeline._prepare_latent_ids(grid)
+                return ids[0]
+            # The pipeline numbers all reference pictures together; those before this one are of any size.
+            ids = Flux2KleinPipeline._prepare_image_ids([grid] * (source + 1))
+            return ids[0, -image.rows * image.columns :]
 
     def schedule_shift(self, num_tokens: int, steps: int) -> float:
         """The mu by which the pipeline shifts the times, fitted to the picture's tokens and the steps."""

@@ -27,6 +27,7 @@ from recipes.cologen.flux.pixel_vae import PixelUnshuffleVAE
 from recipes.cologen.flux.shift import dynamic_mu
 from recipes.cologen.flux.source_stream import install_source_stream
 from recipes.cologen.flux.tokens import ImageTokens, PromptIds, TextTokens
+from recipes.cologen.flux.transfer import to_device
 from recipes.cologen.flux.two_step import SourceTokens
 from recipes.cologen.flux.velocity import SourceVelocity, check_sides
 from recipes.cologen.flux.vocabulary import unknown_words
@@ -128,7 +129,7 @@ class FluxModel(SourceVelocity):
         clip = self.tokenizer(
             prompts, padding="max_length", max_length=self.tokenizer.model_max_length, truncation=True
         ).input_ids
-        return PromptIds(clip=torch.tensor(clip, device=self.device), t5=torch.tensor(t5, device=self.device))
+        return PromptIds(*(to_device(torch.tensor(ids), self.device) for ids in (clip, t5)))
 
     def too_long(self, prompts: Sequence[str]) -> list[str]:
         """Those prompts that have more than `max_text_tokens`, end mark included."""

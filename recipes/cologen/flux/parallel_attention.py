@@ -12,7 +12,9 @@ from recipes.cologen.flux.two_step import (
     Rotary,
     SourceTokens,
     TwoStepProcessor,
+    as_products_read,
     join,
+    normed,
     segments_of,
 )
 
@@ -45,9 +47,9 @@ class ParallelSourceStreamProcessor(TwoStepProcessor):
             `[batch, text + noise + source, dim]`.
         """
         self.check(attn, attention_mask, source)
-        qkv, mlp = project_parallel(attn, hidden_states, source.num_in_sequence)
+        qkv, mlp = project_parallel(attn, as_products_read(hidden_states), source.num_in_sequence)
         query, key, value = (part.unflatten(-1, (-1, attn.head_dim)) for part in qkv.chunk(3, dim=-1))
-        query, key = attn.norm_q(query), attn.norm_k(key)
+        query, key = normed(attn.norm_q, query), normed(attn.norm_k, key)
         attended = self.attend(query, key, value, image_rotary_emb, source, attention_mask)
         output: Tensor = attn.to_out(torch.cat([attended, mlp], dim=-1))
         return output

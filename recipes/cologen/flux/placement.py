@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import torch
-from accelerate import cpu_offload
 from diffusers import ModelMixin
-from torch import nn
 
 from recipes.cologen.config_model import MachineSettings
 from recipes.cologen.errors import MachineError
 from recipes.cologen.flux.base import FluxBase
+from recipes.cologen.flux.offloading import offload, offload_sequentially
 
 TRACES_OF_A_BLOCK = 64
 """How often torch may trace a block in a process: in training and sampling, five stages, some sizes."""
@@ -34,9 +33,11 @@ def place(
     """
     transformer, *encoders = model.modules()
     transformer.to(transformer_device or device)
-    for encoder in encoders:
-        if machine.encoders == "offload":
-            offload(encoder, device)
+    if machine.encoders == "offload":
+        offload(encoders, transformer, device)
+    for encoder in encoders if machine.encoders != "offload" else ():
+        if machine.encoders == "sequential_offload":
+            offload_sequentially(encoder, device)
         else:
             encoder.to(device)
     if machine.gradient_checkpointing:
@@ -45,18 +46,6 @@ def place(
         set_attention(model.transformer, machine.attention)
     if machine.compile:
         compile_blocks(model.transformer, machine.compile_backend)
-
-
-def offload(encoder: nn.Module, device: torch.device) -> None:
-    """Keep a frozen part's weights in the machine's memory; each layer's visit the device while it runs.
-
-    A forward costs one copy of all weights to the device. On a CPU it works and saves nothing.
-    """
-    # Weights without a storage of their own, as the anchor of the weightless VAE, have no layer to come with.
-    if next(encoder.children(), None) is None:
-        encoder.to(device)
-        return
-    cpu_offload(encoder.to("cpu"), execution_device=device)
 
 
 def set_attention(transformer: ModelMixin, backend: str) -> None:
@@ -86,13 +75,22 @@ def compile_blocks(transformer: ModelMixin, backend: str) -> None:
     Raises:
         MachineError: torch has no such backend.
     """
+    check_compile_backend(backend)
+    limits = torch._dynamo.config
+    limits.recompile_limit = max(limits.recompile_limit, TRACES_OF_A_BLOCK)
+    limits.accumulated_recompile_limit = max(limits.accumulated_recompile_limit, TRACES_OF_A_BLOCK)
+    transformer.compile_repeated_blocks(backend=backend)
+
+
+def check_compile_backend(backend: str) -> None:
+    """Refuse a compiler that torch does not have.
+
+    Raises:
+        MachineError: Lists those that it has.
+    """
     known = torch.compiler.list_backends(exclude_tags=())
     if backend not in known:
         raise MachineError(
             f"machine.compile_backend is {backend!r}; this torch has {', '.join(known)}. Leave it out for "
             "inductor."
         )
-    limits = torch._dynamo.config
-    limits.recompile_limit = max(limits.recompile_limit, TRACES_OF_A_BLOCK)
-    limits.accumulated_recompile_limit = max(limits.accumulated_recompile_limit, TRACES_OF_A_BLOCK)
-    transformer.compile_repeated_blocks(backend=backend)

@@ -10,17 +10,18 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 from diffusers.pipelines.flux.pipeline_flux import retrieve_timesteps
 from diffusers.utils.torch_utils import randn_tensor
-from pydantic import BaseModel, ConfigDict, PositiveInt
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt
 from torch import Tensor
 
 from recipes.cologen.config_model import Shift
-from recipes.cologen.errors import ShapeError
+from recipes.cologen.errors import ShapeError, SourceStreamError
 from recipes.cologen.flux.base import FluxBase, SourceTimestep
 from recipes.cologen.flux.shift import scheduler_for
 from recipes.cologen.flux.tokens import ImageTokens, TextTokens
 from recipes.cologen.flux.two_step import SourceKV
 
 Generators = torch.Generator | list[torch.Generator]
+AnySource = ImageTokens | Sequence[ImageTokens] | SourceKV | None
 
 
 class Sampling(BaseModel):
@@ -38,6 +39,8 @@ class Sampling(BaseModel):
     """`zero` runs the source once for all steps; use what the experts were trained with."""
     guidance: float | None = None
     """Scale for a guidance-distilled base, None for others."""
+    true_cfg_scale: float = Field(default=1.0, ge=1, allow_inf_nan=False)
+    """Scale of true classifier-free guidance away from a negative prompt; 1 is none."""
     shift: Shift = "base"
     """How the steps are shifted towards noise; `base` is FluxPipeline's way."""
 
@@ -48,6 +51,7 @@ def generate(
     source: Tensor | Sequence[Tensor | ImageTokens] | None = None,
     *,
     generator: Generators | int,
+    negative_prompt: str = "",
     **settings: int | float | str | None,
 ) -> Tensor:
     """Draw one picture per prompt; without a source, what the stock pipeline draws from the same noise.
@@ -61,6 +65,7 @@ def generate(
             has several sources, or as the VAE made them; None for text alone.
         generator: of the starting noise; a list gives each picture its own, so that it does not depend on its
             batch-mates; a number seeds one for all.
+        negative_prompt: what is gone away from, of all pictures; read where `true_cfg_scale` is above 1.
         **settings: fields of `Sampling`.
 
     Returns:
@@ -75,7 +80,15 @@ def generate(
         noise = starting_noise(model, len(text.embeds), sampling, generator)
         given = (source,) if isinstance(source, Tensor) else source
         pictures = None if given is None else [_encoded(model, one) for one in given]
-        return model.decode(denoise(model, noise, text, pictures, sampling)).clamp(-1, 1)
+        away = None
+        if sampling.true_cfg_scale > 1:
+            away = _for_all(model.encode_prompts([negative_prompt]), len(text.embeds))
+        return model.decode(denoise(model, noise, text, pictures, sampling, away)).clamp(-1, 1)
+
+
+def _for_all(text: TextTokens, batch: int) -> TextTokens:
+    """One prompt's tokens for every picture, without a copy."""
+    return TextTokens(text.embeds.expand(batch, -1, -1), text.pooled.expand(batch, -1))
 
 
 def _encoded(model: FluxBase, source: Tensor | ImageTokens) -> ImageTokens:
@@ -108,27 +121,54 @@ def denoise(
     model: FluxBase,
     noise: ImageTokens,
     text: TextTokens,
-    source: ImageTokens | Sequence[ImageTokens] | SourceKV | None,
+    source: AnySource,
     sampling: Sampling,
+    negative: TextTokens | None = None,
 ) -> ImageTokens:
     """Follow the velocity from noise to picture; with `zero`, the source's K and V are computed once.
 
-    With `zero` they may also be given, as `model.source_kv` made them.
+    Args:
+        model: the base.
+        noise: where to start.
+        text: the prompts.
+        source: of every picture; with `zero` also its K and V, as `model.source_kv` made them.
+        sampling: how.
+        negative: what true guidance goes away from: v = v_negative + scale (v - v_negative), Ho and Salimans
+            2022 (arXiv 2207.12598), equation 6, in the form of diffusers' pipelines; None: there is none.
+
+    Raises:
+        SourceStreamError: K and V are given, and this base's depend on the prompt, so the negative prompt
+            needs its own.
     """
     scheduler, timesteps = _schedule(model, noise.tokens.shape[1], sampling)
-    read = source
-    if isinstance(source, ImageTokens | Sequence) and sampling.source_timestep == "zero":
-        read = model.source_kv(source, text, sampling.guidance)
+    read = _read_source(model, source, text, sampling)
+    read_away = read
+    if negative is not None and negative.pooled.shape[1]:  # K and V depend on the pooled prompt
+        read_away = _read_source(model, source, negative, sampling)
+        if isinstance(source, SourceKV):
+            raise SourceStreamError(
+                "the source's keys and values were given for the prompts alone, and a negative prompt needs "
+                "its own with this base: give the source itself."
+            )
     tokens = noise.tokens
     for timestep in timesteps:
         # The stock pipelines round the timestep to the tokens' dtype before they divide; so do we, to be
         # equal to the bit.
         fraction = timestep.expand(tokens.shape[0]).to(tokens.dtype) / 1000
-        velocity = model.velocity(
-            noise.with_tokens(tokens), fraction, text, read, sampling.source_timestep, sampling.guidance
-        )
+        given, how = noise.with_tokens(tokens), (sampling.source_timestep, sampling.guidance)
+        velocity = model.velocity(given, fraction, text, read, *how)
+        if negative is not None:
+            away = model.velocity(given, fraction, negative, read_away, *how)
+            velocity = away + sampling.true_cfg_scale * (velocity - away)
         tokens = scheduler.step(velocity, timestep, tokens, return_dict=False)[0]
     return noise.with_tokens(tokens)
+
+
+def _read_source(model: FluxBase, source: AnySource, text: TextTokens, sampling: Sampling) -> AnySource:
+    """The source as every step reads it: itself, or with `zero` its K and V."""
+    if isinstance(source, ImageTokens | Sequence) and sampling.source_timestep == "zero":
+        return model.source_kv(source, text, sampling.guidance)
+    return source
 
 
 def _schedule(

@@ -30,7 +30,9 @@ from recipes.cologen.flux.two_step import (
     SourceKV,
     SourceTokens,
     TwoStepProcessor,
+    as_products_read,
     join,
+    normed,
     refuse_fused,
     segments_of,
 )
@@ -82,30 +84,38 @@ class SourceStreamProcessor(TwoStepProcessor):
         if encoder_hidden_states is None:
             return attended
         num_text = encoder_hidden_states.shape[1]
-        text, image = attended[:, :num_text].contiguous(), attended[:, num_text:].contiguous()
+        text, image = attended[:, :num_text], attended[:, num_text:]
+        if source is not NO_SOURCE or isinstance(attn, FluxAttention):
+            # FLUX.2's stock processor leaves them strided, and torch may round such a product differently.
+            text, image = text.contiguous(), image.contiguous()
         return attn.to_out[1](attn.to_out[0](image)), attn.to_add_out(text)
 
 
 def _project_streams(
     attn: FluxAttention | Flux2Attention, image: Tensor, text: Tensor | None, num_source: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Give normed queries, keys and values `[batch, text + noise + source, heads, head_dim]`."""
-    query = attn.norm_q(_split_heads(attn, attn.to_q(image)))
+    """Give normed queries, keys and values `[batch, text + noise + source, heads, head_dim]`, all alike."""
+    image = as_products_read(image)
+    query = normed(attn.norm_q, _split_heads(attn, attn.to_q(image)))
     segments = segments_of(image, num_source)
     keys = [
-        attn.norm_k(_split_heads(attn, project(attn.to_k, tokens, routed=routed)))
+        normed(attn.norm_k, _split_heads(attn, project(attn.to_k, tokens, routed=routed)))
         for tokens, routed in segments
     ]
     values = [_split_heads(attn, project(attn.to_v, tokens, routed=routed)) for tokens, routed in segments]
     if text is not None:
-        query = torch.cat([attn.norm_added_q(_split_heads(attn, attn.add_q_proj(text))), query], dim=1)
-        keys.insert(0, attn.norm_added_k(_split_heads(attn, project(attn.add_k_proj, text, routed=False))))
+        text = as_products_read(text)
+        added_query = normed(attn.norm_added_q, _split_heads(attn, attn.add_q_proj(text)))
+        added_key = _split_heads(attn, project(attn.add_k_proj, text, routed=False))
+        query = torch.cat([added_query, query], dim=1)
+        keys.insert(0, normed(attn.norm_added_k, added_key))
         values.insert(0, _split_heads(attn, project(attn.add_v_proj, text, routed=False)))
     return query, join(keys), join(values)
 
 
 def _split_heads(attn: FluxAttention | Flux2Attention, tokens: Tensor) -> Tensor:
-    return tokens.reshape(*tokens.shape[:2], tokens.shape[2] // attn.head_dim, attn.head_dim)
+    heads = tokens.reshape(*tokens.shape[:2], tokens.shape[2] // attn.head_dim, attn.head_dim)
+    return as_products_read(heads)  # of the wider dtype, if a quantised projection gives its input's
 
 
 class Replacement(NamedTuple):

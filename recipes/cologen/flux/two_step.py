@@ -13,8 +13,9 @@ from typing import Any, NamedTuple
 import torch
 from diffusers.models.attention_dispatch import dispatch_attention_fn
 from diffusers.models.embeddings import apply_rotary_emb
-from torch import Tensor
+from torch import Tensor, nn
 
+from prw.precision import product_dtype
 from recipes.cologen.errors import SourceStreamError
 
 Rotary = tuple[Tensor, Tensor]
@@ -123,7 +124,8 @@ class TwoStepProcessor:
         """Rotate, keep or fetch the source's keys and values, and attend in two steps.
 
         Args:
-            query: `[batch, text + noise + source, heads, head_dim]`, normed; key and value likewise.
+            query: `[batch, text + noise + source, heads, head_dim]`, normed; key and value likewise, and of
+                the same dtype.
             key: what is attended to.
             value: what is read there.
             rotary: positions of text, noise and source, in this order.
@@ -141,7 +143,8 @@ class TwoStepProcessor:
             _write(self, source.write, KeyValue(key[:, first:], value[:, first:]))
         if source.read is not None:
             pair = _read(self, source.read)
-            key, value = torch.cat([key, pair.key], dim=1), torch.cat([value, pair.value], dim=1)
+            key = torch.cat([key, pair.key.to(key.dtype)], dim=1)
+            value = torch.cat([value, pair.value.to(value.dtype)], dim=1)
         attended = self._in_two_steps(query, key, value, mask, source.num_in_sequence)
         return attended.flatten(2, 3).to(query.dtype)
 
@@ -199,6 +202,25 @@ def _write(processor: TwoStepProcessor, kept: SourceKV, pair: KeyValue) -> None:
 @torch.compiler.disable  # type: ignore[untyped-decorator]
 def _read(processor: TwoStepProcessor, kept: SourceKV) -> KeyValue:
     return kept.read(processor.site)
+
+
+def as_products_read(tokens: Tensor) -> Tensor:
+    """Give tokens in the dtype in which the projections read them.
+
+    On CUDA autocast computes norms in float32, and so the modulated tokens, which each of the projections
+    would cast for itself. Cast once, they are also what the router sees, in training as in inference.
+    """
+    return tokens.to(product_dtype(tokens))
+
+
+def normed(norm: nn.Module, heads: Tensor) -> Tensor:
+    """Norm queries or keys and keep them in the dtype of products, as the values are.
+
+    On CUDA autocast computes the norm in float32. The attention backends besides torch's own take one dtype
+    for all three, and a float32 result would double what the blocks concatenate and the source's pairs keep.
+    """
+    result: Tensor = norm(heads)
+    return result.to(product_dtype(heads))
 
 
 def segments_of(tokens: Tensor, num_source: int) -> list[tuple[Tensor, bool]]:

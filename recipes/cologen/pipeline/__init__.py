@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from diffusers import Flux2KleinPipeline
 
-from recipes.cologen.flux.base import FluxBase, SourceTimestep
+from recipes.cologen.config_drawing import DrawingSettings
+from recipes.cologen.flux.base import FluxBase
 from recipes.cologen.pipeline.card import Card, Shown
 from recipes.cologen.pipeline.flux2_pipeline import CoLoGenFlux2Pipeline
 from recipes.cologen.pipeline.output import CoLoGenPipelineOutput
@@ -25,13 +26,21 @@ __all__ = [
 
 
 def pipeline_over(
-    model: FluxBase, source_timestep: SourceTimestep = "same"
+    model: FluxBase, drawing: DrawingSettings | None = None
 ) -> CoLoGenPipeline | CoLoGenFlux2Pipeline:
-    """Give the pipeline of a base's family, over the very same parts, its pool among them."""
+    """Give the pipeline of a base's family, over the very same parts, its pool among them.
+
+    Args:
+        model: The base.
+        drawing: What the run that trained its pool fixes for drawing (`drawing_settings(config)`); None for a
+            base alone.
+    """
     stock = model.pipeline()
+    pipe: CoLoGenPipeline | CoLoGenFlux2Pipeline
     if isinstance(stock, Flux2KleinPipeline):
-        distilled = stock.config.is_distilled
-        return CoLoGenFlux2Pipeline(
-            **stock.components, is_distilled=distilled, source_timestep=source_timestep
-        )
-    return CoLoGenPipeline(**stock.components, source_timestep=source_timestep)
+        pipe = CoLoGenFlux2Pipeline(**stock.components, is_distilled=stock.config.is_distilled)
+    else:
+        pipe = CoLoGenPipeline(**stock.components)
+    if drawing is not None:
+        pipe.draw_as(drawing)
+    return pipe

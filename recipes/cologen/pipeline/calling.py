@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from prw import Weave
 from prw.errors import PoolError
+from recipes.cologen.config_drawing import DrawingSettings
 from recipes.cologen.errors import RoutingQuestionError
 from recipes.cologen.flux.base import SourceTimestep
 from recipes.cologen.pipeline.caches import refuse_caches
@@ -18,7 +20,7 @@ from recipes.cologen.pipeline.denoiser import Denoiser, Text, evaluating
 from recipes.cologen.pipeline.output import CoLoGenPipelineOutput
 from recipes.cologen.pipeline.parts import Parts
 from recipes.cologen.pipeline.pool import pool_of, refuse_what_breaks_routing
-from recipes.cologen.pipeline.request import Asked, Callback
+from recipes.cologen.pipeline.request import Asked, Callback, asked_of
 from recipes.cologen.pipeline.routing import RoutingRecorder, RoutingTrace
 from recipes.cologen.pipeline.sources import Wanted, prepare_sources
 from recipes.cologen.pipeline.tasks import Annotator, check_control, check_task
@@ -28,6 +30,11 @@ class Calling(Parts):
     """The pipeline's `__call__` and its parts."""
 
     annotators: dict[str, Annotator]
+
+    @property
+    @abstractmethod
+    def drawing(self) -> DrawingSettings:
+        """What a call repeats of the run that trained the experts."""
 
     @torch.no_grad()
     def __call__(
@@ -46,8 +53,9 @@ class Calling(Parts):
         true_cfg_scale: float = 1.0,
         height: int | None = None,
         width: int | None = None,
+        max_pixels: int | None = None,
         strength: float = 1.0,
-        num_inference_steps: int = 28,
+        num_inference_steps: int | None = None,
         sigmas: list[float] | None = None,
         guidance_scale: float | None = None,
         num_images_per_prompt: int = 1,
@@ -70,7 +78,7 @@ class Calling(Parts):
     ) -> CoLoGenPipelineOutput | tuple[Any, ...]:
         """Draw.
 
-        Without `image` this is `FluxPipeline`, to the bit.
+        Without `image` this is `FluxPipeline` with the same frozen models, to the bit.
 
         Args:
             prompt: One, or a list. With a task it is brought to the form that the task was trained on.
@@ -89,13 +97,14 @@ class Calling(Parts):
             negative_prompt: What to guide away from; needs `true_cfg_scale` above 1.
             negative_prompt_2: The same for T5.
             true_cfg_scale: Scale of true classifier-free guidance.
-            height: Pixels, a multiple of 16; None follows the source, in its aspect ratio and never scaled to
-                a given area, or is 1024.
+            height: Pixels, a multiple of 16; None follows the source in its aspect ratio, or is 1024.
             width: Likewise.
+            max_pixels: Of a picture whose size is not asked for, further sources included: a larger one is
+                read, and drawn, smaller. None: 1024 * 1024, as FLUX.1 Kontext was trained.
             strength: Below 1, drawing starts from `image` with that much noise (image-to-image).
-            num_inference_steps: Steps.
+            num_inference_steps: Steps; None takes as many as the run that trained the experts, else 28.
             sigmas: The schedule itself, for schedulers that take it.
-            guidance_scale: For guidance-distilled bases; 3.5 if None.
+            guidance_scale: For guidance-distilled bases; None takes the run's, else 3.5.
             num_images_per_prompt: Pictures for each prompt.
             generator: Of the starting noise; a list has one for each picture.
             latents: The starting noise itself, packed.
@@ -114,7 +123,8 @@ class Calling(Parts):
             callback_on_step_end: Called as `callback(pipe, step, timestep, tensors)` after every step;
                 what it returns replaces the tensors. It may set `pipe._interrupt` to stop.
             callback_on_step_end_tensor_inputs: Which tensors it gets: latents, prompt_embeds.
-            max_sequence_length: T5 tokens that are read; None means all that the tokenizer allows, up to 512.
+            max_sequence_length: Tokens that a prompt is padded to; None takes as many as the experts were
+                trained with, else all that the tokenizer allows, up to 512.
 
         Returns:
             Pictures, `[prompt 1, prompt 1, ..., prompt 2, ...]`, and the routing.
@@ -123,8 +133,7 @@ class Calling(Parts):
             CologenError, PrwError: Something was asked for that cannot be done; says what, and what can.
             ValueError: As `FluxPipeline.check_inputs`.
         """
-        arguments = locals()
-        asked = Asked(**{name: arguments[name] for name in Asked.__dataclass_fields__})
+        asked = asked_of(self.drawing, locals())
         weave = self._check(asked)
         self._guidance_scale, self._joint_attention_kwargs = guidance_scale, joint_attention_kwargs
         self._interrupt, self._current_timestep = False, None
@@ -141,8 +150,7 @@ class Calling(Parts):
     def _check(self, asked: Asked) -> Weave | None:
         """Refuse what cannot be done, before anything is computed; give the pool."""
         refuse_what_breaks_routing(self.transformer)
-        timestep = asked.source_timestep or self.config.source_timestep
-        refuse_caches(self.transformer, asked.image is not None and timestep == "zero")
+        refuse_caches(self.transformer, asked.image is not None and asked.source_timestep == "zero")
         weave = pool_of(self.transformer)
         experts = () if weave is None else weave.experts
         self._check_stock(asked)
@@ -152,7 +160,7 @@ class Calling(Parts):
         if asked.stage() is not None and not experts:
             raise PoolError(
                 f"as_of={asked.as_of!r} asks for a stage of the pool, and the pipeline has no experts. Load "
-                "a pool: prw.load_pipeline(pipe, path)."
+                "a pool: pipe.load_pool(path)."
             )
         missing = "no pool" if not experts else "no image"
         if asked.fold_experts and (asked.image is None or not experts):
@@ -172,11 +180,21 @@ class Calling(Parts):
 
     def _draw(self, asked: Asked, recorded: Weave | None) -> tuple[Any, RoutingTrace | None]:
         device, several = self._execution_device, asked.num_images_per_prompt
-        guidance = asked.guidance(bool(self.transformer.config.guidance_embeds))
+        distilled = bool(self.transformer.config.guidance_embeds)
+        guidance = asked.guidance(distilled, self.drawing.guidance)
         text, negative = self._texts(asked, device)
         pictures = text.embeds.shape[0]
         annotator = self.annotators[asked.control] if asked.control and asked.annotate else None
-        wanted = Wanted(asked.image, asked.mask, asked.task, annotator, asked.height, asked.width)
+        wanted = Wanted(
+            asked.image,
+            asked.mask,
+            asked.task,
+            annotator,
+            asked.height,
+            asked.width,
+            max_pixels=asked.max_pixels,
+            max_sources=self.drawing.max_sources,
+        )
         default = self.default_sample_size * self.vae_scale_factor
         sources, size = prepare_sources(wanted, pictures // several, self._side, default)
         latents, ids = self._start(asked, pictures, size, text.embeds)
@@ -188,7 +206,7 @@ class Calling(Parts):
         denoiser = Denoiser(
             self.transformer,
             source,
-            source_timestep=asked.source_timestep or self.config.source_timestep,
+            source_timestep=asked.source_timestep,
             image_ids=ids,
             guidance=guidance,
             attention=asked.joint_attention_kwargs or {},

@@ -20,6 +20,9 @@ Differences, as relative norms (0: equal): {mean:.3f} from the expert in its poo
 {largest:.3f} at most; {output:.3f} between the latents that are drawn."""
 
 
+PROMPTS = """Prompts were padded to {length} tokens in training: draw with max_sequence_length={length}."""
+
+
 def export_measured(
     pipe: Any, weave: Weave, name: str, path: str | Path, seed: int, call: dict[str, Any]
 ) -> LoraExport:
@@ -53,13 +56,21 @@ def export_measured(
         return pipe(**call, generator=generator, output_type="latent", return_dict=False)
 
     report = weave.export_lora(name, path, layout="diffusers", measure=drawn)
-    Console(stderr=True, soft_wrap=True, markup=False, highlight=False).print(said(report, weave))
+    length = pipe.drawing.max_text_tokens
+    Console(stderr=True, soft_wrap=True, markup=False, highlight=False).print(said(report, weave, length))
     return report
 
 
-def said(report: LoraExport, weave: Weave) -> str:
-    """Put a measured report into words."""
-    return SAID.format(
+def said(report: LoraExport, weave: Weave, max_text_tokens: int | None = None) -> str:
+    """Put a measured report into words.
+
+    Args:
+        report: The report.
+        weave: Of the pool.
+        max_text_tokens: Tokens that prompts were padded to in training, which stock diffusers does not know.
+    """
+    words = SAID if max_text_tokens is None else f"{SAID}\n{PROMPTS.format(length=max_text_tokens)}"
+    return words.format(
         expert=report.expert,
         path=report.path,
         item=weave.settings.granularity,

@@ -5,7 +5,7 @@ Its parts are seen through `Flux2Model`, which knows FLUX.2's latents, positions
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -38,7 +38,7 @@ class CoLoGenFlux2Pipeline(Whole, Flux2KleinPipeline):  # type: ignore[misc]  # 
     """
 
     layout = FLUX2_KLEIN
-    settings = ("is_distilled", "source_timestep")
+    settings = ("is_distilled", "source_timestep", "drawing")
 
     def __init__(
         self,
@@ -48,9 +48,13 @@ class CoLoGenFlux2Pipeline(Whole, Flux2KleinPipeline):  # type: ignore[misc]  # 
         tokenizer: PreTrainedTokenizerBase,
         transformer: Flux2Transformer2DModel,
         is_distilled: bool = False,
-        source_timestep: str = "same",
+        source_timestep: str | None = None,
+        drawing: Mapping[str, Any] | None = None,
     ) -> None:
         """Take the parts.
+
+        `source_timestep` is as the experts were trained (`same` where left out); `drawing` holds the further
+        settings of `DrawingSettings`, as a saved pipeline has them.
 
         Raises:
             SourceStreamError: as for `CoLoGenPipeline`.
@@ -63,17 +67,18 @@ class CoLoGenFlux2Pipeline(Whole, Flux2KleinPipeline):  # type: ignore[misc]  # 
             transformer=transformer,
             is_distilled=is_distilled,
         )
-        self._begin(source_timestep)
+        self._begin(source_timestep, drawing)
 
     def _view(self, longest: int | None = None) -> Flux2Model:
-        """The parts as the recipe's model of the family."""
+        """The parts as the recipe's model of the family; the text parts are not needed with prompt_embeds."""
+        readable = MAX_TEXT_TOKENS if self.tokenizer is None else self.tokenizer.model_max_length
         return Flux2Model(
             transformer=self.transformer,
             vae=self.vae,
             text_encoder=self.text_encoder,
             tokenizer=self.tokenizer,
             scheduler=self.scheduler,
-            max_text_tokens=longest or min(MAX_TEXT_TOKENS, self.tokenizer.model_max_length),
+            max_text_tokens=longest or min(MAX_TEXT_TOKENS, readable),
         )
 
     def _check_stock(self, asked: Asked) -> None:

@@ -31,6 +31,8 @@ class Parts(LorasBesidePool, ABC):
         """Encode the prompts and, where it is asked for, the negative ones."""
         prompts = asked.prompts()
         second = asked.prompt_2
+        if asked.prompt_embeds is None or (asked.has_negative and asked.negative_prompt_embeds is None):
+            self._refuse_without_text_parts()
         if prompts is not None:
             prompts = [worded(prompt, asked.task, asked.control) for prompt in prompts]
             second = [
@@ -57,6 +59,22 @@ class Parts(LorasBesidePool, ABC):
                 f"prompt's {list(text.embeds.shape)}; make both from as many prompts, with one length."
             )
         return text, away
+
+    def _refuse_without_text_parts(self) -> None:
+        """Refuse to read a prompt where encoders or tokenizers were left out.
+
+        Raises:
+            PromptError: Names what is missing.
+        """
+        text = ("text_encoder", "tokenizer")
+        missing = [name for name, part in self.components.items() if name.startswith(text) and part is None]
+        if missing:
+            raise PromptError(
+                f"the pipeline has no {', '.join(missing)}, so it cannot read a prompt. Give its "
+                "embeddings, which another pipeline's encode_prompt makes (prompt_embeds, "
+                "negative_prompt_embeds and, on FLUX.1, the pooled ones), or load the pipeline with its text "
+                "encoders."
+            )
 
     @abstractmethod
     def _text(

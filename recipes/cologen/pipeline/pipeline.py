@@ -6,7 +6,7 @@ LoRAs, saving of parts. What a call does with its arguments is in `calling.py`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -58,7 +58,7 @@ class CoLoGenPipeline(Whole, FluxPipeline):  # type: ignore[misc]  # diffusers i
     def __init__(
         self,
         scheduler: FlowMatchEulerDiscreteScheduler,
-        vae: AutoencoderKL,
+        vae: AutoencoderKL | PixelUnshuffleVAE,
         text_encoder: CLIPTextModel,
         tokenizer: CLIPTokenizer,
         text_encoder_2: T5EncoderModel,
@@ -66,9 +66,13 @@ class CoLoGenPipeline(Whole, FluxPipeline):  # type: ignore[misc]  # diffusers i
         transformer: FluxTransformer2DModel,
         image_encoder: CLIPVisionModelWithProjection | None = None,
         feature_extractor: CLIPImageProcessor | None = None,
-        source_timestep: str = "same",
+        source_timestep: str | None = None,
+        drawing: Mapping[str, Any] | None = None,
     ) -> None:
         """Take the parts.
+
+        `source_timestep` is as the experts were trained (`same` where left out); `drawing` holds the further
+        settings of `DrawingSettings`, as a saved pipeline has them.
 
         Raises:
             SourceStreamError: The source timestep is neither `same` nor `zero`; or projections are fused or
@@ -87,7 +91,7 @@ class CoLoGenPipeline(Whole, FluxPipeline):  # type: ignore[misc]  # diffusers i
         )
         if isinstance(vae, PixelUnshuffleVAE):
             self.register_to_config(vae=PIXEL_VAE)
-        self._begin(source_timestep)
+        self._begin(source_timestep, drawing)
 
     def load_ip_adapter(self, *args: Any, **kwargs: Any) -> None:
         """Refuse an IP-Adapter, whose attention processors would replace the source stream's.

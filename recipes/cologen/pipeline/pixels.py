@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,14 +11,17 @@ import torch
 from PIL import Image as PilImage
 from PIL import ImageOps
 
-from recipes.cologen.data.decoding import as_rgb
 from recipes.cologen.data.framing import frame_of, resized_pixels
-from recipes.cologen.data.record import Image
+from recipes.cologen.data.reading import mask_of, opaque
+from recipes.cologen.data.record import Image, Mask
 from recipes.cologen.errors import PictureError, ShapeError
 
+MAX_PIXELS = 1024**2
+"""Most pixels of a picture for which no size is asked: the area that FLUX.1 Kontext was trained on."""
 
-def listed(pictures: Any, batch: int, what: str) -> list[PilImage.Image]:
-    """One picture for each prompt, from one picture for all or a list; a batch of arrays is a list too.
+
+def listed(pictures: Any, batch: int, what: str) -> list[Any]:
+    """One object for each prompt, from one picture for all or a list; a batch of arrays is a list too.
 
     Raises:
         PictureError: It is no picture, there are not as many as prompts, or one prompt has several.
@@ -28,8 +32,7 @@ def listed(pictures: Any, batch: int, what: str) -> list[PilImage.Image]:
             f"{what}: one prompt has one {what}, which belongs to its first source. Give a flat list, one "
             "for each prompt."
         )
-    made = _made(given, what)
-    return [made[id(one)] for one in given]
+    return given
 
 
 def grouped(pictures: Any, batch: int, what: str) -> list[tuple[PilImage.Image, ...]]:
@@ -72,7 +75,7 @@ def _each_prompts(pictures: Any, batch: int, what: str) -> list[Any]:
 
 
 def as_picture(picture: Any, what: str) -> PilImage.Image:
-    """Turn one picture into an upright PIL picture of 8 bits: RGB.
+    """Turn one picture into an upright PIL picture of 8 bits: RGB; what is transparent in it is white.
 
     Args:
         picture: PIL; or numpy [height, width] or [height, width, channels]; or torch [channels, height,
@@ -82,8 +85,25 @@ def as_picture(picture: Any, what: str) -> PilImage.Image:
     Raises:
         PictureError: It is none of these, or its values are out of range.
     """
+    return opaque(_as_pil(picture, what)).picture
+
+
+def as_mask(picture: Any, what: str) -> Mask:
+    """Turn one mask into booleans [height, width], as masks of training data are read.
+
+    Args:
+        picture: As for `as_picture`.
+        what: What messages call it.
+
+    Raises:
+        PictureError: as `as_picture`.
+    """
+    return mask_of(_as_pil(picture, what))
+
+
+def _as_pil(picture: Any, what: str) -> PilImage.Image:
     if isinstance(picture, PilImage.Image):
-        return as_rgb(ImageOps.exif_transpose(picture))
+        return ImageOps.exif_transpose(picture)
     if isinstance(picture, torch.Tensor):
         if picture.ndim != 3:
             raise _not_a_picture(what, f"a tensor of shape {list(picture.shape)}")
@@ -119,7 +139,12 @@ def _not_a_picture(what: str, found: str) -> PictureError:
 
 
 def chosen_size(
-    height: int | None, width: int | None, picture: PilImage.Image | None, side: int, default: int
+    height: int | None,
+    width: int | None,
+    picture: PilImage.Image | None,
+    side: int,
+    default: int,
+    most: int = MAX_PIXELS,
 ) -> tuple[int, int]:
     """Height and width to draw at: as asked, else as the source is, in whole tokens.
 
@@ -129,6 +154,7 @@ def chosen_size(
         picture: The first source; None without one.
         side: Pixels that a token covers: 16 with FLUX's own VAE.
         default: Side of a picture without source.
+        most: Pixels of a picture for which neither is asked.
 
     Raises:
         ShapeError: A side that was asked for is no positive multiple of `side`.
@@ -141,15 +167,29 @@ def chosen_size(
         return height or default, width or default
     own_width, own_height = picture.size
     if height is None and width is None:
-        return own_size(picture, side)
+        return own_size(own_height, own_width, side, most)
     if height is None:
         height = _whole(own_height * (width or 0) / own_width, side)
     return height, width or _whole(own_width * height / own_height, side)
 
 
-def own_size(picture: PilImage.Image, side: int) -> tuple[int, int]:
-    """Height and width of a picture, rounded to whole tokens."""
-    return _whole(picture.height, side), _whole(picture.width, side)
+def own_size(height: int, width: int, side: int, most: int = MAX_PIXELS) -> tuple[int, int]:
+    """Height and width of a picture in whole tokens, scaled down in its shape to at most `most` pixels.
+
+    Args:
+        height: Its own.
+        width: Its own.
+        side: Pixels that a token covers.
+        most: Pixels of the result, one token at least.
+    """
+    rows, columns = _whole(height, side), _whole(width, side)
+    if rows * columns <= most:
+        return rows, columns
+    scale = min(1.0, math.sqrt(most / (height * width)))
+    rows, columns = (max(side, int(scale * length) // side * side) for length in (height, width))
+    # Of a very long picture the short side is one token, which leaves less for the long one.
+    longest = max(side, most // min(rows, columns) // side * side)
+    return min(rows, longest), min(columns, longest)
 
 
 def _whole(length: float, side: int) -> int:
@@ -158,8 +198,6 @@ def _whole(length: float, side: int) -> int:
 
 def fitted(picture: PilImage.Image, size: tuple[int, int]) -> Image:
     """A picture at (height, width) as in training: scaled to cover it, the middle kept."""
-    if picture.size == (size[1], size[0]):
-        return np.asarray(picture).copy()
     return resized_pixels(picture, frame_of(picture.size, size))
 
 

@@ -11,8 +11,8 @@ from prw import PrwConfig, Weave
 from prw.errors import PoolError
 from prw.tuner import pool_layers
 from recipes.cologen.config import load_config
+from recipes.cologen.config_drawing import DrawingSettings, drawing_settings, read_drawing
 from recipes.cologen.errors import RunFolderError, SourceStreamError
-from recipes.cologen.flux.base import SourceTimestep
 from recipes.cologen.flux.source_stream import flux_attentions, has_source_stream
 from recipes.cologen.flux.two_step import TwoStepProcessor
 from recipes.cologen.report.run_reader import RunReader
@@ -24,10 +24,10 @@ POOL = "prw"
 
 
 class FoundPool(NamedTuple):
-    """A pool's folder, and the run that trained it with its source timestep; None where none is around it."""
+    """A pool's folder, what its run fixes for drawing, and the run's folder; None where neither is known."""
 
     folder: Path
-    source_timestep: SourceTimestep | None
+    drawing: DrawingSettings | None
     run: Path | None = None
 
 
@@ -36,7 +36,7 @@ def find_pool(path: str | Path) -> FoundPool:
 
     Raises:
         RunFolderError: It is a run without a finished stage.
-        ConfigError: The run's config.yaml cannot be read.
+        ConfigError: The run's config.yaml, or what lies beside the pool, cannot be read.
     """
     folder = Path(path)
     if (folder / RUN_CONFIG).is_file():
@@ -45,14 +45,14 @@ def find_pool(path: str | Path) -> FoundPool:
             raise RunFolderError(
                 f"{folder} has no finished stage yet, so there is no pool to load; train first."
             )
-        return FoundPool(run.pool(run.finished_stages()[-1]), run.settings.flow.source_timestep, folder)
+        return FoundPool(run.pool(run.finished_stages()[-1]), drawing_settings(run.settings), folder)
     if not (folder / "adapter_config.json").is_file() and (folder / POOL).is_dir():
         folder = folder / POOL
     # runs/NAME/checkpoints/STAGE/prw
     for around in folder.resolve().parents[:3]:
         if (around / RUN_CONFIG).is_file():
-            return FoundPool(folder, load_config(around / RUN_CONFIG).flow.source_timestep, around)
-    return FoundPool(folder, None)
+            return FoundPool(folder, drawing_settings(load_config(around / RUN_CONFIG)), around)
+    return FoundPool(folder, read_drawing(folder))
 
 
 def pool_of(transformer: Any) -> Weave | None:

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from recipes.cologen.config_drawing import DrawingSettings
 from recipes.cologen.errors import GuidanceError, PictureError, PromptError, SourceStreamError
 from recipes.cologen.flux.base import SourceTimestep
 
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 Callback = Callable[[Any, int, Tensor, dict[str, Tensor]], dict[str, Tensor]]
 """Called as `callback(pipe, step, timestep, tensors)`; gives back the tensors that it changed."""
-DISTILLED_GUIDANCE = 3.5
-"""Guidance scale of a guidance-distilled base where none is given, as FluxPipeline has it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,6 +35,7 @@ class Asked:
     true_cfg_scale: float
     height: int | None
     width: int | None
+    max_pixels: int | None
     strength: float
     num_inference_steps: int
     sigmas: list[float] | None
@@ -47,7 +47,7 @@ class Asked:
     pooled_prompt_embeds: Tensor | None
     negative_prompt_embeds: Tensor | None
     negative_pooled_prompt_embeds: Tensor | None
-    source_timestep: SourceTimestep | None
+    source_timestep: SourceTimestep
     cache_source: bool
     fold_experts: bool
     output_type: str
@@ -80,8 +80,12 @@ class Asked:
             f"{self.prompt!r:.80}."
         )
 
-    def guidance(self, distilled: bool) -> float | None:
+    def guidance(self, distilled: bool, usual: float) -> float | None:
         """The scale for a guidance-distilled base, None for others.
+
+        Args:
+            distilled: Whether the base reads a scale.
+            usual: The scale where none is given.
 
         Raises:
             GuidanceError: A scale is given that would do nothing.
@@ -101,7 +105,7 @@ class Asked:
             raise GuidanceError(
                 f"the negative prompt would do nothing with true_cfg_scale={true_cfg}; give a scale above 1."
             )
-        return (DISTILLED_GUIDANCE if scale is None else scale) if distilled else None
+        return (usual if scale is None else scale) if distilled else None
 
     def stage(self) -> str | None:
         """The stage whose pool is to draw; None for all of the pool.
@@ -140,6 +144,27 @@ class Asked:
                 f"joint_attention_kwargs {unknown} would be passed over: the source stream's processors read "
                 "nothing beside `scale`, the strength of adapters."
             )
+
+
+def asked_of(run: DrawingSettings, arguments: Mapping[str, Any]) -> Asked:
+    """A call whose arguments, where they are None, are as in the run that trained the experts.
+
+    The guidance scale may stay None, since not every base reads one; see `Asked.guidance`.
+
+    Args:
+        run: What the run fixes for drawing.
+        arguments: Of the call, by name; those that `Asked` does not have are left out.
+    """
+    usual = {
+        "num_inference_steps": run.steps,
+        "source_timestep": run.source_timestep,
+        "max_sequence_length": run.max_text_tokens,
+    }
+    given = {name: arguments[name] for name in Asked.__dataclass_fields__}
+    filled: dict[str, Any] = {
+        name: usual.get(name) if value is None else value for name, value in given.items()
+    }
+    return Asked(**filled)
 
 
 def _how_many(image: Any) -> int:

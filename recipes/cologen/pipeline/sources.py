@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from typing import Any
 
 from PIL import Image as PilImage
 from torch import Tensor
 
-from recipes.cologen.data.record import Image
+from recipes.cologen.data.record import Image, Mask
 from recipes.cologen.errors import PictureError
 from recipes.cologen.pipeline.pixels import (
+    MAX_PIXELS,
+    as_mask,
     chosen_size,
     distinct,
     fitted,
@@ -20,6 +23,8 @@ from recipes.cologen.pipeline.pixels import (
     own_size,
 )
 from recipes.cologen.pipeline.tasks import Annotator, prepared
+
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,6 +63,10 @@ class Wanted:
     annotator: Annotator | None
     height: int | None
     width: int | None
+    max_pixels: int | None = None
+    """Of a picture for which neither is given; None: `MAX_PIXELS`."""
+    max_sources: int | None = None
+    """Pictures that an example of training had at most; None: not known."""
 
 
 def prepare_sources(
@@ -65,7 +74,8 @@ def prepare_sources(
 ) -> tuple[Sources | None, tuple[int, int]]:
     """Bring the pictures of a call to their sizes, and the first of each prompt to its task.
 
-    Further sources are read as they are, as in training, and keep their own size in whole tokens.
+    Further sources are read as they are, as in training, and keep their own size in whole tokens, up to as
+    many pixels as a picture without a size may have.
 
     Args:
         wanted: Pictures and what to do with them.
@@ -77,29 +87,57 @@ def prepare_sources(
         The sources, None where there is no picture; and (height, width) of what is drawn.
 
     Raises:
-        PictureError: Further sources of one place differ in size; or as `prepared`, `grouped` and `listed`.
+        PictureError: A prompt has more sources than an example of training; further sources of one place
+            differ in size; `max_pixels` is less than a token; or as `prepared`, `grouped` and `listed`.
         ShapeError: as `chosen_size`.
     """
+    most = MAX_PIXELS if wanted.max_pixels is None else wanted.max_pixels
+    if most < side * side:
+        raise PictureError(f"max_pixels is {most}; one token of this base covers {side}x{side} pixels.")
     if wanted.image is None:
         return None, chosen_size(wanted.height, wanted.width, None, side, default)
     groups = grouped(wanted.image, batch, "image")
-    size = chosen_size(wanted.height, wanted.width, groups[0][0], side, default)
-    masks: list[Any] = [None] * batch
+    if wanted.max_sources is not None and len(groups[0]) > wanted.max_sources:
+        raise PictureError(
+            f"image: a prompt has {len(groups[0])} sources, but the experts were trained with at most "
+            f"{wanted.max_sources} (data.max_sources of the run). Leave the further ones out."
+        )
+    size = chosen_size(wanted.height, wanted.width, groups[0][0], side, default, most)
+    if wanted.height is None and wanted.width is None:
+        _say_if_smaller(groups[0][0], size, most)
+    masks: list[Mask | None] = [None] * batch
     if wanted.mask is not None:
-        masks = [fitted(mask, size) for mask in listed(wanted.mask, batch, "mask")]
-    originals = [fitted(group[0], size) for group in groups]
-    further = _further([group[1:] for group in groups], side)
+        given = listed(wanted.mask, batch, "mask")
+        read = {id(one): as_mask(one, "mask") for one in given}
+        masks = [read[id(one)] for one in given]
+    further = _further([group[1:] for group in groups], side, most)
     seen = [
-        (prepared(image, mask, wanted.task, wanted.annotator), *others)
-        for image, mask, others in zip(originals, masks, further, strict=True)
+        (prepared(group[0], mask, size, wanted.task, wanted.annotator), *others)
+        for group, mask, others in zip(groups, masks, further, strict=True)
     ]
     kept, index = distinct(seen)
-    return Sources(tuple(kept), tuple(originals), tuple(index)), size
+    return Sources(tuple(kept), tuple(fitted(group[0], size) for group in groups), tuple(index)), size
 
 
-def _further(groups: list[tuple[PilImage.Image, ...]], side: int) -> list[tuple[Image, ...]]:
+def _say_if_smaller(picture: PilImage.Image, size: tuple[int, int], most: int) -> None:
+    """Log that a source is read at a smaller size than its own, since it has too many pixels."""
+    width, height = picture.size
+    if height * width > most and size[0] * size[1] < height * width:
+        _logger.warning(
+            "a source is %dx%d pixels and no size was asked for: it is read at %dx%d, since at most %d "
+            "pixels are. Give height and width, or a larger max_pixels, for more.",
+            *(width, height, size[1], size[0], most),
+        )
+
+
+def _further(groups: list[tuple[PilImage.Image, ...]], side: int, most: int) -> list[tuple[Image, ...]]:
     """Second sources and later ones, at their own sizes."""
-    sizes = [tuple(own_size(picture, side) for picture in group) for group in groups]
+    sizes = [
+        tuple(own_size(picture.height, picture.width, side, most) for picture in group) for group in groups
+    ]
+    for group, own in zip(groups, sizes, strict=True):
+        for picture, size in zip(group, own, strict=True):
+            _say_if_smaller(picture, size, most)
     for number, place in enumerate(zip(*sizes, strict=True), start=2):
         if len(set(place)) > 1:
             found = ", ".join(f"{height}x{width}" for height, width in place)

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import difflib
+import functools
 from collections.abc import Callable, Mapping
 
+import numpy as np
+import torch
+from PIL import Image as PilImage
+
+from recipes.cologen.config_annotators import AnnotatorSettings
+from recipes.cologen.data.annotators.drawing import Annotators, to_picture
 from recipes.cologen.data.control import PROMPTS, canny, lineart, soft_edge
 from recipes.cologen.data.grounding import MARK_COLOURS
-from recipes.cologen.data.record import Image, Record
+from recipes.cologen.data.record import Image, Mask, Record
 from recipes.cologen.data.views import VIEWS
 from recipes.cologen.errors import PictureError, PromptError
 from recipes.cologen.pictures import cut_hole
+from recipes.cologen.pipeline.pixels import fitted
 
 TASKS = tuple(VIEWS)
 """Names of the five tasks, which are the names of the stages too."""
@@ -30,6 +38,29 @@ ANNOTATORS: Mapping[str, Annotator] = {
     "lineart": _of_picture(lineart),
 }
 """Control maps that need nothing but the picture; a pipeline's `annotators` starts with these."""
+
+
+def run_annotator(
+    kind: str, settings: Mapping[str, AnnotatorSettings], device: Callable[[], torch.device]
+) -> Annotator:
+    """The annotator that a run names for a kind of map; its network is loaded when it is first called.
+
+    Args:
+        kind: Of the map.
+        settings: The run's `data.annotators`.
+        device: Where the network is to run, asked when it is loaded.
+    """
+
+    @functools.cache
+    def loaded() -> tuple[Annotators, torch.device]:
+        place = device()
+        return Annotators.load({kind: settings[kind]}, place), place
+
+    def annotate(image: Image) -> Image:
+        annotators, place = loaded()
+        return to_picture(annotators.draw(kind, torch.from_numpy(image).permute(2, 0, 1)[None].to(place))[0])
+
+    return annotate
 
 
 def check_task(task: str | None, experts: tuple[str, ...]) -> None:
@@ -91,12 +122,19 @@ def check_control(
         )
 
 
-def prepared(image: Image, mask: Image | None, task: str | None, annotator: Annotator | None) -> Image:
+def prepared(
+    picture: PilImage.Image,
+    mask: Mask | None,
+    size: tuple[int, int],
+    task: str | None,
+    annotator: Annotator | None,
+) -> Image:
     """What the source stream sees of a picture.
 
     Args:
-        image: uint8 [height, width, 3].
-        mask: uint8 of the same size, bright where to paint; for inpainting only.
+        picture: RGB, of any size.
+        mask: Where to paint, for inpainting only.
+        size: Height and width that it gets.
         task: The task.
         annotator: Makes the control map; None where the picture is the map, or the task is another.
 
@@ -105,11 +143,12 @@ def prepared(image: Image, mask: Image | None, task: str | None, annotator: Anno
             gives something else than a map of the picture's size.
     """
     if task == "inpainting":
-        return cut_hole(image, mask)
+        return cut_hole(np.asarray(picture), mask, size)
     if mask is not None:
         raise PictureError(
             f'mask is for task="inpainting"; the task is {task!r}, which reads all of the picture.'
         )
+    image = fitted(picture, size)
     if annotator is None:
         return image
     drawn = annotator(image)

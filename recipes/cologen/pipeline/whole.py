@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, get_args
 
@@ -11,10 +12,12 @@ from huggingface_hub import HfApi
 
 from prw import LoraExport, Weave, load_pipeline
 from prw.errors import PoolError, UnsupportedError
+from recipes.cologen.config_drawing import DrawingSettings, write_drawing
 from recipes.cologen.errors import SourceStreamError
 from recipes.cologen.flux.base import SourceTimestep
 from recipes.cologen.flux.folder import Layout
 from recipes.cologen.flux.pixel_vae import PixelUnshuffleVAE
+from recipes.cologen.flux.shift import scheduler_for
 from recipes.cologen.flux.source_stream import has_source_stream, install_source_stream
 from recipes.cologen.pipeline.calling import Calling
 from recipes.cologen.pipeline.card import README, Card, Facts, Origin, origin_of, write_card
@@ -25,8 +28,8 @@ from recipes.cologen.pipeline.opening import (
     look_at,
     refuse_what_cannot_be_saved,
 )
-from recipes.cologen.pipeline.pool import POOL, find_pool, pool_of
-from recipes.cologen.pipeline.tasks import ANNOTATORS
+from recipes.cologen.pipeline.pool import POOL, FoundPool, find_pool, pool_of
+from recipes.cologen.pipeline.tasks import ANNOTATORS, run_annotator
 
 
 class Whole(Calling):
@@ -39,25 +42,83 @@ class Whole(Calling):
     """
 
     layout: ClassVar[Layout]
-    settings: ClassVar[tuple[str, ...]] = ("source_timestep",)
+    settings: ClassVar[tuple[str, ...]] = ("source_timestep", "drawing")
     origin: Origin = Origin()
 
-    def _begin(self, source_timestep: str) -> None:
-        """Keep the setting and give the transformer its source stream.
+    def _begin(self, source_timestep: str | None, drawing: Mapping[str, Any] | None) -> None:
+        """Keep the settings and give the transformer its source stream.
 
         Raises:
             SourceStreamError: The source timestep is neither `same` nor `zero`; or projections are fused or
                 an attention has a processor of somebody else's.
         """
-        if source_timestep not in get_args(SourceTimestep):
+        if source_timestep not in (None, *get_args(SourceTimestep)):
             raise SourceStreamError(
                 f"source_timestep is {source_timestep!r}; expected 'same' or 'zero', as the experts were "
                 "trained."
             )
-        self.register_to_config(source_timestep=source_timestep)
+        given = dict(drawing or {}) | ({"source_timestep": source_timestep} if source_timestep else {})
+        self._register(DrawingSettings.model_validate(given))
         if self.transformer is not None and not has_source_stream(self.transformer):
             install_source_stream(self.transformer)
-        self.annotators = dict(ANNOTATORS)
+
+    @property
+    def drawing(self) -> DrawingSettings:
+        """What a call repeats of the run that trained the experts, where it does not say otherwise."""
+        return DrawingSettings.model_validate(
+            {**self.config.drawing, "source_timestep": self.config.source_timestep}
+        )
+
+    def draw_as(self, settings: DrawingSettings) -> None:
+        """Draw as a run does: its prompts' length, source timestep, steps, schedule and annotators.
+
+        `load_pool` and `from_pretrained` do this with the settings of the run that trained the pool. The
+        scheduler is replaced by one that shifts its steps as the run says, and `annotators` by the run's.
+
+        Args:
+            settings: Of the run.
+        """
+        self._register(settings)
+        if settings.shift != "base":
+            self.register_modules(scheduler=scheduler_for(self.scheduler.config, settings.shift))
+
+    def _register(self, settings: DrawingSettings) -> None:
+        """Keep settings where diffusers keeps a pipeline's own: they go along when it is saved or reused."""
+        rest = settings.model_dump(mode="json", exclude={"source_timestep"})
+        self.register_to_config(source_timestep=settings.source_timestep, drawing=rest)
+        own = {
+            kind: run_annotator(kind, settings.annotators, lambda: self._execution_device)
+            for kind in settings.annotators
+        }
+        self.annotators = {**ANNOTATORS, **own}
+
+    def load_pool(self, path: str | Path) -> Weave:
+        """Load a pool of experts into the pipeline, and draw from then on as the run that trained it does.
+
+        Args:
+            path: As `prw` of `from_pretrained`.
+
+        Returns:
+            The handle of the pool.
+
+        Raises:
+            StorageError: The pool is missing, damaged or does not fit; the pipeline is untouched then.
+            RunFolderError: The run has no finished stage.
+            ConfigError: The settings of the run cannot be read.
+        """
+        return self._take_pool(find_pool(path))
+
+    def _take_pool(
+        self, found: FoundPool, source_timestep: SourceTimestep | None = None, scheduler: Any = None
+    ) -> Weave:
+        """Load a pool and repeat the settings of its run, but for what the caller has given himself."""
+        weave = load_pipeline(self, found.folder)
+        if found.drawing is not None:
+            own = source_timestep or found.drawing.source_timestep
+            self.draw_as(found.drawing.model_copy(update={"source_timestep": own}))
+            if scheduler is not None:
+                self.register_modules(scheduler=scheduler)
+        return weave
 
     @property
     def weave(self) -> Weave | None:
@@ -81,8 +142,9 @@ class Whole(Calling):
             prw: The pool: a folder that `weave.save_pretrained` wrote, a stage's checkpoint, or the run that
                 training wrote (its newest finished stage). None takes the one that the pipeline was saved
                 with, if there is one.
-            source_timestep: As the experts were trained; None reads it from the run around the pool or from
-                the saved pipeline, and is `same` where neither says it.
+            source_timestep: As the experts were trained; None reads it, with all else that the run fixes for
+                drawing (`pipe.drawing`), from the run around the pool, from the file beside the pool or from
+                the saved pipeline, and is `same` where none of them says it.
             **kwargs: As for the stock pipeline: dtype (float32 if left out), device_map,
                 revision, parts by name ...
 
@@ -101,20 +163,19 @@ class Whole(Calling):
         opened = look_at(base, cls.layout, one_dtype, kwargs.get("revision"))
         folder = opened.pool if prw is None else prw
         found = None if folder is None else find_pool(folder)
-        timestep = source_timestep or (found.source_timestep if found else None)
-        if timestep is not None:
-            kwargs["source_timestep"] = timestep
+        if source_timestep is not None:
+            kwargs["source_timestep"] = source_timestep
         if opened.own_vae is not None and "vae" not in kwargs:
             # Given as None, it is not looked up in the folder, whose module is neither imported nor needed.
             pipe = super().from_pretrained(str(base), vae=None, **kwargs)
             parts = {**pipe.components, "vae": opened.own_vae}
-            pipe = cls(**parts, source_timestep=pipe.config.source_timestep)
+            pipe = cls(**parts, **{name: pipe.config[name] for name in cls.settings})
         else:
             pipe = super().from_pretrained(str(base), **kwargs)
         pipe.register_to_config(_name_or_path=str(base))
         pipe.origin = origin_of(str(base), opened.folder, found.run if found else None)
         if found is not None:
-            load_pipeline(pipe, found.folder)
+            pipe._take_pool(found, source_timestep, kwargs.get("scheduler"))
         return pipe
 
     def save_pretrained(self, save_directory: str | Path, *, card: Card | None = None, **kwargs: Any) -> None:
@@ -149,6 +210,7 @@ class Whole(Calling):
             add_pixel_vae(folder)
         if weave is not None:
             weave.save_pretrained(folder / POOL)
+            write_drawing(folder / POOL, self.drawing)
         write_card(folder, card, Facts(type(self).__name__, self.config.source_timestep, weave, self.origin))
 
     def export_lora(self, name: str, path: str | Path, *, seed: int = 0, **call: Any) -> LoraExport:
@@ -171,9 +233,7 @@ class Whole(Calling):
         """
         weave = self.weave
         if weave is None:
-            raise PoolError(
-                "the pipeline has no pool to export of: load one with prw.load_pipeline(pipe, path)."
-            )
+            raise PoolError("the pipeline has no pool to export of: load one with pipe.load_pool(path).")
         return export_measured(self, weave, name, path, seed, call)
 
     def push_to_hub(

@@ -69,6 +69,8 @@ class Asked(BaseModel):
     steps: int
     source_timestep: str
     guidance: float
+    true_cfg_scale: float = 1.0
+    negative_prompt: str = ""
     shift: Shift = "base"
     held_out: str
     examples: str
@@ -134,6 +136,8 @@ class Scorer:
             steps=settings.sampling.steps,
             source_timestep=settings.flow.source_timestep,
             guidance=settings.sampling.guidance,
+            true_cfg_scale=settings.sampling.true_cfg_scale,
+            negative_prompt=settings.sampling.negative_prompt,
             shift=settings.sampling.shift,
             held_out=str(settings.data.held_out),
             examples=self._hash_of_examples(cell.task),
@@ -201,6 +205,8 @@ class Scorer:
                 batch_size=self.batch_size,
                 source_timestep=settings.flow.source_timestep,
                 guidance=settings.sampling.guidance,
+                true_cfg_scale=settings.sampling.true_cfg_scale,
+                negative_prompt=settings.sampling.negative_prompt,
                 shift=settings.sampling.shift,
             )
         return self._keep(cell, score, shown_examples(score.kinds))

@@ -21,6 +21,7 @@ from recipes.cologen.data.record import Example, MissingMetadataError
 from recipes.cologen.data.sampler import BatchSampler, Draw, derive_seed
 from recipes.cologen.data.views import VIEWS
 from recipes.cologen.errors import BrokenPictureError, PictureError, TooManyBrokenError
+from recipes.cologen.flux.transfer import wants_pinned
 from recipes.cologen.training.sources import RecordSource
 
 _MOST_TRIES = 50
@@ -224,6 +225,7 @@ def loaded(
         batch_sampler=sampler,
         collate_fn=partial(collate, keyed=keyed),
         num_workers=workers,
+        pin_memory=wants_pinned(),
         # A loader seeds its workers from torch's own generator, which would move it on at every resume.
         generator=torch.Generator().manual_seed(0),
         worker_init_fn=_leave_interrupts_to_training,

@@ -11,6 +11,7 @@ import torch
 from accelerate.utils import broadcast_object_list, gather_object
 
 from recipes.cologen.config import RunConfig
+from recipes.cologen.config_drawing import drawing_settings, write_drawing
 from recipes.cologen.training.checkpoint import (
     ForeignCheckpointError,
     load_tensors,
@@ -113,10 +114,15 @@ def _write_together(bench: Bench, write: Callable[[Callable[[Path], None]], None
         OSError: As `write` on rank 0.
     """
     accelerator, weave = bench.trainee.accelerator, bench.trainee.weave
+
+    def save(folder: Path) -> None:
+        weave.save_pretrained(folder)
+        write_drawing(folder, drawing_settings(bench.trainee.config))
+
     problem: OSError | None = None
     if accelerator.is_main_process:
         try:
-            write(weave.save_pretrained)
+            write(save)
         except OSError as error:
             problem = error
     elif splits(accelerator):

@@ -65,6 +65,7 @@ def _set_facts(part: DataSet) -> dict[str, Any]:
         "rows": len(part.rows),
         "left_out": dict(part.left_out),
         "without_caption": part.without_caption,
+        "several_captions": part.several_captions,
         "records": len(part),
         "repeat": settings.repeat,
         "options": dict(part.options),
@@ -90,6 +91,9 @@ def _page(card: dict[str, Any]) -> Iterator[str]:
             ("set", "layout", "from", "revision", "licence", "rows", "left out", "records", "stages"),
             [_cells(facts) for facts in card["sets"]],
         )
+    listed = {one["name"]: f"{one['several_captions']:,}" for one in card["sets"] if one["several_captions"]}
+    if listed:
+        yield from ("", f"Rows with a list of captions, of which the first is read: {_listed(listed)}.")
     if card["left_out_by_licence"]:
         yield from ("", "Left out by their licence, neither opened nor read:", "")
         yield from (f"- {name} ({licence})" for name, licence in card["left_out_by_licence"].items())

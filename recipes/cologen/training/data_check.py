@@ -6,7 +6,8 @@ Otherwise the last stage of a long run would be the first to find that, say, no 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from rich.console import Console
@@ -53,15 +54,20 @@ def check_sources(
     """
     if data.place is not None and data.place.num_records is None:
         return
-    console.print("looking whether the pictures have what the stages need", highlight=False)
+
+    def say(text: str) -> None:
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    say("looking whether the pictures have what the stages need")
     most = config.data.max_broken
     read = tuple(dict.fromkeys(task for stage in stages for task in (stage, *config.stages[stage].replay)))
     if data.place is not None:
-        check_data(data.place.records, data.place.num_records or 0, read, model, most)
+        check_data(data.place.records, data.place.num_records or 0, read, model, most, say=say)
         return
     sources = {stage: data.stage(stage) for stage in read}
     for stage, source in sources.items():
-        check_data(source.records, source.num_records or 0, (stage,), model, most, skip_incomplete=True)
+        count = source.num_records or 0
+        check_data(source.records, count, (stage,), model, most, skip_incomplete=True, say=say)
 
 
 def check_held_out(held_out: DataSource, config: RunConfig, tasks: Sequence[str], model: FluxBase) -> None:
@@ -106,6 +112,7 @@ def check_data(
     max_broken: float = 0.0,
     *,
     skip_incomplete: bool = False,
+    say: Callable[[str], None] = lambda text: None,
 ) -> None:
     """Make examples of every stage, and read their prompts as the base will.
 
@@ -117,6 +124,7 @@ def check_data(
         max_broken: Largest fraction of records that training may skip; two standard errors above it pass.
         skip_incomplete: Whether records that lack what a view needs count as broken, as those of large sets
             do, whose objects may lie outside of the part that is cut out; else they are faults.
+        say: Told of what is no fault, but worth knowing.
 
     Raises:
         FolderDataError: Names the first faults, and how many there are.
@@ -124,13 +132,18 @@ def check_data(
     count = min(num_records, MAX_RECORDS)
     seeds = range(max(2, -(-EXAMPLES_PER_STAGE // count)))
     faults: dict[Fault, None] = {}
-    broken = 0
+    broken, lost = 0, _DepthLost()
     for place in range(count):
-        found = list(_faults(records, place * num_records // count, stages, seeds, model))
+        found = list(_faults(records, place * num_records // count, stages, seeds, model, lost))
         if skip_incomplete:
             found = [fault._replace(broken=fault.broken or fault.incomplete) for fault in found]
         broken += any(fault.broken for fault in found)
         faults.update(dict.fromkeys(found))
+    if lost.maps:
+        say(
+            f"depth: {lost.maps} of {count} records looked at have {lost.pixels:,} pixels that are no finite "
+            "number (NaN or infinite); they count as farthest"
+        )
     expected = max_broken * count
     if broken <= expected + 2 * math.sqrt(expected):
         faults = {fault: None for fault in faults if not fault.broken}
@@ -141,24 +154,46 @@ def check_data(
         raise FolderDataError(
             f"the data cannot be trained on as asked; {count} of {num_records} records were looked at:\n"
             + "\n".join(lines)
-            + f"{more}\n{_advice(faults)}"
+            + f"{more}\n{_advice(faults, stages)}"
         )
 
 
-def _advice(faults: Iterable[Fault]) -> str:
+def _advice(faults: Iterable[Fault], stages: Sequence[str]) -> str:
     if all(fault.broken and not fault.incomplete for fault in faults):
         return "Mend these pictures or take them out, or let training skip more of them (data.max_broken)."
-    return "Mend the data, or train only the stages that it is enough for (--stage)."
+    wrong = {fault.stage for fault in faults}
+    able = [] if ANY_STAGE in wrong else [stage for stage in stages if stage not in wrong]
+    if not able:
+        return "Add to the data what these stages need; it is enough for none of those asked for."
+    return (
+        "Add to the data what is missing, or leave these stages out of the run: "
+        f"--set 'stages=[{','.join(able)}]' (--stage alone keeps them in it, to be trained first)."
+    )
+
+
+@dataclass
+class _DepthLost:
+    """Depth maps with pixels that hold no finite number, and how many such pixels they have."""
+
+    maps: int = 0
+    pixels: int = 0
 
 
 def _faults(
-    records: RecordSource, index: int, stages: Sequence[str], seeds: Sequence[int], model: FluxBase
+    records: RecordSource,
+    index: int,
+    stages: Sequence[str],
+    seeds: Sequence[int],
+    model: FluxBase,
+    lost: _DepthLost,
 ) -> Iterator[Fault]:
     try:
         record = records.record(index)
     except CologenError as error:
         yield Fault(ANY_STAGE, f"record {index + 1}", str(error), isinstance(error, BrokenPictureError))
         return
+    lost.maps += record.depth_lost > 0
+    lost.pixels += record.depth_lost
     for stage in stages:
         for seed in seeds:
             try:

@@ -16,6 +16,7 @@ from recipes.cologen.config_training import DropoutSettings
 from recipes.cologen.data.fixed import fixed_examples
 from recipes.cologen.data.record import Example, MissingMetadataError
 from recipes.cologen.errors import BrokenPictureError
+from recipes.cologen.flux.transfer import wants_pinned
 from recipes.cologen.training.batches import Batch, Prepared, collate
 from recipes.cologen.training.sources import RecordSource
 
@@ -96,6 +97,7 @@ def fill(
         batch_size=None,
         sampler=range(rank, len(examples), world_size),
         num_workers=workers,
+        pin_memory=wants_pinned(),
         generator=torch.Generator().manual_seed(0),
     )
     for record in loader:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from recipes.cologen.data.sampler import derive_seed
+from recipes.cologen.flux.transfer import to_device
 
 
 class FlowSample(NamedTuple):
@@ -36,8 +37,8 @@ def draw_timesteps(seeds: Sequence[int], mean: float = 0.0, std: float = 1.0) ->
 
 def flow_sample(clean: Tensor, noise: Tensor, timestep: Tensor) -> FlowSample:
     """Mix clean tokens [batch, tokens, channels] with noise, in float32: bfloat16 would lose small times."""
-    clean, noise = clean.float(), noise.to(clean.device).float()
-    times = timestep.to(clean.device).float()
+    clean, noise = clean.float(), to_device(noise, clean.device).float()
+    times = to_device(timestep, clean.device).float()
     weight = times.view(-1, *[1] * (clean.ndim - 1))
     return FlowSample((1 - weight) * clean + weight * noise, times, noise - clean)
 

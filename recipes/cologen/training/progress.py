@@ -11,24 +11,43 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 from recipes.cologen.training.step import StepLosses
 
+FIRST_SECONDS = 2.0
+"""How soon lines first say how long the run will take."""
+ROUGH_SECONDS = 60.0
+"""An estimate from less than this is called one of the first steps."""
+
 
 class Clock:
-    """Estimates the time left from the steps made since it was started."""
+    """Estimates the time left of all stages from the steps made since it was started."""
 
     def __init__(self, steps_left: int) -> None:
         """Start with so many steps to go."""
-        self._left, self._made, self._started = steps_left, 0, time.monotonic()
+        self._left, self._made, self._since = steps_left, 0, time.monotonic()
 
     def tick(self) -> None:
-        """Count one step."""
-        self._made += 1
+        """Count one step; the first one also warms up, so time is taken from its end."""
         self._left -= 1
+        if self._made == 0:
+            self._since = time.monotonic()
+        self._made += 1
+
+    @property
+    def knows(self) -> bool:
+        """Whether a step was measured."""
+        return self._made > 1
 
     def time_left(self) -> str:
-        """Time left as a phrase; validation and saving are in it as far as they happened already."""
-        if not self._made:
+        """Time left as a phrase; validation and saving are in it as far as they happened already.
+
+        At first neither did, and later stages have more experts: then it is said to be rough.
+        """
+        if not self.knows:
             return "time left: ?"
-        return f"{duration((time.monotonic() - self._started) / self._made * self._left)} left"
+        seconds = time.monotonic() - self._since
+        left = duration(seconds / (self._made - 1) * self._left)
+        if seconds < ROUGH_SECONDS and self._left:
+            return f"about {left} left by the first {self._made} steps"
+        return f"{left} left"
 
 
 def duration(seconds: float) -> str:
@@ -64,9 +83,10 @@ class Lines:
     """Progress as lines of text, for logs and pipes."""
 
     def __init__(self, console: Console, steps_left: int, seconds: float) -> None:
-        """Say a line every `seconds`."""
+        """Say a line every `seconds`, the first one after a few steps."""
         self._console, self._clock, self._seconds = console, Clock(steps_left), seconds
         self._stage, self._step, self._steps, self._said = "", 0, 0, time.monotonic()
+        self._next = min(FIRST_SECONDS, seconds)
 
     def __enter__(self) -> Self:
         """Nothing to set up."""
@@ -86,8 +106,9 @@ class Lines:
         """Count, and say where we are if it is time."""
         self._clock.tick()
         self._step += 1
-        if time.monotonic() - self._said < self._seconds:
+        if time.monotonic() - self._said < self._next or not self._clock.knows:
             return
+        self._next = self._seconds
         self.say(f"{self._stage} {self._step}/{self._steps}  {numbers(measured)}  {self._clock.time_left()}")
 
     def say(self, text: str) -> None:
@@ -110,7 +131,7 @@ class Bars:
             console=console,
         )
         self._all = self._progress.add_task(
-            "all stages", total=steps_left + steps_done, completed=steps_done, note=""
+            "all stages", total=steps_left + steps_done, completed=steps_done, note=self._clock.time_left()
         )
         self._stage: TaskID | None = None
 

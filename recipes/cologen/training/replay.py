@@ -21,6 +21,7 @@ from torch.utils.data import Dataset
 
 from recipes.cologen.config_training import DropoutSettings
 from recipes.cologen.data.sampler import Draw, derive_seed
+from recipes.cologen.flux.transfer import to_device
 from recipes.cologen.training.batches import STREAM_END, Batch, Examples, Prepared
 from recipes.cologen.training.sources import DataSource
 
@@ -79,5 +80,5 @@ def own_tokens(batch: Batch, num_tokens: int, device: torch.device) -> Tensor | 
     """Which source tokens are of the stage's own task: bool [batch, tokens]; None where all are."""
     if not any(batch.replayed):
         return None
-    own = torch.tensor(batch.replayed, device=device).logical_not()
+    own = to_device(torch.tensor(batch.replayed), device).logical_not()
     return own[:, None].expand(-1, num_tokens)

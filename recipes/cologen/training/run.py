@@ -18,6 +18,7 @@ from recipes.cologen.config import RunConfig
 from recipes.cologen.data.annotators.drawing import Annotators
 from recipes.cologen.errors import LaunchError
 from recipes.cologen.flux.base import FluxBase
+from recipes.cologen.flux.distilled import base_warnings
 from recipes.cologen.stages import select_stages, stage_index
 from recipes.cologen.training.bench import Bench, finish_stage, steps_before
 from recipes.cologen.training.data_binding import contents
@@ -97,6 +98,8 @@ def train(
         idle = restart is None and all(stage_file(output, name).is_file() for name in names)
         if not idle:
             refuse_what_cannot_work(config, names, place, accelerator.num_processes)
+            for line in base_warnings(config, place):
+                console.print(f"warning: {line}", markup=False, highlight=False, soft_wrap=True)
         sources = None if idle else _open_sources(config, names, accelerator.device)
         held = () if sources is None else contents(sources.data, sources.annotators)
         folder = open_run(output, config, base, restart if accelerator.is_main_process else None, held)

@@ -106,7 +106,8 @@ class RunFolder:
         if missing:
             raise StageOrderError(
                 f"stage {first!r} builds on {', '.join(missing)}, which {self.path} has not finished yet. "
-                f"Train them first: --stage {missing[0]}..{first}, or --stage all."
+                f"Train them first: --stage {missing[0]}..{first}, or --stage all. Or leave them out of the "
+                f"run, in a folder of its own: --set 'stages=[{first}]'."
             )
 
 

@@ -98,7 +98,7 @@ def held_out_records(data: DataSettings) -> DataSource | None:
     Raises:
         FolderDataError, DataSetError: A folder or a data set has a fault.
     """
-    place = data.held_out or ("world" if data.source == "world" else None)
+    place = data.held_out_place
     if place is None:
         return None
     if place == "world":

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -27,6 +28,7 @@ from recipes.cologen.errors import CologenError
 from recipes.cologen.flux.base import FluxBase
 from recipes.cologen.flux.shift import shift_factor, shift_times
 from recipes.cologen.flux.tokens import ImageTokens, TextTokens
+from recipes.cologen.flux.transfer import to_device
 from recipes.cologen.stages import StageSettings
 from recipes.cologen.training.batches import Batch
 from recipes.cologen.training.flow import FlowSample, draw_noise, draw_timesteps, flow_sample
@@ -128,7 +130,7 @@ def _mean(values: Sequence[float]) -> float:
 def encode(trainee: Trainee, batch: Batch) -> Encoded:
     """Draw maps that sources wait for, run the frozen text encoders and VAE; noise and times as seeded."""
     encoder, flow = trainee.encoder, trainee.config.flow
-    first = trainee.annotators.sources(batch.source.to(trainee.accelerator.device), batch.annotators)
+    first = trainee.annotators.sources(to_device(batch.source, trainee.accelerator.device), batch.annotators)
     clean = encoder.images(batch.target, batch.keys.target)
     times = draw_timesteps(batch.seeds, flow.timestep_mean, flow.timestep_std)
     noise = draw_noise(batch.seeds, clean.tokens.shape[1:])
@@ -149,13 +151,36 @@ def trained_times(trainee: Trainee, times: Tensor, num_tokens: int) -> Tensor:
     return shift_times(times, shift_factor(model.scheduler.config, flow.shift, mu))
 
 
-def batch_loss(trainee: Trainee, stage: StageSettings, batch: Batch) -> tuple[Tensor, Measured]:
+def encode_all(trainee: Trainee, micro: Sequence[Batch]) -> Iterator[Encoded]:
+    """Encode the micro-batches of a step in their order: each when it is asked for, or all at the first.
+
+    All at once where encoders wait on the host, so that they come to the device once per step; what was
+    encoded is given away one by one, and held by nobody else.
+    """
+    each = (encode(trainee, batch) for batch in micro)
+    if not trainee.config.machine.encodes_ahead:
+        yield from each
+        return
+    ready = deque(each)
+    while ready:
+        yield ready.popleft()
+
+
+def batch_loss(
+    trainee: Trainee, stage: StageSettings, batch: Batch, encoded: Encoded | None = None
+) -> tuple[Tensor, Measured]:
     """The loss of one batch, with its graph, and what it is made of; nothing is read from the device.
 
     Source: CoLoGen (arXiv 2602.22150), equation 10; the task loss is flow matching's squared error, in
     float32.
+
+    Args:
+        trainee: What is trained.
+        stage: Its settings.
+        batch: The examples.
+        encoded: The same as `encode` gives them; None: they are encoded here.
     """
-    encoded, config = encode(trainee, batch), trainee.config
+    encoded, config = encoded or encode(trainee, batch), trainee.config
     velocity_of = trainee.model.velocity if trainee.parallel is None else trainee.parallel.velocity
     with trainee.accelerator.autocast(), trainee.weave.record() as routing:
         velocity = velocity_of(
@@ -209,10 +234,10 @@ def train_step(
         NonFiniteError: A loss or gradient of any rank is not finite; neither weights nor optimiser moved.
     """
     optimizer.zero_grad(set_to_none=True)
-    measured = []
+    measured, ready = [], encode_all(trainee, micro)
     for place, batch in enumerate(micro):
         with _gathering(trainee, last=place == len(micro) - 1):
-            loss, losses = batch_loss(trainee, stage, batch)
+            loss, losses = batch_loss(trainee, stage, batch, next(ready))
             _backward(trainee, loss / len(micro))
         measured.append(losses)
     norm = clip(optimizer, trainee.config.optimizer.clip_norm)

@@ -73,6 +73,8 @@ def _measure(bench: Bench, state: StageState, held_out: DataSource, task: str) -
         batch_size=batch_size,
         source_timestep=config.flow.source_timestep,
         guidance=config.sampling.guidance if trainee.model.reads_guidance else None,
+        true_cfg_scale=config.sampling.true_cfg_scale,
+        negative_prompt=config.sampling.negative_prompt,
         shift=config.sampling.shift,
         encode=partial(encode_examples, trainee),
     )

@@ -124,6 +124,8 @@ def evaluate_task(
     batch_size: int,
     source_timestep: SourceTimestep,
     guidance: float | None = None,
+    true_cfg_scale: float = 1.0,
+    negative_prompt: str = "",
     shift: Shift = "base",
     encode: Encode | None = None,
 ) -> TaskScore:
@@ -140,6 +142,8 @@ def evaluate_task(
         batch_size: Most pictures that are generated at once; all of a batch have one size.
         source_timestep: "same" or "zero", as the pool was trained.
         guidance: Scale for a guidance-distilled base; other bases do not read it.
+        true_cfg_scale: Scale of true classifier-free guidance; 1 is none.
+        negative_prompt: What true guidance goes away from.
         shift: How the sampling steps are shifted towards noise.
         encode: Encodes prompts and sources of a batch; None: the base does, all at once.
 
@@ -168,6 +172,8 @@ def evaluate_task(
                 steps=steps,
                 source_timestep=source_timestep,
                 guidance=guidance if model.reads_guidance else None,
+                true_cfg_scale=true_cfg_scale,
+                negative_prompt=negative_prompt,
                 shift=shift,
             )
         images.extend(to_pictures(pixels))

@@ -54,6 +54,22 @@ class Problem:
         weights = cast(self.weights, torch.float64 if dtype == torch.float64 else torch.float32)
         return replace(self, hidden=cast(self.hidden), projections=projections, weights=weights)
 
+    def absolute(self) -> Problem:
+        """The same without signs, so that all that is added up grows: the scale of rounding errors."""
+
+        def of(tensor):
+            return None if tensor is None else tensor.detach().abs().requires_grad_(tensor.requires_grad)
+
+        projections = [
+            Projection(
+                [*map(of, part.downs)], [*map(of, part.ups)], part.scale, of(part.weight), of(part.bias)
+            )
+            for part in self.projections
+        ]
+        seeds = [seed.abs() for seed in self.seeds]
+        weights = of(self.weights)
+        return replace(self, hidden=of(self.hidden), projections=projections, weights=weights, seeds=seeds)
+
 
 def problem(
     seed: int,

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from prw.kernels import Projection, all_at_once, reference, routed_projections
@@ -52,16 +52,17 @@ def test_gathered_samples_equal_the_reference(shape, tokens):
 @pytest.mark.parametrize("way", WAYS)
 @given(shape=ALIGNED)
 @settings(max_examples=40)
+@example(
+    shape={"seed": 33, "items": 3, "ranks": [8, 4, 4, 12], "k": 0, "wide": 4, "outs": [4]}
+    | {"base": "none", "trains": 0, "layout": "plain", "skew": "one"}  # a gradient of a gate nearly cancels
+)
 def test_float32_is_as_near_as_float32_can_be(way, shape):
     made = problem(**shape)
-    truth = outputs_and_gradients(made, "reference")
+    truth, sizes = (outputs_and_gradients(given, "reference") for given in (made, made.absolute()))
     got = outputs_and_gradients(made.to(torch.float32), way)
-    length = max([float(x.detach().norm()) for x in truth] + [1.0])
-    for mine, wanted in zip(got, truth, strict=True):
+    for mine, wanted, size in zip(got, truth, sizes, strict=True):
         assert mine.dtype == torch.float32 or mine.numel() == 0
-        assert float((mine.double() - wanted).norm().detach()) <= 1e-5 * max(
-            float(wanted.detach().norm()), 0.01 * length
-        )
+        assert ((mine.double() - wanted).abs() <= 1e-6 * size).all()
 
 
 @pytest.mark.parametrize("way", ["dense", "grouped", "sorted"])
@@ -145,6 +146,19 @@ def test_a_16_bit_input_is_computed_in_the_experts_dtype(way):
     (high,) = outputs(made, way)
     assert low.dtype == torch.float32
     assert torch.equal(low, high)
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("base", ["none", "bias"])
+def test_without_gradients_it_is_computed_in_the_inputs_dtype(way, base):
+    made = problem(1, items=12, ranks=(8, 8), wide=16, outs=(8, 16), base=base).to(
+        torch.bfloat16, torch.float32
+    )
+    truth = outputs(made.to(torch.float64), "reference")
+    with torch.no_grad():
+        found = outputs(made, way)
+    assert {output.dtype for output in found} == {torch.bfloat16}
+    assert max(error(x, wanted) for x, wanted in zip(found, truth, strict=True)) < 6e-3
 
 
 @given(shape=SHAPES)

@@ -131,9 +131,10 @@ def test_what_trains_changes_no_bit_of_the_outputs(way, shape, trains):
 @pytest.fixture(params=[1, 2])
 def threads(request):
     """One thread, and two; between them torch's own products differ by a rounding."""
+    before = torch.get_num_threads()
     torch.set_num_threads(request.param)
     yield
-    torch.set_num_threads(1)
+    torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("way", WAYS)

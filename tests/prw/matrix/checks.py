@@ -43,7 +43,7 @@ def layers(model: nn.Module) -> dict[str, PrwLinear]:
 
 
 def identity(family: Family, _: Path) -> None:
-    """The output after injection is that before, bit for bit; with experts awake it is not."""
+    """The output after injection is the frozen base's, bit for bit; with trained experts it is not."""
     model, inputs = family.made(), family.drawn()
     before = run(family, model, inputs)
     weave = inject(model, family)
@@ -92,8 +92,8 @@ def saving(family: Family, folder: Path) -> None:
 
 
 def ejecting(family: Family, _: Path) -> None:
-    """After eject every module is the very one that was there, and so is the output."""
-    model, inputs = family.made(), family.drawn()
+    """After eject every module is the very one that was there, and so is the output; what trained trains."""
+    model, inputs = family.made().requires_grad_(True), family.drawn()
     before, modules = run(family, model, inputs), dict(model.named_modules())
     trained = [parameter.requires_grad for parameter in model.parameters()]
     weave = inject(model, family, "a")

@@ -24,8 +24,6 @@ class Family:
         read: Takes the output tensor out of what the forward returns.
         causal: Whether it is a causal language model with `logits` and a cache.
         own_keys: Whether queries meet nothing but the keys that the projection makes.
-        rounds: Whether torch rounds otherwise once the weights are frozen, with or without prw, as `matmul`
-            folds axes where a weight requires a gradient. Then the base is frozen before any comparison.
         alone: Whether no other stream's keys and values join the attention.
         options: Further arguments of `prw.inject`.
     """
@@ -38,14 +36,16 @@ class Family:
     causal: bool = False
     own_keys: bool = True
     alone: bool = True
-    rounds: bool = False
     options: dict[str, Any] = field(default_factory=dict)
 
     def made(self) -> nn.Module:
-        """Build the model, in evaluation mode."""
+        """Build the model, in evaluation mode and frozen, as injection leaves it.
+
+        What is compared bit for bit is a frozen base: of a strided input, torch chooses some products by
+        whether the weight requires a gradient, and on some CPUs they round differently.
+        """
         torch.manual_seed(0)
-        model = self.build().eval()
-        return model.requires_grad_(False) if self.rounds else model
+        return self.build().eval().requires_grad_(False)
 
     def drawn(self, seed: int = 1) -> dict[str, Any]:
         """Draw inputs."""

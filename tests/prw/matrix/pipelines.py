@@ -144,7 +144,6 @@ FAMILIES = [
             pos_embed_max_size=8,
         ),
         sd3,
-        rounds=True,
     ),
     family("HiDream", make_hidream, hidream),
     family("HiDream, all streams", make_hidream, hidream, options={"target": "all-kv"}),
@@ -230,7 +229,6 @@ FAMILIES = [
             rope_axes_dim=(2, 4, 4),
         ),
         hunyuan,
-        rounds=True,
     ),
     family(
         "CogVideoX",

@@ -5,9 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import torch
 
-from tests.prw.matrix.checks import CHECKS, checks_of, run
+from tests.prw.matrix.checks import CHECKS, checks_of
 from tests.prw.matrix.page import PAGE, page
 from tests.prw.matrix.registry import FAMILIES
 
@@ -24,15 +23,6 @@ def test_a_family_passes(family, tmp_path: Path) -> None:
         folder = tmp_path / name.replace(", ", "-")
         folder.mkdir()
         CHECKS[name](family, folder)
-
-
-@pytest.mark.parametrize("family", [f for f in FAMILIES if f.rounds], ids=lambda family: family.name)
-def test_where_the_base_is_frozen_first_it_is_torch_that_rounds_otherwise(family) -> None:
-    model, inputs = family.made(), family.drawn()
-    frozen = run(family, model, inputs)
-    trainable = run(family, model.requires_grad_(True), inputs)
-    assert not torch.equal(frozen, trainable)
-    assert torch.allclose(frozen, trainable, atol=1e-5)
 
 
 def test_the_page_says_what_the_models_say() -> None:

@@ -78,9 +78,30 @@ def test_routing_is_float32_under_autocast_and_16_bit_inputs():
     with torch.autocast("cpu", dtype=torch.bfloat16):
         decision = decide(hidden, gates, [], PoolSettings())
     assert decision.logits.dtype == torch.float32
-    assert torch.equal(decision.logits, decide(hidden, gates, [], PoolSettings()).logits)
+    assert torch.equal(decision.logits, decide(hidden.bfloat16(), gates, [], PoolSettings()).logits)
     assert decide(hidden.bfloat16(), gates, [], PoolSettings()).probabilities.dtype == torch.float32
     assert decide(hidden.double(), gates, [], PoolSettings()).probabilities.dtype == torch.float64
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("granularity", ["token", "sample"])
+def test_autocast_and_a_16_bit_model_decide_alike(granularity, dtype):
+    """CUDA's autocast gives a projection what its norm made in float32; a 16-bit model gives it 16 bits."""
+    hidden, gates = torch.randn(2, 50, 8), [vector.requires_grad_() for vector in vectors(3, 8)]
+    settings = PoolSettings(granularity=granularity)
+    with torch.autocast("cpu", dtype=dtype):
+        trained = decide(hidden.requires_grad_(), gates, [], settings)
+    drawn = decide(hidden.detach().to(dtype), gates, [], settings)
+    assert all(torch.equal(x, y) for x, y in zip(trained, drawn, strict=True))
+    of_hidden, *of_gates = torch.autograd.grad(trained.weights.sum(), [hidden, *gates])
+    assert of_hidden.dtype == torch.float32 and of_hidden.any() and all(one.any() for one in of_gates)
+
+
+def test_autocast_leaves_float64_alone_as_torch_does():
+    hidden, gates = torch.randn(2, 3, 8).double(), [vector.double() for vector in vectors(2, 8)]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        decision = decide(hidden, gates, [], PoolSettings())
+    assert torch.equal(decision.logits, decide(hidden, gates, [], PoolSettings()).logits)
 
 
 @pytest.mark.parametrize("granularity", ["token", "sample"])

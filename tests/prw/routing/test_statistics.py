@@ -10,6 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import prw
 from prw.routing import Routing, RoutingDecision, statistics_of, top_1
+from prw.routing.merge import owners
 
 VIEWS = {"view", "unsqueeze", "squeeze", "select", "slice", "split", "alias", "_unsafe_view", "expand"}
 
@@ -194,3 +195,26 @@ def test_forwards_as_of_an_earlier_stage_are_counted_with_the_others(make_plain,
         weave.add_expert("d")
         weave.model(hidden)
         grown.statistics()
+
+
+@given(
+    sizes=st.lists(
+        st.lists(st.tuples(st.integers(1, 3), st.integers(1, 4)), min_size=1, max_size=3),
+        min_size=1,
+        max_size=5,
+    ),
+    first=st.integers(0, 3),
+    even=st.booleans(),
+)
+def test_items_are_numbered_by_their_owner(sizes, first, even):
+    if even:
+        sizes = [[(2, 3)] * 2 for _ in sizes]
+    decisions = [
+        RoutingDecision(*(torch.zeros(batch, items),) * 2, *(torch.zeros(batch, items, 2),) * 2)
+        for of_site in sizes
+        for batch, items in of_site
+    ]
+    homes = [first + place for place, of_site in enumerate(sizes) for _ in of_site]
+    pairs = zip(homes, decisions, strict=True)
+    expected = [home for home, decision in pairs for _ in range(decision.expert_ids.numel())]
+    assert owners(decisions, homes, torch.device("cpu")).tolist() == expected

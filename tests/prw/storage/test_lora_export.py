@@ -166,6 +166,33 @@ def test_it_is_measured_on_a_whole_model_and_written_down(make_host, wake, tmp_p
     assert torch.allclose(stock(**host.inputs).logits, alone, atol=1e-5)
 
 
+def test_the_measure_as_of_the_expert_is_of_the_pool_of_its_stage(make_host, wake, tmp_path):
+    host = make_host("llama")
+    weave = prw.inject(host.model, rank=4, experts=["a", "b", "c"])
+    wake(weave)
+    first = weave.export_lora("a", tmp_path / "first", measure=host.inputs)
+    assert first.mean_difference > 0.1
+    assert first.difference_as_of == 0.0
+    text = (tmp_path / "first" / "README.md").read_text()
+    assert "It is not what the pool does" in text
+    assert "weave.as_of('a')" in text
+    assert "as of this expert's stage | 0.000 |" in text
+    middle = weave.export_lora("b", tmp_path / "middle", measure=host.inputs)
+    with weave.as_of("b"):
+        inside = weave.export_lora("b", tmp_path / "inside", measure=host.inputs)
+        assert "The pool has 2 experts (a, b)" in (tmp_path / "inside" / "README.md").read_text()
+        later = weave.export_lora("c", tmp_path / "later", measure=host.inputs)
+    assert inside.mean_difference == inside.difference_as_of == middle.difference_as_of
+    assert (later.chosen, later.difference_as_of) == (0.0, None)
+    last = weave.export_lora("c", tmp_path / "last", measure=host.inputs)
+    assert last.difference_as_of == last.mean_difference
+    with weave.as_of("a"):
+        exact = weave.export_lora("a", tmp_path / "exact", measure=host.inputs)
+    assert exact.exact
+    assert (exact.chosen, exact.mean_difference) == (1.0, 0.0)
+    assert "this LoRA does the same" in (tmp_path / "exact" / "README.md").read_text()
+
+
 def fresh_llama(model):
     again = type(model)(model.config)
     again.load_state_dict(

@@ -138,7 +138,7 @@ def test_an_empty_pool_a_wrapped_model_and_a_pool_switched_off_are_refused(make_
     with pytest.raises(prw.PoolError, match="add_expert"):
         weave.merge()
     wrapped = get_peft_model(make_plain(), prw.PrwConfig(rank=2, experts=["a"]))
-    with pytest.raises(prw.UnsupportedError, match="merge before wrapping"):
+    with pytest.raises(prw.UnsupportedError, match="merge_and_unload"):
         prw.Weave(wrapped).merge()
     with pytest.raises(prw.UnsupportedError, match=r"prw.Weave\(model\).merge\(\)"):
         wrapped.merge_adapter()
@@ -147,6 +147,66 @@ def test_an_empty_pool_a_wrapped_model_and_a_pool_switched_off_are_refused(make_
     host.model.disable_adapters()
     with pytest.raises(prw.PoolError, match="switched off"):
         weave.merge()
+
+
+def test_a_peft_model_with_constant_weights_is_merged_and_unloaded(make_host, wake):
+    for options in ({"experts": ["a"]}, {"experts": ["a", "b"], "gate": "unit", "top_k": 2}):
+        host = make_host("llama")
+        model = get_peft_model(
+            host.model.eval(), prw.PrwConfig(rank=2, modules_to_save=["lm_head"], **options)
+        )
+        wake(prw.Weave(model))
+        with torch.no_grad():
+            model.base_model.model.lm_head.modules_to_save["default"].weight.mul_(2.0)
+        wanted = host.read(model.eval()(**host.inputs))
+        merged = model.merge_and_unload()
+        assert close(host.read(merged(**host.inputs)), wanted)
+        assert merged is host.model
+        assert not any(hasattr(module, "base_layer") for module in merged.modules())
+        assert not hasattr(merged, "peft_config")
+
+
+def test_two_pools_of_a_peft_model_are_merged_together(make_plain, wake):
+    model = get_peft_model(make_plain(), prw.PrwConfig(rank=2, experts=["a"])).eval()
+    model.add_adapter("second", prw.PrwConfig(rank=3, experts=["x"], target_modules=["to_q", "to_k"]))
+    for name in ("default", "second"):
+        wake(prw.Weave(model, name))
+    hidden = torch.randn(2, 5, 8)
+    model.base_model.set_adapter(["default", "second"])
+    wanted = model(hidden)
+    assert close(model.merge_and_unload()(hidden), wanted)
+
+
+def test_only_the_named_pool_of_a_peft_model_is_merged(make_plain, wake):
+    model = get_peft_model(make_plain(), prw.PrwConfig(rank=2, experts=["a"])).eval()
+    model.add_adapter("second", prw.PrwConfig(rank=3, experts=["x"]))
+    for name in ("default", "second"):
+        wake(prw.Weave(model, name))
+    hidden = torch.randn(2, 5, 8)
+    model.set_adapter("second")
+    wanted = model(hidden)
+    assert close(model.merge_and_unload(adapter_names=["second"])(hidden), wanted)
+
+
+def test_a_peft_model_that_cannot_be_merged_is_left_as_it_was(make_plain, wake):
+    model = get_peft_model(make_plain(), prw.PrwConfig(rank=2, experts=["a", "b"])).eval()
+    wake(prw.Weave(model))
+    hidden = torch.randn(2, 5, 8)
+    before = model(hidden)
+    with pytest.raises(prw.UnsupportedError, match="its router chooses"):
+        model.merge_and_unload()
+    assert torch.equal(model(hidden), before)
+
+
+def test_a_safe_merge_refuses_what_is_not_finite(make_plain, wake):
+    model = get_peft_model(make_plain(), prw.PrwConfig(rank=2, experts=["a"])).eval()
+    wake(prw.Weave(model))
+    with torch.no_grad():
+        model.base_model.model.blocks[1].to_v.prw_B0["default"].weight[0, 0] = float("nan")
+    before = model.base_model.model.blocks[0].to_k.base_layer.weight.clone()
+    with pytest.raises(prw.PoolError, match="not be finite"):
+        model.merge_and_unload(safe_merge=True)
+    assert torch.equal(model.base_model.model.blocks[0].to_k.base_layer.weight, before)
 
 
 def test_what_trained_in_the_base_before_trains_again(make_plain):

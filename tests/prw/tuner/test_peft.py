@@ -188,6 +188,19 @@ def test_project_calls_a_plain_linear_too(make_plain):
     assert torch.equal(prw.project(key, hidden, routed=False), key(hidden))
 
 
+def test_a_batch_whose_rows_ask_for_adapters_of_their_own_is_refused(llama, wake):
+    wrapped = get_peft_model(llama.model, prw.PrwConfig(**CONFIG))
+    wrapped.add_adapter("second", prw.PrwConfig(rank=2, experts=["x"]))
+    awake(wrapped.eval(), wake)
+    before = llama.read(wrapped(**llama.inputs))
+    for names in (["default", "second"], ["default", "__base__"], ["default", "default"]):
+        with pytest.raises(prw.UnsupportedError, match=r"adapter_names=\[\.\.\.\].*set_adapter"):
+            wrapped(**llama.inputs, adapter_names=names)
+        with pytest.raises(prw.UnsupportedError, match="adapter_names"):
+            wrapped.generate(**llama.inputs, adapter_names=names, max_new_tokens=1)
+    assert torch.equal(llama.read(wrapped(**llama.inputs, adapter_names=None)), before)
+
+
 def test_what_cannot_be_done_is_refused(llama):
     wrapped = get_peft_model(llama.model, prw.PrwConfig(**CONFIG))
     with pytest.raises(prw.UnsupportedError, match="cannot be merged"):

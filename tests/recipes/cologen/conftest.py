@@ -6,11 +6,21 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 
 import prw
 from recipes.cologen.config import parse_config
 from recipes.cologen.data.vocabulary import VOCABULARY
 from recipes.cologen.flux.tiny import build_tiny_flux, save_tiny_flux
+
+
+@pytest.fixture(scope="module", autouse=True)
+def fresh_accelerate() -> Iterator[None]:
+    """Let each file choose its precision: accelerate keeps the first one of a process and refuses others."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
 
 STAGES = ("inpainting", "grounding", "control")
 """Finished stages; editing is part of the run's config but has not been trained."""

@@ -197,7 +197,7 @@ def test_a_relative_base_is_found_from_any_folder(tmp_path, monkeypatch):
         ),
         (["data.sets.mine.path=photos"], r"data\.sets\.mine: .*expected one of parquet:\.\.\., arrow"),
         (["data.sets.mine.tasks=[edit]"], r"data\.sets\.mine: .*tasks names edit; expected inpainting"),
-        (["data.source=world"], r"data\.sets is given, but data\.source is 'world'"),
+        (["data.source=world"], r"data\.sets names mine, but data\.source is 'world'"),
         (["data.held_out=sets"], r"data\.held_out is 'sets', but data\.held_out_sets names none"),
     ],
 )

@@ -1,5 +1,7 @@
 """The page of costs is what the script writes, and what it extrapolates is what a trace gives."""
 
+from types import SimpleNamespace
+
 import pytest
 
 from recipes.cologen import cost_page
@@ -29,13 +31,28 @@ def test_memory_of_larger_batches_is_that_of_a_trace() -> None:
             "name": "x",
             "base": {"path": "recipes/cologen/assets/tiny_flux"},
             "data": {"source": "folder:x", "size": [16, 24]},
-            "stages": {"inpainting": {"steps": 1}},
+            "stages": {"inpainting": {"steps": 1, "batch_size": 8}},
+            "machine": {"encoders": "offload"},
         }
     )
     shape = find_shape(config.base.path, config.base_path)
     counts = count_parameters(shape, config.pool)
     load = load_of(config, 1, (16, 24), 1)
     steps = [cost_page.step_bytes(shape, config.pool, load._replace(batch=batch)) for batch in (1, 2)]
-    found = cost_page.Study(config, shape, counts, {False: (steps[0], steps[1])})
+    found = cost_page.Study(config, shape, counts, {(False, False): (steps[0], steps[1])})
     traced = estimate_memory(config, shape, counts, load._replace(batch=5))
+    assert traced.load.ahead and traced.load.share == 8
     assert found.memory(5, checkpointing=False).total == pytest.approx(traced.total, rel=1e-3)
+
+
+def test_what_fits_is_marked_where_it_is_tight_or_needs_layers_one_by_one(monkeypatch) -> None:
+    totals = {"offload": 10, "sequential_offload": 5}
+
+    class Found:
+        def memory(self, size, checkpointing, *, quantisation, encoders):
+            return SimpleNamespace(total=totals[encoders] + size)
+
+    assert cost_page._fitting(Found(), 100, None) == "64"
+    assert cost_page._fitting(Found(), 75, None) == "64*"
+    assert cost_page._fitting(Found(), 70, None) == "64 L*"
+    assert cost_page._fitting(Found(), 5, None) == "none"

@@ -54,4 +54,6 @@ def test_a_base_that_train_would_fetch_is_no_problem_and_what_cannot_be_told_yet
     facts = json.loads(answer.read_text())
     assert "problem, base" not in said.getvalue()
     assert "train fetches it" in facts["base"]["where"]
-    assert "whether it fits H100" in facts["base"]["where"] and "hf download" in facts["base"]["where"]
+    unchecked = {one["about"]: one for one in facts["unchecked"]}
+    assert {"base", "picture size", "memory"} <= set(unchecked)
+    assert "hf download" in unchecked["memory"]["how"] and "memory" in unchecked["memory"]["why"]

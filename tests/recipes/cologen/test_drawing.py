@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from recipes.cologen.data.control import canny
@@ -16,6 +17,8 @@ from recipes.cologen.generate import main
 from recipes.cologen.picture_settings import FULL_POOL, NO_EXPERTS, PictureSettings
 from recipes.cologen.pictures import enlarge
 from recipes.cologen.report.run_reader import RunReader
+from recipes.cologen.sample_picture import sample_picture
+from recipes.cologen.training.growth import load_base
 from tests.recipes.cologen.conftest import write_run
 
 PICTURE = World(3).record(0).image
@@ -110,3 +113,21 @@ def test_a_run_without_a_finished_stage_is_refused(finished_run: Path, tmp_path:
     (tmp_path / "config.yaml").write_bytes((finished_run / "config.yaml").read_bytes())
     with pytest.raises(RunFolderError, match="no finished stage yet"):
         DrawingRoom(RunReader(tmp_path))
+
+
+def test_a_picture_is_drawn_with_true_guidance_where_the_run_samples_with_it(finished_run: Path) -> None:
+    run = RunReader(finished_run)
+    model = load_base(run.settings, torch.device("cpu"))
+    guided = run.settings.sampling.model_copy(update={"true_cfg_scale": 3.0})
+    plain, away = (
+        sample_picture(model, run.settings.model_copy(update={"sampling": sampling}), wanted(), [PICTURE])
+        for sampling in (run.settings.sampling, guided)
+    )
+    assert not np.array_equal(plain, away)
+
+
+def test_a_size_is_part_of_the_settings(room: DrawingRoom, finished_run: Path, tmp_path: Path) -> None:
+    settings = wanted(size="32x16", seed=5)
+    drawn = room.draw(settings, PICTURE)
+    assert drawn.image.shape == drawn.source.shape == (16, 32, 3)
+    assert np.array_equal(drawn.image, by_command(finished_run, tmp_path, settings))

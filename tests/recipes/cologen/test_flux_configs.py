@@ -77,7 +77,10 @@ def differing(first, second, prefix=""):
     ("name", "changed"),
     [
         ("flux_kontext", {"name", "base.path", "sampling.guidance"}),
-        ("flux2_klein", {"name", "base.path", "flow.shift_steps", "sampling.steps"}),
+        (
+            "flux2_klein",
+            {"name", "base.path", "flow.shift_steps", "sampling.steps", "sampling.true_cfg_scale"},
+        ),
         ("flux_schnell", {"name", "base.path", "base.max_text_tokens", "sampling.steps"}),
     ],
 )

@@ -6,15 +6,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from recipes.cologen import generate as command
+from recipes.cologen.config import load_config
 from recipes.cologen.data.annotators.opencv import draw_canny
 from recipes.cologen.data.world import World
 from recipes.cologen.generate import main
 from recipes.cologen.pictures import enlarge
 from recipes.cologen.pipeline import CoLoGenPipeline
+from recipes.cologen.pipeline.pixels import own_size
 from recipes.cologen.report.run_reader import RunReader
+from recipes.cologen.sample_picture import size_to_draw, source_of
+from recipes.cologen.training.growth import load_base
 
 PROMPTS = {
     "inpainting": "small red circle top left on gray",
@@ -235,3 +240,61 @@ def test_a_config_may_be_named_and_must_be_the_runs(arguments, finished_run, tmp
     assert "was not trained by --config tiny" in capsys.readouterr().err and not output.exists()
     assert main([*arguments, "--config", "tini", "--output", str(output)]) == 1
     assert "there is no config 'tini'" in capsys.readouterr().err
+
+
+def test_a_size_is_drawn_as_asked_and_the_source_keeps_its_proportions(
+    arguments: list[str], finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wide = np.zeros((16, 32, 3), np.uint8)
+    wide[:, :8], wide[:, 8:24], wide[:, 24:] = (250, 0, 0), (0, 250, 0), (0, 0, 250)
+    Image.fromarray(wide).save(tmp_path / "wide.png")
+    given = [*arguments, "--image", str(tmp_path / "wide.png"), "--native"]
+    seen: list[np.ndarray] = []
+
+    def noted(model, settings, wanted, sources, **more):
+        seen.append(sources[0])
+        return sample(model, settings, wanted, sources, **more)
+
+    sample = command.sample_picture
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(command, "sample_picture", noted)
+        assert main(given) == 0 and main([*given, "--size", "32x16"]) == 0
+        assert main([*given, "--size=16x32"]) == 0
+    assert (seen[0] == (0, 250, 0)).all()  # the run's own 16x16: the middle, not all of it squeezed
+    assert np.array_equal(seen[1], wide) and seen[2].shape == (32, 16, 3)
+    assert pixels_of(tmp_path / "out.png").shape == (32, 16, 3)
+    assert "wide.png is 32x16 pixels; its middle, 16x16, was resized to the model's 16x16." in (
+        capsys.readouterr().err
+    )
+
+
+@pytest.mark.parametrize(
+    ("size", "message"),
+    {
+        "64": "--size: expected WIDTHxHEIGHT of at most 8192 pixels a side, such as 640x480, got '64'",
+        "0x16": "--size: expected WIDTHxHEIGHT",
+        "16x9000": "--size: expected WIDTHxHEIGHT",
+        "16x30": r"multiples of 4 for this base, got 16x30. Try --size 16x32",
+    }.items(),
+)
+def test_a_size_that_cannot_be_is_refused(
+    arguments: list[str], size: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*arguments, "--size", size]) == 1
+    assert re.search(f"error: .*{message}", capsys.readouterr().err)
+
+
+def test_a_picture_without_a_size_is_drawn_at_a_megapixel_at_most(
+    finished_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = load_config(finished_run / "config.yaml", ["data.source=folder:x"])
+    model = load_base(folder, torch.device("cpu"))
+    image = np.zeros((3000, 4000, 3), np.uint8)
+    source = source_of(model, folder, "editing", "make the red circle blue", image)
+    assert source.image.shape[:2] == own_size(3000, 4000, 4) == (884, 1180)
+    assert any("at most 1048576 pixels are drawn" in notice for notice in source.notices)
+    assert size_to_draw(folder, model, image, "64x48") == (48, 64)
+    bucketed = load_config(
+        finished_run / "config.yaml", ["data.source=folder:x", "data.buckets.sizes=[[32,32],[32,64]]"]
+    )
+    assert size_to_draw(bucketed, model, image[:, :3000]) == (32, 32)  # as training gives it

@@ -1,5 +1,6 @@
 """Batches: what the command draws one by one, taken up where they stopped, refused line by line."""
 
+import hashlib
 import json
 import re
 from pathlib import Path
@@ -13,6 +14,7 @@ from recipes.cologen import generate_batch
 from recipes.cologen.data.world import World
 from recipes.cologen.generate import main
 from recipes.cologen.jobs import read_jobs
+from recipes.cologen.report.run_reader import RunReader
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 PICTURE = World(3).record(0).image
@@ -246,3 +248,22 @@ def test_a_missing_file_is_said(finished_run: Path, capsys: pytest.CaptureFixtur
     files = ["--batch", "nowhere.jsonl", "--output", "out"]
     assert main(["--checkpoint", str(finished_run), *files]) == 1
     assert "there is no file of jobs nowhere.jsonl" in capsys.readouterr().err
+
+
+def test_a_job_may_have_a_size_and_one_without_keeps_its_key(finished_run: Path, folder: Path) -> None:
+    sized = {**JOBS[0], "name": "sized", "size": "32x16"}
+    assert batch(finished_run, folder, JOBS[0], sized) == 0
+    assert pixels(folder / "out" / "sized.png").shape == (16, 32, 3)
+    settings = RunReader(finished_run).settings
+    wanted = {
+        "task": "grounding",
+        "prompt": WORDS,
+        "pool": "grounding",
+        "seed": 0,
+        "steps": 2,
+        "guidance": None,
+    }
+    state = hashlib.sha256(json.dumps([settings.fingerprint(), wanted]).encode())
+    state.update(repr(PICTURE.shape).encode() + PICTURE.tobytes() + b"none")
+    with Image.open(folder / "out" / "00001.png") as drawn:  # the key of before there were sizes
+        assert drawn.info[generate_batch.KEY] == state.hexdigest()

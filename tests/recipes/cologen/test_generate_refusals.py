@@ -58,7 +58,7 @@ REFUSALS = {
         "--of-run asks for the run 0123, .*the fingerprint of its config.yaml",
     ),
     "guidance": (["--guidance", "3"], "reads no guidance scale; leave guidance out"),
-    "a gray mask": (["--task", "inpainting", "--mask", "{gray}"], "brighter than half of 255"),
+    "a gray mask": (["--task", "inpainting", "--mask", "{gray}"], "covers the whole picture"),
     "too many pixels": (["--image", "{huge}"], r"too many pixels; at most \d+ million are read. Make it sm"),
     "no folder": (["--output", "nowhere/out.png"], "there is no folder nowhere"),
     "no format": (["--output", "out.txt"], r"out\.txt does not end like a picture"),

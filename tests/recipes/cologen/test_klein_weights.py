@@ -35,7 +35,6 @@ SMALL = [
 def run(tmp_path_factory: pytest.TempPathFactory):
     """Two stages, trained by the real command in a folder like the repository's."""
     folder = tmp_path_factory.mktemp("place")
-    AcceleratorState._reset_state(reset_partial_state=True)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setattr("datasets.config.HF_DATASETS_CACHE", folder / "arrow")

@@ -10,17 +10,16 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image
 
+from recipes.cologen.data.reading import opaque
 from recipes.cologen.errors import PictureError
 from recipes.cologen.pictures import (
     check_output,
     cut_hole,
     enlarge,
     fit_picture,
-    flattened,
     read_mask,
     read_picture,
     read_source,
-    shrink_exactly,
     write_picture,
 )
 
@@ -41,7 +40,10 @@ def test_any_picture_is_brought_to_the_size_and_loss_is_said(
 ) -> None:
     fitted = fit_picture(image, height, width, name="mine")
     assert fitted.image.shape == (height, width, 3) and fitted.image.dtype == np.uint8
-    exact = shrink_exactly(image, height, width) is not None
+    factor = image.shape[0] // height
+    exact = image.shape[:2] == (factor * height, factor * width) and np.array_equal(
+        enlarge(image[::factor, ::factor], factor), image
+    )
     assert (fitted.notice is None) == exact
     assert exact or f"mine is {image.shape[1]}x{image.shape[0]}" in str(fitted.notice)
 
@@ -49,7 +51,7 @@ def test_any_picture_is_brought_to_the_size_and_loss_is_said(
 def test_one_odd_pixel_makes_it_no_enlarged_picture() -> None:
     large = enlarge(np.zeros((4, 4, 3), np.uint8), 8)
     large[5, 5, 1] = 1
-    assert shrink_exactly(large, 4, 4) is None
+    assert fit_picture(large, 4, 4).notice is not None
 
 
 @given(hole=arrays(np.bool_, (5, 6)).filter(lambda values: values.any() and not values.all()))
@@ -67,7 +69,8 @@ PAINTED = st.tuples(sides, sides).flatmap(lambda size: arrays(np.uint8, (*size, 
 @given(pixels=PAINTED)
 def test_transparent_parts_are_on_paper_and_opaque_ones_are_as_they_were(pixels: np.ndarray) -> None:
     for paper, level in (("white", 255), ("black", 0)):
-        image, transparent = flattened(Image.fromarray(pixels), paper)
+        laid, transparent = opaque(Image.fromarray(pixels), paper)
+        image = np.asarray(laid)
         alpha = pixels[..., 3:].astype(float) / 255
         blended = alpha * pixels[..., :3] + (1 - alpha) * level
         assert np.abs(image - blended).max() <= 1 and image.dtype == np.uint8
@@ -84,8 +87,8 @@ CLEAR = {
 
 @pytest.mark.parametrize("make", CLEAR.values(), ids=CLEAR)
 def test_every_kind_of_transparency_counts(make: Callable[[], Image.Image]) -> None:
-    image, transparent = flattened(make())
-    assert transparent and (image == 255).all()
+    laid, transparent = opaque(make())
+    assert transparent and (np.asarray(laid) == 255).all()
 
 
 def test_a_colour_that_stands_for_nothing_is_transparent_and_stays_said(tmp_path: Path) -> None:
@@ -116,14 +119,32 @@ def test_a_mask_paints_where_it_is_white_and_there(tmp_path: Path) -> None:
 
 
 @given(level=st.integers(0, 255))
-def test_a_mask_paints_above_half(level: int) -> None:
-    mask = np.zeros((1, 2, 3), np.uint8)
-    mask[0, 0] = level
-    if level > 127:
-        assert (cut_hole(np.full((1, 2, 3), 9, np.uint8), mask)[0, 0] == 0).all()
-    else:
-        with pytest.raises(PictureError, match="brighter than half of 255"):
-            cut_hole(np.full((1, 2, 3), 9, np.uint8), mask)
+def test_a_mask_paints_above_half_of_its_brightest_point(level: int) -> None:
+    mask = np.zeros((1, 3, 3), np.uint8)
+    mask[0, 0], mask[0, 1] = 255, level
+    source = cut_hole(np.full((1, 3, 3), 9, np.uint8), mask)
+    assert (source == 0).all(-1).tolist() == [[True, level > 127, False]]
+
+
+def test_hole_and_picture_come_to_a_size_together() -> None:
+    image = np.full((8, 16, 3), 200, np.uint8)
+    mask = np.zeros((8, 16, 3), np.uint8)
+    mask[2:6, 6:10] = 255
+    seen = cut_hole(image, mask, (4, 4))  # the middle, 8 x 8, at half the size
+    assert [tuple(place) for place in np.argwhere((seen == 0).all(-1))] == [(1, 1), (1, 2), (2, 1), (2, 2)]
+    assert np.array_equal(cut_hole(image, mask[::2, ::2], (4, 4)), seen)  # stretched over the picture
+    holed = image.copy()
+    holed[mask[..., 0] > 0] = 0
+    black = (cut_hole(holed, None, (4, 4)) == 0).all(-1)
+    assert np.array_equal(black, (seen == 0).all(-1))
+
+
+def test_another_shape_keeps_its_middle_and_its_proportions() -> None:
+    wide = np.zeros((10, 30, 3), np.uint8)
+    wide[:, 10:20] = 255
+    fitted = fit_picture(wide, 20, 20, "mine")
+    assert fitted.image.min() > 190
+    assert fitted.notice == "mine is 30x10 pixels; its middle, 10x10, was resized to the model's 20x20."
 
 
 def test_no_hole_and_nothing_but_a_hole_are_refused() -> None:

@@ -9,7 +9,6 @@ import pytest
 import torch
 import yaml
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 from diffusers.models.attention_dispatch import _AttentionBackendRegistry
 from PIL import Image
 from safetensors.torch import load_file
@@ -24,14 +23,6 @@ from recipes.cologen.training.batches import batches
 from recipes.cologen.training.growth import curriculum, grow, load_base
 from recipes.cologen.training.sources import training_records
 from recipes.cologen.training.step import Trainee, batch_loss, encode
-
-
-@pytest.fixture(scope="module", autouse=True)
-def own_precision():
-    """Accelerate keeps the first precision of a process; this base is in bfloat16, others' are not."""
-    AcceleratorState._reset_state(reset_partial_state=True)
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.fixture(scope="module")

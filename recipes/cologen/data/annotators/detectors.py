@@ -23,7 +23,7 @@ _LINEART_SIDES = 4
 
 
 class DetectorAnnotator:
-    """HED's soft edges, white on black, or line art, dark on white.
+    """HED's soft edges, or line art; both white on black.
 
     Args:
         map_kind: `soft_edge` or `lineart`.
@@ -73,7 +73,7 @@ class DetectorAnnotator:
         return torch.stack(grown).mean(0).sigmoid()
 
     def _lines(self, pixels: Tensor) -> Tensor:
-        """Lines dark on white, 0..1: [batch, 1, height, width]."""
+        """Lines white on black, 0..1: [batch, 1, height, width]; the network itself draws dark on white."""
         height, width = pixels.shape[-2:]
         below, beside = -height % _LINEART_SIDES, -width % _LINEART_SIDES
         padded = F.pad(pixels.to(self._dtype) / 255, (0, beside, 0, below), mode="replicate")

@@ -14,11 +14,17 @@ from torch import Tensor
 from recipes.cologen.config_annotators import OPTIONS, AnnotatorSettings
 from recipes.cologen.data.record import Image
 
+_FORM = 2
+"""Counts up whenever the same options draw another map."""
+
 
 def draw_canny(image: Image, low: float = 100, high: float = 200) -> Image:
-    """White edges on black, by Canny's detector in each channel with two thresholds."""
-    channels = [cv2.Canny(np.ascontiguousarray(image[..., c]), low, high) for c in range(3)]
-    return as_gray(np.max(channels, axis=0).astype(np.float32))
+    """White edges on black, by Canny's detector with two thresholds, called once on the colours.
+
+    OpenCV then takes each pixel's strongest gradient over the channels, as ControlNet's maps are made
+    (https://github.com/lllyasviel/ControlNet-v1-1-nightly, annotator/canny).
+    """
+    return as_gray(cv2.Canny(np.ascontiguousarray(image), low, high).astype(np.float32))
 
 
 def draw_soft_edge(image: Image, blur: float = 0.8) -> Image:
@@ -28,8 +34,12 @@ def draw_soft_edge(image: Image, blur: float = 0.8) -> Image:
 
 
 def draw_lineart(image: Image, threshold: float = 30) -> Image:
-    """Dark lines on white wherever the picture changes by more than so many levels."""
-    return as_gray(np.where(_steps(image) > threshold, 20.0, 255.0).astype(np.float32))
+    """White lines on black wherever the picture changes by more than so many levels.
+
+    White on black, as ControlNet 1.1 and controlnet_aux give line art to a network: both turn round what
+    their detector draws dark on white.
+    """
+    return as_gray(np.where(_steps(image) > threshold, 255.0, 0.0).astype(np.float32))
 
 
 DRAWERS: dict[str, Callable[..., Image]] = {
@@ -64,7 +74,7 @@ class OpenCvAnnotator:
 
     def fingerprint(self) -> str:
         """Short hash of the map, its options and OpenCV's version."""
-        told = repr((self.map_kind, sorted(self.options.items()), cv2.__version__))
+        told = repr((_FORM, self.map_kind, sorted(self.options.items()), cv2.__version__))
         return hashlib.sha256(told.encode()).hexdigest()[:16]
 
 

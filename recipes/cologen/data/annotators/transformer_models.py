@@ -92,9 +92,16 @@ class TransformersAnnotator:
 
 
 def depth_levels(depth: Tensor) -> Tensor:
-    """Depth [batch, height, width], nearest largest, each stretched: gray uint8 [batch, 3, height, width]."""
-    low, high = (edge.view(-1, 1, 1) for edge in (depth.amin((1, 2)), depth.amax((1, 2))))
-    levels = (255 * (depth - low) / (high - low).clamp_min(1e-12)).round().clamp(0, 255)
+    """Depth [batch, height, width], nearest largest, each stretched: gray uint8 [batch, 3, height, width].
+
+    Each map is stretched over its finite values. A pixel without one (half precision may overflow) counts as
+    farthest; a map without any is black.
+    """
+    finite = depth.isfinite()
+    low = depth.where(finite, depth.new_tensor(torch.inf)).amin((1, 2), keepdim=True)
+    high = depth.where(finite, depth.new_tensor(-torch.inf)).amax((1, 2), keepdim=True)
+    shares = (depth.where(finite, low) - low) / (high - low).clamp_min(1e-12)
+    levels = (255 * shares).nan_to_num(0.0).round().clamp(0, 255)
     return levels.to(torch.uint8)[:, None].expand(-1, 3, -1, -1)
 
 

@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from recipes.cologen.data.layouts.layout import Layout, Reading, text_of
+from recipes.cologen.data.layouts.layout import Layout, Reading
 from recipes.cologen.data.layouts.regions import class_regions
 from recipes.cologen.data.licences import UNSTATED
 from recipes.cologen.data.raw import RawRecord
+from recipes.cologen.data.text import text_of
 
 _IGNORED = (255,)
 """Class number of pixels without a class, in both captioned sets."""

@@ -8,10 +8,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from recipes.cologen.data.layouts.layout import Layout, Reading, is_text, text_of
+from recipes.cologen.data.layouts.layout import Layout, Reading
 from recipes.cologen.data.licences import UNSTATED
 from recipes.cologen.data.raw import RawPair, RawRecord
 from recipes.cologen.data.sources.rows import Row
+from recipes.cologen.data.text import is_text, text_of
 
 
 class _Columns(NamedTuple):

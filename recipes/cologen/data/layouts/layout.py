@@ -96,13 +96,3 @@ class Layout:
     """The column that `additions` are matched by."""
     needs: str | None = None
     """What `additions` must bring, because the published rows lack it."""
-
-
-def is_text(value: Any) -> bool:
-    """Whether a value is a caption or prompt that says something."""
-    return isinstance(value, str) and bool(value.strip())
-
-
-def text_of(value: Any) -> str:
-    """A caption or prompt without blanks around it; empty where there is none."""
-    return value.strip() if isinstance(value, str) else ""

@@ -10,10 +10,12 @@ from PIL import Image as PilImage
 from pydantic import ValidationError
 
 from recipes.cologen.data.folder_metadata import ObjectLine
-from recipes.cologen.data.layouts.layout import Layout, Reading, text_of
+from recipes.cologen.data.layouts.layout import Layout, Reading
 from recipes.cologen.data.licences import UNSTATED
 from recipes.cologen.data.needs import needs_of
 from recipes.cologen.data.raw import RawObject, RawPair, RawRecord
+from recipes.cologen.data.reading import mask_of
+from recipes.cologen.data.text import text_of
 
 ALL_TASKS = ("inpainting", "grounding", "control", "customization", "editing")
 
@@ -44,7 +46,7 @@ def _plain(value: Any) -> Any:
 def _object(reading: Reading, item: Any, picture: PilImage.Image) -> RawObject:
     mask = None
     if item.get("mask"):
-        mask = np.asarray(reading.picture(item["mask"]).convert("L")) > 0
+        mask = mask_of(reading.picture(item["mask"]))
     try:
         line = ObjectLine(label=item.get("label"), category=item.get("category"), bbox=item.get("bbox"))
     except ValidationError as error:

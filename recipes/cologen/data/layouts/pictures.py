@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from recipes.cologen.data.layouts.layout import Layout, Reading, text_of
+from recipes.cologen.data.layouts.layout import Layout, Reading
 from recipes.cologen.data.layouts.regions import coco_object, polygon_mask
 from recipes.cologen.data.raw import RawObject, RawRecord
 from recipes.cologen.data.sources.rows import Row
+from recipes.cologen.data.text import text_of
 
 
 def _added_objects(reading: Reading, size: tuple[int, int]) -> Iterator[RawObject]:

@@ -6,11 +6,12 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from recipes.cologen.data.layouts.layout import Layout, Reading, text_of
+from recipes.cologen.data.layouts.layout import Layout, Reading
 from recipes.cologen.data.layouts.regions import coco_object
 from recipes.cologen.data.licences import UNSTATED
 from recipes.cologen.data.raw import RawRecord
 from recipes.cologen.data.sources.rows import Row
+from recipes.cologen.data.text import text_of
 
 # fmt: off
 COCO_CLASSES = {

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from recipes.cologen.data.layouts.layout import Layout, Reading, text_of
+from recipes.cologen.data.layouts.layout import Layout, Reading
 from recipes.cologen.data.raw import RawPair, RawRecord
 from recipes.cologen.data.sources.rows import Row
+from recipes.cologen.data.text import text_of
 
 _SCORES = ("compositeStructure", "objectConsistency", "imageQuality")
 
@@ -31,8 +32,11 @@ def _subjects_texts(row: Row) -> Sequence[Any]:
 def _subjects_record(reading: Reading) -> RawRecord:
     """The left picture leads to the right one (variant 0), or the right one to the left (variant 1).
 
-    The two stand side by side, each with a border, and as much between them: 528 x 1056 are two of 512 with
-    borders of 8 pixels on all sides, 1040 x 2080 two of 1024.
+    The two stand side by side, each with a border of its own: by the published 1056 x 528 pixels two of
+    512 with 8 pixels on all four sides, so the right one begins at 528 + 8 = 536 (2080 x 1040: two of
+    1024). OminiControl's own loader (omini/train_flux/train_subject.py) takes the border between them once
+    and begins at 528, which shows 8 columns of border and loses the last 8 of the picture; `right: 528` does
+    the same.
     """
     both = reading.picture(reading.row["image"])
     padding = round(reading.options["padding"])
@@ -42,9 +46,13 @@ def _subjects_record(reading: Reading) -> RawRecord:
             f"the picture is {both.width}x{both.height}; expected two squares side by side with a border of "
             f"{padding} pixels each (option `padding`)"
         )
-    pictures = [
-        both.crop((left, padding, left + side, padding + side)) for left in (padding, 3 * padding + side)
-    ]
+    right = round(reading.options["right"]) or 3 * padding + side
+    if not padding + side <= right <= both.width - side:
+        raise reading.broken(
+            f"the right picture cannot begin at {right} (option `right`): the left one ends at "
+            f"{padding + side}, and {side} pixels of {both.width} must follow"
+        )
+    pictures = [both.crop((left, padding, left + side, padding + side)) for left in (padding, right)]
     return _directed(reading, pictures, _subjects_texts(reading.row), reading.row["quality_assessment"])
 
 
@@ -93,7 +101,7 @@ SUBJECTS200K = Layout(
     light=("quality_assessment", "description"),
     texts=_subjects_texts,
     reject=_subjects_reject,
-    options={"min_score": 5, "padding": 8},
+    options={"min_score": 5, "padding": 8, "right": 0},
     record=_subjects_record,
     variants=2,
     size="about 207,000 rows",

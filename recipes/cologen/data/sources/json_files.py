@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 from array import array
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
+from recipes.cologen.data.sources.json_stream import json_elements
+from recipes.cologen.data.sources.packed import PackedBytes
 from recipes.cologen.data.sources.rows import Row, matching_files
+from recipes.cologen.data.text import decoded_text
 from recipes.cologen.errors import BrokenPictureError, DataSetError
+
+_UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
 class JsonRows:
     """The objects of some JSON files.
 
-    A `.json` file is held in memory; of a `.jsonl` only where its lines begin.
+    Of a `.jsonl` is held where its lines begin: 16 bytes a row. A `.json` is held as its text, in one buffer,
+    and so is a `.jsonl` in UTF-16, whose lines cannot be found by their bytes.
 
     Args:
         path: Comma-separated paths and glob patterns.
@@ -29,16 +37,16 @@ class JsonRows:
     def __init__(self, path: str, origin: str) -> None:
         """Read the lists, find the lines; see the class."""
         self._files = matching_files(path, origin)
-        self._lists: dict[int, list[Any]] = {}
+        self._held: dict[int, PackedBytes] = {}
+        # Per row: its file, and where it begins there; of a held file its number.
         self._file_of, self._place_of = array("l"), array("q")
         for number, file in enumerate(self._files):
-            if file.suffix == ".jsonl":
+            if file.suffix != ".jsonl":
+                self._hold(number, PackedBytes(_list_texts(file, origin)))
+            elif _is_utf16(file):
+                self._hold(number, PackedBytes(_utf16_lines(file, origin)))
+            else:
                 self._find_lines(number)
-                continue
-            values = _read_list(str(file), origin)
-            self._lists[number] = values
-            self._file_of.extend([number] * len(values))
-            self._place_of.extend(range(len(values)))
         if not self._file_of:
             raise DataSetError(f"{origin}: {path} holds no rows")
 
@@ -47,26 +55,46 @@ class JsonRows:
         return len(self._file_of)
 
     def row(self, index: int) -> Row:
-        """The row at an index."""
+        """The row at an index.
+
+        Raises:
+            BrokenPictureError: It is no JSON object in UTF-8.
+        """
         number, place = self._file_of[index], self._place_of[index]
-        if number in self._lists:
-            value = self._lists[number][place]
-        else:
-            with self._files[number].open("rb") as lines:
-                lines.seek(place)
-                value = self._parse(lines.readline(), index)
-        if not isinstance(value, dict):
-            raise BrokenPictureError(f"{self.name(index)}: expected an object, got {value!r:.40}")
-        return value
+        if number in self._held:
+            return self._parse(self._held[number][place], index)
+        with self._files[number].open("rb") as lines:
+            lines.seek(place)
+            return self._parse(lines.readline(), index)
 
     def name(self, index: int) -> str:
         """The row's file and number."""
         return f"{self._files[self._file_of[index]].name}/{index}"
 
-    def scan(self, columns: Sequence[str]) -> Iterator[Row]:
-        """All rows in order."""
-        for index in range(len(self)):
-            yield self.row(index) if columns else {}
+    def scan(self, columns: Sequence[str]) -> Iterator[Row | BrokenPictureError]:
+        """All rows in order; each file is opened once."""
+        if not columns:
+            yield from ({} for _ in range(len(self)))
+            return
+        for index, content in enumerate(self._contents()):
+            try:
+                yield self._parse(content, index)
+            except BrokenPictureError as error:
+                yield error
+
+    def _contents(self) -> Iterator[bytes]:
+        """The JSON of every row, in order."""
+        for number, file in enumerate(self._files):
+            if number in self._held:
+                yield from self._held[number]
+                continue
+            with file.open("rb") as lines:
+                yield from (line for line in lines if line.strip())
+
+    def _hold(self, number: int, rows: PackedBytes) -> None:
+        self._held[number] = rows
+        self._file_of.extend([number] * len(rows))
+        self._place_of.extend(range(len(rows)))
 
     def _find_lines(self, number: int) -> None:
         place = 0
@@ -77,28 +105,31 @@ class JsonRows:
                     self._place_of.append(place)
                 place += len(line)
 
-    def _parse(self, line: bytes, index: int) -> Any:
+    def _parse(self, line: bytes, index: int) -> Row:
         try:
-            return json.loads(line)
-        except ValueError as error:
+            value: Any = json.loads(decoded_text(line))
+        except (ValueError, RecursionError) as error:
             raise BrokenPictureError(f"{self.name(index)}: not a JSON object in UTF-8 ({error})") from error
+        if not isinstance(value, dict):
+            raise BrokenPictureError(f"{self.name(index)}: expected an object, got {value!r:.40}")
+        return value
 
 
-def _read_list(file: str, origin: str) -> list[Any]:
-    values = read_json(file, origin)
-    if not isinstance(values, list):
-        raise DataSetError(f"{origin}: {file} should hold a list, but holds {type(values).__name__}")
-    return values
+def _list_texts(file: Path, origin: str) -> Iterator[bytes]:
+    for element in json_elements(file, origin):
+        if element.key is not None:
+            raise DataSetError(f"{origin}: {file} should hold a list, but holds dict")
+        yield element.text.encode("utf-8", "surrogatepass")
 
 
-def read_json(file: str, origin: str) -> Any:
-    """What a JSON file holds.
+def _is_utf16(file: Path) -> bool:
+    with file.open("rb") as content:
+        return content.read(2) in _UTF16
 
-    Raises:
-        DataSetError: It is missing or no JSON.
-    """
+
+def _utf16_lines(file: Path, origin: str) -> Iterator[bytes]:
     try:
-        with open(file, "rb") as content:  # noqa: PTH123 - a path from a glob stays text
-            return json.load(content)
-    except (OSError, ValueError) as error:
-        raise DataSetError(f"{origin}: {file} cannot be read as JSON ({error})") from error
+        text = decoded_text(file.read_bytes())
+    except BrokenPictureError as error:
+        raise DataSetError(f"{origin}: {file}: {error}") from error
+    return (line.encode() for line in text.split("\n") if line.strip())

@@ -1,8 +1,9 @@
 """Rows of tar shards in the layout of webdataset, read by index: no sample is before another.
 
-A sample is a run of members with one name but for their extensions. Its row has every member by extension
-(`jpg`, `source.png`, `cls` ...) and what the member `json` holds by key. Two shorthands: a picture `NAME.jpg`
-is also there as `NAME`, the first picture without a name as `image`; `txt` is also there as `text`.
+A sample is all members of one shard with one name but for their extensions, next to each other or not. Its
+row has every member by extension (`jpg`, `source.png`, `cls` ...) and what the member `json` holds by key.
+Two shorthands: a picture `NAME.jpg` is also there as `NAME`, the first picture without a name as `image`;
+`txt` is also there as `text`.
 Only plain tars can be read from the middle, so compressed ones are refused.
 """
 
@@ -13,20 +14,31 @@ import tarfile
 from array import array
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from recipes.cologen.data.sources.rows import Row, matching_files
+from recipes.cologen.data.sources.rows import Row, is_system_file, matching_files
+from recipes.cologen.data.text import decoded_text
 from recipes.cologen.errors import BrokenPictureError, DataSetError
 
 PICTURES = ("jpg", "jpeg", "png", "webp", "tif", "tiff", "bmp")
 _TEXTS = ("json", "txt")
 
 
+class _Member(NamedTuple):
+    """Where the bytes of a member start, how many they are, and the number of its extension."""
+
+    offset: int
+    size: int
+    kind: int
+
+
 class ShardRows:
     """The samples of some tar shards.
 
     Only where members lie is kept, in flat arrays: 24 bytes a member, 16 a sample. Headers are read when the
-    shards are opened, pixels when a row is asked for.
+    shards are opened, pixels when a row is asked for. What an operating system wrote (`._a.jpg`,
+    `.DS_Store`, `__MACOSX/`) is no member. A member that a sample has already begins another sample of its
+    name.
 
     Args:
         path: Comma-separated paths and glob patterns.
@@ -70,32 +82,44 @@ class ShardRows:
         shard = self._shards[index]
         return f"{self._files[shard].name}/{index - self._first_of_shard[shard]}"
 
-    def scan(self, columns: Sequence[str]) -> Iterator[Row]:
+    def scan(self, columns: Sequence[str]) -> Iterator[Row | BrokenPictureError]:
         """All samples in order, without their pictures."""
         for index in range(len(self)):
-            yield self._read(index, _TEXTS) if columns else {}
+            try:
+                yield self._read(index, _TEXTS) if columns else {}
+            except BrokenPictureError as error:
+                yield error
 
     def _index(self, place: int, file: Path, numbers: dict[str, int], origin: str) -> None:
+        """Find the members of one shard and keep them sample by sample, in the order of first members."""
         split_name = _name_splitter(origin)
-        before = None
+        samples: list[list[_Member]] = []
+        open_samples: dict[str, int] = {}
         try:
             with tarfile.open(file, "r:") as shard:
                 while (member := shard.next()) is not None:
                     key, extension = split_name(member.name)
-                    if not member.isfile() or key is None:
+                    if not member.isfile() or key is None or is_system_file(member.name):
                         continue
-                    if key != before:
-                        self._shards.append(place)
-                        self._firsts.append(len(self._offsets))
-                        before = key
-                    self._offsets.append(member.offset_data)
-                    self._sizes.append(member.size)
-                    self._kinds.append(numbers.setdefault(extension.lower(), len(numbers)))
+                    kind = numbers.setdefault(extension.lower(), len(numbers))
+                    number = open_samples.get(key)
+                    if number is None or any(kind == other.kind for other in samples[number]):
+                        open_samples[key] = number = len(samples)
+                        samples.append([])
+                    samples[number].append(_Member(member.offset_data, member.size, kind))
         except (tarfile.TarError, OSError) as error:
             raise DataSetError(
                 f"{origin}: {file} cannot be read as a plain tar ({error}). Unpack a compressed shard "
                 "first: gunzip FILE.tar.gz"
             ) from error
+
+        for sample in samples:
+            self._shards.append(place)
+            self._firsts.append(len(self._offsets))
+            for one in sample:
+                self._offsets.append(one.offset)
+                self._sizes.append(one.size)
+                self._kinds.append(one.kind)
 
     def _read(self, index: int, only: Sequence[str] | None) -> Row:
         """A sample's members, or only those with certain extensions."""
@@ -116,12 +140,13 @@ class ShardRows:
                 row.setdefault(stem or "image", content)
         try:
             if "txt" in members:
-                row["text"] = members["txt"].decode("utf-8").strip()
-            values = json.loads(members["json"]) if "json" in members else {}
-        except ValueError as error:
-            raise BrokenPictureError(
-                f"{name}: its text is not UTF-8, or its json no JSON ({error})"
-            ) from error
+                row["text"] = decoded_text(members["txt"]).strip()
+        except BrokenPictureError as error:
+            raise BrokenPictureError(f"{name}: {error}") from error
+        try:
+            values = json.loads(decoded_text(members["json"])) if "json" in members else {}
+        except (ValueError, RecursionError) as error:
+            raise BrokenPictureError(f"{name}: its json is no JSON in UTF-8 ({error})") from error
         return {**row, **members, **(values if isinstance(values, dict) else {})}
 
 

@@ -12,11 +12,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from PIL import Image as PilImage
-
 from recipes.cologen.data.class_colours import CLASSES
-from recipes.cologen.data.sources.rows import Row
-from recipes.cologen.errors import DataSetError
+from recipes.cologen.data.decoding import stored_size
+from recipes.cologen.data.sources.rows import Row, is_system_file
+from recipes.cologen.errors import BrokenPictureError, DataSetError
 
 SIGNS = "symbols"
 """Tux Paint's folder of letters, coins and signs."""
@@ -96,7 +95,11 @@ class StampScenes:
 
 def _stamps(root: Path, min_side: int, origin: str) -> Iterator[Stamp]:
     """All stamps with a description, sorted by file."""
-    files = sorted(file for file in root.rglob("*.png") if file.with_suffix(".txt").is_file())
+    files = sorted(
+        file
+        for file in root.rglob("*.png")
+        if file.with_suffix(".txt").is_file() and not is_system_file(file.relative_to(root).as_posix())
+    )
     kinds = sorted({file.relative_to(root).parts[0] for file in files})
     if len(kinds) >= CLASSES:
         raise DataSetError(
@@ -130,9 +133,8 @@ def described(text: str, stem: str) -> tuple[str, str]:
 
 def _longer_side(file: Path, origin: str) -> int:
     try:
-        with PilImage.open(file) as picture:
-            return max(picture.size)
-    except (OSError, SyntaxError, ValueError) as error:
+        return max(stored_size(file))
+    except BrokenPictureError as error:
         raise DataSetError(f"{origin}: {file} is no picture ({error}); mend or remove it") from error
 
 

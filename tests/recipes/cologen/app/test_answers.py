@@ -164,3 +164,15 @@ def test_where_whole_samples_are_routed_the_sites_are_drawn_instead() -> None:
     assert share_maps(routing) is None
     assert shares_picture(routing, np.zeros((8, 8, 3), np.uint8)) is not None
     assert shares_picture(None, np.zeros((8, 8, 3), np.uint8)) is None
+
+
+def test_a_size_is_drawn_and_too_large_a_one_is_refused(answers: Answers) -> None:
+    asked = ASKED["grounding"]._replace(size=" 32 x 16 ")
+    assert answers.draw(asked).picture.shape[:2] == (256, 512)
+    for size, message in (
+        ("big", "the size: expected WIDTHxHEIGHT"),
+        ("2048x2048", "4194304 pixels; at most 1048576 are drawn here"),
+        ("30x16", "multiples of 4"),
+    ):
+        with pytest.raises(CologenError, match=message):
+            answers.draw(asked._replace(size=size))

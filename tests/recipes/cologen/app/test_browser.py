@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Locator, Page, Request, Response, expect, sync_playwright
 
 from recipes.cologen.data.scene import Scene, SceneObject, draw
 from recipes.cologen.generate import main
@@ -258,3 +258,65 @@ def test_two_windows_at_once_get_each_their_own(
         assert np.array_equal(by_command(settings), picture)
     keep(page, "editing", tmp_path)
     other.context.close()
+
+
+def faults_of(page: Page) -> list[str]:
+    """Collect what goes wrong on a page from now on: refused or failed requests, errors of its scripts."""
+    faults: list[str] = []
+    page.on("pageerror", lambda error: faults.append(str(error)))
+    page.on("console", lambda said: faults.append(said.text) if said.type == "error" else None)
+
+    def answered(response: Response) -> None:
+        if response.status >= 400:
+            faults.append(f"{response.status} {response.url}")
+
+    def failed(request: Request) -> None:
+        # The page itself closes a stream of answers, and leaves a download to the browser.
+        if request.failure != "net::ERR_ABORTED":
+            faults.append(f"{request.failure} {request.url}")
+
+    page.on("response", answered)
+    page.on("requestfailed", failed)
+    return faults
+
+
+def clickable(page: Page) -> list[Locator]:
+    """All that is visible on the open tab and can be clicked; what takes a picture away comes last."""
+    tab = page.locator("[role=tabpanel]:visible")
+    found = tab.locator("button:visible, input[type=radio]:visible, input[type=range]:visible")
+    last = ("Remove Image", "Clear canvas", "Clear")
+    each = [one for one in found.all() if one.is_enabled()]
+    return sorted(each, key=lambda one: (one.get_attribute("aria-label") or "") in last)
+
+
+def test_all_that_can_be_clicked_answers(browser: Browser, address: str) -> None:
+    context = browser.new_context(
+        viewport={"width": 1280, "height": 1400},
+        accept_downloads=True,
+        permissions=["clipboard-read", "clipboard-write"],
+    )
+    page = context.new_page()
+    faults = faults_of(page)
+    page.goto(address)
+    tabs = page.get_by_role("tab")
+    expect(tabs.first).to_be_visible()
+    for task in tabs.all_inner_texts():
+        page.get_by_role("tab", name=task).click()
+        page.locator(f"#{task}-try").click()
+        expect(page.locator(f"#{task}-image img")).to_be_visible()
+        offered = page.locator("button.gallery-item:visible")
+        for prompt in offered.all_inner_texts():
+            offered.get_by_text(prompt, exact=True).click()
+            expect(page.locator(f"#{task}-prompt textarea")).to_have_value(prompt)
+        page.locator(f"#{task}-draw").click()
+        drawn(page, task)
+        expect(page.locator(f"#{task}-settings")).to_be_enabled()
+        for one in [each.element_handle() for each in clickable(page)]:
+            if one.is_visible() and one.is_enabled():
+                one.click(timeout=10_000, force=True)
+                page.wait_for_timeout(200)
+                page.keyboard.press("Escape")  # of a menu that opened
+        assert faults == [], task
+    page.get_by_role("button", name="Words that it reads").click()
+    assert faults == []
+    context.close()

@@ -3,10 +3,13 @@
 import asyncio
 import io
 import json
+import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import gradio as gr
 import pytest
+from gradio.routes import App
 from PIL import Image
 
 from recipes.cologen.app.guard import FORM_BYTES, Guard, Message, Receive, Scope, Send
@@ -98,7 +101,7 @@ def test_what_the_page_needs_gets_through_with_a_policy(tmp_path: Path, method: 
         ("GET", "/gradio_api/file={folder}/link"),
         ("GET", "/assets/%2e%2e/x"),
         ("GET", "/monitoring"),
-        ("POST", "/gradio_api/run/predict"),
+        ("POST", "/gradio_api/run/draw"),
         ("POST", "/gradio_api/call/draw"),
         ("POST", "/gradio_api/vibe-edit"),
         ("DELETE", "/"),
@@ -163,3 +166,108 @@ def test_a_body_without_end_is_cut_off_whatever_its_header_says(tmp_path: Path) 
     got = ask(tmp_path, "POST", JOIN, body, {"content-length": "2"})
     assert (got.status, got.inside) == (413, None)
     assert ask(tmp_path, "POST", JOIN, body[:-10] + b"]").status == 200
+
+
+OPEN_ROUTES = {
+    "GET": {
+        "/",
+        "/config",
+        "/theme.css",
+        "/favicon.ico",
+        "/manifest.json",
+        "/assets/{path:path}",
+        "/static/{path:path}",
+        "/svelte/{path:path}",
+        "/gradio_api/info",
+        "/gradio_api/startup-events",
+        "/gradio_api/app_id",
+        "/gradio_api/queue/data",
+        "/gradio_api/upload_progress",
+        "/gradio_api/heartbeat/{session_hash}",
+        "/gradio_api/theme.css",
+    },
+    "POST": {
+        "/gradio_api/queue/join",
+        "/gradio_api/run/{api_name}",  # as `predict` alone: how the client sends events that are not queued
+        "/gradio_api/upload",
+        "/gradio_api/component_server",
+        "/gradio_api/reset",
+        "/gradio_api/cancel",
+    },
+}
+"""Routes of gradio that its client needs on a page of pictures, buttons and text."""
+CLOSED_ROUTES = {
+    "accounts; the page asks nobody who they are": (
+        *("/login", "/logout", "/gradio_api/user", "/gradio_api/login_check", "/gradio_api/token"),
+    ),
+    "an API; every event of the page is private": (
+        *("/gradio_api/api/{api_name}", "/gradio_api/call/{api_name}", "/gradio_api/call/v2/{api_name}"),
+        *("/gradio_api/call/{api_name}/{event_id}", "/gradio_api/call/v2/{api_name}/{event_id}"),
+        *("/gradio_api/openapi.json", "/openapi.json", "/gradio_api/queue/status"),
+    ),
+    "monitoring, and what was run": (
+        *("/monitoring", "/monitoring/summary", "/monitoring/{key}", "/gradio_api/runs"),
+        *("/gradio_api/run-history/connect", "/gradio_api/run-history/buckets"),
+        *("/gradio_api/run-history/records",),
+        "/gradio_api/run-history/records/{endpoint}/{record_id}/assets/{asset_id}",
+    ),
+    "developing": (
+        *("/gradio_api/dev/reload", "/gradio_api/vibe-edit", "/gradio_api/undo-vibe-edit"),
+        *("/gradio_api/vibe-code", "/gradio_api/vibe-starter-queries"),
+    ),
+    "files by their address, and other servers'": (
+        *("/gradio_api/proxy={url_path:path}", "/gradio_api/file/{path:path}"),
+        "/gradio_api/custom_component/{id}/{environment}/{type}/{file_name}",
+    ),
+    "sound and video": (
+        *("/gradio_api/stream/{event_id}", "/gradio_api/stream/{event_id}/close"),
+        "/gradio_api/stream/{session_hash}/{run}/{component_id}/playlist.m3u8",
+        "/gradio_api/stream/{session_hash}/{run}/{component_id}/{segment_id}.{ext}",
+        "/gradio_api/stream/{session_hash}/{run}/{component_id}/playlist-file",
+        "/gradio_api/process_recording",
+    ),
+    "an installed page, search engines, links to a state": (
+        *("/pwa_icon", "/pwa_icon/{size}", "/robots.txt", "/gradio_api/deep_link"),
+    ),
+    "an upload, which is asked for by its own file": ("/gradio_api/file={path_or_url:path}",),
+}
+"""Routes that the page does without, by what they are for."""
+
+
+def gradio_routes() -> set[tuple[str, str]]:
+    """Method and path of every route that gradio serves, without a slash at the end."""
+
+    async def made() -> list[Any]:  # outside a loop gradio makes some of its own, and never closes them
+        with gr.Blocks() as page:
+            gr.Textbox()
+        return list(App.create_app(page).routes)
+
+    waiting = asyncio.run(made())
+    found: set[tuple[str, str]] = set()
+    while waiting:
+        route = waiting.pop()
+        waiting += getattr(getattr(route, "original_router", None), "routes", [])
+        path = getattr(route, "path", None)
+        found |= {(method, path.rstrip("/") or "/") for method in getattr(route, "methods", None) or ()}
+    return found
+
+
+def asked_for(path: str) -> str:
+    """A path as the client asks for it."""
+    return re.sub(r"\{\w+(:path)?\}", "predict", path)
+
+
+def test_every_route_of_gradio_is_open_or_closed_on_purpose(tmp_path: Path) -> None:
+    closed = {path for paths in CLOSED_ROUTES.values() for path in paths}
+    routes = gradio_routes()
+    assert {path for _, path in routes} == closed.union(*OPEN_ROUTES.values())
+    for method, path in sorted(routes):
+        wanted = path in OPEN_ROUTES["GET" if method == "HEAD" else method]
+        answered = ask(tmp_path, method, asked_for(path), b"{}").status
+        assert (answered == 200) == wanted, (method, path)
+
+
+def test_an_event_outside_the_queue_names_no_file_either(tmp_path: Path) -> None:
+    body = json.dumps({"data": [{"path": "/etc/passwd"}], "fn_index": 1}).encode()
+    assert ask(tmp_path, "POST", "/gradio_api/run/predict", body).status == 400
+    assert ask(tmp_path, "POST", "/gradio_api/run/predict", b'{"data": ["words"]}').status == 200

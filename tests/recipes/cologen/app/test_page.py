@@ -107,8 +107,10 @@ def test_refusals_are_words_that_stay_and_faults_are_no_tracebacks(
 
 
 def test_an_event_that_is_refused_takes_back_the_last_picture_and_its_settings(page: gr.Blocks) -> None:
-    (draw,) = (fn for fn in page.fns.values() if fn.concurrency_id == "model" and len(fn.inputs) == 8)
-    picture, shares, download, noted = draw.fn(Upload(None), A_MAP, "", 0, 1, 1, "inpainting", Upload(None))
+    (draw,) = (fn for fn in page.fns.values() if fn.concurrency_id == "model" and len(fn.inputs) == 9)
+    picture, shares, download, noted = draw.fn(
+        Upload(None), A_MAP, "", 0, 1, 1, "", "inpainting", Upload(None)
+    )
     assert picture is None and shares is None
     assert download["value"] is None and download["interactive"] is False
     assert noted.label == REFUSED and "upload one first" in noted.value
@@ -127,7 +129,7 @@ def test_what_is_transparent_is_drawn_as_white_and_noted_before_and_after(
     (draw,) = (fn for fn in page.fns.values() if place in fn.inputs and fn.concurrency_id == "model")
     assert [look.fn(read, A_MAP).value for look in looks] == [FLATTENED]
     prompt = "draw a red box around the blue square"
-    *_, download, noted = draw.fn(read, A_MAP, prompt, 0, 1, 1, "grounding")
+    *_, download, noted = draw.fn(read, A_MAP, prompt, 0, 1, 1, "", "grounding")
     assert noted.value.startswith(FLATTENED) and noted.label == NOTES
     kept = read_settings(Path(download.value)).image
     with PilImage.open(io.BytesIO(base64.b64decode(kept))) as opened:

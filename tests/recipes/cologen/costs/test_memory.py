@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 
 from recipes.cologen.config import REPOSITORY, parse_config
+from recipes.cologen.costs.activations import StepBytes
 from recipes.cologen.costs.gpus import UnknownGpuError, gpu_memory, memory_size
-from recipes.cologen.costs.memory import estimate_memory, load_of, what_would_fit
+from recipes.cologen.costs.memory import estimate_memory, is_tight, load_of, memory_of, what_would_fit
 from recipes.cologen.costs.parameters import count_parameters
 from recipes.cologen.costs.shapes import find_shape, pixels_per_token, read_shape
 from recipes.cologen.errors import BaseModelError
@@ -19,7 +20,9 @@ TINY = REPOSITORY / "recipes/cologen/assets/tiny_flux"
 
 def described(base):
     settings = {"path": str(base), "dtype": "bfloat16"}
-    config = parse_config({"name": "run", "base": settings, "pool": {"rank": 128}})
+    config = parse_config(
+        {"name": "run", "base": settings, "pool": {"rank": 128}, "validation": {"samples": 0}}
+    )
     shape = read_shape(base)
     return config, shape, count_parameters(shape, config.pool)
 
@@ -65,11 +68,11 @@ def test_memory_grows_with_batch_size_and_resolution_and_falls_with_checkpointin
 
 def test_the_change_that_is_named_fits_and_the_one_before_did_not(tiny):
     config, shape, counts = tiny
-    load = load_of(config, 4, (32, 32), experts=5)
+    load = load_of(config, 4, (32, 32), experts=5)._replace(share=4)  # else the others would wait encoded
     asked = estimate_memory(config, shape, counts, load).total
     change = what_would_fit(config, shape, counts, load, available=asked - 1)
-    assert change is not None and change.settings == ("machine.encoders=offload",)
-    for more in ("machine.gradient_checkpointing=true", "machine.micro_batch=2"):
+    assert change is not None and change.settings == ("machine.gradient_checkpointing=true",)
+    for more in ("machine.encoders=offload", "machine.micro_batch=2"):
         tighter = what_would_fit(config, shape, counts, load, available=change.memory.total - 1)
         assert tighter is not None and tighter.settings == (*change.settings, more)
         assert tighter.memory.total < change.memory.total
@@ -96,6 +99,69 @@ def test_quantisation_small_states_and_an_average_are_counted(tiny):
     assert after["running average"] == after["gradients"] == before["gradients"]
     assert after["optimiser"] * 3.9 < before["optimiser"]
     assert after["VAE"] == after["text encoders"] == 0 < before["text encoders"]
+
+
+def parts_of(run, shape, counts, load):
+    return {part.name: part for part in estimate_memory(run, shape, counts, load).parts}
+
+
+def with_machine(config, **machine):
+    return parse_config(config.model_dump() | {"machine": machine})
+
+
+def test_copies_of_experts_that_kernels_keep_are_counted_from_two_experts_on(tiny):
+    config, shape, counts = tiny
+    one, five = (parts_of(config, shape, counts, load_of(config, 1, (16, 16), n)) for n in (1, 5))
+    assert "stacked experts" not in one
+    assert five["stacked experts"].bytes == 5 * counts.per_expert * 2  # bfloat16
+    loops = config.model_copy(update={"pool": config.pool.model_copy(update={"kernel": "reference"})})
+    assert "stacked experts" not in parts_of(loops, shape, counts, load_of(loops, 1, (16, 16), 5))
+
+
+def test_the_five_experts_of_flux_dev_are_stacked_in_900_megabytes():
+    config, _, counts = described(FLUX_DEV)
+    load = load_of(config, 1, (512, 512), 5)
+    parts = {part.name: part.bytes for part in memory_of(config, counts, load, StepBytes(0, 0, 0)).parts}
+    assert parts["stacked experts"] == 896_532_480
+
+
+def test_encoders_that_visit_the_device_are_counted_while_they_encode(tiny):
+    config, _, counts = tiny
+    load = load_of(config, 1, (16, 16), 1)
+    encoding = StepBytes(encoding=7, saved=0, training=5, waiting=2, validation=0)
+    visiting = {
+        "resident": 0,
+        "offload": 2 * sum(count for name, count in counts.base.items() if name != "transformer"),
+        "sequential_offload": 2 * counts.largest_layer,
+    }
+    assert 0 < visiting["sequential_offload"] < visiting["offload"]
+    for encoders, weights in visiting.items():
+        run = with_machine(config, encoders=encoders)
+        parts = {part.name: part for part in memory_of(run, counts, load, encoding).parts}
+        assert parts["activations"].bytes == 7 + 2 + weights
+        assert "while they are encoded" in parts["activations"].note
+        assert (parts["text encoders"].bytes == 0) == (encoders != "resident")
+    drawing = encoding._replace(validation=10**6)
+    parts = {part.name: part for part in memory_of(config, counts, load, drawing).parts}
+    assert parts["activations"].bytes == 10**6 and "in validation" in parts["activations"].note
+
+
+def test_a_load_knows_validation_quantisation_and_the_share_of_a_step():
+    base = {"path": str(TINY), "dtype": "bfloat16", "quantisation": "torchao_int8"}
+    settings = {"name": "run", "base": base, "machine": {"micro_batch": 2, "encoders": "offload"}}
+    run = parse_config(settings | {"stages": {"inpainting": {"batch_size": 24}}})
+    load = load_of(run, 2, (16, 16), 1, processes=3)
+    assert (load.quantisation, load.validated, load.share, load.ahead) == ("torchao_int8", 2, 8, True)
+    silent = parse_config(settings | {"validation": {"samples": 0}})
+    assert load_of(silent, 2, (16, 16), 1).validated == 0
+    elsewhere = parse_config(settings | {"data": {"source": "folder:x"}})  # holds nothing out
+    assert load_of(elsewhere, 2, (16, 16), 1).validated == 0
+    whole = parse_config(settings | {"machine": {}, "validation": {"samples": 20}})
+    assert load_of(whole, 2, (16, 16), 1).validated == 20
+
+
+def test_what_leaves_less_than_a_tenth_is_tight():
+    assert [is_tight(total, 100) for total in (89, 91, 100, 101)] == [False, True, True, False]
 
 
 @pytest.mark.parametrize(("name", "guided"), [("FLUX.1-dev", True), ("FLUX.1-schnell", False)])

@@ -2,12 +2,14 @@
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from recipes.cologen.config_data import DataSettings
-from recipes.cologen.data.layouts import LAYOUTS
+from recipes.cologen.data.layouts import LAYOUTS, Reading
 from recipes.cologen.data.sets import DataSet
 from recipes.cologen.data.views import VIEWS
-from tests.recipes.cologen.data.published import HEIGHT, WIDTH, pixels, rectangle
+from recipes.cologen.errors import BrokenPictureError
+from tests.recipes.cologen.data.published import HEIGHT, WIDTH, pixels, png, rectangle
 from tests.recipes.cologen.data.published_tables import PUBLISHED
 
 ALLOWED = DataSettings(empty_captions="allow")
@@ -117,6 +119,29 @@ def test_subjects_are_cut_apart_and_lead_both_ways(tmp_path):
         assert np.array_equal(example.source, source) and np.array_equal(example.target, target)
         assert example.prompt == prompt and example.origin.scores["imageQuality"] == 5
     assert part.record(0).id != part.record(1).id
+
+
+def test_the_right_subject_begins_where_the_published_size_says_or_where_one_asks(tmp_path):
+    part = opened("subjects200k", tmp_path)
+    assert part.record(0).pairs[0].image.shape == (16, 16, 3)
+    # OminiControl's loader takes the border between the two once: 8 + 16 = 24, in place of 40.
+    asked = opened("subjects200k", tmp_path, options={"right": 32}).record(1).image
+    assert (asked[:, :8] == 255).all() and np.array_equal(asked[:, 8:], pixels(21, 16, 16)[:, :8])
+    for right in (23, 49):
+        with pytest.raises(BrokenPictureError, match=rf"cannot begin at {right} \(option `right`\)"):
+            opened("subjects200k", tmp_path, options={"right": right}).record(0)
+
+
+def test_a_subject_of_the_published_size_is_cut_at_536():
+    sheet = Image.new("RGB", (1056, 528), "white")
+    for left, shown in ((8, pixels(1, 512, 512)), (536, pixels(2, 512, 512))):
+        sheet.paste(Image.fromarray(shown), (left, 8))
+    layout = LAYOUTS["subjects200k"]
+    row = {"image": png(sheet), "description": {}, "quality_assessment": {}}
+    reading = Reading("x", row, 0, layout.tasks, layout.options, "d", None, "any", None)
+    raw = layout.record(reading)
+    assert np.array_equal(np.asarray(raw.picture), pixels(1, 512, 512))
+    assert np.array_equal(np.asarray(raw.pairs[0].picture), pixels(2, 512, 512))
 
 
 def test_uno_leads_both_ways_and_leaves_out_what_scores_low_or_impossibly(tmp_path):

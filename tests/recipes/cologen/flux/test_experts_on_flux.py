@@ -48,6 +48,7 @@ def test_source_tokens_alone_are_routed_and_each_counts_once(
 
 def test_without_a_source_experts_are_not_asked(either: Build, inputs: Inputs) -> None:
     model = either()
+    model.transformer.requires_grad_(False)  # as injection leaves it
     noise, timestep, text, source = inputs(model)
     alone, beside = model.velocity(noise, timestep, text), model.velocity(noise, timestep, text, source)
     weave = with_experts(model)

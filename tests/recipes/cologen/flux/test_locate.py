@@ -59,7 +59,7 @@ def test_the_way_to_get_one_names_klein_and_the_parts_that_its_folder_has() -> N
     for told in (
         "--config flux2_klein",
         "no text_encoder_2",
-        "hf download black-forest-labs/FLUX.2-klein-4B",
+        "hf download black-forest-labs/FLUX.2-klein-base-4B",
     ):
         assert told in str(refused.value)
 

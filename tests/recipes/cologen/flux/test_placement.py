@@ -69,8 +69,8 @@ def assert_close(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]
         torch.testing.assert_close(value, second[name], rtol=1e-4, atol=1e-6, msg=name)
 
 
-def test_offloaded_encoders_give_the_same_and_hold_no_memory_of_the_device(folder: Path) -> None:
-    resident, offloaded = placed(folder), placed(folder, encoders="offload")
+def test_encoders_offloaded_layer_by_layer_give_the_same_and_hold_no_memory(folder: Path) -> None:
+    resident, offloaded = placed(folder), placed(folder, encoders="sequential_offload")
     pixels = torch.rand(2, 3, 32, 48) * 2 - 1
     for _ in range(2):
         expected, found = (model.encode_prompts(["a cat", "red"]) for model in (resident, offloaded))

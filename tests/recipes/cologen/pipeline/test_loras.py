@@ -4,10 +4,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
 from peft import LoraConfig
 from safetensors.torch import load_file
 
 import prw
+from tests.prw.hosts.lora_orders import STEPS, Orders, lora_of
+from tests.recipes.cologen.pipeline.conftest import add_pool, make, make_klein
 
 both_timesteps = pytest.mark.parametrize("timestep", ["same", "zero"])
 
@@ -88,19 +91,123 @@ def test_a_lora_that_alone_is_active_is_refused(pipe, photo, lora) -> None:
         pipe("a", photo)
 
 
-def test_calls_that_would_go_over_the_pool_are_refused(pipe, tools, photo, lora) -> None:
+FAMILIES = {
+    "flux1": (make, ["single_transformer_blocks.0.attn." + name for name in ("to_q", "to_k", "to_v")]),
+    "klein": (make_klein, ["single_transformer_blocks.0.attn.to_qkv_mlp_proj"]),
+}
+
+
+@pytest.fixture(params=FAMILIES)
+def orders(request):
+    """Makes a pipeline of a family on which a pool and three LoRAs come and go."""
+    build_family, single = FAMILIES[request.param]
+    double = "transformer_blocks.0.attn."
+    covered = {
+        "a": [double + "to_q", double + "to_k", double + "to_v", *single],
+        "b": [double + "to_k"],
+        "c": [double + "to_v", "x_embedder"],
+    }
+    return lambda: Orders(build_family(experts=False), add_pool, covered, pool_is_named=False)
+
+
+@settings(max_examples=10, suppress_health_check=list(HealthCheck))
+@given(steps=STEPS)
+def test_loras_and_pool_come_and_go(orders, steps) -> None:
+    one = orders()
+    for step in steps:
+        one.take(step)
+
+
+def test_every_order_that_once_failed(orders) -> None:
+    one = orders()
+    pool, unload = ("pool", None), ("unload", None)
+    for step in [("lora", "a"), unload, pool, ("lora", "a"), ("lora", "b"), ("fuse", 0.5), ("lora", "a")]:
+        one.take(step)
+    for step in [("lora", "c"), ("lora", "a"), pool, pool, unload, pool]:
+        one.take(step)
+
+
+def test_loras_without_a_name_each_get_one(orders) -> None:
+    one = orders()
+    one.take(("pool", None))
+    for name in ("b", "a", "c"):
+        one.pipe.load_lora_weights(dict(one.loras[name]))
+    assert sorted(one.model.peft_config) == ["default", "default_0", "default_1", "default_2"]
+
+
+def test_a_lora_of_another_rank_is_swapped_in_place(orders) -> None:
+    one = orders()
+    one.take(("pool", None))
+    one.pipe.enable_lora_hotswap(target_rank=4)
+    one.take(("lora", "a"))
+    paths = [name.removesuffix(".lora_A.weight").removeprefix("transformer.") for name in one.loras["a"]]
+    one.loras["a"] = lora_of(one.model, [path for path in paths if ".lora_B" not in path], seed=9, rank=4)
+    one.pipe.load_lora_weights(dict(one.loras["a"]), adapter_name="a", hotswap=True)
+    one._settle()
+    one.check()
+
+
+def test_a_lora_moves_and_the_pool_stays(orders) -> None:
+    one = orders()
+    one.take(("pool", None))
+    one.take(("lora", "a"))
+    one.pipe.set_lora_device(["a"], "meta")
+    places = {name: weight.is_meta for name, weight in one.model.named_parameters()}
+    assert all(places[name] == (".lora_A." in name or ".lora_B." in name) for name in places)
+
+
+def test_calls_for_loras_refuse_the_pool(pipe, tools, photo, lora) -> None:
     pipe.load_lora_weights(dict(lora.weights), adapter_name="style")
     before = tools.draw(pipe, "a", photo)
-    with pytest.raises(prw.UnsupportedError, match="fuse_lora goes over every adapter"):
-        pipe.fuse_lora(adapter_names=["style"])
-    with pytest.raises(prw.UnsupportedError, match="set_lora_device goes over every adapter"):
-        pipe.set_lora_device(["style"], "cpu")
+    for call in (pipe.fuse_lora, pipe.delete_adapters):
+        with pytest.raises(prw.UnsupportedError, match="'default' is the pool, not a LoRA"):
+            call(adapter_names=["style", "default"])
     with pytest.raises(prw.UnsupportedError, match="'default' is the pool, not a LoRA"):
-        pipe.delete_adapters(["style", "default"])
+        pipe.set_lora_device(["style", "default"], "cpu")
     assert tools.difference(before, tools.draw(pipe, "a", photo)) == 0  # nothing has changed
     pipe.delete_adapters("style")
     pipe.weave.eject()
     assert pipe.weave is None
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_fused_lora_draws_as_before_and_the_pool_keeps_its_strength(made, tools, photo, family) -> None:
+    pipe = made(family)
+    double = "transformer_blocks.0.attn."
+    weights = lora_of(pipe.transformer, [double + "to_q", double + "to_k"], seed=0)
+    pipe.load_lora_weights(dict(weights), adapter_name="style")
+    before = tools.draw(pipe, "a", photo)
+    pipe.fuse_lora()
+    assert pipe.fused_loras == {"style"}
+    assert 0 < tools.difference(before, tools.draw(pipe, "a", photo)) < 1e-5
+    pipe.unfuse_lora()
+    assert not pipe.fused_loras
+    assert tools.difference(before, tools.draw(pipe, "a", photo)) < 1e-5
+
+
+def test_a_lora_leaves_a_pool_under_group_offload(pipe, tools, photo, lora) -> None:
+    plain = tools.draw(pipe, "a", photo)
+    cpu = torch.device("cpu")
+    pipe.transformer.enable_group_offload(cpu, cpu, offload_type="leaf_level")
+    pipe.load_lora_weights(dict(lora.weights), adapter_name="style")
+    assert tools.difference(plain, tools.draw(pipe, "a", photo)) > 1e-5
+    pipe.unload_lora_weights()
+    assert tools.difference(plain, tools.draw(pipe, "a", photo)) < 1e-5
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_unloading_without_a_pool_is_the_stock_call(made, tools, photo, family) -> None:
+    pipe = made(family, experts=False)
+    plain = tools.draw(pipe, "a", photo)
+    weights = lora_of(pipe.transformer, ["transformer_blocks.0.attn.to_q"], seed=0)
+    pipe.load_lora_weights(dict(weights), adapter_name="style")
+    pipe.unload_lora_weights()
+    assert tools.difference(plain, tools.draw(pipe, "a", photo)) == 0
+    if family == "klein":  # stock Flux2KleinPipeline has no such argument
+        with pytest.raises(TypeError, match="reset_to_overwritten_params"):
+            pipe.unload_lora_weights(reset_to_overwritten_params=True)
+    else:
+        pipe.unload_lora_weights(reset_to_overwritten_params=True)
 
 
 def test_a_deleted_lora_leaves_the_pool(pipe, tools, photo, lora) -> None:

@@ -11,7 +11,7 @@ from PIL import Image
 
 from recipes.cologen.errors import PictureError, ShapeError
 from recipes.cologen.flux.source_stream import SourceKV
-from recipes.cologen.pipeline.pixels import as_picture, chosen_size, fitted
+from recipes.cologen.pipeline.pixels import as_picture, chosen_size, fitted, own_size
 
 
 @pytest.fixture
@@ -92,10 +92,34 @@ def test_the_sources_aspect_ratio_is_honoured(pipe, tools, size, asked, drawn) -
 @settings(max_examples=60)
 def test_a_size_is_whole_tokens_and_near_the_source(height, width, side) -> None:
     source = Image.new("1", (width, height))
-    rows, columns = chosen_size(None, None, source, side, 1024)
+    rows, columns = chosen_size(None, None, source, side, 1024, most=10**8)
     assert rows % side == columns % side == 0 and rows > 0 and columns > 0
     assert abs(rows - height) <= side and abs(columns - width) <= side
     assert chosen_size(rows, None, source, side, 1024)[0] == rows
+
+
+@given(st.integers(1, 12000), st.integers(1, 12000), st.sampled_from([4, 16]), st.integers(256, 2**21))
+def test_without_a_size_no_more_than_the_most_is_drawn(height, width, side, most) -> None:
+    rows, columns = own_size(height, width, side, most)
+    assert rows % side == columns % side == 0 and 0 < rows * columns <= most
+    if height * width > most and min(rows, columns) >= 8 * side:  # as near to its shape as tokens allow
+        assert abs(rows / columns * width / height - 1) < 0.3
+        assert rows * columns > most / 2
+
+
+def test_a_photo_of_12_megapixels_is_read_at_one_and_that_is_said(pipe, tools, caplog) -> None:
+    assert own_size(3000, 4000, 16) == (880, 1168)
+    large = np.asarray(Image.fromarray(tools.picture(0)).resize((96, 144)))
+    asked = {"max_pixels": 48 * 32, "image": [[large, large]]}
+    drawn = tools.draw(pipe, "a", output_routing=True, **asked)
+    assert drawn.images.shape[1:3] == (48, 32)
+    assert drawn.routing.grids == ((3, 2), (3, 2))  # further sources too
+    assert caplog.text.count("a source is 96x144 pixels and no size was asked for: it is read at 32x48") == 2
+    caplog.clear()
+    assert tools.draw(pipe, "a", large, height=64, width=32).images.shape[1:3] == (64, 32)
+    assert tools.draw(pipe, "a", large).images.shape[1:3] == (144, 96) and caplog.text == ""
+    with pytest.raises(PictureError, match="max_pixels is 100; one token of this base covers 16x16"):
+        tools.draw(pipe, "a", large, max_pixels=100)
 
 
 def test_a_source_of_another_shape_keeps_its_middle() -> None:

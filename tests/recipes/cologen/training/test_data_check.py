@@ -48,7 +48,23 @@ def test_every_stage_that_cannot_be_made_is_named(model):
     stages = [line.split(",")[0].strip() for line in lines[1 : SHOWN_FAULTS + 1]]
     assert list(dict.fromkeys(stages)) == list(wanted)
     assert any("and" in line and "more" in line for line in lines)
-    assert "--stage" in lines[-1]
+    assert lines[-1] == "Add to the data what these stages need; it is enough for none of those asked for."
+
+
+def test_stages_that_the_data_is_enough_for_are_named_with_the_setting(model):
+    with pytest.raises(FolderDataError, match=r"leave these stages out.*--set 'stages=\[control\]'"):
+        check_data(Given(bare), 20, ("inpainting", "grounding", "control"), model)
+
+
+def test_depth_without_a_value_is_told(model):
+    told = []
+    spoilt = Given(lambda record: replace(record, depth_lost=3))
+    check_data(spoilt, 20, ("control",), model, say=told.append)
+    check_data(Given(), 20, ("control",), model, say=told.append)
+    assert told == [
+        "depth: 20 of 20 records looked at have 60 pixels that are no finite number (NaN or infinite); they "
+        "count as farthest"
+    ]
 
 
 def test_a_large_folder_is_looked_at_here_and_there(model):

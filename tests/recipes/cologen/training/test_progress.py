@@ -23,12 +23,41 @@ def test_durations_read_as_people_say_them(seconds, expected):
 def test_the_time_left_counts_all_stages(monkeypatch):
     now = 0.0
     monkeypatch.setattr(progress.time, "monotonic", lambda: now)
-    clock = Clock(100)
+    clock = Clock(101)
     assert clock.time_left() == "time left: ?"
-    now = 50.0
-    for _ in range(10):
+    now = 30.0  # the first step also loads and compiles
+    clock.tick()
+    assert clock.time_left() == "time left: ?"
+    now = 34.0
+    clock.tick()
+    assert clock.time_left() == "about 7 min left by the first 2 steps"
+    now = 90.0
+    for _ in range(9):
         clock.tick()
-    assert clock.time_left() == "8 min left"
+    assert clock.time_left() == "9 min left"
+
+
+def test_a_pipe_hears_of_the_time_left_in_the_first_seconds_and_then_seldom(monkeypatch):
+    now, stream = 0.0, io.StringIO()
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now)
+    lines = Lines(Console(file=stream, width=120), 5000, seconds=15.0)
+    lines.begin("inpainting", 0, 250)
+    for _ in range(100):  # 25 seconds
+        now += 0.25
+        lines.step(MEASURED)
+    said = stream.getvalue().splitlines()
+    assert said[1] == "inpainting 8/250  loss 0.3000  share 0.80  about 21 min left by the first 8 steps"
+    assert [line.split()[1] for line in said[2:]] == ["68/250"]
+
+
+def test_a_terminal_shows_the_time_left_after_two_steps():
+    stream = io.StringIO()
+    bars = Bars(Console(file=stream, width=140, force_terminal=True), 5000, 0)
+    with bars:
+        bars.begin("inpainting", 0, 250)
+        bars.step(MEASURED)
+        bars.step(MEASURED)
+    assert "left by the first 2 steps" in stream.getvalue()
 
 
 def view(**console):
@@ -39,6 +68,7 @@ def view(**console):
     with made:
         made.begin("control", 2, 10)
         made.step(MEASURED)
+        made.step(MEASURED)
         made.say("a [line] said")
     return made, stream.getvalue()
 
@@ -47,7 +77,7 @@ def test_a_pipe_gets_lines():
     made, text = view(force_terminal=False)
     assert isinstance(made, Lines)
     assert "stage control: 10 steps, going on after step 2" in text
-    assert "control 3/10  loss 0.3000  share 0.80" in text
+    assert "control 4/10  loss 0.3000  share 0.80" in text
     assert "left" in text
     assert "a [line] said" in text
     assert "\x1b" not in text

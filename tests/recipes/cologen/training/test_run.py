@@ -6,7 +6,10 @@ import shutil
 import pytest
 import torch
 
+from recipes.cologen.config import load_config
+from recipes.cologen.config_drawing import drawing_settings
 from recipes.cologen.errors import BaseModelError, RunFolderError
+from recipes.cologen.pipeline.pool import find_pool
 from recipes.cologen.stages import UnknownStageError
 from recipes.cologen.training.checkpoint import ForeignCheckpointError
 from recipes.cologen.training.config_changes import DifferentConfigError
@@ -130,11 +133,15 @@ def test_finished_stages_are_left_alone(config, run, whole, at_step):
     assert {path: path.stat().st_mtime_ns for path in whole.glob("checkpoints/**/*")} == before
 
 
-def test_the_folder_holds_what_the_brief_promises(whole):
+def test_the_folder_holds_what_the_brief_promises(whole, tmp_path):
     for name in STAGES:
         summary = json.loads((whole / "checkpoints" / name / "stage.json").read_text())
         assert summary["experts"] == list(STAGES)[: len(summary["experts"])]
         assert 0 <= summary["share"] <= 1
+        found = find_pool(shutil.copytree(whole / "checkpoints" / name / "prw", tmp_path / name))
+        assert found.drawing == drawing_settings(
+            load_config(whole / "config.yaml")
+        )  # the pool tells it alone
     kinds = [row["kind"] for row in rows(whole)]
     assert kinds.count("train") == 3 + 3 + 2
     assert kinds.count("validation") == 2 + 2 + 1

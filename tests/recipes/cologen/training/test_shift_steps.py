@@ -64,7 +64,7 @@ def test_the_steps_are_part_of_what_is_learnt(first, second):
 def test_the_shipped_configs_shift_as_they_did():
     for name in ("tiny", "flux_dev", "flux_kontext", "flux_schnell", "flux_dev_tiny_weights"):
         assert load_config(name).flow.shift_steps == 28  # FLUX.1's shift does not depend on it
-    assert load_config("flux2_klein").flow.shift_steps == load_config("flux2_klein").sampling.steps == 4
+    assert load_config("flux2_klein").flow.shift_steps == load_config("flux2_klein").sampling.steps == 50
 
 
 def written(folder, config, without):

@@ -20,8 +20,8 @@ def poison(monkeypatch):
     def arrange(*numbers, gradient=False):
         original, seen = step.batch_loss, []
 
-        def spoilt(trainee, stage, batch):
-            loss, losses = original(trainee, stage, batch)
+        def spoilt(trainee, stage, batch, encoded):
+            loss, losses = original(trainee, stage, batch, encoded)
             seen.append(batch)
             if len(seen) not in numbers:
                 return loss, losses

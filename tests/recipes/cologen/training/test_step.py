@@ -12,6 +12,7 @@ from recipes.cologen.data.sampler import BatchSampler
 from recipes.cologen.data.vocabulary import VOCABULARY
 from recipes.cologen.data.world import World
 from recipes.cologen.flux.model import FluxModel
+from recipes.cologen.flux.offloading import OffloadedPart
 from recipes.cologen.flux.tiny import build_tiny_flux, save_tiny_flux
 from recipes.cologen.training.batches import batches
 from recipes.cologen.training.growth import load_base
@@ -180,3 +181,30 @@ def test_the_mean_of_measurements_is_taken_number_by_number():
     mean = StepLosses.mean([StepLosses(1, 2, 0, 0.5), StepLosses(3, 0, 1, 0.5)])
     assert mean == StepLosses(2, 1, 0.5, 0.5)
     assert mean.loss == 3
+
+
+def test_offloaded_encoders_come_once_for_all_micro_batches_of_a_step(trainee_of, monkeypatch):
+    learnt, seen = {}, []
+    show = OffloadedPart._show
+    monkeypatch.setattr(
+        OffloadedPart,
+        "_show",
+        lambda part, values: seen.append(values is part._on_host) or show(part, values),
+    )
+    for where in ("resident", "offload", "sequential_offload"):
+        torch.manual_seed(3)
+        trainee = trainee_of(f"machine.encoders={where}", "pool.noise=true")
+        optimizer = make_optimizer(trainee.weave.trainable_parameters(), trainee.config.optimizer)
+        losses = []
+        for number in (1, 2):
+            seen.clear()
+            losses.append(train_step(trainee, stage(trainee), number, optimizer, some_batches(3)))
+            left = [leaves for leaves in seen if leaves]
+            assert seen == [False] * len(left) + left and bool(left) == (where == "offload")
+        weights = [value.clone() for value in trainee.weave.trainable_parameters()]
+        learnt[where] = losses, weights, torch.rand(1)
+    for where in ("offload", "sequential_offload"):
+        assert learnt[where][0] == learnt["resident"][0] and torch.equal(
+            learnt[where][2], learnt["resident"][2]
+        )
+        assert all(map(torch.equal, learnt[where][1], learnt["resident"][1]))

@@ -1,17 +1,23 @@
 """Validation's rows, pictures and tracker events: the same examples, noise and times at every validation."""
 
+import io
 import json
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from recipes.cologen.report import cells
 from recipes.cologen.report.run_reader import RunReader
 from recipes.cologen.training import validating
+from recipes.cologen.training.growth import load_base
 from recipes.cologen.training.held_out_loss import TIMES, held_out_loss
+from recipes.cologen.training.run import train
 from recipes.cologen.training.sample_grid import CELL, GAP, LABEL
+from recipes.cologen.training.sources import held_out_records
 from recipes.cologen.training.trackers import TrackerError, check_trackers
 from recipes.cologen.training.validation import held_out_examples
 from tests.recipes.cologen.training.conftest import make_config
@@ -23,12 +29,6 @@ __all__ = ["trainee_of"]
 @pytest.fixture(scope="module")
 def finished(base_path, tmp_path_factory):
     """Two short stages, with all tasks seen so far validated twice in each."""
-    import io
-
-    from rich.console import Console
-
-    from recipes.cologen.training.run import train
-
     folder = tmp_path_factory.mktemp("validated") / "run"
     config = make_config(base_path, "validation.tasks=seen", "validation.every=2", "stages.*.steps=4")
     train(config, folder, "inpainting..grounding", Console(file=io.StringIO()))
@@ -182,3 +182,28 @@ def test_a_missing_tensorboard_names_our_extra(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(TrackerError, match=r"pip install 'prw\[cologen\]'.*metrics\.jsonl is written"):
         check_trackers(["tensorboard"])
+
+
+def test_validation_and_report_draw_with_true_guidance_as_sampling_asks(base_path, tmp_path, monkeypatch):
+    config = make_config(
+        base_path, "sampling.true_cfg_scale=3", "sampling.negative_prompt=red", "stages.*.steps=1"
+    )
+    asked = []
+
+    def spied(original):
+        def evaluate(*given, **named):
+            asked.append((named["true_cfg_scale"], named["negative_prompt"]))
+            return original(*given, **named)
+
+        return evaluate
+
+    for owner in (validating, cells):
+        monkeypatch.setattr(owner, "evaluate_task", spied(owner.evaluate_task))
+    train(config, tmp_path / "run", "inpainting", Console(file=io.StringIO()))
+    assert asked == [(3.0, "red")]
+    run = RunReader(tmp_path / "run")
+    scorer = cells.Scorer(load_base(config, torch.device("cpu")), run, held_out_records(config.data), n=2)
+    cell = cells.Cell("inpainting", "inpainting", "full_pool")
+    measured = scorer.measure([cell])[cell]
+    assert asked == [(3.0, "red")] * 2
+    assert (measured.asked.true_cfg_scale, measured.asked.negative_prompt) == (3.0, "red")

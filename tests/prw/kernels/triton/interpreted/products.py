@@ -126,12 +126,18 @@ def test_forward_and_backward_equal_the_reference_and_autograd(problem):
     assert all(close(x, y.detach()) for x, y in zip(got, [wanted, *grads], strict=True))
 
 
+def splits_early(monkeypatch):
+    """Let a device of 64 processors divide an axis of few blocks, which the interpreter soon goes through."""
+    monkeypatch.setattr(blocks, "device_of", lambda index: (0, 64))
+    monkeypatch.setattr(blocks, "LEAST_OF_SPLIT", 1)
+
+
 @pytest.mark.parametrize("slots", [1, 2])
 def test_splitting_the_wide_axis_changes_nothing_but_rounding(monkeypatch, slots):
-    problem = draw(items=21, slots=slots, ranks=(5, 17, 1), wide=520)
+    problem = draw(items=21, slots=slots, ranks=(5, 17, 1), wide=136)
     whole = backend.shrink(decided(problem), problem.hidden, [problem.downs, problem.also(1)])
-    monkeypatch.setattr(blocks, "device_of", lambda index: (0, 64))
-    assert blocks.splits_of(4, 64, 520 // 32) == 4
+    splits_early(monkeypatch)
+    assert blocks.splits_of(4, 64, 136 // 32) == 4
     split = backend.shrink(decided(problem), problem.hidden, [problem.downs, problem.also(1)])
     assert all(close(x, y) for x, y in zip(split, whole, strict=True))
     assert close(split[0], shrunk(problem, problem.downs))
@@ -140,9 +146,10 @@ def test_splitting_the_wide_axis_changes_nothing_but_rounding(monkeypatch, slots
 @pytest.mark.parametrize("routing", ["half unrouted", "nobody"])
 @pytest.mark.parametrize(("items", "tokens_per_item"), [(8, 1), (2, 40)])
 def test_every_number_of_an_output_is_written(monkeypatch, items, tokens_per_item, routing):
-    sizes = {"items": items, "tokens_per_item": tokens_per_item, "ranks": (3, 5, 2), "wide": 257}
+    sizes = {"items": items, "tokens_per_item": tokens_per_item, "ranks": (3, 5, 2), "wide": 65}
     problem = draw(slots=2, routing=routing, **sizes)
-    monkeypatch.setattr(blocks, "device_of", lambda index: (0, 64))
+    splits_early(monkeypatch)
+    assert blocks.splits_of(2, 64, 65 // 32) == 2
     new_empty = torch.Tensor.new_empty
 
     def poisoned(self, *args, **named):

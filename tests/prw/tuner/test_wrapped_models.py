@@ -1,0 +1,185 @@
+"""Models that are compiled or wrapped before they get a pool: its paths are those of the model inside."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.distributed as dist
+from peft import (
+    PeftModel,
+    get_peft_model,
+    get_peft_model_state_dict,
+    inject_adapter_in_model,
+    set_peft_model_state_dict,
+)
+from torch import nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
+from torch.nn.parallel import DataParallel, DistributedDataParallel
+
+import prw
+
+# What dynamo does with the input of a second compiled block; nothing of ours.
+pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+
+POOL = {"rank": 2, "experts": ["a", "b"]}
+HIDDEN = torch.randn(2, 5, 8, generator=torch.Generator().manual_seed(0))
+
+
+def compiled(model):
+    return torch.compile(model, backend="eager")
+
+
+def compiled_blocks(model):
+    model.blocks = nn.ModuleList(compiled(block) for block in model.blocks)
+    return model
+
+
+def checkpointed_blocks(model):
+    model.blocks = nn.ModuleList(checkpoint_wrapper(block) for block in model.blocks)
+    return model
+
+
+def twice(model):
+    return compiled(DataParallel(compiled_blocks(model)))
+
+
+WRAPPERS = {
+    "compiled": compiled,
+    "compiled blocks": compiled_blocks,
+    "checkpointed blocks": checkpointed_blocks,
+    "DataParallel": DataParallel,
+    "twice": twice,
+}
+IN_PLACE = ["compiled", "compiled blocks", "checkpointed blocks"]
+
+
+@pytest.fixture(autouse=True)
+def fresh_compiler():
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+@pytest.fixture
+def twins(make_plain):
+    """A maker of models with the same weights."""
+    base = make_plain().state_dict()
+
+    def make():
+        model = make_plain().eval()
+        model.load_state_dict(base)
+        return model
+
+    return make
+
+
+@pytest.mark.parametrize("wrap", WRAPPERS.values(), ids=WRAPPERS)
+def test_inject_save_load_and_eject_work_on_a_wrapped_model(twins, wake, wrap, tmp_path):
+    plain, wrapped = prw.inject(twins(), **POOL), wrap(twins())
+    before = wrapped(HIDDEN)
+    weave = prw.inject(wrapped, **POOL)
+    assert weave.sites == plain.sites
+    wake(weave)
+    weave.save_pretrained(tmp_path / "wrapped")
+    plain.eject()
+    plain = prw.load(plain.model, tmp_path / "wrapped")
+    plain.save_pretrained(tmp_path / "plain")
+    expected = plain.model(HIDDEN)
+    assert torch.allclose(wrapped(HIDDEN), expected, atol=1e-6), "the wrapper goes on with the experts"
+    assert not torch.allclose(before, expected, atol=1e-3)
+    assert prw.Weave(wrapped).experts == ("a", "b")
+    for folder in ("wrapped", "plain"):
+        for model in (wrap(twins()), twins()):
+            prw.load(model, tmp_path / folder)
+            assert torch.allclose(model(HIDDEN), expected, atol=1e-6)
+    weave.add_expert("c")
+    prw.load(wrapped, tmp_path / "plain")
+    with weave.as_of("b"):
+        assert torch.allclose(wrapped(HIDDEN), expected, atol=1e-6)
+    weave.eject()
+    assert torch.allclose(wrapped(HIDDEN), before, atol=1e-6)
+    assert not any("prw" in name or "base_layer" in name for name in wrapped.state_dict())
+
+
+@pytest.mark.parametrize("wrap", [WRAPPERS[name] for name in IN_PLACE], ids=IN_PLACE)
+def test_a_peft_model_around_a_wrapped_model_saves_what_any_model_loads(twins, wake, wrap, tmp_path):
+    wrapped = get_peft_model(wrap(twins()), prw.PrwConfig(**POOL)).eval()
+    wake(prw.Weave(wrapped))
+    expected = wrapped(HIDDEN)
+    wrapped.save_pretrained(tmp_path)
+    for make in (twins, lambda: wrap(twins())):
+        loaded = PeftModel.from_pretrained(make(), tmp_path).eval()
+        assert torch.allclose(loaded(HIDDEN), expected, atol=1e-6)
+    model = twins()
+    prw.load(model, tmp_path)
+    assert torch.allclose(model(HIDDEN), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("first", [compiled, lambda model: model], ids=["compiled", "plain"])
+def test_a_state_dict_gives_a_compiled_model_the_same_sites(twins, wake, first):
+    config = prw.PrwConfig(**POOL)
+    source = inject_adapter_in_model(config, first(twins()))
+    wake(prw.Weave(source))
+    state = get_peft_model_state_dict(source)
+    model = inject_adapter_in_model(config, compiled(twins()), state_dict=state)
+    assert prw.Weave(model).sites == prw.inject(twins(), **POOL).sites
+    assert not set_peft_model_state_dict(model, state).unexpected_keys
+    assert get_peft_model_state_dict(model).keys() == state.keys()
+    assert torch.allclose(model(HIDDEN), source(HIDDEN), atol=1e-6)
+
+
+def test_a_state_dict_with_fewer_projections_says_which_sites_there_are(twins):
+    source = prw.inject(twins(), target=["blocks.0.to_k", "blocks.0.to_v"], **POOL).model
+    state = get_peft_model_state_dict(source)
+    with pytest.warns(RuntimeWarning, match="inconsistency"):
+        model = inject_adapter_in_model(prw.PrwConfig(**POOL), twins(), state_dict=state)
+    weave = prw.Weave(model)
+    assert [site.modules for site in weave.sites] == [("blocks.0.to_k", "blocks.0.to_v")]
+    assert weave.config.target_modules == ["blocks.0.to_k", "blocks.0.to_v"]
+
+
+def test_what_would_leave_new_experts_out_is_refused_before_anything_changes(twins, tmp_path):
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path / 'rendezvous'}", rank=0, world_size=1)
+    try:
+        model = DistributedDataParallel(twins())
+        prw.inject(twins(), **POOL).save_pretrained(tmp_path / "pool")
+        for call in (
+            lambda: prw.inject(model, **POOL),
+            lambda: prw.inject(compiled(model), **POOL),
+            lambda: prw.load(model, tmp_path / "pool"),
+            lambda: get_peft_model(model, prw.PrwConfig(**POOL)),
+            lambda: inject_adapter_in_model(prw.PrwConfig(**POOL), model),
+        ):
+            with pytest.raises(prw.UnsupportedError, match="DistributedDataParallel"):
+                call()
+        assert not hasattr(model.module, "peft_config")
+        assert all(parameter.requires_grad for parameter in model.parameters())
+        pooled = twins()
+        prw.inject(pooled, **POOL)
+        around = DistributedDataParallel(pooled)
+        assert prw.Weave(around).experts == ("a", "b")
+        prw.Weave(around).save_pretrained(tmp_path / "again")
+        prw.load(around, tmp_path / "again")
+    finally:
+        dist.destroy_process_group()
+
+
+def test_a_projection_that_is_compiled_by_itself_is_refused(twins):
+    model = twins()
+    model.blocks[0].to_k = compiled(model.blocks[0].to_k)
+    with pytest.raises(prw.TargetError, match=r"blocks\.0\.to_k is compiled by itself"):
+        prw.inject(model, **POOL)
+    assert not hasattr(model, "peft_config")
+
+
+def test_hooks_of_accelerate_keep_their_place(twins, wake):
+    from accelerate import dispatch_model
+
+    model = dispatch_model(twins(), {"": "cpu"}, force_hooks=True)
+    before = model(HIDDEN)
+    weave = prw.inject(model, **POOL)
+    assert torch.equal(model(HIDDEN), before)
+    wake(weave)
+    assert not torch.equal(model(HIDDEN), before)
+    weave.eject()
+    assert torch.equal(model(HIDDEN), before)
