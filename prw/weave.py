@@ -94,8 +94,8 @@ class Weave(Life, Exchange, AddsLosses):
     def samples(self, index: Tensor | int) -> Iterator[None]:
         """Say which sample each row of a site's input belongs to inside a `with` block.
 
-        With `granularity="sample"` axis 0 is the sample, as in [batch, tokens, d]; where it can be told that
-        it is not, a forward is refused. For a tower that lays pictures end to end ([tokens, d]) give the
+        With `granularity="sample"` axis 0 is the sample, as in [batch, tokens, d]; where it is seen not to
+        be, a forward is refused. For a tower that lays pictures end to end ([tokens, d]) give the
         picture of each token; for windows or frames in axis 0 the number of samples.
 
         Under gradient checkpointing, backward() must happen inside the block too.

@@ -73,9 +73,7 @@ class AddedLoss:
             return None  # nothing was recorded, or the forward has failed, which its own error tells
         name_unreached(model, self._pool, routing, forward=True)
         if routing.experts and not routing.decisions:
-            return (
-                None  # no site decided: its adapter is off, or the batch does not use the blocks with experts
-            )
+            return None  # the adapter is off, or the batch does not use the blocks with experts
         own = own_loss(output, model)
         mask = kwargs.get(self._mask) if self._mask is not None else None
         loss = self._loss(routing) if mask is None else self._loss(routing, mask=mask.bool())
@@ -202,9 +200,9 @@ class AddsLosses:
         Each forward is recorded once, also under gradient checkpointing. Nothing is added in evaluation mode,
         inside `weave.disabled()`, or where no site decides: the adapter is switched off, or the batch does
         not use the blocks with experts. A site that a training forward does not reach is named in a warning,
-        once. Inside `with weave.record()` a training forward is refused, since
-        it is recorded already. Under gradient accumulation by a Hugging Face Trainer the loss is weighed by
-        the forward's part of the batch.
+        once. Inside `with weave.record()` a training forward is refused, since it is recorded already. Under
+        gradient accumulation by a Hugging Face Trainer the loss is weighed by the forward's part of the
+        batch.
 
         Args:
             loss: Takes the `Routing` of one forward and gives a scalar; called with `mask=` too if the

@@ -126,7 +126,8 @@ class Pool:
         Raises:
             PoolError: if the pool has no such expert.
         """
-        name = one_form(name)
+        if name not in self.experts:
+            name = one_form(name)  # not before: torch.compile cannot trace it
         if name not in self.experts:
             known = ", ".join(self.experts) or "none yet"
             raise PoolError(f"the pool has no expert {name!r}; it has: {known}.")
@@ -146,7 +147,7 @@ class Pool:
         if self._blocks:
             raise PoolError(
                 f"{what} changes which expert is which, and a `with` block of this pool (record, route_only, "
-                "as_of or disabled) is open that counts on it. Leave the block first."
+                "samples, as_of or disabled) is open that counts on it. Leave the block first."
             )
 
     @contextmanager

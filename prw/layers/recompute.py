@@ -71,10 +71,10 @@ class Checkpointed:
         if others:
             raise RoutingError(
                 f"gradient checkpointing recomputes site {site}, and a forward since the last backward() ran "
-                "under other `with weave.route_only(...)`, `as_of(...)` or `disabled()` blocks than are open "
-                "now, so it would route differently. Call backward() inside that block, and before the "
-                "forward of another one; a forward that needs no gradient belongs under torch.no_grad(), "
-                "with use_reentrant=False."
+                "under other `with` blocks (route_only, samples, as_of or disabled) than are open now, so it "
+                "would route differently. Call backward() inside that block, and before the forward of "
+                "another one; a forward that needs no gradient belongs under torch.no_grad(), with "
+                "use_reentrant=False."
             )
 
 

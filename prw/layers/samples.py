@@ -166,7 +166,7 @@ def first_axes(values: Any) -> Iterator[int]:
 
 
 def refuse_tokens(granularity: str) -> None:
-    """Refuse to be told of samples where every token is routed by itself.
+    """Refuse an index of samples where every token is routed by itself.
 
     Raises:
         ConfigError: says so.

@@ -142,7 +142,7 @@ class Site:
         waiting = self._pending.pop(slot, None)
         if waiting is not None and self._fits(waiting, hidden, asker):
             return waiting.turn
-        groups = None if one_sample else self.groups(hidden)
+        groups = self.groups(hidden, one_sample)
         batch = as_batch(hidden)
         routed = self._routed(batch)
         decision = self._fresh(batch, routed, groups, asker.training, recomputing)
@@ -154,16 +154,21 @@ class Site:
             self.pool.recorder.add(self.name, decision)
         return turn
 
-    def groups(self, hidden: Tensor) -> Groups | None:
+    def groups(self, hidden: Tensor, one_sample: bool = False) -> Groups | None:
         """Give the sample of each row, where it was said; None where axis 0 is it, or tokens are routed.
+
+        Args:
+            hidden: Input of a projection.
+            one_sample: Whether an input of shape [tokens, d] is known to be one sample.
 
         Raises:
             RoutingError: if samples are routed and axis 0 is not the sample, or what was said does not fit.
         """
         if self.pool.scope.samples is not None:
             return self.pool.scope.samples.groups(hidden, self.name)
-        if self.pool.batch_sizes is not None and not torch.compiler.is_compiling():
-            self.pool.batch_sizes.check(hidden, self.name)
+        sizes = self.pool.batch_sizes
+        if sizes is not None and not one_sample and not torch.compiler.is_compiling():
+            sizes.check(hidden, self.name)
         return None
 
     def _fits(self, waiting: Pending, hidden: Tensor, asker: nn.Module) -> bool:

@@ -137,7 +137,7 @@ def flux_places(fused: re.Match[str], pair: LoraPair, layers: Layers) -> tuple[d
         return {}, 0
     height = pair.up.shape[0]
     if height < 3 * width or (fused["single"] is None and height > 3 * width):
-        return {path: pair for path in paths if path in layers}, 0  # of another width, which is told next
+        return {path: pair for path in paths if path in layers}, 0  # of another width: the caller's error
     rows = {path: slice(place * width, (place + 1) * width) for place, path in enumerate(paths)}
     taken = {path: used_ranks(pair, rows[path]) for path in paths if path in layers}
     left = pair.up.clone()

@@ -1,8 +1,8 @@
 """What trains beside a pool, as a head that was unfrozen or modules_to_save; and whether it has changed.
 
 A pool is saved and recalled stage by stage, and what lies beside it is not. So the end of each stage notes a
-checksum of what trained beside it, in the pool's configuration; by that it can be told later that the model
-is not the one of that stage any more.
+checksum of what trained beside it, in the pool's configuration; that shows later that the model is
+not the one of that stage any more.
 """
 
 from __future__ import annotations
