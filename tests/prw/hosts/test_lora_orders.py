@@ -18,7 +18,10 @@ import prw
 from tests.prw.conftest import flux
 from tests.prw.hosts.lora_orders import STEPS, Orders, lora_of
 
-pytestmark = pytest.mark.filterwarnings("ignore:Already found a `peft_config` attribute:UserWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:Already found a `peft_config` attribute:UserWarning"),
+    pytest.mark.filterwarnings("ignore:Already unmerged:UserWarning"),  # of layers that a LoRA has left
+]
 DOUBLE = "transformer_blocks.0.attn."
 SINGLE = "single_transformer_blocks.0.attn."
 
@@ -153,7 +156,6 @@ def test_a_lora_moves_to_a_device_and_the_pool_is_named_in_vain(family):
     assert not hasattr(orders.model.get_submodule(DOUBLE + "add_k_proj"), "lora_A")
 
 
-@pytest.mark.filterwarnings("ignore:Already unmerged:UserWarning")
 def test_fusing_all_that_is_active_names_the_pool_and_can_be_undone(family):
     orders = fresh(family)
     for step in [("pool", None), ("lora", "a")]:

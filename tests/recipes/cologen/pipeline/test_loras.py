@@ -12,6 +12,7 @@ import prw
 from tests.prw.hosts.lora_orders import STEPS, Orders, lora_of
 from tests.recipes.cologen.pipeline.conftest import add_pool, make, make_klein
 
+pytestmark = pytest.mark.filterwarnings("ignore:Already unmerged:UserWarning")  # of layers a LoRA has left
 both_timesteps = pytest.mark.parametrize("timestep", ["same", "zero"])
 
 
