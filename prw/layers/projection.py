@@ -20,9 +20,6 @@ from prw.precision import experts_dtype
 KNOWN = ("bitsandbytes.", "transformers.pytorch_utils")
 """Where projections come from that are no plain Linear and give a tensor that nothing else holds."""
 
-WRAPPERS = ("peft.", "prw.")
-"""Where wrappers come from that give what their base gave, or a new tensor."""
-
 
 class RoutedProjection(nn.Module):
     """Wraps a projection and adds the chosen expert's output; the base is never routed (equation 4).
@@ -159,9 +156,9 @@ def added(output: Tensor, deltas: Sequence[tuple[Rows | None, Tensor]]) -> Tenso
 def writable(output: Tensor, base: nn.Module, hidden: Tensor) -> Tensor:
     """Give what a projection made, or a copy, to be added to in place.
 
-    A plain projection, also a quantised one or one with a LoRA of PEFT, makes a new tensor that nothing else
-    has and that its own gradient does not need. Torch may show it as a view of one with other axes; then that
-    one is given, for a view would be copied in backward.
+    A plain projection, also a quantised one, makes a new tensor that nothing else has and that its own
+    gradient does not need. Torch may show it as a view of one with other axes; then that one is given, for a
+    view would be copied in backward.
 
     Args:
         output: What the projection made.
@@ -194,16 +191,9 @@ def shown_otherwise(output: Tensor) -> bool:
 
 def makes_new(base: nn.Module) -> bool:
     """Tell whether a projection is known to give new tensors, and has no hooks that may have kept one."""
-    while True:
-        if watched(base) or "forward" in base.__dict__:
-            return False
-        inner = base._modules.get("base_layer")
-        if inner is None:
-            own: bool = type(base).forward is nn.Linear.forward or type(base).__module__.startswith(KNOWN)
-            return own
-        if not type(base).__module__.startswith(WRAPPERS):
-            return False
-        base = inner
+    if watched(base) or "forward" in base.__dict__:
+        return False
+    return type(base).forward is nn.Linear.forward or type(base).__module__.startswith(KNOWN)
 
 
 def watched(base: nn.Module) -> bool:

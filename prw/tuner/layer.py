@@ -56,7 +56,7 @@ class Folded(nn.Module):
 
 
 class PrwLinear(RoutedProjection, BaseTunerLayer):
-    """A Linear (plain, quantised, or already wrapped by PEFT) with routed experts beside it."""
+    """A Linear, plain or quantised, with routed experts beside it."""
 
     other_param_names = ("sites", "parts", "strengths", "scales")
 

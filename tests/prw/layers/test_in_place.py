@@ -9,7 +9,7 @@ from torch import nn
 
 import prw
 from prw.layers.projection import writable
-from prw.tuner import PrwModel
+from prw.tuner import PrwLinear, PrwModel
 from tests.prw.conftest import Plain
 
 KERNELS = ("dense", "grouped")
@@ -134,8 +134,8 @@ def test_a_base_may_give_its_input_or_what_it_keeps(wake, kernel, kind, grad):
 
 @pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("state", ["on", "off", "merged"])
-def test_around_a_lora_inner_tensors_keep_their_bits(wake, kernel, state):
-    """A LoRA that is off or merged gives what its base gave, which a hook of the base may have kept."""
+def test_inside_a_lora_tensors_of_the_base_keep_their_bits(wake, kernel, state):
+    """A pool goes inside the LoRA that is there; a hook of the base may have kept what the base gave."""
     lora = get_peft_model(Plain(blocks=1), LoraConfig(target_modules=["to_k", "to_v"], r=2))
     config = prw.PrwConfig(target_modules=["to_k", "to_v"], experts=["a", "b"], rank=2, kernel=kernel)
     model = lora.base_model.model.eval()
@@ -144,15 +144,15 @@ def test_around_a_lora_inner_tensors_keep_their_bits(wake, kernel, state):
     outer = model.blocks[0].to_k
     inner, linear, kept = outer.base_layer, outer.get_base_layer(), []
     wake(prw.Weave(model, adapter="pool"))
-    assert type(inner).__module__.startswith("peft.")
-    inner.enable_adapters(state != "off")
+    assert type(outer).__module__.startswith("peft.") and isinstance(inner, PrwLinear)
+    outer.enable_adapters(state != "off")
     if state == "merged":
-        inner.merge()
+        outer.merge(adapter_names=["default"])
     linear.register_forward_hook(lambda module, inputs, output: kept.append(output))
     hidden = torch.randn(2, 5, 8)
     output = outer(hidden)
     assert torch.equal(kept[0], F.linear(hidden, linear.weight, linear.bias))
-    outer.sites["pool"].pool.kernel = "reference"
+    inner.sites["pool"].pool.kernel = "reference"
     assert torch.allclose(outer(hidden), output, atol=1e-5)
     assert not torch.allclose(outer(hidden, routed=False), output, atol=1e-3)
 
