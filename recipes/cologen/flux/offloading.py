@@ -11,7 +11,11 @@ from typing import Any
 
 import torch
 from accelerate import cpu_offload
+from diffusers.utils.torch_utils import get_module_execution_device
 from torch import nn
+
+_COMPUTES_ON = "_compute_device"
+"""Attribute of an offloaded module: where it computes, which its weights on the host do not say."""
 
 
 class OffloadedPart:
@@ -58,6 +62,8 @@ def offload(encoders: Sequence[nn.Module], transformer: nn.Module, device: torch
         device: Where all of them compute.
     """
     parts = [OffloadedPart(part, device) for encoder in encoders for part in _called_parts(encoder)]
+    for encoder in encoders:
+        setattr(encoder, _COMPUTES_ON, device)
     for weight in (each for encoder in encoders for each in _own_weights(encoder)):
         weight.data = weight.data.to(device)
 
@@ -78,6 +84,12 @@ def offload_sequentially(encoder: nn.Module, device: torch.device) -> None:
         encoder.to(device)
         return
     cpu_offload(encoder.to("cpu"), execution_device=device)
+
+
+def compute_device(module: nn.Module) -> torch.device:
+    """Tell where a module computes, and its inputs must be, also while its weights wait elsewhere."""
+    here: torch.device | None = getattr(module, _COMPUTES_ON, None)
+    return get_module_execution_device(module) if here is None else here
 
 
 def _called_parts(module: nn.Module) -> Iterator[nn.Module]:

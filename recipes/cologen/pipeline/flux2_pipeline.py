@@ -15,12 +15,12 @@ from diffusers import (
     Flux2KleinPipeline,
     Flux2Transformer2DModel,
 )
-from diffusers.utils.torch_utils import get_module_execution_device
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase, Qwen3ForCausalLM
 
 from recipes.cologen.errors import PromptError
 from recipes.cologen.flux.flux2_model import FLUX2_KLEIN, MAX_TEXT_TOKENS, Flux2Model
+from recipes.cologen.flux.offloading import compute_device
 from recipes.cologen.flux.tokens import ImageTokens
 from recipes.cologen.pipeline.denoiser import Text
 from recipes.cologen.pipeline.request import Asked
@@ -137,13 +137,13 @@ class CoLoGenFlux2Pipeline(Whole, Flux2KleinPipeline):  # type: ignore[misc]  # 
         return ids
 
     def _encode(self, pixels: Tensor, like: Tensor) -> Tensor:
-        pixels = pixels.to(get_module_execution_device(self.vae))
+        pixels = pixels.to(compute_device(self.vae))
         return self._view().encode_images(pixels).tokens.to(like)
 
     def _decode(self, tokens: Tensor, size: tuple[int, int], output_type: str) -> Any:
         rows, columns = (length // self._side for length in size)
         if output_type == "latent":
             return tokens
-        tokens = tokens.to(get_module_execution_device(self.vae))
+        tokens = tokens.to(compute_device(self.vae))
         pixels = self._view().decode(ImageTokens(tokens, rows, columns))
         return self.image_processor.postprocess(pixels, output_type=output_type)

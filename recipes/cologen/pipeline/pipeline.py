@@ -17,7 +17,6 @@ from diffusers import (
     FluxTransformer2DModel,
 )
 from diffusers.pipelines.flux.pipeline_flux import calculate_shift
-from diffusers.utils.torch_utils import get_module_execution_device
 from torch import Tensor
 from transformers import (
     CLIPImageProcessor,
@@ -32,6 +31,7 @@ from recipes.cologen.errors import PromptError, SourceStreamError
 from recipes.cologen.flux.folder import FLUX1
 from recipes.cologen.flux.latents import image_position_ids, pack_latents
 from recipes.cologen.flux.model import SOURCE_INDEX
+from recipes.cologen.flux.offloading import compute_device
 from recipes.cologen.flux.pixel_vae import PixelUnshuffleVAE
 from recipes.cologen.pipeline.denoiser import Text
 from recipes.cologen.pipeline.opening import PIXEL_VAE
@@ -188,7 +188,7 @@ class CoLoGenPipeline(Whole, FluxPipeline):  # type: ignore[misc]  # diffusers i
             like: A tensor of the dtype, on the device, that the tokens get.
         """
         config = self.vae.config
-        pixels = pixels.to(get_module_execution_device(self.vae), self.vae.dtype)
+        pixels = pixels.to(compute_device(self.vae), self.vae.dtype)
         latents = self.vae.encode(pixels, return_dict=False)[0].mode()
         return pack_latents((latents - config.shift_factor) * config.scaling_factor).to(like)
 
@@ -198,7 +198,7 @@ class CoLoGenPipeline(Whole, FluxPipeline):  # type: ignore[misc]  # diffusers i
             return tokens
         latents = self._unpack_latents(tokens, *size, self.vae_scale_factor)
         latents = latents / self.vae.config.scaling_factor + self.vae.config.shift_factor
-        latents = latents.to(get_module_execution_device(self.vae))
+        latents = latents.to(compute_device(self.vae))
         pixels = self.vae.decode(latents, return_dict=False)[0]
         return self.image_processor.postprocess(pixels, output_type=output_type)
 

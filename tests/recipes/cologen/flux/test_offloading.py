@@ -9,10 +9,11 @@ import torch
 from recipes.cologen.config_model import MachineSettings
 from recipes.cologen.flux import FluxModel, generate, load_base_model
 from recipes.cologen.flux.base import FluxBase
-from recipes.cologen.flux.offloading import OffloadedPart
+from recipes.cologen.flux.offloading import OffloadedPart, compute_device
 from recipes.cologen.flux.placement import place
 from recipes.cologen.flux.random_flux2 import write_random_flux2
 from recipes.cologen.flux.random_weights import write_random_flux
+from recipes.cologen.pipeline import pipeline_over
 
 CPU = torch.device("cpu")
 WRITERS: dict[str, Callable[..., object]] = {"FLUX.1": write_random_flux, "FLUX.2": write_random_flux2}
@@ -103,6 +104,29 @@ def test_no_weight_of_an_encoder_is_on_the_device_while_the_transformer_runs(
         guidance=guidance,
     )
     assert torch.equal(picture, plain)
+
+
+@pytest.mark.parametrize("encoders", ["resident", "offload", "sequential_offload"])
+def test_the_pipeline_gives_the_vae_its_pictures_where_it_computes(
+    folder: Path, encoders: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, device = load_base_model(folder, max_text_tokens=64), torch.device("meta")
+    place(model, MachineSettings(encoders=encoders), device)
+    pipe, seen = pipeline_over(model), list[torch.device]()
+
+    def looked_at(pixels: torch.Tensor, *rest: object, **options: object) -> None:
+        seen.append(pixels.device)
+        raise StopIteration
+
+    monkeypatch.setattr(pipe.vae, "encode", looked_at)
+    monkeypatch.setattr(pipe.vae, "decode", looked_at)
+    size = (2 * 2 * model.vae_scale_factor,) * 2
+    with pytest.raises(StopIteration):
+        pipe._encode(torch.zeros(1, 3, *size), torch.zeros(1))
+    tokens = torch.zeros(1, 4, pipe.transformer.config.in_channels)
+    with pytest.raises(StopIteration):
+        pipe._decode(tokens, size, "pil")
+    assert seen == [device, device] == [compute_device(pipe.vae)] * 2
 
 
 def test_weights_that_no_part_holds_stay_on_the_device(copies: list[str]) -> None:
