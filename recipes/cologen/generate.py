@@ -151,6 +151,7 @@ def _source(
         picture.image,
         None if mask is None else mask.image,
         kind=asked.draw_map,
+        is_photo=asked.draw_map is not None,
         names=(called(asked, "image"), called(asked, "mask")),
     )
     read = [one.notice for one in (picture, mask) if one is not None and one.notice is not None]

@@ -90,7 +90,9 @@ def _missing(path: Path, name: str) -> str:
     return f"there is no picture {name}; check the path."
 
 
-def fit_picture(image: Image, height: int, width: int, name: str = "the picture") -> Fitted:
+def fit_picture(
+    image: Image, height: int, width: int, name: str = "the picture", *, classes: bool = False
+) -> Fitted:
     """Bring a picture to a size as training does: scaled to cover it, the middle kept.
 
     One that was enlarged by whole pixels comes back exactly as it was before.
@@ -100,12 +102,13 @@ def fit_picture(image: Image, height: int, width: int, name: str = "the picture"
         height: Wanted rows.
         width: Wanted columns.
         name: What the notice calls the picture.
+        classes: Whether its colours stand for classes, as in `resized_pixels`.
     """
     rows, columns = image.shape[:2]
     if (rows, columns) == (height, width):
         return Fitted(image, None)
     frame = frame_of((columns, rows), (height, width))
-    fitted = resized_pixels(PilImage.fromarray(image), frame)
+    fitted = resized_pixels(PilImage.fromarray(image), frame, classes=classes)
     factor = rows // height
     if image.shape[:2] == (factor * height, factor * width) and np.array_equal(
         enlarge(fitted, factor), image

@@ -18,6 +18,7 @@ from recipes.cologen.picture_settings import PictureSettings, height_and_width
 from recipes.cologen.pictures import cut_hole, fit_picture
 from recipes.cologen.pipeline import pipeline_over
 from recipes.cologen.pipeline.pixels import MAX_PIXELS, own_size
+from recipes.cologen.pipeline.tasks import shows_classes
 
 
 def sample_picture(
@@ -114,6 +115,7 @@ def source_of(
     mask: Image | None = None,
     *,
     kind: str | None = None,
+    is_photo: bool = False,
     size: str | None = None,
     names: tuple[str, str] = ("the picture", "the mask"),
 ) -> Source:
@@ -128,6 +130,7 @@ def source_of(
         mask: For inpainting, of the same form: bright where to paint; None when the hole is black already.
             One of another size is stretched over the picture.
         kind: For control, of the map, where it is known.
+        is_photo: Whether that map is still to be made of the picture.
         size: Asked for, WIDTHxHEIGHT; None as `size_to_draw`.
         names: What notices call picture and mask.
 
@@ -138,7 +141,9 @@ def source_of(
     if mask is not None and task != "inpainting":
         raise PictureError(f"a mask is for inpainting; {task} reads the whole picture.")
     wanted = size_to_draw(settings, model, image, size)
-    fitted = fit_picture(image, *wanted, name=names[0])
+    fitted = fit_picture(
+        image, *wanted, name=names[0], classes=not is_photo and shows_classes(task, kind, prompt)
+    )
     notices = [fitted.notice, _most_notice(settings, image, size)]
     if mask is not None and not _have_one_shape(mask, image):
         notices.append(

@@ -195,6 +195,8 @@ class Calling(Parts):
             asked.width,
             max_pixels=asked.max_pixels,
             max_sources=self.drawing.max_sources,
+            control=asked.control,
+            prompts=asked.prompts(),
         )
         default = self.default_sample_size * self.vae_scale_factor
         sources, size = prepare_sources(wanted, pictures // several, self._side, default)

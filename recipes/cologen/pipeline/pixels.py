@@ -196,9 +196,15 @@ def _whole(length: float, side: int) -> int:
     return max(side, round(length / side) * side)
 
 
-def fitted(picture: PilImage.Image, size: tuple[int, int]) -> Image:
-    """A picture at (height, width) as in training: scaled to cover it, the middle kept."""
-    return resized_pixels(picture, frame_of(picture.size, size))
+def fitted(picture: PilImage.Image, size: tuple[int, int], *, classes: bool = False) -> Image:
+    """A picture at (height, width) as in training: scaled to cover it, the middle kept.
+
+    Args:
+        picture: RGB, of any size.
+        size: Height and width.
+        classes: Whether its colours stand for classes, as in `resized_pixels`.
+    """
+    return resized_pixels(picture, frame_of(picture.size, size), classes=classes)
 
 
 def in_unit_range(images: Sequence[Image]) -> torch.Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +23,7 @@ from recipes.cologen.pipeline.pixels import (
     listed,
     own_size,
 )
-from recipes.cologen.pipeline.tasks import Annotator, prepared
+from recipes.cologen.pipeline.tasks import Annotator, prepared, shows_classes
 
 _logger = logging.getLogger(__name__)
 
@@ -67,6 +68,17 @@ class Wanted:
     """Of a picture for which neither is given; None: `MAX_PIXELS`."""
     max_sources: int | None = None
     """Pictures that an example of training had at most; None: not known."""
+    control: str | None = None
+    """Kind of the control map, where it is known."""
+    prompts: Sequence[str] | None = None
+    """As the user wrote them; None: embeddings are given instead."""
+
+    def classes(self, batch: int) -> list[bool]:
+        """Whether the first source of each prompt is a map whose colours stand for classes."""
+        prompts = [""] * batch if self.prompts is None else self.prompts
+        return [
+            self.annotator is None and shows_classes(self.task, self.control, prompt) for prompt in prompts
+        ]
 
 
 def prepare_sources(
@@ -111,12 +123,14 @@ def prepare_sources(
         read = {id(one): as_mask(one, "mask") for one in given}
         masks = [read[id(one)] for one in given]
     further = _further([group[1:] for group in groups], side, most)
+    classes = wanted.classes(batch)
     seen = [
-        (prepared(group[0], mask, size, wanted.task, wanted.annotator), *others)
-        for group, mask, others in zip(groups, masks, further, strict=True)
+        (prepared(group[0], mask, size, wanted.task, wanted.annotator, shown), *others)
+        for group, mask, others, shown in zip(groups, masks, further, classes, strict=True)
     ]
     kept, index = distinct(seen)
-    return Sources(tuple(kept), tuple(fitted(group[0], size) for group in groups), tuple(index)), size
+    originals = [fitted(group[0], size, classes=shown) for group, shown in zip(groups, classes, strict=True)]
+    return Sources(tuple(kept), tuple(originals), tuple(index)), size
 
 
 def _say_if_smaller(picture: PilImage.Image, size: tuple[int, int], most: int) -> None:

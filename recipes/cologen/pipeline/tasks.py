@@ -13,6 +13,7 @@ from PIL import Image as PilImage
 from recipes.cologen.config_annotators import AnnotatorSettings
 from recipes.cologen.data.annotators.drawing import Annotators, to_picture
 from recipes.cologen.data.control import PROMPTS, canny, lineart, soft_edge
+from recipes.cologen.data.framing import CLASS_MAPS
 from recipes.cologen.data.grounding import MARK_COLOURS
 from recipes.cologen.data.record import Image, Mask, Record
 from recipes.cologen.data.views import VIEWS
@@ -97,6 +98,18 @@ def worded(prompt: str, task: str | None, control: str | None) -> str:
     return prompt
 
 
+def shows_classes(task: str | None, kind: str | None, prompt: str) -> bool:
+    """Tell whether a source that is a map already shows classes by colours, which resizing must not mix.
+
+    Args:
+        task: The task; only control reads maps.
+        kind: Of the map, where it is known.
+        prompt: As the user wrote it; without a kind, its beginning says which map the source is.
+    """
+    said = next((name for name, words in PROMPTS.items() if prompt.lower().startswith(words)), None)
+    return task == "control" and (kind or said) in CLASS_MAPS
+
+
 def check_control(
     task: str | None, control: str | None, annotate: bool, known: Mapping[str, Annotator]
 ) -> None:
@@ -128,6 +141,7 @@ def prepared(
     size: tuple[int, int],
     task: str | None,
     annotator: Annotator | None,
+    classes: bool = False,
 ) -> Image:
     """What the source stream sees of a picture.
 
@@ -137,6 +151,7 @@ def prepared(
         size: Height and width that it gets.
         task: The task.
         annotator: Makes the control map; None where the picture is the map, or the task is another.
+        classes: Whether the picture is a map whose colours stand for classes.
 
     Raises:
         PictureError: There is a mask for another task than inpainting, no hole to fill, or the annotator
@@ -148,7 +163,7 @@ def prepared(
         raise PictureError(
             f'mask is for task="inpainting"; the task is {task!r}, which reads all of the picture.'
         )
-    image = fitted(picture, size)
+    image = fitted(picture, size, classes=classes)
     if annotator is None:
         return image
     drawn = annotator(image)

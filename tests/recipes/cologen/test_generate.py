@@ -2,19 +2,22 @@
 
 import re
 import shutil
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from rich.console import Console
 
 from recipes.cologen import generate as command
 from recipes.cologen.config import load_config
 from recipes.cologen.data.annotators.opencv import draw_canny
 from recipes.cologen.data.world import World
-from recipes.cologen.generate import main
-from recipes.cologen.pictures import enlarge
+from recipes.cologen.generate import _source, main
+from recipes.cologen.generate_options import options
+from recipes.cologen.pictures import Fitted, enlarge
 from recipes.cologen.pipeline import CoLoGenPipeline
 from recipes.cologen.pipeline.pixels import own_size
 from recipes.cologen.report.run_reader import RunReader
@@ -282,6 +285,34 @@ def test_a_size_that_cannot_be_is_refused(
 ) -> None:
     assert main([*arguments, "--size", size]) == 1
     assert re.search(f"error: .*{message}", capsys.readouterr().err)
+
+
+def test_a_map_of_classes_keeps_its_colours_and_a_photo_to_make_one_of_does_not(
+    finished_run: Path,
+) -> None:
+    folder = load_config(finished_run / "config.yaml", ["data.source=folder:x"])
+    model = load_base(folder, torch.device("cpu"))
+    levels = np.random.default_rng(0).integers(0, 4, (78, 104, 1), dtype=np.uint8)
+    image = (levels * 80).repeat(3, axis=-1)
+
+    def colours(prompt: str, **more: object) -> int:
+        seen = source_of(model, folder, "control", prompt, image, size="80x64", **more)
+        return len(np.unique(seen.image))
+
+    assert colours("segmentation map to image a cat") == colours("a cat", kind="segmentation") == 4
+    assert colours("depth map to image a cat") > 4
+    photo = {"kind": "segmentation", "is_photo": True}
+    assert colours("segmentation map to image a cat", **photo) > 4
+    files = ["--checkpoint", "x", "--image", "x", "--output", "x"]
+    asked = ["--task", "control", "--draw-map", "segmentation", "--prompt", "segmentation map to image a cat"]
+    by_command = _source(
+        options().parse_args([*files, *asked]),
+        Fitted(image, None),
+        None,
+        partial(source_of, model, folder, size="80x64"),
+        Console(quiet=True),
+    )
+    assert len(np.unique(by_command)) > 4
 
 
 def test_a_picture_without_a_size_is_drawn_at_a_megapixel_at_most(

@@ -14,14 +14,18 @@ from PIL import Image
 
 from recipes.cologen.app.limits import Limits, read_upload
 from recipes.cologen.data.folder import PictureFolder
+from recipes.cologen.data.framing import framed
+from recipes.cologen.data.raw import RawRecord
 from recipes.cologen.data.reading import mask_of, opaque
 from recipes.cologen.data.record import Record
 from recipes.cologen.pictures import cut_hole, fit_picture, read_mask, read_source
 from recipes.cologen.pipeline.sources import Wanted, prepare_sources
+from recipes.cologen.pipeline.tasks import shows_classes
 
 MODES = ("RGB", "RGBA", "L", "LA", "P", "1", "I;16")
 FORMS = ("a PNG", "a PNG with a clear colour", "a JPEG", "a WebP")
 SIDES = st.integers(2, 24)
+COLOURS = np.array([[0, 0, 0], [120, 120, 120], [180, 120, 120], [4, 250, 7]], np.uint8)
 
 
 @st.composite
@@ -73,6 +77,41 @@ def test_a_picture_is_one_picture_everywhere(
     assert sources is not None
     for seen in (by_command, on_the_page, sources.groups[0][0]):
         assert np.array_equal(seen, trained)
+
+
+@given(
+    levels=arrays(np.uint8, st.tuples(SIDES, SIDES), elements=st.integers(0, 3)),
+    size=st.tuples(SIDES, SIDES),
+)
+@settings(max_examples=80, deadline=None)
+def test_a_map_of_classes_gets_no_third_colour_anywhere(levels: np.ndarray, size: tuple[int, int]) -> None:
+    stored = COLOURS[levels]
+    picture = Image.fromarray(stored)
+    raw = RawRecord("one", picture, "a cat", "one", maps={"segmentation": picture})
+    trained = framed(raw, size).maps["segmentation"]
+    seen = [fit_picture(stored, *size, classes=True).image]
+    for control, prompts in (("segmentation", None), (None, ["segmentation map to image a cat", "a dog"])):
+        wanted = Wanted(stored, None, "control", None, *size, control=control, prompts=prompts)
+        sources, _ = prepare_sources(wanted, 2, 1, 1)
+        assert sources is not None
+        seen += [sources.groups[sources.index[0]][0], sources.originals[0]]
+    for image in seen:
+        assert np.array_equal(image, trained)
+    assert {*map(tuple, trained.reshape(-1, 3))} <= {*map(tuple, stored.reshape(-1, 3))}
+
+
+@pytest.mark.parametrize(
+    ("task", "kind", "prompt", "expected"),
+    [
+        ("control", "segmentation", "a cat", True),
+        ("control", None, "Segmentation map to image a cat", True),
+        ("control", "depth", "segmentation map to image a cat", False),
+        ("control", None, "a cat", False),
+        ("editing", None, "segmentation map to image a cat", False),
+    ],
+)
+def test_what_a_map_shows_is_said_by_its_kind_or_by_the_prompt(task, kind, prompt, expected) -> None:
+    assert shows_classes(task, kind, prompt) is expected
 
 
 @given(data=st.data(), shape=st.tuples(SIDES, SIDES), size=st.tuples(SIDES, SIDES))
