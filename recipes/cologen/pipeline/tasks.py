@@ -17,7 +17,7 @@ from recipes.cologen.data.framing import CLASS_MAPS
 from recipes.cologen.data.grounding import MARK_COLOURS
 from recipes.cologen.data.record import Image, Mask, Record
 from recipes.cologen.data.views import VIEWS
-from recipes.cologen.errors import PictureError, PromptError
+from recipes.cologen.errors import AnnotatorError, PictureError, PromptError
 from recipes.cologen.pictures import cut_hole
 from recipes.cologen.pipeline.pixels import fitted
 
@@ -44,7 +44,9 @@ ANNOTATORS: Mapping[str, Annotator] = {
 def run_annotator(
     kind: str, settings: Mapping[str, AnnotatorSettings], device: Callable[[], torch.device]
 ) -> Annotator:
-    """The annotator that a run names for a kind of map; its network is loaded when it is first called.
+    """The annotator that a run names for a kind of map; what it needs is loaded when it is first called.
+
+    A custom one is imported then: `annotator_of_file` is for settings of whose origin nothing is known.
 
     Args:
         kind: Of the map.
@@ -62,6 +64,32 @@ def run_annotator(
         return to_picture(annotators.draw(kind, torch.from_numpy(image).permute(2, 0, 1)[None].to(place))[0])
 
     return annotate
+
+
+def annotator_of_file(
+    kind: str, settings: Mapping[str, AnnotatorSettings], device: Callable[[], torch.device]
+) -> Annotator:
+    """The annotator that a file beside a pool names; one of somebody's own code is neither imported nor made.
+
+    Such a file may come from anywhere. In the place of code stands a function that says how to run it.
+
+    Args:
+        kind: as in `run_annotator`.
+        settings: as in `run_annotator`.
+        device: as in `run_annotator`.
+    """
+    if settings[kind].kind != "custom":
+        return run_annotator(kind, settings, device)
+
+    def refuse(image: Image) -> Image:
+        raise AnnotatorError(
+            f"in training {settings[kind].path} drew the {kind} maps: code that the pool's settings name, "
+            "which is not run because a file names it. If you trust it: "
+            f"pipe.annotators[{kind!r}] = recipes.cologen.pipeline.tasks.run_annotator({kind!r}, "
+            "pipe.drawing.annotators, lambda: pipe.device)."
+        )
+
+    return refuse
 
 
 def check_task(task: str | None, experts: tuple[str, ...]) -> None:

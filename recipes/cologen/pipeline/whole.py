@@ -29,7 +29,7 @@ from recipes.cologen.pipeline.opening import (
     refuse_what_cannot_be_saved,
 )
 from recipes.cologen.pipeline.pool import POOL, FoundPool, find_pool, pool_of
-from recipes.cologen.pipeline.tasks import ANNOTATORS, run_annotator
+from recipes.cologen.pipeline.tasks import ANNOTATORS, annotator_of_file
 
 
 class Whole(Calling):
@@ -73,7 +73,8 @@ class Whole(Calling):
         """Draw as a run does: its prompts' length, source timestep, steps, schedule and annotators.
 
         `load_pool` and `from_pretrained` do this with the settings of the run that trained the pool. The
-        scheduler is replaced by one that shifts its steps as the run says, and `annotators` by the run's.
+        scheduler is replaced by one that shifts its steps as the run says, and `annotators` by the run's; one
+        of the run's own code says how to run it when it is called, for settings may come from anywhere.
 
         Args:
             settings: Of the run.
@@ -87,7 +88,7 @@ class Whole(Calling):
         rest = settings.model_dump(mode="json", exclude={"source_timestep"})
         self.register_to_config(source_timestep=settings.source_timestep, drawing=rest)
         own = {
-            kind: run_annotator(kind, settings.annotators, lambda: self._execution_device)
+            kind: annotator_of_file(kind, settings.annotators, lambda: self._execution_device)
             for kind in settings.annotators
         }
         self.annotators = {**ANNOTATORS, **own}

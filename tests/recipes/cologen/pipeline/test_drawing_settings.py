@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,13 +11,14 @@ import torch
 from diffusers import FluxPipeline
 from PIL import Image
 
-from recipes.cologen.config import parse_config
+from recipes.cologen.config import load_config, parse_config
 from recipes.cologen.config_drawing import DrawingSettings, read_drawing
 from recipes.cologen.data.annotators.opencv import draw_canny
-from recipes.cologen.errors import PictureError
+from recipes.cologen.errors import AnnotatorError, PictureError
 from recipes.cologen.flux.tiny import save_tiny_flux
 from recipes.cologen.generate import main
 from recipes.cologen.pipeline import CoLoGenPipeline
+from recipes.cologen.pipeline.tasks import run_annotator
 
 CANNY = {"kind": "opencv", "options": {"low": 5, "high": 10}}
 
@@ -130,6 +132,63 @@ def test_the_runs_annotators_make_the_maps(run: Path, tools) -> None:
     pipe = opened(run, run)
     assert np.array_equal(pipe.annotators["canny"](image), draw_canny(image, 5, 10))
     assert not np.array_equal(pipe.annotators["canny"](image), draw_canny(image))
+
+
+@pytest.fixture
+def named_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A module that a pool's settings name as `named_code:make`; the file that importing it writes."""
+    (tmp_path / "code").mkdir()
+    mark = tmp_path / "imported"
+    (tmp_path / "code" / "named_code.py").write_text(
+        f"""
+import pathlib
+pathlib.Path({str(mark)!r}).touch()
+class make:
+    needs = "nothing"
+    def __init__(self, *asked, **more): pass
+    def draw(self, pixels): return 255 - pixels
+    def fingerprint(self): return "x"
+"""
+    )
+    monkeypatch.syspath_prepend(tmp_path / "code")
+    monkeypatch.delitem(sys.modules, "named_code", raising=False)
+    return mark
+
+
+@pytest.mark.parametrize("door", ["a pool alone", "loaded later", "a run", "a saved pipeline"])
+def test_code_that_a_file_names_is_not_run(run: Path, tools, named_code: Path, tmp_path: Path, door) -> None:
+    table = {"canny": {"kind": "custom", "path": "named_code:make"}}
+    whole = tmp_path / "whole"
+    opened(run, run).save_pretrained(whole)
+    pool = whole / "prw"
+    if door == "a saved pipeline":
+        index = json.loads((whole / "model_index.json").read_text())
+        index["drawing"]["annotators"] = table
+        (whole / "model_index.json").write_text(json.dumps(index))
+        (pool / "drawing.json").unlink()
+        pipe = CoLoGenPipeline.from_pretrained(whole)
+        pipe.set_progress_bar_config(disable=True)
+    elif door == "a run":
+        config = load_config(run / "config.yaml").model_dump(mode="json", exclude_unset=True)
+        config["data"]["annotators"] = table
+        (run / "config.yaml").write_text(parse_config(config).to_yaml())
+        pipe = opened(run, run)
+    else:
+        drawing = json.loads((pool / "drawing.json").read_text()) | {"annotators": table}
+        (pool / "drawing.json").write_text(json.dumps(drawing))
+        pipe = opened(run, pool if door == "a pool alone" else run)
+        if door == "loaded later":
+            pipe.weave.eject()
+            pipe.load_pool(pool)
+    photo = tools.picture(0, 24, 16)
+    with pytest.raises(AnnotatorError, match=r"named_code:make.* not run"):
+        pipe("a red square", photo, task="control", control="canny")
+    assert not named_code.exists()
+    pipe("a red square", photo, task="control", control="soft_edge")
+    trusted = run_annotator("canny", pipe.drawing.annotators, lambda: pipe.device)
+    pipe.annotators["canny"] = trusted
+    pipe("a red square", photo, task="control", control="canny")
+    assert named_code.exists() and np.array_equal(trusted(photo), 255 - photo)
 
 
 def test_more_sources_than_were_trained_are_refused(run: Path, tools) -> None:
