@@ -17,6 +17,9 @@ from torch import Tensor
 
 from recipes.cologen.config_model import Shift
 
+SHIFTED = ("use_dynamic_shifting", "shift")
+"""Settings of a scheduler that a law changes."""
+
 
 def scheduler_for(config: Mapping[str, Any], shift: Shift) -> FlowMatchEulerDiscreteScheduler:
     """A fresh scheduler of a base's settings that shifts its steps as asked.

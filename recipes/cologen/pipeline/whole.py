@@ -13,11 +13,12 @@ from huggingface_hub import HfApi
 from prw import LoraExport, Weave, load_pipeline
 from prw.errors import PoolError, UnsupportedError
 from recipes.cologen.config_drawing import DrawingSettings, write_drawing
+from recipes.cologen.config_model import Shift
 from recipes.cologen.errors import SourceStreamError
 from recipes.cologen.flux.base import SourceTimestep
 from recipes.cologen.flux.folder import Layout
 from recipes.cologen.flux.pixel_vae import PixelUnshuffleVAE
-from recipes.cologen.flux.shift import scheduler_for
+from recipes.cologen.flux.shift import SHIFTED, scheduler_for
 from recipes.cologen.flux.source_stream import has_source_stream, install_source_stream
 from recipes.cologen.pipeline.calling import Calling
 from recipes.cologen.pipeline.card import README, Card, Facts, Origin, origin_of, write_card
@@ -42,10 +43,15 @@ class Whole(Calling):
     """
 
     layout: ClassVar[Layout]
-    settings: ClassVar[tuple[str, ...]] = ("source_timestep", "drawing")
+    settings: ClassVar[tuple[str, ...]] = ("source_timestep", "drawing", "base_schedule")
     origin: Origin = Origin()
 
-    def _begin(self, source_timestep: str | None, drawing: Mapping[str, Any] | None) -> None:
+    def _begin(
+        self,
+        source_timestep: str | None,
+        drawing: Mapping[str, Any] | None,
+        base_schedule: Mapping[str, Any] | None,
+    ) -> None:
         """Keep the settings and give the transformer its source stream.
 
         Raises:
@@ -59,6 +65,7 @@ class Whole(Calling):
             )
         given = dict(drawing or {}) | ({"source_timestep": source_timestep} if source_timestep else {})
         self._register(DrawingSettings.model_validate(given))
+        self.register_to_config(base_schedule=base_schedule)
         if self.transformer is not None and not has_source_stream(self.transformer):
             install_source_stream(self.transformer)
 
@@ -80,8 +87,17 @@ class Whole(Calling):
             settings: Of the run.
         """
         self._register(settings)
-        if settings.shift != "base":
-            self.register_modules(scheduler=scheduler_for(self.scheduler.config, settings.shift))
+        self._shift_as(settings.shift)
+
+    def _shift_as(self, shift: Shift) -> None:
+        """Shift the steps by a law, starting from the base's own scheduler, whatever run came before."""
+        config = {name: value for name, value in self.scheduler.config.items() if name[0] != "_"}
+        own = self.config.base_schedule or {name: config[name] for name in SHIFTED if name in config}
+        base = {**config, **own}
+        if shift == "base" and base == config:
+            return
+        self.register_to_config(base_schedule=own)
+        self.register_modules(scheduler=scheduler_for(base, shift))
 
     def _register(self, settings: DrawingSettings) -> None:
         """Keep settings where diffusers keeps a pipeline's own: they go along when it is saved or reused."""

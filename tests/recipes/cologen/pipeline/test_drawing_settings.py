@@ -204,6 +204,46 @@ def test_the_whole_is_a_stock_folder_still(run: Path, tmp_path: Path) -> None:
     assert stock.scheduler.config.shift == 2.5
 
 
+def schedule(pipe: CoLoGenPipeline) -> tuple[float, bool]:
+    return pipe.scheduler.config.shift, pipe.scheduler.config.use_dynamic_shifting
+
+
+def test_each_pool_gets_the_schedule_of_its_own_run(run: Path, tmp_path: Path) -> None:
+    plain = tmp_path / "plain"
+    shutil.copytree(run, plain)
+    text = (run / "config.yaml").read_text()
+    (plain / "config.yaml").write_text(text.replace("shift: 2.5", "shift: base"))
+    base = schedule(CoLoGenPipeline.from_pretrained(run.parent / "base"))
+    first = opened(run, run)
+    assert schedule(first) == (2.5, False) != base
+    first.save_pretrained(tmp_path / "whole")
+    saved = CoLoGenPipeline.from_pretrained(tmp_path / "whole")
+    doors = {
+        "a saved pipeline": CoLoGenPipeline.from_pretrained(tmp_path / "whole", prw=plain),
+        "another pool": first,
+        "made of another": CoLoGenPipeline.from_pipe(saved, vae=saved.vae),
+    }
+    for name, pipe in doors.items():
+        if name != "a saved pipeline":
+            pipe.weave.eject()
+            pipe.load_pool(plain)
+        assert pipe.drawing.shift == "base" and schedule(pipe) == base, name
+        pipe.weave.eject()
+        pipe.load_pool(run)
+        assert schedule(pipe) == (2.5, False), name
+
+
+def test_a_scheduler_of_the_callers_own_stays_where_no_run_shifts(run: Path) -> None:
+    pipe = opened(run, run)
+    pipe.draw_as(DrawingSettings())
+    own = pipe.scheduler.from_config(pipe.scheduler.config, invert_sigmas=True)
+    pipe.scheduler = own
+    pipe.draw_as(DrawingSettings())
+    assert pipe.scheduler is own
+    pipe.draw_as(DrawingSettings(shift=4.0))
+    assert schedule(pipe) == (4.0, False) and pipe.scheduler.config.invert_sigmas
+
+
 def test_an_exported_expert_says_how_long_its_prompts_were(run: Path, tools, tmp_path: Path, capsys) -> None:
     opened(run, run).export_lora("grounding", tmp_path / "lora", prompt="a", image=tools.picture(0, 24, 16))
     assert "draw with max_sequence_length=9" in capsys.readouterr().err
