@@ -46,9 +46,9 @@ class DrawingSettings(Settings):
     guidance: float = 3.5
     """Scale of a guidance-distilled base, where a call does not say it."""
     true_cfg_scale: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 1.0
-    """Scale of true guidance, where a call says neither this nor a negative prompt; 1 is none."""
+    """Scale of true guidance, where a call does not say it; 1 is none."""
     negative_prompt: str = ""
-    """What that goes away from."""
+    """What that goes away from, where a call does not say it."""
 
     def size_of(self, height: int, width: int) -> tuple[int, int] | None:
         """Height and width that training gave a picture of such a shape; None where it kept its own."""

@@ -94,10 +94,11 @@ class Calling(Parts):
             control: Kind of control map, for the control task; it is made of `image` by `annotators`.
             annotate: False if `image` is the map already.
             prompt_2: Prompt of the T5 encoder, if it is another.
-            negative_prompt: What to guide away from; needs `true_cfg_scale` above 1. Without either, a prompt
-                is guided as the run that trained the experts samples.
+            negative_prompt: What to guide away from; needs `true_cfg_scale` above 1. None takes the run's,
+                where the run that trained the experts samples with true guidance.
             negative_prompt_2: The same for T5.
-            true_cfg_scale: Scale of true classifier-free guidance; 1 is none.
+            true_cfg_scale: Scale of true classifier-free guidance; 1 is none. None takes the run's, where a
+                prompt is given, else 1. Above 1 every step is computed twice.
             height: Pixels, a multiple of 16; None follows the source in its aspect ratio, or is 1024.
             width: Likewise.
             max_pixels: Of a picture whose size is not asked for, further sources included: a larger one is

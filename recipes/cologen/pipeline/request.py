@@ -14,6 +14,13 @@ from recipes.cologen.errors import GuidanceError, PictureError, PromptError, Sou
 from recipes.cologen.flux.base import SourceTimestep
 
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
+NEGATIVES = (
+    "negative_prompt",
+    "negative_prompt_2",
+    "negative_prompt_embeds",
+    "negative_pooled_prompt_embeds",
+)
+"""Arguments of a call that say what to guide away from."""
 Callback = Callable[[Any, int, Tensor, dict[str, Tensor]], dict[str, Tensor]]
 """Called as `callback(pipe, step, timestep, tensors)`; gives back the tensors that it changed."""
 
@@ -161,9 +168,13 @@ def asked_of(run: DrawingSettings, arguments: Mapping[str, Any]) -> Asked:
         "max_sequence_length": run.max_text_tokens,
         "true_cfg_scale": 1.0,
     }
-    if arguments["prompt"] is not None and run.true_cfg_scale > 1:
-        usual["true_cfg_scale"] = run.true_cfg_scale
-        if arguments["true_cfg_scale"] is None and arguments["negative_prompt_embeds"] is None:
+    if run.true_cfg_scale > 1:
+        # Who gives embeddings may have no text encoder, so guidance by a prompt is theirs to ask for.
+        if arguments["prompt"] is not None:
+            usual["true_cfg_scale"] = run.true_cfg_scale
+        given_scale = arguments["true_cfg_scale"]
+        scale = usual["true_cfg_scale"] if given_scale is None else given_scale
+        if scale > 1 and all(arguments[name] is None for name in NEGATIVES):
             usual["negative_prompt"] = run.negative_prompt
     given = {name: arguments[name] for name in Asked.__dataclass_fields__}
     filled: dict[str, Any] = {

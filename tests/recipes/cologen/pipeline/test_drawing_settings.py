@@ -14,7 +14,7 @@ from PIL import Image
 from recipes.cologen.config import load_config, parse_config
 from recipes.cologen.config_drawing import DrawingSettings, read_drawing
 from recipes.cologen.data.annotators.opencv import draw_canny
-from recipes.cologen.errors import AnnotatorError, PictureError
+from recipes.cologen.errors import AnnotatorError, GuidanceError, PictureError
 from recipes.cologen.flux.tiny import save_tiny_flux
 from recipes.cologen.generate import main
 from recipes.cologen.pipeline import CoLoGenPipeline
@@ -267,6 +267,18 @@ def test_true_guidance_is_repeated_unless_a_call_says_otherwise(build, tools) ->
     assert tools.difference(tools.draw(pipe, "a red circle", photo, true_cfg_scale=1.0), plain) == 0
     other = tools.draw(pipe, "a red circle", photo, negative_prompt="small")
     assert tools.difference(other, guided) > 1e-6 and tools.difference(other, plain) > 1e-6
+    stronger = tools.draw(pipe, "a red circle", photo, true_cfg_scale=5.0)
+    said = tools.draw(pipe, "a red circle", photo, true_cfg_scale=5.0, negative_prompt="blue")
+    assert tools.difference(stronger, said) == 0 and tools.difference(stronger, guided) > 1e-6
+    with torch.no_grad():
+        embeds, pooled, _ = pipe.encode_prompt("a red circle", None, max_sequence_length=12)
+    asked = {"prompt_embeds": embeds, "pooled_prompt_embeds": pooled, "max_sequence_length": 12}
+    by_embeds = tools.draw(pipe, None, photo, true_cfg_scale=5.0, **asked)
+    assert tools.difference(by_embeds, stronger) == 0
+    assert tools.difference(tools.draw(pipe, None, photo, **asked), plain) == 0
+    pipe.draw_as(DrawingSettings())
+    with pytest.raises(GuidanceError, match="needs a negative_prompt"):
+        tools.draw(pipe, "a red circle", photo, true_cfg_scale=5.0)
 
 
 def test_klein_pads_prompts_as_the_run_did(made, tools, monkeypatch) -> None:
