@@ -99,10 +99,12 @@ class Calling(Parts):
             negative_prompt_2: The same for T5.
             true_cfg_scale: Scale of true classifier-free guidance; 1 is none. None takes the run's, where a
                 prompt is given, else 1. Above 1 every step is computed twice.
-            height: Pixels, a multiple of 16; None follows the source in its aspect ratio, or is 1024.
+            height: Pixels, a multiple of 16. None is as training had it for a source of this shape
+                (`drawing.sizes`); else follows the source in its aspect ratio, or is 1024.
             width: Likewise.
             max_pixels: Of a picture whose size is not asked for, further sources included: a larger one is
-                read, and drawn, smaller. None: 1024 * 1024, as FLUX.1 Kontext was trained.
+                read, and drawn, smaller, whatever the sizes of training. None: 1024 * 1024, as FLUX.1 Kontext
+                was trained.
             strength: Below 1, drawing starts from `image` with that much noise (image-to-image).
             num_inference_steps: Steps; None takes as many as the run that trained the experts, else 28.
             sigmas: The schedule itself, for schedulers that take it.
@@ -195,7 +197,7 @@ class Calling(Parts):
             asked.height,
             asked.width,
             max_pixels=asked.max_pixels,
-            max_sources=self.drawing.max_sources,
+            run=self.drawing,
             control=asked.control,
             prompts=asked.prompts(),
         )

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from PIL import Image as PilImage
 from torch import Tensor
 
+from recipes.cologen.config_drawing import DrawingSettings
 from recipes.cologen.data.record import Image, Mask
 from recipes.cologen.errors import PictureError
 from recipes.cologen.pipeline.pixels import (
@@ -66,12 +67,18 @@ class Wanted:
     width: int | None
     max_pixels: int | None = None
     """Of a picture for which neither is given; None: `MAX_PIXELS`."""
-    max_sources: int | None = None
-    """Pictures that an example of training had at most; None: not known."""
+    run: DrawingSettings = field(default_factory=DrawingSettings)
+    """What the run that trained the experts fixes."""
     control: str | None = None
     """Kind of the control map, where it is known."""
     prompts: Sequence[str] | None = None
     """As the user wrote them; None: embeddings are given instead."""
+
+    def trained_size(self, picture: PilImage.Image) -> tuple[int, int] | None:
+        """Height and width that training gave such a picture, where the call says nothing of its size."""
+        if (self.height, self.width, self.max_pixels) != (None, None, None):
+            return None
+        return self.run.size_of(picture.height, picture.width)
 
     def classes(self, batch: int) -> list[bool]:
         """Whether the first source of each prompt is a map whose colours stand for classes."""
@@ -86,8 +93,9 @@ def prepare_sources(
 ) -> tuple[Sources | None, tuple[int, int]]:
     """Bring the pictures of a call to their sizes, and the first of each prompt to its task.
 
-    Further sources are read as they are, as in training, and keep their own size in whole tokens, up to as
-    many pixels as a picture without a size may have.
+    Where a call says nothing of sizes and training had its own, all sources get the one that is nearest to
+    the first one's shape. Else further sources are read as they are, and keep their own size in whole tokens,
+    up to as many pixels as a picture without a size may have.
 
     Args:
         wanted: Pictures and what to do with them.
@@ -109,28 +117,48 @@ def prepare_sources(
     if wanted.image is None:
         return None, chosen_size(wanted.height, wanted.width, None, side, default)
     groups = grouped(wanted.image, batch, "image")
-    if wanted.max_sources is not None and len(groups[0]) > wanted.max_sources:
+    if wanted.run.max_sources is not None and len(groups[0]) > wanted.run.max_sources:
         raise PictureError(
             f"image: a prompt has {len(groups[0])} sources, but the experts were trained with at most "
-            f"{wanted.max_sources} (data.max_sources of the run). Leave the further ones out."
+            f"{wanted.run.max_sources} (data.max_sources of the run). Leave the further ones out."
         )
-    size = chosen_size(wanted.height, wanted.width, groups[0][0], side, default, most)
-    if wanted.height is None and wanted.width is None:
+    trained = wanted.trained_size(groups[0][0])
+    asked = trained or (wanted.height, wanted.width)
+    size = chosen_size(*asked, groups[0][0], side, default, most)
+    if trained is not None:
+        _say_if_other(groups[0][0], size)
+    elif asked == (None, None):
         _say_if_smaller(groups[0][0], size, most)
     masks: list[Mask | None] = [None] * batch
     if wanted.mask is not None:
         given = listed(wanted.mask, batch, "mask")
         read = {id(one): as_mask(one, "mask") for one in given}
         masks = [read[id(one)] for one in given]
-    further = _further([group[1:] for group in groups], side, most)
+    others = [group[1:] for group in groups]
+    further = (
+        _further(others, side, most)
+        if trained is None
+        else [tuple(fitted(picture, size) for picture in group) for group in others]
+    )
     classes = wanted.classes(batch)
     seen = [
-        (prepared(group[0], mask, size, wanted.task, wanted.annotator, shown), *others)
-        for group, mask, others, shown in zip(groups, masks, further, classes, strict=True)
+        (prepared(group[0], mask, size, wanted.task, wanted.annotator, shown), *beside)
+        for group, mask, beside, shown in zip(groups, masks, further, classes, strict=True)
     ]
     kept, index = distinct(seen)
     originals = [fitted(group[0], size, classes=shown) for group, shown in zip(groups, classes, strict=True)]
     return Sources(tuple(kept), tuple(originals), tuple(index)), size
+
+
+def _say_if_other(picture: PilImage.Image, size: tuple[int, int]) -> None:
+    """Log that a source is read at a size of training, where that is not its own."""
+    width, height = picture.size
+    if (height, width) != size:
+        _logger.warning(
+            "a source is %dx%d pixels and no size was asked for: it is read at %dx%d, which training gave "
+            "pictures of this shape. Give height and width, or max_pixels, for another.",
+            *(width, height, size[1], size[0]),
+        )
 
 
 def _say_if_smaller(picture: PilImage.Image, size: tuple[int, int], most: int) -> None:

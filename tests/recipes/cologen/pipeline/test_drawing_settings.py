@@ -90,6 +90,38 @@ def test_the_pipeline_draws_what_generate_draws(run: Path, tools, lengths) -> No
     assert lengths == [9, 9]
 
 
+SIZES = {
+    "one size": (["data.size=[16,24]"], (16, 24)),
+    "buckets": (["data.buckets.sizes=[[16,24],[24,16]]"], (24, 16)),
+}
+
+
+@pytest.mark.parametrize(("settings", "size"), SIZES.values(), ids=SIZES)
+def test_the_pipeline_draws_at_the_size_that_generate_draws_at(
+    run: Path, tools, settings, size, caplog
+) -> None:
+    settings = [*settings, "data.max_sources=2"]
+    (run / "config.yaml").write_text(load_config(run / "config.yaml", settings).to_yaml())
+    photo, prompt = tools.picture(0, 48, 36), "draw a red box around the square"
+    Image.fromarray(photo).save(run / "photo.png")
+    out = run / "out.png"
+    files = ["--checkpoint", str(run), "--image", str(run / "photo.png"), "--output", str(out), "--native"]
+    Image.fromarray(tools.picture(1, 20, 40)).save(run / "further.png")
+    further = ["--also", str(run / "further.png")]
+    assert main([*files, *further, "--task", "grounding", "--prompt", prompt]) == 0
+    pipe = opened(run, run)
+    asked = {"task": "grounding", "as_of": True, "output_routing": True}
+    result = pipe(
+        prompt, [[photo, tools.picture(1, 20, 40)]], generator=torch.Generator().manual_seed(0), **asked
+    )
+    with Image.open(out) as drawn:
+        assert np.array_equal(np.asarray(drawn), np.asarray(result.images[0]))
+    assert result.routing.sources[0].shape[:2] == size
+    assert f"read at {size[1]}x{size[0]}, which training gave" in caplog.text
+    for said, expected in (({"max_pixels": 10**6}, (36, 48)), ({"height": 32}, (24, 32))):
+        assert pipe(prompt, photo, **said).images[0].size == expected
+
+
 def test_every_door_to_a_pool_leads_to_the_same_settings(run: Path, tools, tmp_path: Path) -> None:
     wanted = opened(run, run).drawing
     assert wanted.max_text_tokens == 9 and wanted.steps == 3 and wanted.source_timestep == "zero"
