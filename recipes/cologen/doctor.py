@@ -61,9 +61,8 @@ def main(arguments: Sequence[str] | None = None, console: Console | None = None)
 
 def _asked(given: argparse.Namespace) -> Asked:
     config = load_config(given.config, with_data(given.set, given.data))
-    return Asked(
-        config, select_stages(given.stage, config.stage_names), given.output, given.processes, _gpu(given)
-    )
+    stages = select_stages(given.stage, config.stage_names)
+    return Asked(config, stages, given.output, given.processes, _gpu(given), given.probe)
 
 
 def _gpu(given: argparse.Namespace) -> Gpu | None:

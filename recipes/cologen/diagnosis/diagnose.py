@@ -52,6 +52,8 @@ class Asked(NamedTuple):
     output: Path
     processes: int
     gpu: Gpu | None
+    probe: bool = False
+    """Whether the run is to take steps on this machine, and not only on the one that it is meant for."""
 
     @property
     def micro_batch(self) -> int:
@@ -91,8 +93,10 @@ def diagnose(asked: Asked) -> Diagnosis:
         check_trackers(asked.config.logging.trackers)
     except CologenError as error:
         problems.append(Problem("trackers", str(error)))
-    if asked.gpu is None or asked.gpu.is_here:
+    if asked.probe or (asked.gpu is not None and asked.gpu.is_here):
         problems += machine_problems(asked.config)
+    elif asked.gpu is None:
+        unchecked += [_of_another_machine(problem) for problem in machine_problems(asked.config)]
     else:
         unchecked += unchecked_machine(asked.config, asked.gpu.name)
     data = data_facts(asked.config, asked.stages, shape)
@@ -114,9 +118,19 @@ def diagnose(asked: Asked) -> Diagnosis:
             unchecked.append(Unchecked("memory", why, "mend what is named above, or give data.size"))
         else:
             facts["memory"], found = _memory(asked, shape, counts, data.sizes)
-            problems += found
+            # Without a GPU, only a probe shows that the run is meant for this machine.
+            if asked.gpu is None and not asked.probe:
+                unchecked += [_of_another_machine(problem) for problem in found]
+            else:
+                problems += found
     warnings = base_warnings(asked.config, folder)
     return Diagnosis(facts, tuple(dict.fromkeys(problems)), tuple(unchecked), tuple(warnings))
+
+
+def _of_another_machine(problem: Problem) -> Unchecked:
+    """What a machine without a GPU cannot do, and the machine that a run is meant for perhaps can."""
+    why = f"what the machine that the run is meant for can do, since there is no GPU here: {problem.message}"
+    return Unchecked(problem.about, why, "ask the doctor on that machine, or probe here (--probe)")
 
 
 def _find_shape(config: RunConfig, folder: Path) -> tuple[BaseShape | None, list[Problem]]:

@@ -197,9 +197,18 @@ def test_files_of_a_base_that_are_pointers_or_missing_shards_are_found(ask, base
     assert status == 1 and "has no revisions" in text
 
 
-def test_what_this_machine_lacks_is_a_problem_and_of_another_machine_it_is_not_known(ask):
+def test_what_this_machine_lacks_is_a_problem_and_of_another_machine_it_is_not_known(ask, monkeypatch):
     asked = ["--set", "machine.attention=flash", "optimizer.name=adamw_8bit", "machine.compile=true"]
-    status, text, facts = ask(*asked, "machine.compile_backend=fastest")
+    wrong = [*asked, "machine.compile_backend=fastest"]
+    status, text, facts = ask(*wrong)
+    assert (status, facts["problems"]) == (doctor.NOT_ALL_CHECKED, []), "the run may be meant for another one"
+    assert {one["about"] for one in facts["unchecked"]} == {"machine"}
+    assert "machine.attention=flash cannot be used" in text and "'fastest'" in text
+    with monkeypatch.context() as machine:
+        machine.setattr(doctor, "gpu_bytes", lambda: 10**11)
+        for answer in (ask(*wrong, "--probe"), ask(*wrong)):
+            assert answer[0] == 1 and {one["about"] for one in answer[2]["problems"]} == {"machine"}
+    status, text, facts = ask(*wrong, "--probe")
     assert status == 1 and {problem["about"] for problem in facts["problems"]} == {"machine"}
     assert "machine.attention=flash cannot be used" in text and "'fastest'" in text
     status, text, facts = ask(*asked, "--gpu", "H100")
@@ -214,8 +223,11 @@ def test_what_this_machine_lacks_is_a_problem_and_of_another_machine_it_is_not_k
 def test_without_a_gpu_the_memory_of_the_machine_itself_is_what_there_is(ask, monkeypatch):
     monkeypatch.setattr("recipes.cologen.diagnosis.diagnose.host_bytes", lambda: 10**9)
     status, text, facts = ask()
-    assert status == 1 and [problem["about"] for problem in facts["problems"]] == ["memory"]
+    assert (status, facts["problems"]) == (doctor.NOT_ALL_CHECKED, [])
+    assert [one["about"] for one in facts["unchecked"]] == ["memory"]
     assert "this machine has no GPU, and 1.0 GB of its own memory" in text
+    status, text, facts = ask("--probe")
+    assert status == 1 and [problem["about"] for problem in facts["problems"]] == ["memory"]
     assert ask("--gpu-memory", "24GB")[0] == 0
 
 
