@@ -84,5 +84,10 @@ def text_of(value: Any) -> str:
 
 
 def has_several(value: Any) -> bool:
-    """Whether a value is a list of more than one caption, of which `text_of` takes the first."""
-    return isinstance(value, (list, tuple)) and sum(map(is_text, value)) > 1
+    """Whether a value is a list of more than one caption, of which `text_of` takes the first.
+
+    Those after the first are counted, not read: what is wrong with one of them is no fault of the row.
+    """
+    if not isinstance(value, (list, tuple)):
+        return False
+    return sum(isinstance(one, str) and bool(one.replace(_BOM, "").strip()) for one in value) > 1

@@ -121,10 +121,16 @@ def test_no_mark_is_trained_on_and_lists_are_counted(tmp_path):
     assert [part.record(index).caption for index in range(2)] == ["a cat", "a dog"]
     assert part.several_captions == 0
     picture(1).save(tmp_path / "a.png")
-    lines = [{"image": "a.png", "text": ["", "a cat", "a tabby"]}, {"image": "a.png", "text": "a dog"}]
+    lines = [
+        {"image": "a.png", "text": ["", "a cat", "a tabby"]},
+        {"image": "a.png", "text": "a dog"},
+        # The second is never read, so what is wrong with it is no fault of the row.
+        {"image": "a.png", "text": ["a cow", "b\x00d", "\ufeff "]},
+    ]
     (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, lines)))
     part = DataSet("mine", SetSettings(layout="own", path=f"json:{tmp_path}/rows.jsonl"), DataSettings())
-    assert part.record(0).caption == "a cat" and part.several_captions == 1 and part.without_caption == 0
+    assert part.record(0).caption == "a cat" and part.several_captions == 2 and part.without_caption == 0
+    assert part.record(2).caption == "a cow"
 
 
 def test_half_a_character_is_a_broken_row(tmp_path):
