@@ -238,7 +238,13 @@ def _look_at(
     sources: Sources, config: RunConfig, todo: tuple[str, ...], model: FluxBase, console: Console
 ) -> None:
     """Look before the first step at what is trained and validated on."""
-    check_sources(sources.data, config, todo, model, console)
+
+    def say(text: str) -> None:
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    if config.data.source != "world":
+        say("looking whether the pictures have what the stages need")
+    check_sources(sources.data, config, todo, model, say)
     if sources.held_out is not None:
         check_held_out(sources.held_out, config, _validated(config, todo), model)
 
