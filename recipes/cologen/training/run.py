@@ -91,6 +91,10 @@ def train(
         stage_index(restart, config.stage_names)
     accelerator = join_processes(config)
     console.quiet = console.quiet or not accelerator.is_main_process
+
+    def warn(text: str) -> None:
+        console.print(f"warning: {text}", markup=False, highlight=False, soft_wrap=True)
+
     with accelerator.main_process_first():
         place = base_folder(config)
         base = base_fingerprint(place)
@@ -99,10 +103,11 @@ def train(
         if not idle:
             refuse_what_cannot_work(config, names, place, accelerator.num_processes)
             for line in base_warnings(config, place):
-                console.print(f"warning: {line}", markup=False, highlight=False, soft_wrap=True)
+                warn(line)
         sources = None if idle else _open_sources(config, names, accelerator.device)
         held = () if sources is None else contents(sources.data, sources.annotators)
-        folder = open_run(output, config, base, restart if accelerator.is_main_process else None, held)
+        forgotten = restart if accelerator.is_main_process else None
+        folder = open_run(output, config, base, forgotten, held, warn=warn)
     folder.check_order(names, config.stage_names)
     todo = tuple(name for name in names if not folder.is_finished(name))
     finished = [name for name in names if name not in todo]
