@@ -96,7 +96,8 @@ def as_rgb(picture: PilImage.Image) -> PilImage.Image:
     stretches nothing.
 
     Raises:
-        BrokenPictureError: Its pixels cannot be decoded, or its colours cannot be converted.
+        BrokenPictureError: Its pixels cannot be decoded, its colours cannot be converted, or none of its
+            values is a finite number.
     """
     if not is_deep(picture):
         with decoding():
@@ -104,11 +105,12 @@ def as_rgb(picture: PilImage.Image) -> PilImage.Image:
     with decoding():
         values = np.asarray(picture, dtype=np.float64)
     finite = np.isfinite(values)
+    if not finite.any():
+        raise BrokenPictureError(f"none of its {values.size} pixels is a finite number; save it anew")
     low, high = 0.0, _USUAL_TOP[picture.mode[0]]
-    if finite.any():
-        least, most = float(values[finite].min()), float(values[finite].max())
-        if least < low or most > high:
-            low, high = least, most
+    least, most = float(values[finite].min()), float(values[finite].max())
+    if least < low or most > high:
+        low, high = least, most
     # One value alone, out of the usual range, has nothing to be told apart from; 1 keeps the division whole.
     shares = (np.where(finite, values, low) - low) / ((high - low) or 1.0)
     return PilImage.fromarray(np.rint(255 * shares).astype(np.uint8)).convert("RGB")

@@ -5,7 +5,6 @@ What is wrong is found when the folder is opened, and named by file and line; pi
 
 from __future__ import annotations
 
-import codecs
 import json
 from array import array
 from collections.abc import Iterable, Iterator
@@ -18,7 +17,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from recipes.cologen.data.decoding import decoding, stored_size
 from recipes.cologen.data.sources.packed import PackedBytes
 from recipes.cologen.data.sources.rows import existing_path
-from recipes.cologen.data.text import cleaned, decoded_text, text_of
+from recipes.cologen.data.text import cleaned, decoded_text, recoded_lines, text_of
 from recipes.cologen.errors import BrokenPictureError, FolderDataError
 
 METADATA = "metadata.jsonl"
@@ -158,18 +157,17 @@ def _lines(folder: Path) -> Iterator[tuple[int, bytes]]:
 
 
 def _byte_lines(path: Path) -> Iterator[bytes]:
-    """The lines of a text file as UTF-8; of one in UTF-16, whose mark tells, too."""
-    with path.open("rb") as lines:
-        if lines.read(2) not in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
-            lines.seek(0)
-            for line in lines:
-                yield from line.splitlines()
-            return
+    """The lines of a text file as UTF-8; of one in UTF-16 or UTF-32, as its mark says, too."""
     try:
-        text = decoded_text(path.read_bytes())
+        recoded = recoded_lines(path)
     except BrokenPictureError as error:
         raise FolderDataError(f"{path}: {error}.") from error
-    yield from text.encode().splitlines()
+    if recoded is not None:
+        yield from recoded
+        return
+    with path.open("rb") as lines:
+        for line in lines:
+            yield from line.splitlines()
 
 
 def _parse(folder: Path, number: int, raw: bytes) -> PictureLine:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import re
+from pathlib import Path
 from typing import Any
 
 from recipes.cologen.errors import BrokenPictureError
@@ -17,6 +18,7 @@ _MARKS = (
     (codecs.BOM_UTF8, "utf-8-sig"),
 )
 """Byte order marks, and the encoding that each names."""
+_WIDE_MARKS = tuple(mark for mark, name in _MARKS if name != "utf-8-sig")
 _BOM = "\ufeff"
 _NO_TEXT = re.compile("[\x00\ud800-\udfff]")
 """What no caption holds: NUL, which UTF-16 read as UTF-8 is full of, and halves of characters."""
@@ -44,6 +46,21 @@ def decoded_text(content: bytes) -> str:
             "iconv -f utf-16le -t utf-8"
         )
     return text.replace(_BOM, "")
+
+
+def recoded_lines(path: Path) -> list[bytes] | None:
+    """The lines of a file in UTF-16 or UTF-32, as its mark says, in UTF-8; None of any other file.
+
+    Only in these encodings a newline is more than one byte, so that lines cannot be found by their bytes.
+
+    Raises:
+        BrokenPictureError: As `decoded_text`.
+    """
+    with path.open("rb") as content:
+        start = content.read(len(codecs.BOM_UTF32_LE))
+    if not start.startswith(_WIDE_MARKS):
+        return None
+    return decoded_text(path.read_bytes()).encode("utf-8").splitlines()
 
 
 def cleaned(text: str) -> str:
@@ -84,5 +101,10 @@ def text_of(value: Any) -> str:
 
 
 def has_several(value: Any) -> bool:
-    """Whether a value is a list of more than one caption, of which `text_of` takes the first."""
-    return isinstance(value, (list, tuple)) and sum(map(is_text, value)) > 1
+    """Whether a value is a list of more than one caption, of which `text_of` takes the first.
+
+    Those after the first are counted, not read: what is wrong with one of them is no fault of the row.
+    """
+    if not isinstance(value, (list, tuple)):
+        return False
+    return sum(isinstance(one, str) and bool(one.replace(_BOM, "").strip()) for one in value) > 1

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 import transformers
-from rich.console import Console
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from recipes.cologen.config import RunConfig
@@ -60,12 +58,13 @@ def data_facts(config: RunConfig, stages: Sequence[str], shape: BaseShape | None
         else:
             serving.append(name)
             size = size or _first_size(source.records)
-    found, unchecked = _looked_at(config, serving, data, held_out, shape)
+    said: list[str] = []
+    found, unchecked = _looked_at(config, serving, data, held_out, shape, said.append)
     problems += found
     annotators, lacking = _annotators(config, stages)
     problems += lacking
     card = make_card(config.model_copy(update={"stages": _only(config, serving)}), data, held_out, annotators)
-    card["notes"] = _notes(config, stages)
+    card["notes"] = [*said, *_notes(config, stages)]
     card["buckets"], largest = _buckets(config, serving, data)
     alike = None if size is None else Bucket(size, size)
     return DataFacts(card, largest or alike, tuple(problems), tuple(unchecked))
@@ -155,6 +154,7 @@ def _looked_at(
     data: DataSource,
     held_out: DataSource | None,
     shape: BaseShape | None,
+    say: Callable[[str], None],
 ) -> tuple[list[Problem], list[Unchecked]]:
     """What is wrong with pictures and prompts; without the base's tokenizers, prompts of any length pass."""
     model = None if shape is None else tokenizing_model(shape)
@@ -162,7 +162,7 @@ def _looked_at(
     reader.long_prompts = config.long_prompts
     found = []
     try:
-        check_sources(data, config, stages, reader, Console(file=io.StringIO()))
+        check_sources(data, config, stages, reader, say)
     except CologenError as error:
         found.append(Problem("data", str(error)))
     if held_out is not None:

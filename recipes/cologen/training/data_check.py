@@ -10,8 +10,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from rich.console import Console
-
 from recipes.cologen.config import RunConfig
 from recipes.cologen.data.record import MissingMetadataError
 from recipes.cologen.data.sampler import derive_seed
@@ -44,9 +42,20 @@ class Fault(NamedTuple):
 
 
 def check_sources(
-    data: DataSource, config: RunConfig, stages: Sequence[str], model: FluxBase, console: Console
+    data: DataSource,
+    config: RunConfig,
+    stages: Sequence[str],
+    model: FluxBase,
+    say: Callable[[str], None],
 ) -> None:
     """Look at what each stage reads, what it replays included; the world needs no looking at.
+
+    Args:
+        data: What is trained on.
+        config: Of the run.
+        stages: Those that are to be trained.
+        model: The base, for its tokenizers.
+        say: Told of what is no fault, but worth knowing.
 
     Raises:
         DataSetError: No data set serves a stage.
@@ -55,10 +64,6 @@ def check_sources(
     if data.place is not None and data.place.num_records is None:
         return
 
-    def say(text: str) -> None:
-        console.print(text, markup=False, highlight=False, soft_wrap=True)
-
-    say("looking whether the pictures have what the stages need")
     most = config.data.max_broken
     read = tuple(dict.fromkeys(task for stage in stages for task in (stage, *config.stages[stage].replay)))
     if data.place is not None:

@@ -91,6 +91,10 @@ def train(
         stage_index(restart, config.stage_names)
     accelerator = join_processes(config)
     console.quiet = console.quiet or not accelerator.is_main_process
+
+    def warn(text: str) -> None:
+        console.print(f"warning: {text}", markup=False, highlight=False, soft_wrap=True)
+
     with accelerator.main_process_first():
         place = base_folder(config)
         base = base_fingerprint(place)
@@ -99,10 +103,11 @@ def train(
         if not idle:
             refuse_what_cannot_work(config, names, place, accelerator.num_processes)
             for line in base_warnings(config, place):
-                console.print(f"warning: {line}", markup=False, highlight=False, soft_wrap=True)
+                warn(line)
         sources = None if idle else _open_sources(config, names, accelerator.device)
         held = () if sources is None else contents(sources.data, sources.annotators)
-        folder = open_run(output, config, base, restart if accelerator.is_main_process else None, held)
+        forgotten = restart if accelerator.is_main_process else None
+        folder = open_run(output, config, base, forgotten, held, warn=warn)
     folder.check_order(names, config.stage_names)
     todo = tuple(name for name in names if not folder.is_finished(name))
     finished = [name for name in names if name not in todo]
@@ -238,7 +243,13 @@ def _look_at(
     sources: Sources, config: RunConfig, todo: tuple[str, ...], model: FluxBase, console: Console
 ) -> None:
     """Look before the first step at what is trained and validated on."""
-    check_sources(sources.data, config, todo, model, console)
+
+    def say(text: str) -> None:
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    if config.data.source != "world":
+        say("looking whether the pictures have what the stages need")
+    check_sources(sources.data, config, todo, model, say)
     if sources.held_out is not None:
         check_held_out(sources.held_out, config, _validated(config, todo), model)
 

@@ -11,7 +11,7 @@ import hashlib
 import json
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,7 +21,7 @@ from recipes.cologen.config import RunConfig
 from recipes.cologen.errors import BaseModelError, RunFolderError
 from recipes.cologen.training.checkpoint import read_stage_name, recover, write_folder, write_text
 from recipes.cologen.training.config_changes import DifferentConfigError, check_config
-from recipes.cologen.training.data_binding import Content, check_contents
+from recipes.cologen.training.data_binding import Content, check_contents, older_forms
 from recipes.cologen.training.run_lock import LOCK_FILE, cannot_write
 
 
@@ -144,7 +144,13 @@ def base_fingerprint(path: Path) -> str:
 
 
 def open_run(
-    path: Path, config: RunConfig, base: str, restart: str | None = None, held: Sequence[Content] = ()
+    path: Path,
+    config: RunConfig,
+    base: str,
+    restart: str | None = None,
+    held: Sequence[Content] = (),
+    *,
+    warn: Callable[[str], None] = lambda text: None,
 ) -> RunFolder:
     """Open or make a run's folder; settings that change nothing learnt may differ from the last time.
 
@@ -154,6 +160,7 @@ def open_run(
         base: Fingerprint of its base.
         restart: A stage to forget, with all after it; their settings may differ then.
         held: What its data and annotators hold.
+        warn: Told of what the run began with and this version makes otherwise.
 
     Raises:
         DifferentConfigError: The folder holds a run with other settings (each is named), or on another base,
@@ -178,6 +185,8 @@ def open_run(
         check_config(path, config, tuple(ledger.stages), ledger.data)
         _check_base(path, config, ledger.base, base)
         check_contents(path, config, tuple(ledger.stages), ledger.data, held)
+        for text in older_forms(config, tuple(ledger.stages), ledger.data, held):
+            warn(text)
         ledger = ledger.model_copy(update={"data": {**ledger.data, **_digests(held)}})
     folder = RunFolder(path, ledger)
     if ledger != before:

@@ -59,17 +59,23 @@ class TransformersAnnotator:
 
     @torch.no_grad()
     def draw(self, pixels: Tensor) -> Tensor:
-        """Depth with the nearest white, stretched over what occurs; or each class in its colour."""
+        """Depth with the nearest white, stretched over what occurs; or each class in its colour.
+
+        Raises:
+            AnnotatorError: As `check_drawn`.
+        """
         size = (pixels.shape[-2], pixels.shape[-1])
         with torch.autocast(pixels.device.type, enabled=False):
             outputs = self._model(self._prepared(pixels))
         sizes = [size] * len(pixels)
         if self.map_kind == "segmentation":
+            check_drawn(outputs.logits, self.map_kind, self._settings)
             found = self._processor.post_process_semantic_segmentation(outputs, target_sizes=sizes)
             colours = torch.from_numpy(CLASS_COLOURS).to(pixels.device)
             return colours[torch.stack(found)].permute(0, 3, 1, 2)
         found = self._processor.post_process_depth_estimation(outputs, target_sizes=sizes)
         depth = torch.stack([one["predicted_depth"] for one in found]).float()
+        check_drawn(depth, self.map_kind, self._settings)
         return depth_levels(1 / depth.clamp_min(1e-6) if self._is_distance else depth)
 
     def _prepared(self, pixels: Tensor) -> Tensor:
@@ -103,6 +109,28 @@ def depth_levels(depth: Tensor) -> Tensor:
     shares = (depth.where(finite, low) - low) / (high - low).clamp_min(1e-12)
     levels = (255 * shares).nan_to_num(0.0).round().clamp(0, 255)
     return levels.to(torch.uint8)[:, None].expand(-1, 3, -1, -1)
+
+
+def check_drawn(values: Tensor, map_kind: str, settings: AnnotatorSettings) -> None:
+    """Refuse a network's output without a single finite value, which would become an empty map.
+
+    It reads one number from the device for each batch that a network draws; other batches never come here.
+
+    Args:
+        values: What the network gave, [batch, ...].
+        map_kind: The map that is made of it.
+        settings: Of the annotator.
+
+    Raises:
+        AnnotatorError: Says how many maps are empty.
+    """
+    empty = int((~values.isfinite().flatten(1).any(1)).sum())
+    if empty:
+        raise AnnotatorError(
+            f"data.annotators.{map_kind}: {settings.path} drew {empty} of {len(values)} maps without a "
+            f"finite value in {settings.dtype}. Half precision may have overflowed: try dtype: float32; if "
+            "that does not help, its weights are damaged"
+        )
 
 
 def hash_weights(weights: Mapping[str, Tensor]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import codecs
 import json
 from array import array
 from collections.abc import Iterator, Sequence
@@ -12,17 +11,15 @@ from typing import Any
 from recipes.cologen.data.sources.json_stream import json_elements
 from recipes.cologen.data.sources.packed import PackedBytes
 from recipes.cologen.data.sources.rows import Row, matching_files
-from recipes.cologen.data.text import decoded_text
+from recipes.cologen.data.text import decoded_text, recoded_lines
 from recipes.cologen.errors import BrokenPictureError, DataSetError
-
-_UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
 class JsonRows:
     """The objects of some JSON files.
 
     Of a `.jsonl` is held where its lines begin: 16 bytes a row. A `.json` is held as its text, in one buffer,
-    and so is a `.jsonl` in UTF-16, whose lines cannot be found by their bytes.
+    and so is a `.jsonl` in UTF-16 or UTF-32, whose lines cannot be found by their bytes.
 
     Args:
         path: Comma-separated paths and glob patterns.
@@ -41,12 +38,11 @@ class JsonRows:
         # Per row: its file, and where it begins there; of a held file its number.
         self._file_of, self._place_of = array("l"), array("q")
         for number, file in enumerate(self._files):
-            if file.suffix != ".jsonl":
-                self._hold(number, PackedBytes(_list_texts(file, origin)))
-            elif _is_utf16(file):
-                self._hold(number, PackedBytes(_utf16_lines(file, origin)))
-            else:
+            held = _recoded(file, origin) if file.suffix == ".jsonl" else _list_texts(file, origin)
+            if held is None:
                 self._find_lines(number)
+            else:
+                self._hold(number, PackedBytes(held))
         if not self._file_of:
             raise DataSetError(f"{origin}: {path} holds no rows")
 
@@ -122,14 +118,9 @@ def _list_texts(file: Path, origin: str) -> Iterator[bytes]:
         yield element.text.encode("utf-8", "surrogatepass")
 
 
-def _is_utf16(file: Path) -> bool:
-    with file.open("rb") as content:
-        return content.read(2) in _UTF16
-
-
-def _utf16_lines(file: Path, origin: str) -> Iterator[bytes]:
+def _recoded(file: Path, origin: str) -> Iterator[bytes] | None:
     try:
-        text = decoded_text(file.read_bytes())
+        lines = recoded_lines(file)
     except BrokenPictureError as error:
         raise DataSetError(f"{origin}: {file}: {error}") from error
-    return (line.encode() for line in text.split("\n") if line.strip())
+    return None if lines is None else (line for line in lines if line.strip())

@@ -55,7 +55,7 @@ class PairedFolder:
         prompt = existing_path(self._root / "target", str(Path(target).with_suffix(".txt")))
         try:
             text = decoded_text(prompt.read_bytes()).strip() if prompt.is_file() else ""
-        except (BrokenPictureError, OSError) as error:
+        except BrokenPictureError as error:
             raise BrokenPictureError(f"{prompt}: {error}") from error
         sides = {"source": self._root / "source" / source, "target": self._root / "target" / target}
         return {**{side: str(file) for side, file in sides.items()}, "text": text}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import glob
 import io
 import struct
@@ -21,11 +22,12 @@ Row = Mapping[str, Any]
 
 
 ROW_FAULTS = (
-    *(ArithmeticError, AttributeError, LookupError, OSError, RecursionError, TypeError, ValueError),
+    *(ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError),
     *(cv2.error, struct.error),
 )
 """What code that reads a row may raise when the row is not as its layout expects; such a row is skipped and
-counted. A lack of memory, for one, is not among them: it says nothing about the row."""
+counted. A lack of memory or a read that fails (`OSError`) is not among them: it says nothing about the row.
+What a picture's decoder raises is a `BrokenPictureError` by then."""
 _FORMS: tuple[Literal["NFC", "NFD"], ...] = ("NFC", "NFD")
 _SYSTEM_FILES = ("._", ".DS_Store", "Thumbs.db", "desktop.ini")
 _SYSTEM_FOLDERS = ("__MACOSX", "@eaDir")
@@ -78,9 +80,19 @@ def existing_path(root: Path | None, name: str) -> Path:
     not there at all comes back as it was named.
     """
     plain = Path(name) if root is None else root / name
-    if name.isascii() or plain.exists():
+    if name.isascii() or _exists(plain):
         return plain
     return next(_spelled(Path() if root is None else root, Path(name).parts), plain)
+
+
+def _exists(path: Path) -> bool:
+    """Whether there is such a file; no file has a name that is too long for one."""
+    try:
+        return path.exists()
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        return False
 
 
 def _spelled(folder: Path, parts: Sequence[str]) -> Iterator[Path]:
@@ -89,7 +101,7 @@ def _spelled(folder: Path, parts: Sequence[str]) -> Iterator[Path]:
         yield folder
         return
     for spelling in dict.fromkeys((parts[0], *(unicodedata.normalize(form, parts[0]) for form in _FORMS))):
-        if (folder / spelling).exists():
+        if _exists(folder / spelling):
             yield from _spelled(folder / spelling, parts[1:])
 
 

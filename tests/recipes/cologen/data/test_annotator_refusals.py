@@ -91,6 +91,19 @@ def test_a_map_that_nobody_draws_is_named():
         Annotators().sources(PIXELS, ["depth", None, None])
 
 
+@pytest.mark.parametrize("map_kind", ["depth", "segmentation"])
+def test_a_map_without_a_finite_value_is_no_map(map_kind, tmp_path):
+    save = save_depth_anything if map_kind == "depth" else save_segformer
+    annotators = load(map_kind, kind="transformers", path=str(save(tmp_path)))
+    network = dict(annotators.items())[map_kind]._model
+    annotators.draw(map_kind, PIXELS)
+    spoilt = next(iter(network.parameters()))
+    with torch.no_grad():
+        spoilt.fill_(torch.nan)
+    with pytest.raises(AnnotatorError, match=rf"{map_kind}: .* drew 3 of 3 maps without a finite .*float32"):
+        annotators.draw(map_kind, PIXELS)
+
+
 class Negative:
     """A user's own annotator."""
 
@@ -172,6 +185,12 @@ def test_detectors_draw_batches_at_any_size(map_kind, monkeypatch):
     alone = torch.cat([loaded.draw(map_kind, one[None]) for one in PIXELS])
     assert int((maps.int() - alone.int()).abs().max()) <= 1
     assert len(np.unique(maps)) > 2
+    with torch.no_grad():
+        for weight in dict(loaded.items())[map_kind]._network.parameters():
+            weight.fill_(torch.nan)
+    with pytest.raises(AnnotatorError, match="drew 3 of 3 maps without a finite"):
+        loaded.draw(map_kind, PIXELS)
+    loaded = load(map_kind, kind="controlnet_aux", path="weights")
     first = dict(loaded.items())[map_kind].fingerprint()
     if map_kind == "lineart":
         coarse = load(map_kind, kind="controlnet_aux", path="weights", options={"coarse": 1})

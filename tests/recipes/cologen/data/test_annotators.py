@@ -1,5 +1,6 @@
 """Annotators draw the maps that a data set lacks: real classes, tiny and random; pictures are not square."""
 
+import hashlib
 import shutil
 from dataclasses import replace
 from functools import cache
@@ -17,6 +18,7 @@ from transformers import DPTImageProcessor
 from recipes.cologen.config_annotators import AnnotatorSettings
 from recipes.cologen.data.annotated import AnnotatedRecords
 from recipes.cologen.data.annotators.drawing import Annotators, draw_map, worker_annotators
+from recipes.cologen.data.annotators.opencv import OpenCvAnnotator
 from recipes.cologen.data.class_colours import CLASS_COLOURS
 from recipes.cologen.data.control import control
 from recipes.cologen.data.record import Record
@@ -122,6 +124,15 @@ def test_a_fingerprint_follows_weights_and_preparation_and_not_the_place(tmp_pat
     plain = worker_annotators({"canny": AnnotatorSettings(kind="opencv")})["canny"]
     other = worker_annotators({"canny": AnnotatorSettings(kind="opencv", options={"low": 10})})["canny"]
     assert plain is not None and other is not None and plain.fingerprint() != other.fingerprint()
+
+
+@pytest.mark.parametrize("map_kind", ["canny", "lineart", "soft_edge"])
+def test_a_fingerprint_changes_with_the_map_alone(map_kind):
+    """Runs on soft edges, which are drawn as ever, go on; the other two maps have changed once."""
+    annotator = OpenCvAnnotator(map_kind)
+    facts = repr((map_kind, sorted(annotator.options.items()), cv2.__version__))
+    first = hashlib.sha256(facts.encode()).hexdigest()[:16]
+    assert (annotator.fingerprint() == first) == (map_kind == "soft_edge")
 
 
 @given(st.lists(st.sampled_from([None, "depth", "segmentation", "canny"]), min_size=4, max_size=4))

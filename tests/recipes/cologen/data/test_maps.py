@@ -168,6 +168,14 @@ def test_of_depth_sets_a_map_without_a_value_is_skipped_and_named(tmp_path):
         part.record(0)
 
 
+def test_a_picture_without_any_finite_value_is_broken_as_a_depth_map_is(tmp_path):
+    Image.fromarray(np.full((6, 8), np.nan, np.float32)).save(tmp_path / "a.tiff")
+    write_lines(tmp_path / "rows.jsonl", {"image": "a.tiff", "text": "a"})
+    part = DataSet("x", SetSettings(layout="own", path=f"json:{tmp_path}/rows.jsonl"), DataSettings())
+    with pytest.raises(BrokenPictureError, match=r"none of its 48 pixels is a finite number"):
+        part.record(0)
+
+
 @given(arrays(np.float32, (2, 4, 5), elements=st.floats(-1e6, 1e6, width=32)), st.booleans(), odd)
 @settings(max_examples=60)
 def test_a_networks_depth_is_stretched_over_its_finite_values(values, spoil, value):

@@ -17,7 +17,7 @@ from recipes.cologen.data.sources.json_files import JsonRows
 from recipes.cologen.data.sources.paired_folder import PairedFolder
 from recipes.cologen.data.sources.rows import existing_path, is_system_file
 from recipes.cologen.data.sources.shards import ShardRows
-from recipes.cologen.errors import DataSetError
+from recipes.cologen.errors import BrokenPictureError, DataSetError
 from tests.recipes.cologen.data.published import picture, pixels, png, write_lines
 
 NFC, NFD = (unicodedata.normalize(form, "Éclair/café") for form in ("NFC", "NFD"))
@@ -38,6 +38,13 @@ def test_a_file_is_found_whatever_the_form_of_its_letters(written, named, tmp_pa
     assert PictureFolder(tmp_path).picture_sizes("control").tolist() == [[24, 40, 24, 40]]
     part = DataSet("x", SetSettings(layout="own", path=f"folder:{tmp_path}"), DataSettings())
     assert np.array_equal(part.record(0).image, pixels(1))
+
+
+def test_a_name_that_is_too_long_for_any_file_is_a_broken_row(tmp_path):
+    write_lines(tmp_path / "rows.jsonl", {"image": "é" * 300 + ".png", "text": "a cake"})
+    part = DataSet("x", SetSettings(layout="own", path=f"json:{tmp_path}/rows.jsonl"), DataSettings())
+    with pytest.raises(BrokenPictureError, match="cannot be decoded"):
+        part.record(0)
 
 
 @FORMS

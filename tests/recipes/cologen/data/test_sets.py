@@ -1,5 +1,6 @@
 """Data sets of the config: captions, columns, options and licences are checked; broken rows are named."""
 
+import errno
 import json
 
 import numpy as np
@@ -9,9 +10,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from recipes.cologen.config_data import DataSettings, SetSettings
+from recipes.cologen.data.content import set_content
 from recipes.cologen.data.licences import PERMISSIVE, UNSTATED, is_allowed
 from recipes.cologen.data.record import Record
 from recipes.cologen.data.sets import DataSet, Mixture
+from recipes.cologen.data.sources.tables import TableRows
 from recipes.cologen.errors import BrokenPictureError, DataSetError
 from tests.recipes.cologen.data.published import PICTURE, TEXT, parquet, picture, pixels, rectangle
 from tests.recipes.cologen.data.published_tables import PUBLISHED
@@ -143,3 +146,20 @@ def test_an_epoch_of_a_mixture_has_every_record_as_often_as_its_set_repeats(shap
     ]
     assert sorted(found) == sorted(expected)
     assert mixture.record(len(mixture) + 2 % len(mixture)).id == found[2 % len(mixture)]
+
+
+def test_a_read_that_fails_says_nothing_about_the_row_and_is_kept_nowhere(tmp_path, monkeypatch):
+    rows = [{"image": picture(1), "text": "a", "objects": None}]
+    data = DataSettings(buckets={"index": str(tmp_path / "index")})
+    part = DataSet("mine", own(tmp_path, rows), data)
+    known = set_content(part)
+
+    def fails(rows, index):
+        raise TimeoutError(errno.ETIMEDOUT, "the disk does not answer")
+
+    with monkeypatch.context() as failing:
+        failing.setattr(TableRows, "row", fails)
+        for read in (part.record, part.picture_sizes, lambda task: set_content(part)):
+            with pytest.raises(TimeoutError):
+                read(0 if read == part.record else "control")
+    assert part.picture_sizes("control").tolist() == [[24, 40, 24, 40]] and set_content(part) == known

@@ -1,5 +1,6 @@
 """Captions in every encoding that can be told apart; others are broken rows, and no mark is trained on."""
 
+import codecs
 import io
 import json
 import tarfile
@@ -19,6 +20,13 @@ from recipes.cologen.errors import BrokenPictureError, DataSetError, FolderDataE
 from tests.recipes.cologen.data.published import PICTURE, TEXT, parquet, picture, png
 
 ENCODINGS = ("utf-8", "utf-8-sig", "utf-16", "utf-32")
+MARKED = {
+    "utf-8": codecs.BOM_UTF8,
+    "utf-16-le": codecs.BOM_UTF16_LE,
+    "utf-16-be": codecs.BOM_UTF16_BE,
+    "utf-32-le": codecs.BOM_UTF32_LE,
+    "utf-32-be": codecs.BOM_UTF32_BE,
+}
 texts = st.text(st.characters(exclude_characters="\x00\ufeff", exclude_categories=["Cs"]), max_size=30)
 
 
@@ -90,10 +98,10 @@ def test_prompts_of_a_paired_folder_are_read_in_their_encoding(encoding, tmp_pat
         rows.row(1)
 
 
-@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+@pytest.mark.parametrize("encoding", MARKED)
 def test_lines_of_json_are_read_in_their_encoding(encoding, tmp_path):
     lines = "".join(json.dumps({"n": n, "text": "grün"}, ensure_ascii=False) + "\n" for n in range(3))
-    (tmp_path / "rows.jsonl").write_bytes(lines.encode(encoding))
+    (tmp_path / "rows.jsonl").write_bytes(MARKED[encoding] + lines.encode(encoding))
     rows = JsonRows(str(tmp_path / "rows.jsonl"), "x")
     assert [rows.row(index) for index in range(3)] == [{"n": n, "text": "grün"} for n in range(3)]
     assert list(rows.scan(("n",))) == [rows.row(index) for index in range(3)]
@@ -121,10 +129,16 @@ def test_no_mark_is_trained_on_and_lists_are_counted(tmp_path):
     assert [part.record(index).caption for index in range(2)] == ["a cat", "a dog"]
     assert part.several_captions == 0
     picture(1).save(tmp_path / "a.png")
-    lines = [{"image": "a.png", "text": ["", "a cat", "a tabby"]}, {"image": "a.png", "text": "a dog"}]
+    lines = [
+        {"image": "a.png", "text": ["", "a cat", "a tabby"]},
+        {"image": "a.png", "text": "a dog"},
+        # The second is never read, so what is wrong with it is no fault of the row.
+        {"image": "a.png", "text": ["a cow", "b\x00d", "\ufeff "]},
+    ]
     (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, lines)))
     part = DataSet("mine", SetSettings(layout="own", path=f"json:{tmp_path}/rows.jsonl"), DataSettings())
-    assert part.record(0).caption == "a cat" and part.several_captions == 1 and part.without_caption == 0
+    assert part.record(0).caption == "a cat" and part.several_captions == 2 and part.without_caption == 0
+    assert part.record(2).caption == "a cow"
 
 
 def test_half_a_character_is_a_broken_row(tmp_path):
@@ -135,7 +149,7 @@ def test_half_a_character_is_a_broken_row(tmp_path):
         part.record(0)
 
 
-@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+@pytest.mark.parametrize("encoding", MARKED)
 def test_a_folders_metadata_is_read_in_its_encoding(encoding, tmp_path):
     picture(1).save(tmp_path / "a.png")
     line = {
@@ -144,9 +158,11 @@ def test_a_folders_metadata_is_read_in_its_encoding(encoding, tmp_path):
         "objects": [{"label": "\ufeffdog", "bbox": [0, 0, 8, 8]}],
         "pairs": [{"task": "editing", "image": "a.png", "prompt": "\ufeffmake it green"}],
     }
-    text = json.dumps(line, ensure_ascii=False) + "\r\n"
-    (tmp_path / "metadata.jsonl").write_bytes(text.encode(encoding))
-    record = PictureFolder(tmp_path).record(0)
+    text = 2 * (json.dumps(line, ensure_ascii=False) + "\r\n")
+    (tmp_path / "metadata.jsonl").write_bytes(MARKED[encoding] + text.encode(encoding))
+    folder = PictureFolder(tmp_path)
+    assert folder.record(1).caption == "ein Hündchen"
+    record = folder.record(0)
     assert record.caption == "ein Hündchen" and record.objects[0].label == "dog"
     assert record.pairs[0].prompt == "make it green"
 

@@ -1,12 +1,17 @@
 """A run goes on when its data and annotators lie elsewhere, and not when they hold something else."""
 
+import io
 import json
 import shutil
 
 import pytest
 import yaml
+from rich.console import Console
 
+from recipes.cologen.training import data_binding
 from recipes.cologen.training.config_changes import DifferentConfigError
+from recipes.cologen.training.data_binding import MAPS, PICTURES
+from recipes.cologen.training.run import train
 from tests.recipes.cologen.annotator_folders import save_depth_anything
 from tests.recipes.cologen.training.conftest import make_config
 from tests.recipes.cologen.training.test_on_files import (
@@ -88,6 +93,37 @@ def test_a_run_that_does_not_know_its_data_is_bound_by_its_place(moved, tmp_path
         run(there, tmp_path / "run", "control")
     assert run(here, tmp_path / "run", "control").trained == ("control",)
     assert run(there, tmp_path / "run", "editing").trained == ("editing",)
+
+
+@pytest.mark.parametrize("restart", [None, "control"])
+def test_a_run_that_began_with_other_maps_says_so_once(restart, moved, tmp_path, run):
+    here, *_ = moved("folder")
+    run(here, tmp_path / "run", "inpainting..control")
+    ledger = json.loads((tmp_path / "run/ledger.json").read_text())
+    data = {key: value for key, value in ledger["data"].items() if key not in (MAPS, PICTURES)}
+    (tmp_path / "run/ledger.json").write_text(json.dumps({**ledger, "data": data}))
+    said = io.StringIO()
+    train(here, tmp_path / "run", "all", Console(file=said), restart=restart)
+    lines = [line for line in said.getvalue().splitlines() if line.startswith("warning: ")]
+    assert [line.split("--restart ")[1] for line in lines] == (
+        ["control", "inpainting"] if restart is None else ["inpainting"]
+    )
+    assert "line art is white on black" in lines[0] or restart
+    again = io.StringIO()
+    train(here, tmp_path / "run", "all", Console(file=again), restart="editing")
+    assert "warning" not in again.getvalue()
+
+
+def test_a_run_is_refused_where_maps_are_drawn_in_another_form_than_it_says(
+    moved, tmp_path, run, monkeypatch
+):
+    here, *_ = moved("folder")
+    run(here, tmp_path / "run", "inpainting")
+    monkeypatch.setitem(data_binding._FORMS, MAPS, "form 3")
+    assert run(here, tmp_path / "run", "control").trained == ("control",)
+    monkeypatch.setitem(data_binding._FORMS, MAPS, "form 4")
+    with pytest.raises(DifferentConfigError, match=r"data\.maps: form 3 there, form 4 now"):
+        run(here, tmp_path / "run", "editing")
 
 
 def test_what_only_later_stages_read_may_still_change(base_path, tmp_path, run):
