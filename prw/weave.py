@@ -227,6 +227,9 @@ def inject(
 def load(model: nn.Module, path: str | Path, *, adapter: str = "default") -> Weave:
     """Give a model the pool of a folder, or put an earlier stage into the larger pool it has.
 
+    PEFT saves embeddings that were resized with the pool. They replace the base's, of which they are then a
+    part that `eject` keeps; a model with a larger pool keeps its own, and a warning says if those differ.
+
     Args:
         model: The base model, or one that has a pool whose first experts are the folder's.
         path: Folder written by `save_pretrained`.
