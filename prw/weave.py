@@ -22,8 +22,10 @@ from prw.tuner import (
     PrwConfig,
     changed_since,
     folded,
+    inner_model,
     limited,
     put_in,
+    refuse_fixed,
     refuse_no_model,
     refuse_outside,
     shown,
@@ -213,8 +215,11 @@ def inject(
         ConfigError: if a setting is unknown or cannot be used, or `experts` is no list of names.
         TargetError: if a target, `exclude` or `layers` matches nothing; lists what is there.
         PoolError: if the model has an adapter of that name already.
+        UnsupportedError: if PEFT, DDP, FSDP or DeepSpeed wraps the model.
     """
     refuse_no_model(model)
+    refuse_fixed(model)
+    model = inner_model(model)  # the one whose paths are named below
     PoolSettings.checked(**settings)
     names: Any
     targets, names = (value if isinstance(value, str) else list(value) for value in (target, experts))
@@ -226,6 +231,9 @@ def inject(
 
 def load(model: nn.Module, path: str | Path, *, adapter: str = "default") -> Weave:
     """Give a model the pool of a folder, or put an earlier stage into the larger pool it has.
+
+    PEFT saves embeddings that were resized with the pool. They replace the base's, of which they are then a
+    part that `eject` keeps; a model with a larger pool keeps its own, and a warning says if those differ.
 
     Args:
         model: The base model, or one that has a pool whose first experts are the folder's.

@@ -127,10 +127,14 @@ def stacked(matrices: Sequence[Tensor], dtype: torch.dtype, fixed: bool, height:
         fixed: Whether a change of a weight is counted by torch, so that copies can be kept.
         height: Rows that each takes, zeros behind its own; 0 is as many as it has.
     """
-    if len(matrices) == 1 and (matrices[0].dtype == dtype or trains(matrices[0])):
-        return matrices[0].to(dtype)
+    first = matrices[0]
+    if len(matrices) == 1 and first.dtype == dtype:
+        return first
+    if len(matrices) == 1 and trains(first):
+        # Laid out as a kept copy is: a product may round differently where its matrix is transposed.
+        return first.to(dtype, memory_format=torch.contiguous_format)
     # A CUDA graph must own what it reads: a kept stack may be gone, or old, when it is replayed.
-    recorded = matrices[0].is_cuda and torch.cuda.is_current_stream_capturing()
+    recorded = first.is_cuda and torch.cuda.is_current_stream_capturing()
     if fixed and not recorded and not any(matrix.is_meta or matrix.is_inference() for matrix in matrices):
         return STACKS.of(matrices, dtype, height)
     cast = [matrix.to(dtype) for matrix in matrices]

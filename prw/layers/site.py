@@ -167,7 +167,10 @@ class Site:
         if self.pool.scope.samples is not None:
             return self.pool.scope.samples.groups(hidden, self.name)
         sizes = self.pool.batch_sizes
-        if sizes is not None and not one_sample and not torch.compiler.is_compiling():
+        traced = (
+            torch.compiler.is_compiling()
+        )  # where the number of axes is known, and the call's sizes are not
+        if sizes is not None and not one_sample and (hidden.dim() == 2 or not traced):
             sizes.check(hidden, self.name)
         return None
 

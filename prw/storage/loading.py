@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from prw.errors import StorageError, TargetError
 from prw.storage.folder import SavedPool, read_folder
@@ -17,6 +22,7 @@ from prw.tuner import (
     inner_model,
     passed_over,
     passed_over_note,
+    plain_path,
     pool_layers,
     put_in,
     take_out,
@@ -58,6 +64,7 @@ def place_pool(model: nn.Module, saved: SavedPool, path: Path, adapter: str) -> 
     configs = getattr(inner, "peft_config", {})
     if adapter in configs:
         fill_earlier(pool_layers(inner, adapter), adapter, configs[adapter], saved)
+        name_other_embeddings(embeddings, path)
         return trained_before(inner)
     if saved.config.modules_to_save:
         raise StorageError(
@@ -83,35 +90,68 @@ def place_pool(model: nn.Module, saved: SavedPool, path: Path, adapter: str) -> 
     except StorageError:
         take_out(inner, adapter, before)
         raise
-    for parameter, weight in embeddings:
+    for parameter, weight in embeddings.values():
         put(parameter, weight)
     return before
 
 
 def without_embeddings(
     model: nn.Module, saved: SavedPool, path: Path
-) -> tuple[SavedPool, list[tuple[nn.Parameter, Tensor]]]:
-    """Part a folder from weights of the base, which PEFT saves with it once the embeddings were resized.
+) -> tuple[SavedPool, dict[str, tuple[nn.Parameter, Tensor]]]:
+    """Part a folder from embeddings of the base, which PEFT saves with it once they were resized.
+
+    Any other weight of the base stays with the pool, which has no place for it.
 
     Returns:
-        The pool alone, and each weight of the base with the parameter that it is of.
+        The pool alone; and by its name in the model, each of the embeddings' parameters with what was saved.
 
     Raises:
         StorageError: if the model's is of another size.
     """
-    parameters = {} if saved.config.modules_to_save else dict(model.named_parameters())
-    plain = {name: name.removeprefix(PEFT_PREFIX) for name in saved.weights if ".prw_" not in name}
-    theirs = {name: parameters[short] for name, short in plain.items() if short in parameters}
-    for name, parameter in theirs.items():
-        rows = tuple(saved.weights[name].shape)
+    parameters = {} if saved.config.modules_to_save else embeddings_of(model)
+    plain = {name.removeprefix(PEFT_PREFIX): name for name in saved.weights}
+    found = {
+        short: (parameters[short], saved.weights[plain[short]]) for short in plain if short in parameters
+    }
+    for name, (parameter, weight) in found.items():
+        rows = tuple(weight.shape)
         if rows != tuple(parameter.shape):
             raise StorageError(
-                f"the pool in {path} was saved with resized embeddings: {plain[name]} is {rows} there and "
+                f"the pool in {path} was saved with resized embeddings: {name} is {rows} there and "
                 f"{tuple(parameter.shape)} in this model. Call model.resize_token_embeddings({rows[0]}) "
                 "before loading it."
             )
+    theirs = {plain[name] for name in found}
     pool = saved._replace(weights={name: w for name, w in saved.weights.items() if name not in theirs})
-    return pool, [(parameter, saved.weights[name]) for name, parameter in theirs.items()]
+    return pool, found
+
+
+def embeddings_of(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Name the parameters of a transformers model's embeddings, going in and out; tied ones by both names."""
+    layers = []
+    for name in ("get_input_embeddings", "get_output_embeddings"):
+        with suppress(AttributeError, NotImplementedError):  # a model without them, or that cannot tell
+            layers.append(getattr(model, name)())
+    wanted = {id(weight) for layer in layers if isinstance(layer, nn.Module) for weight in layer.parameters()}
+    named = model.named_parameters(remove_duplicate=False)
+    return {plain_path(name): parameter for name, parameter in named if id(parameter) in wanted}
+
+
+def name_other_embeddings(embeddings: Mapping[str, tuple[nn.Parameter, Tensor]], path: Path) -> None:
+    """Warn of saved embeddings that are not those of a model with a larger pool, which keeps its own."""
+    other = [name for name, (parameter, weight) in embeddings.items() if not same(parameter, weight)]
+    if other:
+        warnings.warn(
+            f"the embeddings in {path} ({', '.join(other)}) differ from this model's, which keeps its own "
+            "since it has a larger pool. To have the saved stage's model, load the folder into a fresh base.",
+            stacklevel=5,
+        )
+
+
+def same(parameter: nn.Parameter, weight: Tensor) -> bool:
+    """Tell whether a parameter holds what was saved; of one that is not loaded that is not known."""
+    here = parameter.full_tensor() if isinstance(parameter, DTensor) else parameter.detach()
+    return not here.is_meta and torch.equal(here, weight.to(here.device, here.dtype))
 
 
 def up_to_date(saved: SavedPool, model: nn.Module) -> SavedPool:

@@ -32,7 +32,7 @@ from prw.tuner.project import project
 from prw.tuner.registration import register
 from prw.tuner.resolving import passed_over, passed_over_note, refuse_outside
 from prw.tuner.targets import limited
-from prw.tuner.wrapping import inner_model
+from prw.tuner.wrapping import inner_model, plain_path, refuse_fixed
 
 register(PrwConfig, PrwModel)
 
@@ -56,11 +56,13 @@ __all__ = [
     "note_beside",
     "passed_over",
     "passed_over_note",
+    "plain_path",
     "pool_layers",
     "pool_of",
     "project",
     "put_in",
     "refresh_training",
+    "refuse_fixed",
     "refuse_no_model",
     "refuse_outside",
     "remove",

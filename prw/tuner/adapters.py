@@ -17,7 +17,21 @@ class AdapterConfigs(dict[str, PeftConfig]):
 
     PEFT writes a new adapter's configuration over an old one of the same name, and calls both "default" if
     nobody names them; the pool could then not be saved any more.
+
+    A model that had adapters before its first pool may lie inside a `PeftModel`, which holds the dictionary
+    from before. What is written here is written there too.
     """
+
+    _before: dict[str, PeftConfig] | None = None
+
+    @classmethod
+    def around(cls, configs: dict[str, PeftConfig]) -> AdapterConfigs:
+        """Give configurations that are kept so, in this dictionary or in a new one."""
+        if isinstance(configs, cls):
+            return configs
+        new = cls(configs)
+        new._before = configs
+        return new
 
     def __setitem__(self, name: str, config: PeftConfig) -> None:
         """Note an adapter's configuration.
@@ -31,6 +45,20 @@ class AdapterConfigs(dict[str, PeftConfig]):
                 "this model has. Give the new adapter another name, as with adapter_name='lora'."
             )
         super().__setitem__(name, config)
+        if self._before is not None:
+            self._before[name] = config
+
+    def __delitem__(self, name: str) -> None:
+        """Forget an adapter's configuration."""
+        super().__delitem__(name)
+        if self._before is not None:
+            self._before.pop(name, None)
+
+    def pop(self, name: str, *default: Any) -> Any:
+        """Forget an adapter's configuration, and give it or a default."""
+        if self._before is not None:
+            self._before.pop(name, None)
+        return super().pop(name, *default)
 
     def update(self, *others: Any, **named: PeftConfig) -> None:
         """Note several configurations.

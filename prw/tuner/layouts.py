@@ -10,7 +10,8 @@ from __future__ import annotations
 import functools
 import inspect
 import re
-from types import FunctionType
+from contextlib import suppress
+from types import CellType, FunctionType
 from typing import Any, NamedTuple
 
 from torch import nn
@@ -173,17 +174,35 @@ def splits_per_head(parent: nn.Module, name: str, letters: str) -> bool:
 
 @functools.cache
 def code_of(kind: type[nn.Module]) -> str:
-    """Read the methods of a class but its `__init__`; empty where there is no source."""
-    try:
-        return "\n".join(inspect.getsource(method) for method in methods_of(kind))
-    except (OSError, TypeError):
-        return ""
+    """Read the methods of a class but its `__init__`; those without a source are left out."""
+    sources = []
+    for method in methods_of(kind):
+        with suppress(OSError, TypeError):
+            sources.append(inspect.getsource(method))
+    return "\n".join(sources)
 
 
 def methods_of(kind: type[nn.Module]) -> list[FunctionType]:
-    """List the methods that a class does not have from nn.Module, but for its `__init__`."""
-    return [
-        method
-        for name, method in inspect.getmembers(kind, inspect.isfunction)
-        if name != "__init__" and getattr(nn.Module, name, None) is not method
+    """List the methods that a class does not have from nn.Module, but for its `__init__`.
+
+    Decorated ones come with what their decorators are around.
+    """
+    own = [
+        member
+        for name, member in inspect.getmembers(kind, callable)
+        if name != "__init__" and getattr(nn.Module, name, None) is not member
     ]
+    return list(dict.fromkeys(function for member in own for function in with_decorated(member)))
+
+
+def with_decorated(member: Any) -> list[FunctionType]:
+    """Give a method and the functions that it holds: a decorator's holds the method that it was given."""
+    found: list[FunctionType] = []
+    left = [member]
+    while left:
+        function = inspect.unwrap(left.pop())
+        if isinstance(function, FunctionType) and function not in found:
+            found.append(function)
+            held = [cell.cell_contents for cell in function.__closure__ or () if cell != CellType()]
+            left += [inner for inner in held if callable(inner)]
+    return found

@@ -52,10 +52,8 @@ class PrwModel(BaseTuner):
         """
         refuse_fixed(model)
         refuse_taken(model, adapter_name)
-        first = not hasattr(model, "peft_config")
         super().__init__(model, peft_config, adapter_name, **options)
-        if first:
-            self.peft_config = self.model.peft_config = AdapterConfigs(self.peft_config)
+        self.peft_config = self.model.peft_config = AdapterConfigs.around(self.peft_config)
 
     def inject_adapter(
         self,

@@ -123,6 +123,42 @@ def test_tokens_first_are_refused_unless_said_and_then_equal_the_usual_order(wak
         assert torch.allclose(models[0](hidden), expected, **CLOSE)
 
 
+@pytest.fixture
+def fresh_compiler():
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+@pytest.mark.usefixtures("fresh_compiler")
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # dynamo's own
+@pytest.mark.parametrize("whole", [False, True], ids=["with breaks", "fullgraph"])
+@pytest.mark.parametrize("block_alone", [False, True], ids=["model", "block"])
+@pytest.mark.parametrize("training", [False, True], ids=["inference", "training"])
+def test_a_compiled_model_refuses_rows_of_several_samples_too(whole, block_alone, training):
+    model = nn.Sequential(TokensFirst(False)).train(training)
+    weave = prw.inject(model, **POOL)
+    rows = torch.randn(5, 8)
+    (model[0] if block_alone else model).compile(backend="eager", fullgraph=whole)
+    with torch.set_grad_enabled(training):
+        with pytest.raises(Exception, match=r"granularity='sample' takes axis 0 for the sample") as refused:
+            model(rows)
+        assert whole or isinstance(refused.value, prw.RoutingError)
+        torch._dynamo.reset()  # which compiles no model whole that has once failed
+        with weave.samples(torch.arange(5) // 3):
+            assert torch.isfinite(model(rows)).all()
+
+
+@pytest.mark.usefixtures("fresh_compiler")
+def test_a_compiled_model_of_torchs_attention_takes_rows_for_one_sample():
+    model = nn.ModuleDict({"attention": nn.MultiheadAttention(8, 2)}).eval()
+    prw.inject(model, **POOL)
+    hidden = torch.randn(5, 8)
+    eager, _ = model["attention"](hidden, hidden, hidden)
+    model["attention"].compile(backend="eager")
+    assert torch.allclose(model["attention"](hidden, hidden, hidden)[0], eager, **CLOSE)
+
+
 def test_a_model_that_peft_wraps_is_looked_at_too():
     model = get_peft_model(TokensFirst(True), prw.PrwConfig(**POOL))
     with pytest.raises(prw.RoutingError, match="along it"):

@@ -1,6 +1,7 @@
 """Experts beside a 16-bit base: float32 where gradients are wanted, else the input's dtype."""
 
 import contextlib
+import copy
 
 import pytest
 import torch
@@ -213,6 +214,36 @@ def test_the_guarantees_hold_bit_for_bit(wake, tmp_path, kernel):
         assert torch.equal(base(hidden), plain)
         prw.load(base, tmp_path)
         assert torch.equal(base(hidden), two)
+
+
+@pytest.mark.parametrize("kernel", ["auto", "reference", *KERNELS])
+@pytest.mark.parametrize("dtype", LOW)
+@pytest.mark.parametrize("width", [320, 1024])
+def test_one_expert_is_the_same_whether_it_trains_is_frozen_or_was_loaded(
+    wake, tmp_path, kernel, dtype, width
+):
+    """At such widths a product rounds differently if a matrix lies in memory in another order."""
+    torch.manual_seed(width)
+    plain = nn.Sequential(nn.ModuleDict({name: nn.Linear(width, width) for name in ("to_k", "to_v")}))
+    plain = plain.to(dtype).eval()
+    weave = prw.inject(copy.deepcopy(plain), rank=16, experts=["a"], kernel=kernel)
+    wake(weave)
+    weave.save_pretrained(tmp_path)
+    inputs = [torch.randn(1, rows, width, dtype=dtype) for rows in (1, 5, 17, 64, 300)]
+
+    def outputs(weave):
+        with torch.no_grad():
+            return [layer(hidden) for hidden in inputs for layer in weave.model[0].values()]
+
+    training = outputs(weave)
+    weave.freeze()
+    frozen = outputs(weave)
+    weave.add_expert("b")
+    with weave.as_of("a"):
+        recalled = outputs(weave)
+    loaded = outputs(prw.load(copy.deepcopy(plain), tmp_path))
+    for others in (frozen, recalled, loaded):
+        assert all(map(torch.equal, others, training))
 
 
 def test_the_summary_says_what_inference_takes(wake, monkeypatch):

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from peft import get_peft_model
+from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import prw
@@ -63,6 +64,58 @@ def test_an_earlier_stage_goes_into_a_larger_pool_without_them(base, saved):
     head = model.lm_head.weight.clone()
     assert prw.load(model, saved[0]).experts == ("a", "b", "c")
     assert torch.equal(model.lm_head.weight, head)
+
+
+def test_a_larger_pool_keeps_its_own_embeddings_and_says_that_the_folders_differ(base, saved):
+    model = sized(base, 48)
+    weave = prw.load(model, saved[0])
+    weave.add_expert("c")
+    with torch.no_grad():
+        model.lm_head.weight[40:] += 1
+    head = model.lm_head.weight.clone()
+    with pytest.warns(
+        UserWarning, match=r"embeddings .*\(lm_head\.weight\).* differ .*keeps its own"
+    ) as told:
+        prw.load(model, saved[0])
+    assert told[0].filename == __file__
+    assert torch.equal(model.lm_head.weight, head)
+
+
+def test_tied_embeddings_come_back_too(tmp_path, wake):
+    torch.manual_seed(0)
+    LlamaForCausalLM(LlamaConfig(vocab_size=40, tie_word_embeddings=True, **TINY)).save_pretrained(
+        tmp_path / "tied"
+    )
+    model = get_peft_model(sized(tmp_path / "tied", 48), prw.PrwConfig(rank=2, experts=["a"])).eval()
+    wake(prw.Weave(model))
+    model.save_pretrained(tmp_path / "pool")
+    again, tokens = sized(tmp_path / "tied", 48), torch.tensor([[1, 45, 7, 47]])
+    prw.load(again, tmp_path / "pool")
+    assert torch.equal(again(tokens).logits, model(tokens).logits)
+
+
+@pytest.mark.parametrize("stray", ["model.layers.0.self_attn.q_proj.weight", "model.norm.weight"])
+def test_no_other_weight_of_the_base_is_written_from_a_folder(base, saved, stray):
+    file = saved[0] / "adapter_model.safetensors"
+    model = sized(base, 48)
+    weights = load_file(file)
+    save_file({**weights, f"base_model.model.{stray}": model.get_parameter(stray) + 1}, file)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(prw.StorageError, match=f"1 have no place .*{stray}"):
+        prw.load(model, saved[0])
+    after = model.state_dict()
+    assert after.keys() == before.keys()
+    assert all(torch.equal(after[name], before[name]) for name in before)
+    assert not hasattr(model, "peft_config")
+
+
+def test_no_other_weight_is_dropped_on_the_way_into_a_larger_pool(base, saved):
+    model = sized(base, 48)
+    prw.load(model, saved[0]).add_expert("c")
+    file, stray = saved[0] / "adapter_model.safetensors", "model.norm.weight"
+    save_file({**load_file(file), f"base_model.model.{stray}": model.get_parameter(stray) + 1}, file)
+    with pytest.raises(prw.StorageError, match=f"1 have no place .*{stray}"):
+        prw.load(model, saved[0])
 
 
 def test_a_pool_stays_whole_when_its_base_is_resized(base, tmp_path, wake):

@@ -1,5 +1,7 @@
 """What a second reading of both libraries found: weights that are read past, layers of two outputs, gates."""
 
+import functools
+
 import pytest
 import torch
 from torch import nn
@@ -47,6 +49,61 @@ class CalledInALoop(ReadPast):
         key, value = (projection(hidden) for projection in (self.k_proj, self.v_proj))
         spread = self.k_proj.weight.std() + self.v_proj.weight.std()
         return torch.softmax(self.q_proj(hidden) @ key.transpose(-1, -2) * spread, -1) @ value
+
+
+def wrapping(method):
+    """A decorator as most are."""
+
+    @functools.wraps(method)
+    def around(*args, **kwargs):
+        return method(*args, **kwargs)
+
+    return around
+
+
+def hiding(method):
+    """A decorator that does not say what it is around."""
+    return lambda *args: method(*args)
+
+
+class Held:
+    """A decorator that is an object, as that of functools.cache."""
+
+    def __init__(self, method):
+        functools.update_wrapper(self, method)
+
+    def __call__(self, *args):
+        return self.__wrapped__(*args)
+
+    def __get__(self, holder, kind=None):
+        return self if holder is None else functools.partial(self, holder)
+
+
+DECORATORS = [wrapping, hiding, Held, lambda method: wrapping(hiding(method)), torch.no_grad()]
+NAMES = ["wraps", "without wraps", "object", "twice", "torch.no_grad"]
+
+
+@pytest.mark.parametrize("decorator", DECORATORS, ids=NAMES)
+def test_a_decorated_method_is_read_as_what_is_decorated(decorator) -> None:
+    class ReadPastDecorated(ReadPast):
+        forward = decorator(ReadPast.forward)
+
+    with pytest.raises(prw.TargetError, match=r"ReadPastDecorated computes with the weight of"):
+        prw.inject(nn.ModuleDict({"attention": ReadPastDecorated()}), rank=2)
+
+
+@pytest.mark.parametrize("decorator", DECORATORS, ids=NAMES)
+def test_a_decorated_forward_that_calls_a_projection_counts_beside_a_method_that_reads_its_weight(
+    decorator,
+) -> None:
+    class CalledDecorated(Called):
+        forward = decorator(Called.forward)
+
+        def spread(self) -> torch.Tensor:
+            return self.k_proj.weight.std() + self.v_proj.weight.std()
+
+    weave = prw.inject(nn.ModuleDict({"attention": CalledDecorated()}), rank=2)
+    assert [site.name for site in weave.sites] == ["attention"]
 
 
 WITHOUT_SOURCE = """

@@ -104,6 +104,26 @@ def test_inject_save_load_and_eject_work_on_a_wrapped_model(twins, wake, wrap, t
     assert not any("prw" in name or "base_layer" in name for name in wrapped.state_dict())
 
 
+CHOICES = {
+    "exclude a block": {"exclude": "blocks.0"},
+    "exclude a path": {"target": ["to_k", "to_v"], "exclude": ["blocks.1.to_v"]},
+    "exclude of everything": {"target": "all-linear", "exclude": "*.to_[qv]"},
+    "whole paths": {"target": ["blocks.1.to_k", "blocks.0.to_v"]},
+    "a pattern": {"target": r"blocks\.0\.to_[kv]"},
+    "a glob": {"target": "blocks.1.*"},
+    "layers": {"layers": 1},
+}
+
+
+@pytest.mark.parametrize("choice", CHOICES.values(), ids=CHOICES)
+@pytest.mark.parametrize("wrap", WRAPPERS.values(), ids=WRAPPERS)
+def test_what_is_chosen_of_a_wrapped_model_is_chosen_by_the_paths_of_the_model_inside(twins, wrap, choice):
+    plain, wrapped = (prw.inject(model, **POOL, **choice) for model in (twins(), wrap(twins())))
+    assert wrapped.sites == plain.sites
+    assert wrapped.config.exclude_modules == plain.config.exclude_modules
+    assert len(plain.sites) < len(prw.inject(twins(), **{**POOL, "target": "all-linear"}).sites)
+
+
 @pytest.mark.parametrize("wrap", [WRAPPERS[name] for name in IN_PLACE], ids=IN_PLACE)
 def test_a_peft_model_around_a_wrapped_model_saves_what_any_model_loads(twins, wake, wrap, tmp_path):
     wrapped = get_peft_model(wrap(twins()), prw.PrwConfig(**POOL)).eval()
@@ -149,6 +169,7 @@ def test_what_would_leave_new_experts_out_is_refused_before_anything_changes(twi
         for call in (
             lambda: prw.inject(model, **POOL),
             lambda: prw.inject(compiled(model), **POOL),
+            lambda: prw.inject(model, exclude="nothing", **POOL),
             lambda: prw.load(model, tmp_path / "pool"),
             lambda: get_peft_model(model, prw.PrwConfig(**POOL)),
             lambda: inject_adapter_in_model(prw.PrwConfig(**POOL), model),
