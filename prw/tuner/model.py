@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, cast
@@ -30,10 +29,10 @@ from prw.tuner.growth import refresh_training
 from prw.tuner.injection import put_back, unwrap
 from prw.tuner.layer import PrwLinear
 from prw.tuner.merging import merge_all
-from prw.tuner.moving import PEFT_PREFIX, moved_weights, paths_in
+from prw.tuner.moving import moved_weights, paths_in
 from prw.tuner.parts import parts_of_target
 from prw.tuner.resolving import resolve
-from prw.tuner.wrapping import module_at, plain_path, refuse_fixed, wrapped_by
+from prw.tuner.wrapping import PEFT_PREFIX, base_path, module_at, plain_path, refuse_fixed, wrapped_by
 
 
 class PrwModel(BaseTuner):
@@ -83,7 +82,7 @@ class PrwModel(BaseTuner):
     def _remove_adapter_name_from_key(cls, key: str, adapter_name: str) -> str:
         """Name a saved weight by its projection alone, whatever lies around the pool or wraps its blocks."""
         name: str = super()._remove_adapter_name_from_key(key, adapter_name)
-        return plain_path(re.sub(r"(\.base_layer)+(?=\.prw_)", "", name)) if ".prw_" in name else name
+        return base_path(name) if ".prw_" in name else name
 
     @classmethod
     def _remap_adapter_state_dict_for_load(
