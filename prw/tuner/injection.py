@@ -218,14 +218,18 @@ def unwrap(model: nn.Module, adapter: str) -> None:
         (path, module) for path, module in model.named_modules() if isinstance(module, PrwLinear)
     ]:
         if adapter in layer.sites:
-            sizes = layer.sites[adapter].pool.batch_sizes
-            if sizes is not None:
-                sizes.unwatch(model)
+            unwatch(model, layer.sites[adapter].pool)
             layer.delete_adapter(adapter)
         if not layer.sites:
             put_back(model, path, layer)
     if "peft_config" in vars(model):
         forget(model, adapter)
+
+
+def unwatch(model: nn.Module, pool: Pool) -> None:
+    """Take the hooks off by which a pool follows a model's forwards."""
+    if pool.batch_sizes is not None:
+        pool.batch_sizes.unwatch(model)
 
 
 def put_back(model: nn.Module, path: str, layer: PrwLinear) -> None:
