@@ -12,6 +12,7 @@ from prw.tuner import (
     PrwConfig,
     PrwLinear,
     TrainedBefore,
+    find_pool,
     inner_model,
     note_beside,
     pool_layers,
@@ -47,12 +48,12 @@ class Hold:
     @property
     def pool(self) -> Pool:
         """The state that the sites share: settings, names, and what the `with` blocks ask for."""
-        return next(iter(self._layers().values())).sites[self.adapter].pool
+        return find_pool(self.model, self.adapter)
 
     @property
     def config(self) -> PrwConfig:
         """The PEFT configuration of the pool."""
-        self._layers()  # says so where there is no pool any more
+        find_pool(self.model, self.adapter)  # says so where there is no pool any more
         configs: Any = self.model.peft_config
         config: PrwConfig = configs[self.adapter]
         return config

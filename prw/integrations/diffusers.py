@@ -15,7 +15,7 @@ from torch import nn
 
 from prw.errors import PoolError, StorageError
 from prw.storage import SavedPool, load_pool, place_pool, pool_config
-from prw.storage.state import PEFT_PREFIX
+from prw.tuner import PEFT_PREFIX
 from prw.weave import Weave
 
 DENOISERS = ("transformer", "unet", "prior")

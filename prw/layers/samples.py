@@ -102,10 +102,11 @@ class BatchSizes:
         """Start outside of any forward."""
         self._now: dict[int, list[frozenset[int]]] = {}
         self._hooks: list[int] = []  # their keys, which a copy of the model has too
+        self._layer = ""  # path of a layer that held the pool when it was last looked for
 
     def __getstate__(self) -> dict[str, Any]:
         """Copy and pickle without the forwards that run."""
-        return {"_now": {}, "_hooks": self._hooks}
+        return {**self.__dict__, "_now": {}}
 
     def watch(self, model: nn.Module) -> None:
         """Follow the forwards of a model."""
@@ -114,7 +115,7 @@ class BatchSizes:
         self._hooks += [begin.id, end.id]
 
     def unwatch(self, model: nn.Module) -> None:
-        """Leave a model, or a copy of it, as it was."""
+        """Leave a model, or a copy of it, without hooks."""
         for held in HOOKS:
             for key in self._hooks:
                 getattr(model, held).pop(key, None)
@@ -140,9 +141,28 @@ class BatchSizes:
             )
 
     def _begin(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if not torch.compiler.is_compiling():
-            sizes = frozenset(first_axes((*args, *kwargs.values())))
-            self._now.setdefault(threading.get_ident(), []).append(sizes)
+        if torch.compiler.is_compiling():
+            return
+        if not self._held_by(model):  # PEFT and diffusers take layers out without saying so
+            self.unwatch(model)
+            return
+        sizes = frozenset(first_axes((*args, *kwargs.values())))
+        self._now.setdefault(threading.get_ident(), []).append(sizes)
+
+    def _held_by(self, model: nn.Module) -> bool:
+        """Tell whether the pool is still in a model; where it is, that costs no walk but the first."""
+        layer: nn.Module | None = model
+        for part in self._layer.split("."):
+            layer = layer._modules.get(part) if layer is not None else None
+        if layer is not None and self._is_of(layer):
+            return True
+        self._layer = next((path for path, module in model.named_modules() if self._is_of(module)), "")
+        return bool(self._layer)
+
+    def _is_of(self, module: nn.Module) -> bool:
+        sites = vars(module).get("sites")
+        owned = sites.values() if isinstance(sites, dict) else ()
+        return any(getattr(getattr(site, "pool", None), "batch_sizes", None) is self for site in owned)
 
     def _end(self, model: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         if torch.compiler.is_compiling():

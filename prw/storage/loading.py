@@ -16,6 +16,7 @@ from prw.storage.folder import SavedPool, read_folder
 from prw.storage.sharded import put
 from prw.storage.state import fill
 from prw.tuner import (
+    PEFT_PREFIX,
     Layers,
     PrwConfig,
     TrainedBefore,
@@ -28,7 +29,7 @@ from prw.tuner import (
     take_out,
     trained_before,
 )
-from prw.tuner.moving import PEFT_PREFIX, follow, moved_paths, moved_weights, paths_in
+from prw.tuner.moving import follow, moved_paths, moved_weights, paths_in
 
 
 def load_pool(model: nn.Module, path: Path, adapter: str) -> TrainedBefore:

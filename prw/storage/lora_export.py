@@ -24,8 +24,8 @@ from prw.storage.lora_files import DIFFUSERS_WEIGHTS_NAME
 from prw.storage.lora_import import scaled
 from prw.storage.measure import Measured
 from prw.storage.sharded import one_writer, whole
-from prw.storage.state import PEFT_PREFIX, pool_parameters
-from prw.tuner import Layers, PrwConfig, pool_of
+from prw.storage.state import pool_parameters
+from prw.tuner import PEFT_PREFIX, Layers, PrwConfig, pool_of
 from prw.tuner.card import README
 
 Layout = Literal["peft", "diffusers"]

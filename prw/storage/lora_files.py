@@ -18,7 +18,8 @@ from torch import Tensor
 from prw.config import fits
 from prw.errors import StorageError
 from prw.storage.folder import read_config, read_weights
-from prw.storage.state import PEFT_PREFIX, shown
+from prw.storage.state import shown
+from prw.tuner import PEFT_PREFIX
 
 DIFFUSERS_WEIGHTS_NAME = "pytorch_lora_weights.safetensors"
 DIFFUSERS_METADATA = "lora_adapter_metadata"

@@ -16,8 +16,8 @@ from prw.layers import pair_names
 from prw.layers.experts import weight_of
 from prw.storage.fitting import place, rank_needed, rows_left_out
 from prw.storage.lora_files import ForeignLora, LoraPair
-from prw.storage.state import PEFT_PREFIX, shown
-from prw.tuner import Layers, PrwLinear, holds
+from prw.storage.state import shown
+from prw.tuner import PEFT_PREFIX, Layers, PrwLinear, holds
 
 COMPONENTS = ("transformer", "unet", "diffusion_model", "text_encoder", "text_encoder_2", "text_encoder_3")
 """What a pipeline's LoRA file puts before the paths of one of its models."""

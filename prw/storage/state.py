@@ -9,8 +9,7 @@ from torch import Tensor, nn
 from prw.errors import StorageError
 from prw.layers import container_names
 from prw.storage.sharded import put, whole
-from prw.tuner import Layers
-from prw.tuner.moving import PEFT_PREFIX as PEFT_PREFIX
+from prw.tuner import PEFT_PREFIX, Layers
 
 
 def pool_parameters(layers: Layers, adapter: str, experts: int | None = None) -> dict[str, nn.Parameter]:

@@ -18,6 +18,7 @@ from prw.tuner.growth import (
 )
 from prw.tuner.injection import (
     TrainedBefore,
+    find_pool,
     pool_layers,
     put_in,
     refuse_no_model,
@@ -32,11 +33,12 @@ from prw.tuner.project import project
 from prw.tuner.registration import register
 from prw.tuner.resolving import passed_over, passed_over_note, refuse_outside
 from prw.tuner.targets import limited
-from prw.tuner.wrapping import inner_model, plain_path, refuse_fixed
+from prw.tuner.wrapping import PEFT_PREFIX, inner_model, plain_path, refuse_fixed
 
 register(PrwConfig, PrwModel)
 
 __all__ = [
+    "PEFT_PREFIX",
     "Layers",
     "PrwAttention",
     "PrwConfig",
@@ -46,6 +48,7 @@ __all__ = [
     "changed_since",
     "check_peft",
     "constant_weights",
+    "find_pool",
     "folded",
     "freeze_newest",
     "grow",

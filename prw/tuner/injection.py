@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NoReturn
 from weakref import WeakKeyDictionary
 
 from peft import PeftModel, inject_adapter_in_model
@@ -14,15 +14,18 @@ from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 
 from prw.errors import PoolError, TargetError, UnsupportedError
+from prw.layers import Pool
 from prw.tuner.citizenship import OTHERS
 from prw.tuner.config import PrwConfig
 from prw.tuner.growth import refresh_training
 from prw.tuner.layer import PrwLinear
-from prw.tuner.wrapping import inner_model, refuse_fixed
+from prw.tuner.wrapping import PEFT_PREFIX, base_path, inner_model, refuse_fixed
 
 TrainedBefore = list[tuple[str, nn.Parameter, bool]]
 """A parameter's name without adapters, the parameter, and whether it trained."""
 Active = dict[nn.Module, list[str]]
+SWITCHES = (BaseTunerLayer, AuxiliaryTrainingWrapper)
+"""Modules that PEFT switches between adapters."""
 
 _FLAGS: WeakKeyDictionary[nn.Module, TrainedBefore] = WeakKeyDictionary()
 """What trained in a model's base before its first pool; kept here and not on the model."""
@@ -133,18 +136,47 @@ def trained_before(model: nn.Module) -> TrainedBefore:
 
 def base_flags(model: nn.Module) -> TrainedBefore:
     """List the parameters that belong to no adapter, and whether they train."""
-    adapters = {
-        id(parameter)
-        for module in switches(model)
-        for name in module.adapter_layer_names
-        if isinstance(getattr(module, name, None), nn.Module)
-        for parameter in getattr(module, name).parameters()
-    }
-    return [
-        (name.replace(".base_layer", ""), parameter, parameter.requires_grad)
-        for name, parameter in model.named_parameters()
-        if id(parameter) not in adapters
-    ]
+    return [(name, parameter, parameter.requires_grad) for name, parameter in base_parameters(model)]
+
+
+def base_parameters(
+    model: nn.Module, adapter: str = "", only_training: bool = False
+) -> Iterator[tuple[str, nn.Parameter]]:
+    """Go once through the parameters that belong to no adapter, in the model's order.
+
+    Args:
+        model: The model.
+        adapter: Also give this adapter's own copies of modules, as of modules_to_save.
+        only_training: Leave out what does not require a gradient.
+
+    Yields:
+        The parameter's name without wrappers and adapters, and the parameter.
+    """
+    todo, seen = [("", model)], set()
+    while todo:  # quicker than named_parameters(), and walks into no adapter
+        prefix, module = todo.pop()
+        if id(module) in seen:
+            continue
+        seen.add(id(module))
+        for name, parameter in module._parameters.items():
+            if parameter is not None and id(parameter) not in seen:
+                seen.add(id(parameter))
+                if parameter.requires_grad or not only_training:
+                    yield base_path(prefix + name).removeprefix(PEFT_PREFIX), parameter
+        children = list(base_children(module, adapter))
+        todo += [(f"{prefix}{name}.", child) for name, child in reversed(children)]
+
+
+def base_children(module: nn.Module, adapter: str) -> Iterator[tuple[str, nn.Module]]:
+    """Go through a module's children that belong to no adapter, and one adapter's own copies of modules."""
+    hidden = module.adapter_layer_names if isinstance(module, SWITCHES) else ()
+    for name, child in module._modules.items():
+        if child is not None and name not in hidden:
+            yield name, child
+        elif child is not None and adapter and isinstance(module, AuxiliaryTrainingWrapper):
+            for path, part in child.named_modules():
+                if path.rpartition(".")[2] == adapter:
+                    yield f"{name}.{path}", part
 
 
 def restore(model: nn.Module, flags: TrainedBefore) -> None:
@@ -156,14 +188,14 @@ def restore(model: nn.Module, flags: TrainedBefore) -> None:
     by_name = {name: flag for name, _, flag in flags}
     for _, parameter, flag in flags:
         parameter.requires_grad_(flag)
-    for name, parameter in model.named_parameters():
+    for name, parameter in base_parameters(model):
         if id(parameter) not in known and name in by_name:
             parameter.requires_grad_(by_name[name])
 
 
 def switches(model: nn.Module) -> Iterator[Any]:
     """Go through the modules that PEFT switches between adapters."""
-    return (m for m in model.modules() if isinstance(m, BaseTunerLayer | AuxiliaryTrainingWrapper))
+    return (m for m in model.modules() if isinstance(m, SWITCHES))
 
 
 def activate(model: nn.Module, active: Active, added: list[str]) -> None:
@@ -186,14 +218,18 @@ def unwrap(model: nn.Module, adapter: str) -> None:
         (path, module) for path, module in model.named_modules() if isinstance(module, PrwLinear)
     ]:
         if adapter in layer.sites:
-            sizes = layer.sites[adapter].pool.batch_sizes
-            if sizes is not None:
-                sizes.unwatch(model)
+            unwatch(model, layer.sites[adapter].pool)
             layer.delete_adapter(adapter)
         if not layer.sites:
             put_back(model, path, layer)
     if "peft_config" in vars(model):
         forget(model, adapter)
+
+
+def unwatch(model: nn.Module, pool: Pool) -> None:
+    """Take the hooks off by which a pool follows a model's forwards."""
+    if pool.batch_sizes is not None:
+        pool.batch_sizes.unwatch(model)
 
 
 def put_back(model: nn.Module, path: str, layer: PrwLinear) -> None:
@@ -219,14 +255,35 @@ def pool_layers(model: nn.Module, adapter: str) -> dict[str, PrwLinear]:
         PoolError: if the model has no pool under that adapter name.
     """
     found: dict[str, PrwLinear] = {}
-    for module in model.modules():
-        if isinstance(module, PrwLinear) and adapter in module.sites:
-            members = module.sites[adapter].projections
-            found[next(path for path, layer in members.items() if layer is module)] = module
-    if not found:
-        raise PoolError(
-            f"{type(model).__name__} has no pool of experts under adapter {adapter!r}: it was ejected, never "
-            "injected, or taken out by unload_lora_weights() of diffusers. Call prw.inject(model) or "
-            "prw.load(model, path)."
-        )
-    return found
+    for module in layers_of(model, adapter):
+        members = module.sites[adapter].projections
+        found[next(path for path, layer in members.items() if layer is module)] = module
+    return found or no_pool(model, adapter)
+
+
+def find_pool(model: nn.Module, adapter: str) -> Pool:
+    """Find a pool by the first of its projections.
+
+    Raises:
+        PoolError: if the model has no pool under that adapter name.
+    """
+    layer = next(layers_of(model, adapter), None)
+    return no_pool(model, adapter) if layer is None else layer.sites[adapter].pool
+
+
+def layers_of(model: nn.Module, adapter: str) -> Iterator[PrwLinear]:
+    """Go through the projections of a pool."""
+    return (m for m in model.modules() if isinstance(m, PrwLinear) and adapter in m.sites)
+
+
+def no_pool(model: nn.Module, adapter: str) -> NoReturn:
+    """Say that a model has no pool under an adapter name.
+
+    Raises:
+        PoolError: always.
+    """
+    raise PoolError(
+        f"{type(model).__name__} has no pool of experts under adapter {adapter!r}: it was ejected, never "
+        "injected, or taken out by unload_lora_weights() of diffusers. Call prw.inject(model) or "
+        "prw.load(model, path)."
+    )

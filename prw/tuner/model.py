@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, cast
@@ -27,13 +26,13 @@ from prw.tuner.citizenship import cast_to_base, warn_of_others
 from prw.tuner.config import PrwConfig
 from prw.tuner.grouping import adaptable, candidates, sites_of, unwrapped, widths_of
 from prw.tuner.growth import refresh_training
-from prw.tuner.injection import put_back, unwrap
+from prw.tuner.injection import layers_of, put_back, unwatch, unwrap
 from prw.tuner.layer import PrwLinear
 from prw.tuner.merging import merge_all
-from prw.tuner.moving import PEFT_PREFIX, moved_weights, paths_in
+from prw.tuner.moving import moved_weights, paths_in
 from prw.tuner.parts import parts_of_target
 from prw.tuner.resolving import resolve
-from prw.tuner.wrapping import module_at, plain_path, refuse_fixed, wrapped_by
+from prw.tuner.wrapping import PEFT_PREFIX, base_path, module_at, plain_path, refuse_fixed, wrapped_by
 
 
 class PrwModel(BaseTuner):
@@ -81,7 +80,7 @@ class PrwModel(BaseTuner):
     def _remove_adapter_name_from_key(cls, key: str, adapter_name: str) -> str:
         """Name a saved weight by its projection alone, whatever lies around the pool or wraps its blocks."""
         name: str = super()._remove_adapter_name_from_key(key, adapter_name)
-        return plain_path(re.sub(r"(\.base_layer)+(?=\.prw_)", "", name)) if ".prw_" in name else name
+        return base_path(name) if ".prw_" in name else name
 
     @classmethod
     def _remap_adapter_state_dict_for_load(
@@ -131,6 +130,8 @@ class PrwModel(BaseTuner):
         merged = merge_all(self.model, wanted)
         if safe_merge and not all(bool(value.isfinite().all()) for value in merged.values()):
             raise PoolError("a merged weight would not be finite: the pool, or the base, holds NaN or inf.")
+        for adapter in self.peft_config:
+            self._unwatch(adapter)
         if merge:
             for path, layer in list(self.model.named_modules()):
                 if isinstance(layer, PrwLinear):
@@ -139,6 +140,17 @@ class PrwModel(BaseTuner):
                 for weight, value in merged.items():
                     weight.copy_(value)
         return super()._unload_and_optionally_merge(merge, progressbar, safe_merge, adapter_names)
+
+    def delete_adapter(self, adapter_name: str) -> None:
+        """Delete a pool and the hooks of its own."""
+        self._unwatch(adapter_name)
+        super().delete_adapter(adapter_name)
+
+    def _unwatch(self, adapter: str) -> None:
+        """Take a pool's hooks off the model and this wrapper."""
+        for layer in layers_of(self.model, adapter):
+            unwatch(self.model, layer.sites[adapter].pool)
+            unwatch(self, layer.sites[adapter].pool)
 
     @contextmanager
     def _enable_peft_forward_hooks(

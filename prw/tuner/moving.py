@@ -13,13 +13,11 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from prw.tuner.grouping import candidates
-from prw.tuner.wrapping import inner_model, plain_path
+from prw.tuner.wrapping import PEFT_PREFIX, inner_model, plain_path
 
 if TYPE_CHECKING:
     from prw.tuner.config import PrwConfig
 
-PEFT_PREFIX = "base_model.model."
-"""What PEFT's files put before the name of every weight."""
 Rename = Callable[[str], str]
 
 

@@ -10,15 +10,20 @@ from __future__ import annotations
 import zlib
 
 import torch
-from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 from torch.distributed.tensor import DTensor
+from torch.utils.weak import WeakIdKeyDictionary
 
 from prw.tuner.config import PrwConfig
-from prw.tuner.injection import base_flags
+from prw.tuner.injection import base_parameters
 
 SHOWN = 3
 """How many parameters a message names."""
+UNKNOWN = -1
+"""The checksum of a weight that is not there."""
+
+_SUMS = WeakIdKeyDictionary()
+"""A parameter's version and place in memory, and the checksum of its bits then."""
 
 
 def trained_beside(model: nn.Module, adapter: str) -> dict[str, nn.Parameter]:
@@ -27,18 +32,11 @@ def trained_beside(model: nn.Module, adapter: str) -> dict[str, nn.Parameter]:
     Args:
         model: The model.
         adapter: Name of the pool's adapter; what other adapters train is theirs.
+
+    Returns:
+        By name without wrappers and adapters.
     """
-    base = {id(parameter) for _, parameter, trains in base_flags(model) if trains}
-    copies = {
-        id(parameter)
-        for module in model.modules()
-        if isinstance(module, AuxiliaryTrainingWrapper)
-        for name, part in module.named_modules()
-        if name.split(".")[-1] == adapter
-        for parameter in part.parameters()
-        if parameter.requires_grad
-    }
-    return {name: parameter for name, parameter in model.named_parameters() if id(parameter) in base | copies}
+    return dict(base_parameters(model, adapter, only_training=True))
 
 
 def note_beside(model: nn.Module, adapter: str, config: PrwConfig) -> None:
@@ -63,17 +61,41 @@ def changed_since(model: nn.Module, adapter: str, config: PrwConfig, expert: str
         return []
     if place == len(config.experts) - 1 and not config.newest_frozen:
         return []
-    suspects = set(trained_beside(model, adapter))
+    beside = trained_beside(model, adapter)
+    if not beside and not config.trained_beside:
+        return []
+    suspects = set(beside)
     for later in config.experts[place:]:
         suspects.update(config.trained_beside.get(later, {}))
     then = config.trained_beside.get(expert, {})
-    now = {name: parameter for name, parameter in model.named_parameters() if name in suspects}
-    same = {name for name, parameter in now.items() if name in then and then[name] == checksum(parameter)}
+    now = {name: found for name, found in base_parameters(model, adapter) if name in suspects}
+    sums = {name: checksum(found) for name, found in now.items() if name in then}
+    same = {name for name, total in sums.items() if total == then[name] != UNKNOWN}
     return sorted(suspects - same)
 
 
 def checksum(parameter: nn.Parameter) -> int:
-    """Sum up a parameter's bits; every process must ask where it is split over several."""
+    """Sum up a parameter's bits, once until it changes.
+
+    Where it is split over several processes, every one must ask. A change that torch does not count, as by
+    `parameter.data.mul_(2)`, is not seen.
+
+    Returns:
+        The sum; UNKNOWN where the weights are elsewhere, as accelerate's offloaded ones.
+    """
+    if parameter.is_meta:
+        return UNKNOWN
+    if parameter.is_inference():
+        return crc(parameter)
+    state = (parameter._version, parameter.data_ptr() if not isinstance(parameter, DTensor) else 0)
+    if parameter not in _SUMS or _SUMS[parameter][0] != state:
+        _SUMS[parameter] = (state, crc(parameter))
+    total: int = _SUMS[parameter][1]
+    return total
+
+
+def crc(parameter: nn.Parameter) -> int:
+    """Sum up a parameter's bits."""
     weight = parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
     bits = weight.detach().cpu().contiguous().flatten().view(torch.uint8)
     return zlib.crc32(bits.numpy().data)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from torch import nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
@@ -12,6 +14,21 @@ INSIDE = ("_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module")
 they show its attributes, so that its path without these parts leads to it as well."""
 PARAMETERS_FIXED = ("DistributedDataParallel", "FullyShardedDataParallel", "DeepSpeedEngine")
 """Wrappers that note at their start which parameters they synchronise, and so would pass over new ones."""
+
+PEFT_PREFIX = "base_model.model."
+"""What PEFT puts before the name of every weight, in its files and around a model."""
+AROUND = re.compile(r"(\.base_layer)+(?=\.(?:prw_|out_proj\.|[^.]+$))")
+"""Where adapters keep a projection, or an nn.MultiheadAttention with its `out_proj`, in the name of a weight.
+Another module that a model calls `base_layer` is part of the path."""
+
+
+def base_path(weight: str) -> str:
+    """Give the name of a weight without the wrappers and adapters around its projection.
+
+    Args:
+        weight: Name of a parameter, or of a pool's weight.
+    """
+    return AROUND.sub("", plain_path(weight))
 
 
 def plain_path(path: str) -> str:

@@ -4,9 +4,11 @@ import copy
 
 import pytest
 import torch
+from diffusers.utils.peft_utils import recurse_remove_peft_layers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft import get_peft_model
+from peft.functional import delete_adapter
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 from transformers import Qwen2VLConfig, SwinConfig, SwinModel
@@ -14,6 +16,7 @@ from transformers.models.qwen2_vl.modeling_qwen2_vl import Qwen2VisionTransforme
 
 import prw
 from prw.routing import Groups
+from prw.tuner import PrwLinear
 
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}
 POOL = {"rank": 2, "experts": ["a", "b", "c"], "granularity": "sample", "noise": False, "gate_std": 2.0}
@@ -177,6 +180,35 @@ def test_a_copy_is_looked_at_too_and_eject_leaves_no_hook_behind():
     for left in (model, twin):
         assert not left._forward_pre_hooks
         assert not left._forward_hooks
+
+
+def hooks_of(*modules):
+    return [len(module._forward_hooks) + len(module._forward_pre_hooks) for module in modules]
+
+
+@pytest.mark.parametrize("way", ["unload", "merge_and_unload", "delete_adapter"])
+def test_peft_takes_a_pools_hooks_out_with_it(way):
+    constant = {**POOL, "experts": ["a"]}
+    wrapped = get_peft_model(swin(), prw.PrwConfig(**constant))
+    model, tuner = wrapped.base_model.model, wrapped.base_model
+    assert hooks_of(model, tuner) == [2, 2]
+    getattr(wrapped, way)(*(["default"] if way == "delete_adapter" else []))
+    assert hooks_of(model, tuner) == [0, 0]
+
+
+@pytest.mark.parametrize("way", ["diffusers", "peft.functional"])
+def test_hooks_go_at_the_next_forward_where_nobody_says_that_the_pool_has_gone(way):
+    model = torch.nn.TransformerEncoderLayer(16, 2, 32, batch_first=True).eval()
+    model = torch.nn.TransformerEncoder(model, 1, enable_nested_tensor=False)
+    prw.inject(model, **POOL)
+    model(torch.randn(2, 3, 16))
+    assert hooks_of(model) == [2]
+    if way == "diffusers":
+        recurse_remove_peft_layers(model)
+    else:
+        delete_adapter(model, "default", "prw_", PrwLinear)
+    model(torch.randn(2, 3, 16))
+    assert hooks_of(model) == [0]
 
 
 def test_torchs_attention_without_a_batch_axis_is_one_sample():

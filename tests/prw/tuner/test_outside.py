@@ -2,10 +2,12 @@
 
 import pytest
 import torch
-from peft import get_peft_model
+from peft import LoraConfig, get_peft_model, inject_adapter_in_model
 from transformers import BertConfig, BertForSequenceClassification
 
 import prw
+from prw.tuner import outside
+from prw.tuner.wrapping import base_path
 
 TINY = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
 HEAD = ["classifier.weight", "classifier.bias"]
@@ -132,3 +134,76 @@ def test_a_pool_that_trains_alone_notes_nothing(pair):
     assert weave.config.trained_beside == {}
     with weave.as_of("a"):
         pass
+
+
+def trained_then_grown(pair):
+    """Train the head with expert a, end its stage, and leave both frozen."""
+    model, weave = pair
+    train(model, weave)
+    weave.add_expert("b")
+    model.classifier.requires_grad_(False)
+    return model, weave
+
+
+def test_a_base_whose_blocks_were_compiled_since_has_not_changed(pair, recwarn):
+    model, weave = pair
+    model.bert.encoder.layer[0].intermediate.requires_grad_(True)
+    model, weave = trained_then_grown((model, weave))
+    model.bert.encoder.layer[0] = torch.compile(model.bert.encoder.layer[0], backend="eager")
+    with weave.as_of("a"):
+        pass
+    assert not recwarn
+    with torch.no_grad():
+        model.bert.encoder.layer[0].intermediate.dense.weight.add_(1.0)
+    with pytest.warns(UserWarning, match="intermediate.dense.weight"), weave.as_of("a"):
+        pass
+
+
+def test_a_lora_around_an_unfrozen_projection_does_not_change_it(pair, recwarn):
+    model, weave = pair
+    model.bert.encoder.layer[0].attention.self.query.requires_grad_(True)
+    model, weave = trained_then_grown((model, weave))
+    with pytest.warns(UserWarning, match="Already found"):
+        inject_adapter_in_model(LoraConfig(target_modules=["query"]), model, "lora")
+    with weave.as_of("a"):
+        pass
+    assert not recwarn
+
+
+def test_a_head_that_is_offloaded_is_not_known_to_be_the_same(pair):
+    model, weave = trained_then_grown(pair)
+    model.classifier.to("meta")
+    with pytest.warns(UserWarning, match=r"2 parameters beside it .*classifier.bias"), weave.as_of("a"):
+        pass
+    model.classifier.requires_grad_(True)
+    weave.freeze()  # notes what it can
+    with pytest.warns(UserWarning, match="classifier.bias"), weave.as_of("b"):
+        pass
+
+
+def test_recalling_a_stage_costs_one_walk_where_nothing_trained_beside_and_sums_up_once(pair, monkeypatch):
+    model, weave = pair
+    model.classifier.requires_grad_(False)
+    weave.add_expert("b")
+    walks, sums = [], []
+    walk, crc = outside.base_parameters, outside.crc
+    monkeypatch.setattr(outside, "base_parameters", lambda *a, **k: walks.append(a) or walk(*a, **k))
+    monkeypatch.setattr(outside, "crc", lambda parameter: sums.append(parameter) or crc(parameter))
+    with weave.as_of("a"):
+        assert len(walks) == 1 and not sums
+    model.classifier.requires_grad_(True)
+    weave.freeze()
+    for _ in range(3):
+        with weave.as_of("b"):
+            assert len(sums) == 2
+    train(model, weave)
+    with pytest.warns(UserWarning, match="classifier"), weave.as_of("b"):
+        assert len(sums) == 4
+
+
+def test_the_base_is_named_without_wrappers_and_adapters_and_its_own_names_are_kept():
+    assert base_path("a._orig_mod.to_k.base_layer.base_layer.weight") == "a.to_k.weight"
+    assert base_path("a.base_layer.out_proj.base_layer.weight") == "a.out_proj.weight"
+    assert base_path("a.to_k.base_layer.prw_A0.weight") == "a.to_k.prw_A0.weight"
+    for name in ("a.base_layer_norm.weight", "a.base_layer.to_k.weight"):
+        assert base_path(name) == name
