@@ -2,7 +2,7 @@
 
 `torch.nn.functional.linear` folds the axes of its input into rows if that is contiguous, or if the weight
 requires a gradient; else it takes a batched product. And weights that do not begin at a multiple of 64 bytes,
-requires a gradient; else it takes a batched product. And weights that do not begin at a multiple of 64 bytes
+as those of a file, may be multiplied by other kernels. Whether the two round alike depends on the CPU
 and on the shapes. Here they never do, so that a test which compares a trainable base with a frozen one, a
 strided input with a contiguous one, or weights of a file with fresh ones, fails on every machine.
 """

@@ -11,7 +11,7 @@ import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -34,6 +34,28 @@ from prw.routing import RoutingStatistics
 from prw.weave import Weave
 
 logger = logging.getLogger(__name__)
+
+
+class Attempt(NamedTuple):
+    """How a Trainer began: its arguments, and the size of its batches."""
+
+    args: TrainingArguments
+    batch_size: int
+
+    def follows(self, last: Attempt | None) -> bool:
+        """Tell whether `auto_find_batch_size` began again: the same Trainer with smaller batches.
+
+        After an interruption a Trainer goes on with the size it had.
+        """
+        if last is None or last.args is not self.args or not self.args.auto_find_batch_size:
+            return False
+        return self.batch_size < last.batch_size
+
+
+def batch_size_of(batches: Any) -> int:
+    """Read the size of a data loader's batches; a Trainer's own may have it in its sampler of batches."""
+    parts = (batches, getattr(batches, "batch_sampler", None))
+    return next((size for part in parts if isinstance(size := getattr(part, "batch_size", None), int)), 0)
 
 
 class PrwCallback(TrainerCallback):
@@ -79,6 +101,7 @@ class PrwCallback(TrainerCallback):
         self.checkpoint: str | None = None
         self._mask, self._seed, self._collapse = mask, seed, collapse
         self._added: AddedLoss | None = None
+        self._attempt: Attempt | None = None
         self._meter: RoutingMeter | None = None
 
     @property
@@ -138,10 +161,12 @@ class PrwCallback(TrainerCallback):
         check_alone(kwargs["model"], self.weave)
         check_saving(args, kwargs["model"])
         check_optimizer(kwargs["optimizer"], kwargs["model"], self.weave, stage)
-        if self._added is not None and args.auto_find_batch_size:
+        attempt = Attempt(args, batch_size_of(kwargs["train_dataloader"]))
+        if self._added is not None and attempt.follows(self._attempt):
             self._restart(stage, state.global_step)
         check_step(state.global_step, self.curriculum.done(self.weave), stage)
         self._let_go()
+        self._attempt = attempt
         self._meter = RoutingMeter(stage, self._collapse)
         self._added = self.weave.add_to_loss(self._meter.loss, mask=self._mask)
 

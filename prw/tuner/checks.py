@@ -15,8 +15,8 @@ import peft
 
 from prw.errors import UnsupportedError
 
-OLDEST = (0, 20)
-TESTED = "0.20 and 0.21"
+OLDEST = (0, 21)
+TESTED = "0.21"
 
 NEEDED: dict[str, str] = {
     "peft.LoraConfig": "writes an exported expert's configuration",
@@ -30,6 +30,9 @@ NEEDED: dict[str, str] = {
     "peft.tuners.tuners_utils.BaseTuner._cast_adapter_dtype": "asks for the experts' dtype",
     "peft.tuners.tuners_utils.BaseTuner._check_target_module_exists": "asks whether a path gets experts",
     "peft.tuners.tuners_utils.BaseTuner._create_and_replace": "makes the layer of one projection",
+    "peft.tuners.tuners_utils.BaseTuner._get_adapter_state_dict": "asks for a pool's weights to save",
+    "peft.tuners.tuners_utils.BaseTuner._remap_adapter_state_dict_for_load": "asks where saved weights go",
+    "peft.tuners.tuners_utils.BaseTuner._remove_adapter_name_from_key": "names a saved weight",
     "peft.tuners.tuners_utils.BaseTuner._post_injection_hook": "is called when all layers are made",
     "peft.tuners.tuners_utils.BaseTuner._prepare_adapter_config": "fills in a configuration",
     "peft.tuners.tuners_utils.BaseTuner._prepare_model": "is called before the model is walked",
@@ -88,7 +91,7 @@ def check_peft() -> None:
     numbers = re.findall(r"\d+", peft.__version__)
     if tuple(int(number) for number in numbers[:2]) < OLDEST:
         raise UnsupportedError(
-            f"prw needs peft 0.20 or newer, which keeps frozen experts frozen; this is peft "
+            f"prw needs peft 0.21 or newer, which asks a method how its weights are saved; this is peft "
             f"{peft.__version__}. Run: pip install --upgrade peft"
         )
     moved = [line for line in (what_moved(name) for name in NEEDED) if line]
@@ -96,7 +99,7 @@ def check_peft() -> None:
         raise UnsupportedError(
             f"prw cannot work with peft {peft.__version__}, which has changed inside:\n  "
             + "\n  ".join(moved)
-            + f"\nprw was tested with peft {TESTED}. Install one of those, or a newer prw."
+            + f"\nprw was tested with peft {TESTED}. Install that, or a newer prw."
         )
 
 

@@ -32,7 +32,7 @@ def peft_type() -> PeftType:
     if PeftType(METHOD) is not PeftType[METHOD] or METHOD not in list(PeftType):
         raise UnsupportedError(
             "prw could not register itself with this version of peft: its PeftType is no plain str enum any "
-            "more. prw works with peft 0.20 and 0.21; please report the version you have."
+            "more. prw works with peft 0.21; please report the version you have."
         )
     return PeftType[METHOD]
 

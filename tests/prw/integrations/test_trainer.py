@@ -214,6 +214,39 @@ def test_a_stage_goes_on_after_the_trainer_has_looked_for_a_smaller_batch(make_r
     assert "the 3 steps since then stay in the expert's weights" in caplog.text
 
 
+class Interrupted(RunsOut):
+    """Is stopped by hand: before any error, or after the one that made the batches smaller."""
+
+    @property
+    def last(self):
+        return 4 if self.largest == 4 else 7
+
+    def __call__(self, module, args, kwargs):
+        super().__call__(module, args, kwargs)
+        if len(self.sizes) == self.last:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("largest", [4, 2])
+@pytest.mark.parametrize("again", ["same", "smaller"])
+def test_a_trainer_that_was_interrupted_is_no_restart_of_the_search_for_a_batch(
+    make_run, tmp_path, largest, again
+):
+    run, fits = make_run(tmp_path), Interrupted(largest=largest, after=3)
+    run.model.register_forward_pre_hook(fits, with_kwargs=True)
+    options = {"auto_find_batch_size": True, "gradient_accumulation_steps": 1}
+    with pytest.raises(prw.CurriculumError, match=r"has [1-6] steps of stage 'up' .* begins at step 0"):
+        for stage in run.callback.stages():
+            trainer = run.trainer(stage, per_device_train_batch_size=4, **options)
+            with pytest.raises(KeyboardInterrupt):
+                trainer.train()
+            assert len(fits.sizes) == fits.last
+            if again == "smaller":
+                trainer = run.trainer(stage, per_device_train_batch_size=1, **options)
+            trainer.train()
+    assert run.weave.config.stages["up"]["done"] > 0
+
+
 def test_a_resumed_stage_goes_on_after_an_out_of_memory_error_too(make_run, tmp_path):
     options = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 1}
     with pytest.raises(prw.CurriculumError, match="was left after 3 of"):
