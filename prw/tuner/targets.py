@@ -63,7 +63,7 @@ def find_targets(
             "layers_to_transform and layers_pattern leave none of them. Change one of those."
         )
     if named <= set(BY_STRUCTURE):  # whatever else there is gets experts; if there is nothing else, say why
-        chosen = [name for name in chosen if not is_bypassed(model, name)] or chosen
+        chosen = without_bypassed_sites(model, chosen) or chosen
     refuse_compiled(model, chosen)
     refuse_shared(model, chosen)
     refuse_replaced(model, chosen)
@@ -147,6 +147,17 @@ def refuse_replaced(model: nn.Module, chosen: Iterable[str]) -> None:
                 f"{name} is not called any more, since fuse_qkv_projections() has put {block} into one "
                 'projection. Use target="kv", name to_qkv or to_kv, or call unfuse_qkv_projections() first.'
             )
+
+
+def without_bypassed_sites(model: nn.Module, chosen: list[str]) -> list[str]:
+    """Leave out sites whose block calls none of their projections; one that calls some is whole, or refused."""
+    unused = {
+        name
+        for members in sites_of(chosen).values()
+        if all(is_bypassed(model, name) for name in members)
+        for name in members
+    }
+    return [name for name in chosen if name not in unused]
 
 
 def is_bypassed(model: nn.Module, name: str) -> bool:

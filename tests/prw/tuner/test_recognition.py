@@ -140,6 +140,18 @@ def test_projections_that_are_never_called_are_refused(target) -> None:
     assert [site.name for site in prw.inject(both, rank=2).sites] == ["other"]
 
 
+def test_a_block_that_calls_values_only_is_refused_and_not_given_half_a_site() -> None:
+    class KeysReadPast(Called):
+        def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+            return F.linear(hidden, self.k_proj.weight) + self.v_proj(hidden)
+
+    model = nn.ModuleDict({"attention": KeysReadPast(), "other": Called()})
+    with pytest.raises(prw.TargetError, match=r"computes with the weight of attention\.k_proj and"):
+        prw.inject(model, rank=2)
+    weave = prw.inject(model, target=["attention.v_proj", "other.k_proj", "other.v_proj"], rank=2)
+    assert [site.name for site in weave.sites] == ["attention.v_proj", "other"]
+
+
 def test_wavlm_says_why_it_cannot_have_experts() -> None:
     config = WavLMConfig(
         hidden_size=16,
