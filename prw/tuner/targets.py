@@ -150,7 +150,7 @@ def refuse_replaced(model: nn.Module, chosen: Iterable[str]) -> None:
 
 
 def without_bypassed_sites(model: nn.Module, chosen: list[str]) -> list[str]:
-    """Leave out sites whose block calls none of their projections; one that calls some is whole, or refused."""
+    """Leave out sites whose block calls none of their projections; one that calls only some stays whole."""
     unused = {
         name
         for members in sites_of(chosen).values()
