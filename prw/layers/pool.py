@@ -85,7 +85,8 @@ class Pool:
         batch_sizes: What the running forward of the model was called with; None where tokens are routed.
         settled: Names of the sites that a recorded forward has reached, or that were named as not reached.
         all_settled: Whether that is every site.
-        weights_read: Names of the sites whose projections' weights were read since the recording began.
+        weights_read: Ids of the projections whose weights were read since the recording began.
+        called: Ids of the projections that were called since then; not kept once all sites are settled.
     """
 
     def __init__(
@@ -106,7 +107,8 @@ class Pool:
         self.batch_sizes = BatchSizes() if settings.granularity == "sample" else None
         self.settled: set[str] = set()
         self.all_settled = False
-        self.weights_read: set[str] = set()
+        self.weights_read: set[int] = set()
+        self.called: set[int] = set()
         self._blocks: list[Block] = []
 
     def __getstate__(self) -> dict[str, Any]:
@@ -185,6 +187,7 @@ class Pool:
         experts = self.experts if self.scope.size is None else self.experts[: self.scope.size]
         self.recorder = Routing(experts, self.settings.share)
         self.weights_read.clear()
+        self.called.clear()
         try:
             yield self.recorder
         finally:

@@ -33,12 +33,13 @@ def name_unreached(model: nn.Module, pool: Pool, routing: Routing, forward: bool
     if pool.all_settled or torch.compiler.is_compiling():
         return
     sites = sites_of_pool(model, pool)
-    pool.settled.update(routing.decisions)
+    pool.settled.update(site.name for site in sites if site.name in routing.decisions and not site.read_past)
     open_sites = [site for site in sites if site.name not in pool.settled]
     missing = [site for site in open_sites if site.acts]
     ran = forward or any(site.router.training for site in sites if site.name in routing.decisions)
-    past = [site for site in missing if site.name in pool.weights_read and (ran or site.router.training)]
-    unused = [site for site in missing if site not in past] if ran else []
+    past = [site for site in missing if site.read_past and (ran or site.router.training)]
+    reached = {site.name for site in past} | set(routing.decisions)
+    unused = [site for site in missing if site.name not in reached] if ran else []
     if past:
         warnings.warn(read_past(past), stacklevel=3)
     if unused:
@@ -58,7 +59,7 @@ def read_past(sites: list[Site]) -> str:
     """Say that blocks have read the weights of their projections and not called them."""
     return (
         f"the experts at {listed(sites)} have no effect: their blocks read the weights of "
-        f"{', '.join(sites[0].projections)} and did not call them in this training forward. Leave them out "
+        f"{', '.join(sites[0].read_past)} and did not call them in this training forward. Leave them out "
         "with exclude=, or let the blocks call their projections."
     )
 

@@ -87,10 +87,16 @@ class Site:
         on = (cast(Any, member).acts(self.adapter) for member in self._members)
         return self.pool.size > 0 and any(on)
 
-    def note_weight_read(self) -> None:
+    def note_weight_read(self, reader: nn.Module) -> None:
         """Note that a projection's weight was read, if decisions are being recorded."""
         if self.pool.recorder is not None:
-            self.pool.weights_read.add(self.name)
+            self.pool.weights_read.add(id(reader))
+
+    @property
+    def read_past(self) -> list[str]:
+        """Paths of the projections whose weights were read in this recording, and which nobody called."""
+        read, called = self.pool.weights_read, self.pool.called
+        return [path for path, one in self.projections.items() if id(one) in read and id(one) not in called]
 
     def add(self, path: str, projection: nn.Module) -> None:
         """Make a projection a member."""
@@ -127,6 +133,8 @@ class Site:
             RoutingError: if whole samples are routed and the input does not tell which rows are one.
         """
         scope, compiling = self.pool.scope, torch.compiler.is_compiling()
+        if not compiling and self.pool.recorder is not None and not self.pool.all_settled:
+            self.pool.called.add(id(asker))
         recomputing = not compiling and torch._C._current_graph_task_id() != -1
         if recomputing:
             self._checkpointed.check(scope, self.name)

@@ -199,7 +199,7 @@ class PrwLinear(RoutedProjection, BaseTunerLayer):
         """Let the sites know that somebody reads the weight, who may compute with it past the experts."""
         if not torch.compiler.is_compiling():
             for site in self.sites.values():
-                site.note_weight_read()
+                site.note_weight_read(self)
 
     def set_scale(self, adapter: str, scale: float) -> None:
         """Set the strength of an adapter's experts; diffusers' `set_adapters` calls this."""

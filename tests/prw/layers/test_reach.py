@@ -163,3 +163,25 @@ def test_a_forward_that_failed_names_nothing(batch):
         model(None)
     with pytest.raises(TypeError), weave.record():
         model(None)
+
+
+class HalfReadPast(Attention):
+    """One that calls its values and multiplies with the weight of its keys, under another name."""
+
+    def forward(self, hidden):
+        keys = self.k_proj
+        key, value = F.linear(hidden, keys.weight, keys.bias), self.v_proj(hidden)
+        return hidden + (self.q_proj(hidden) @ key.transpose(-1, -2)).softmax(-1) @ value
+
+
+def test_keys_that_are_read_past_are_named_where_values_are_called(batch):
+    model = Towers(HalfReadPast).train()
+    weave = prw.inject(model, exclude="vision", rank=2, experts=["a", "b"])
+    with (
+        pytest.warns(UserWarning, match=r"no effect: their blocks read .* of text\.0\.k_proj and did"),
+        weave.record(),
+    ):
+        model(batch)
+    with warnings.catch_warnings(), weave.record():
+        warnings.simplefilter("error")
+        model(batch)
