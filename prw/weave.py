@@ -21,7 +21,6 @@ from prw.storage import load_pool
 from prw.tuner import (
     PrwConfig,
     changed_since,
-    folded,
     inner_model,
     limited,
     put_in,
@@ -152,23 +151,6 @@ class Weave(Life, Exchange, AddsLosses):
     def disabled(self) -> Iterator[None]:
         """Use the model without experts inside a `with` block: bit-equal to the frozen base."""
         with self.pool.narrowed(disabled=True):
-            yield
-
-    @contextmanager
-    def folded(self) -> Iterator[None]:
-        """Let base and experts be one weight inside a `with` block, where no weight depends on the input.
-
-        The same outputs to a rounding, without gradients, at the base's cost for routed tokens and with a
-        copy of each projection's weight. The base's own weights are not touched: tokens that are not routed
-        get them, and what asks for something else inside (`record`, `as_of`, another strength, gradients)
-        goes the usual way. Experts must not be trained or loaded meanwhile.
-
-        Raises:
-            UnsupportedError: if the router depends on the input, the base is quantised or 16-bit, or is
-                offloaded leaf by leaf; says why.
-            PoolError: if the pool is empty, switched off, or folded already.
-        """
-        with folded(self._layers(), self.adapter):
             yield
 
     def eject(self) -> None:
