@@ -45,11 +45,8 @@ class PoolSettings(BaseModel):
     """Gradient of the newest expert's share: value of the hard share with the gradient of its probability, or
     the mean probability itself. The paper's indicator has no gradient and it does not say what it used."""
     noise: bool = True
-    """Whether the logits are noisy in training (equation 2). Evaluation never draws noise."""
-    noise_seed: int | None = Field(default=None, ge=0)
-    """Seed of random numbers that only the router's noise reads: the same whatever else draws, replayed under
-    gradient checkpointing, and saved with the pool, so that a loaded pool goes on where it was. Each process
-    of a distributed run has its own. Not under torch.compile. None reads torch's global generator."""
+    """Whether the logits are noisy in training (equation 2), by torch's global generator. Evaluation is never
+    noisy."""
     dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
     """Dropout on what the experts of a projection read, in training, as in LoRA; the router reads it all."""
     train_veteran_gates: bool = False

@@ -355,22 +355,6 @@ class Weave:
         with self.pool.narrowed(disabled=True):
             yield
 
-    @contextmanager
-    def folded(self) -> Iterator[None]:
-        """Let base and experts be one weight inside a `with` block, where no weight depends on the input.
-
-        The same outputs to a rounding, without gradients, at the base's cost for routed tokens and with a
-        copy of each projection's weight. The base's own weights are not touched: tokens that are not routed
-        get them, and what asks for something else inside (`record`, `as_of`, another strength, gradients)
-        goes the usual way. Experts must not be trained or loaded meanwhile.
-
-        Raises:
-            UnsupportedError: if the router depends on the input, the base is quantised, 16-bit or offloaded.
-            PoolError: if the pool is empty, switched off, or folded already.
-        """
-        with tuner.folded(self._layers(), self.adapter):
-            yield
-
     # ---------------------------------------------------------------------------------- export, import, save
 
     def save_pretrained(self, path: str | Path) -> None:

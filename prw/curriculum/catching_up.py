@@ -37,7 +37,7 @@ def catch_up(weave: Weave, path: Path) -> None:
         raise
     config.imported, config.stages = list(saved.config.imported), dict(saved.config.stages)
     config.trained_beside = dict(saved.config.trained_beside)
-    config.newest_frozen, config.noise_draws = saved.config.newest_frozen, saved.config.noise_draws
+    config.newest_frozen = saved.config.newest_frozen
     refresh_training(layers, weave.adapter, config)
 
 

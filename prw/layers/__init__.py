@@ -9,7 +9,6 @@ from prw.layers.experts import (
     expert_names,
     pair_names,
 )
-from prw.layers.noise import NoiseStream
 from prw.layers.pairs import pair_of
 from prw.layers.pool import Pool, Scope
 from prw.layers.projection import RoutedProjection
@@ -23,7 +22,6 @@ __all__ = [
     "AddedLoss",
     "AuxiliaryLoss",
     "ExpertNames",
-    "NoiseStream",
     "Part",
     "Pool",
     "RoutedProjection",

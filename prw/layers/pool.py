@@ -14,7 +14,6 @@ from torch import Tensor
 from prw.config import PoolSettings, matching, one_form
 from prw.errors import PoolError
 from prw.kernels import forced
-from prw.layers.noise import NoiseStream
 from prw.layers.samples import BatchSizes, Samples
 from prw.routing import Routing
 
@@ -78,7 +77,6 @@ class Pool:
         kernel_from: Who asked for it: the settings, or the environment.
         experts: Names of the experts, oldest first.
         expert_ranks: Expert to rank pattern, for experts whose ranks are not the settings'.
-        noise: Where the seeds of the router's noise come from; None means torch's generator.
         scope: What the open `with` blocks ask for. It is shared by all threads, because the autograd engine
             recomputes checkpointed blocks in threads of its own; so one thread at a time may open blocks.
         recorder: Where decisions go, or None.
@@ -94,14 +92,12 @@ class Pool:
         settings: PoolSettings,
         experts: tuple[str, ...] = (),
         expert_ranks: Mapping[str, Mapping[str, int]] | None = None,
-        noise: NoiseStream | None = None,
     ) -> None:
         """Start with the given experts, all in use and nothing recorded."""
         self.settings = settings
         self.kernel, self.kernel_from = forced(settings.kernel)
         self.experts = experts
         self.expert_ranks = {} if expert_ranks is None else expert_ranks
-        self.noise = noise
         self.scope = EVERYTHING
         self.recorder: Routing | None = None
         self.batch_sizes = BatchSizes() if settings.granularity == "sample" else None

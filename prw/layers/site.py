@@ -10,9 +10,8 @@ from torch import Tensor, nn
 
 from prw.errors import RoutingError
 from prw.layers.experts import GATE, NOISE, weights_of
-from prw.layers.noise import Drawn
 from prw.layers.pool import Pool, Scope
-from prw.layers.recompute import Checkpointed, under_checkpointing
+from prw.layers.recompute import Checkpointed
 from prw.layers.turn import Turn
 from prw.routing import Groups, RoutingDecision, decide
 from prw.routing.features import as_batch
@@ -70,7 +69,6 @@ class Site:
         self._members: list[nn.Module] = []
         self._pending: dict[int, Pending] = {}
         self._checkpointed = Checkpointed()
-        self._drawn = Drawn()
 
     def __getstate__(self) -> dict[str, Any]:
         """Copy and pickle without the decision in flight."""
@@ -153,7 +151,7 @@ class Site:
         groups = self.groups(hidden, one_sample)
         batch = as_batch(hidden)
         routed = self._routed(batch)
-        decision = self._fresh(batch, routed, groups, asker.training, recomputing)
+        decision = self._fresh(batch, routed, groups, asker.training)
         turn = Turn(decision if groups is None else groups.to_rows(decision))
         if len(self._members) > 1:
             grad, version = torch.is_grad_enabled(), version_of(hidden)
@@ -189,24 +187,12 @@ class Site:
         return same_call and same_scope and waiting.with_grad == torch.is_grad_enabled()
 
     def _fresh(
-        self, hidden: Tensor, routed: Tensor | None, groups: Groups | None, training: bool, recomputing: bool
+        self, hidden: Tensor, routed: Tensor | None, groups: Groups | None, training: bool
     ) -> RoutingDecision:
         size, settings = self.pool.size, self.pool.settings
         gates = weights_of(self.router, GATE, self.adapter, size)
         noises = weights_of(self.router, NOISE, self.adapter, size) if settings.noise else []
-        seed = self._seed(hidden, recomputing) if noises and training else None
-        return decide(hidden, gates, noises, settings, routed, training, seed, groups)
-
-    def _seed(self, hidden: Tensor, recomputing: bool) -> int | None:
-        """Give the seed of a decision's noise: the next one, or the one that this forward had before."""
-        if self.pool.noise is None:
-            return None
-        if recomputing:
-            return self._drawn.again(hidden)
-        seed = self.pool.noise.next_seed()
-        if under_checkpointing():
-            self._drawn.add(hidden, seed)
-        return seed
+        return decide(hidden, gates, noises, settings, routed, training, groups)
 
     def _routed(self, hidden: Tensor) -> Tensor | None:
         routed = self.pool.scope.routed_on(hidden.device)

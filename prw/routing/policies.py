@@ -16,23 +16,14 @@ from prw.routing.groups import Groups
 from prw.routing.scores import router_logits, several_logits
 
 
-def noisy_logits(logits: Tensor, noise_logits: Tensor, seed: int | None = None) -> Tensor:
-    """Add Gaussian noise of deviation softplus(noise_logits) (equation 2).
+def noisy_logits(logits: Tensor, noise_logits: Tensor) -> Tensor:
+    """Add Gaussian noise of deviation softplus(noise_logits), by torch's generator (equation 2).
 
     Args:
         logits: Of shape [batch, items, experts].
         noise_logits: Of the same shape.
-        seed: Seed of this draw alone; None draws from torch's generator.
     """
-    return logits + standard_normal(logits, seed) * F.softplus(noise_logits)
-
-
-def standard_normal(like: Tensor, seed: int | None) -> Tensor:
-    """Draw Gaussian noise of a tensor's shape, dtype and device."""
-    if seed is None:
-        return torch.randn_like(like)
-    generator = torch.Generator(like.device).manual_seed(seed)
-    return torch.randn(like.shape, generator=generator, dtype=like.dtype, device=like.device)
+    return logits + torch.randn_like(logits) * F.softplus(noise_logits)
 
 
 def kept_in_graph(vectors: Sequence[Tensor], unused: Sequence[Tensor]) -> list[Tensor]:
@@ -87,7 +78,6 @@ def decide(
     settings: PoolSettings,
     routed: Tensor | None = None,
     noisy: bool = True,
-    seed: int | None = None,
     groups: Groups | None = None,
 ) -> RoutingDecision:
     """Choose an expert, or top_k of them, for every item of one site.
@@ -100,7 +90,6 @@ def decide(
         settings: Granularity, gate, input normalisation and top_k.
         routed: Which tokens are routed, bool of shape [batch, tokens]; None means all.
         noisy: Whether noise is drawn; if not, noise vectors that train get a gradient of zero.
-        seed: Seed of this decision's noise; None draws from torch's generator.
         groups: Which rows are of one sample, where whole samples are routed; None means those of one place in
             axis 0. The decision is then of shape [samples, 1].
     """
@@ -111,7 +100,7 @@ def decide(
         features = router_features(hidden, settings.granularity, routed, settings.router_norm, groups)
         if noises:
             logits, deviations = several_logits(features, [gates, noises])
-            logits = noisy_logits(logits, deviations, seed)
+            logits = noisy_logits(logits, deviations)
         else:
             logits = router_logits(features, gates)
         if groups is not None:

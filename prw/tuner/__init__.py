@@ -3,7 +3,6 @@
 from prw.tuner.attention import PrwAttention
 from prw.tuner.checks import check_peft  # first: what follows needs what it looks for
 from prw.tuner.config import PrwConfig
-from prw.tuner.folding import folded
 from prw.tuner.growth import (
     Layers,
     freeze_newest,
@@ -26,7 +25,7 @@ from prw.tuner.injection import (
     trained_before,
 )
 from prw.tuner.layer import PrwLinear
-from prw.tuner.merging import constant_weights, merge
+from prw.tuner.merging import merge
 from prw.tuner.model import PrwModel
 from prw.tuner.outside import changed_since, note_beside, shown, trained_beside
 from prw.tuner.project import project
@@ -47,9 +46,7 @@ __all__ = [
     "TrainedBefore",
     "changed_since",
     "check_peft",
-    "constant_weights",
     "find_pool",
-    "folded",
     "freeze_newest",
     "grow",
     "holds",

@@ -44,7 +44,6 @@ class PrwConfig(_Mirror):  # type: ignore[misc, unused-ignore]
         layout: How such a projection is laid out where its block does not tell: "q|k|v", "8*(q|k|v)", ...
         experts: Names of the experts, oldest first.
         expert_ranks: Expert to rank pattern, for imported experts with ranks of their own.
-        noise_draws: How much of the stream of `noise_seed` is used up.
         imported: Names of the experts whose A and B came from elsewhere and never train.
         newest_frozen: Whether the newest expert is frozen too: its stage has ended.
         stages: Settings of the stage that trained each expert, and how many of its steps are done, by name;
@@ -70,7 +69,6 @@ class PrwConfig(_Mirror):  # type: ignore[misc, unused-ignore]
     imported: list[str] = field(default_factory=list)
     newest_frozen: bool = False
     expert_ranks: dict[str, dict[str, int]] = field(default_factory=dict)
-    noise_draws: int = 0
     stages: dict[str, dict[str, Any]] = field(default_factory=dict)
     trained_beside: dict[str, dict[str, int]] = field(default_factory=dict)
     exclude_modules: Any = None

@@ -6,7 +6,6 @@ from collections.abc import Collection
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
@@ -34,27 +33,6 @@ from prw.tuner.callers import (
 )
 
 
-class Folded(nn.Module):
-    """Base and experts of a projection as one weight, while a `folded` block is open.
-
-    Attributes:
-        adapter: Adapter name.
-        size: How many of the pool's experts are in it.
-        strength: Their strength.
-    """
-
-    def __init__(self, weight: Tensor, adapter: str, size: int, strength: float) -> None:
-        """Keep the weight where a move of the model takes it along and a checkpoint does not see it."""
-        super().__init__()
-        self.register_buffer("weight", weight, persistent=False)
-        self.adapter, self.size, self.strength = adapter, size, strength
-
-    def forward(self, hidden: Tensor, bias: Tensor | None) -> Tensor:
-        """Project hidden states of shape [..., d_in], with the base's own bias."""
-        weight: Any = self.weight
-        return F.linear(hidden, weight, bias)
-
-
 class PrwLinear(RoutedProjection, BaseTunerLayer):
     """A Linear, plain or quantised, with routed experts beside it."""
 
@@ -68,7 +46,6 @@ class PrwLinear(RoutedProjection, BaseTunerLayer):
         self.frozen_peft_weight_names: dict[str, tuple[str, ...]] = {}
         self.merged_adapters: list[str] = []
         self.strengths: dict[str, float] = {}
-        self.folded: Folded | None = None
         self.cast_input_dtype_enabled = True  # diffusers' layerwise casting sets it on every PEFT layer
 
     @property
@@ -163,10 +140,6 @@ class PrwLinear(RoutedProjection, BaseTunerLayer):
         Returns:
             Of shape [..., d_out], in the base's dtype.
         """
-        if routed and self.folded is not None and self._stands_for_experts(self.folded):
-            bias: Any = getattr(self.base_layer, "bias", None)
-            whole: Tensor = self.folded(hidden, bias)
-            return whole
         output: Tensor = self.base_layer(hidden, *args, **kwargs)
         if not routed or self.disable_adapters:
             return output
@@ -174,14 +147,6 @@ class PrwLinear(RoutedProjection, BaseTunerLayer):
             if adapter in self.sites:
                 output = self.with_experts(output, hidden, adapter, self.strengths[adapter])
         return output
-
-    def _stands_for_experts(self, folded: Folded) -> bool:
-        """Tell whether a folded weight is what the experts would do here and now."""
-        adapter, pool = folded.adapter, self.sites[folded.adapter].pool
-        alone = [name for name in self.active_adapters if name in self.sites] == [adapter]
-        same = pool.size == folded.size and self.strengths[adapter] == folded.strength
-        unseen = pool.recorder is None and pool.scope.routed is None and not torch.is_grad_enabled()
-        return alone and same and unseen and not self.disable_adapters
 
     @property
     def weight(self) -> Tensor:

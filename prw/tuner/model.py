@@ -18,7 +18,7 @@ from peft.tuners.tuners_utils import (
 from torch import nn
 
 from prw.errors import ConfigError, PoolError, TargetError, UnsupportedError
-from prw.layers import WHOLE, NoiseStream, Part, Pool, Site
+from prw.layers import WHOLE, Part, Pool, Site
 from prw.tuner.adapters import AdapterConfigs, refuse_taken
 from prw.tuner.attention import PrwAttention
 from prw.tuner.callers import refuse_without_settings
@@ -186,8 +186,7 @@ class PrwModel(BaseTuner):
             refuse_causal(model, planned)
         settings = config.settings()
         settings.check_patterns(planned)
-        noise = None if config.noise_seed is None else NoiseStream(config.noise_seed, config)
-        self._pool = Pool(settings, tuple(config.experts), config.expert_ranks, noise)
+        self._pool = Pool(settings, tuple(config.experts), config.expert_ranks)
         self._sites: dict[str, Site] = {}
         self._site_of = site_index(model, planned)
         self._kin: list[PrwAttention] = []

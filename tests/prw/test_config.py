@@ -35,7 +35,6 @@ def test_the_scale_is_alpha_over_rank(rank, alpha):
         ("gate", "hard"),
         ("top_k", 0),
         ("dropout", 1.0),
-        ("noise_seed", -1),
         ("rank_pattern", {"(": 2}),
         ("rank_pattern", {"to_k": 0}),
         ("alpha_pattern", {"to_k": -1.0}),

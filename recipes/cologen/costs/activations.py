@@ -229,7 +229,7 @@ def woven(
     model = shape.build(load.dtype, blocks, encoders=False)
     quantise(model.transformer, load.quantisation)
     # A kernel is never chosen by values, and a pool with a generator of its own would read them.
-    settings = {**pool.model_dump(), "kernel": "dense", "noise_seed": None}
+    settings = {**pool.model_dump(), "kernel": "dense"}
     weave = prw.inject(model.transformer, target="kv", **settings)
     for number in range(load.experts):
         weave.add_expert(f"expert_{number}")

@@ -41,7 +41,7 @@ def count_parameters(shape: BaseShape, pool: PoolSettings) -> Counts:
         frozen = [layer for name in shape.parts[1:] for layer in getattr(model, name).modules()]
         largest = max(sum(weight.numel() for weight in layer.parameters(recurse=False)) for layer in frozen)
         before = {id(weight) for weight in model.transformer.parameters()}
-        weave = prw.inject(model.transformer, target="kv", **{**pool.model_dump(), "noise_seed": None})
+        weave = prw.inject(model.transformer, target="kv", **pool.model_dump())
         weave.add_expert("expert")
         added = {
             name: weight.numel()
