@@ -64,10 +64,15 @@ def inject(
     tuner.refuse_fixed(model)
     model = tuner.inner_model(model)  # the one whose paths are named below
     PoolSettings.checked(**settings)
-    names: Any
-    targets, names = (value if isinstance(value, str) else list(value) for value in (target, experts))
-    settings = {"layout": layout, **tuner.limited(model, exclude, layers), **settings}
-    config = PrwConfig(target_modules=targets, experts=names, **settings)
+    names: Any = experts if isinstance(experts, str) else list(experts)
+    config = PrwConfig(
+        target_modules=target if isinstance(target, str) else list(target),
+        exclude_modules=tuner.excluded_paths(model, exclude) or None,
+        layers_to_transform=layers if layers is None or isinstance(layers, int) else list(layers),
+        layout=layout,
+        experts=names,
+        **settings,
+    )
     tuner.refuse_outside(model, config)
     return Weave(model, adapter, tuner.put_in(model, config, adapter))
 
@@ -226,7 +231,7 @@ class Weave:
         """
         self._refuse_empty()
         ours = tuner.trainable_parameters(self._layers(), self.adapter, self.config)
-        return [*ours, *tuner.trained_beside(self.model, self.adapter).values()]
+        return [*ours, *tuner.parameters_beside(self.model, self.adapter).values()]
 
     def add_to_loss(self, loss: AuxiliaryLoss, mask: str | None = None) -> AddedLoss:
         """Add a loss of the recorded decisions to `outputs.loss` of every training forward of the model.
@@ -369,7 +374,7 @@ class Weave:
             UnsupportedError: if the configuration has `modules_to_save`, which only PEFT saves.
         """
         storage.save_pool(Path(path), self._layers(), self.adapter, self.config)
-        beside = list(tuner.trained_beside(self.model, self.adapter))
+        beside = list(tuner.parameters_beside(self.model, self.adapter))
         if beside:
             warnings.warn(
                 f"{len(beside)} parameters train beside the pool ({tuner.shown(beside)}) and are not in "

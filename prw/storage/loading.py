@@ -20,16 +20,20 @@ from prw.tuner import (
     Layers,
     PrwConfig,
     TrainedBefore,
+    current_paths,
     inner_model,
     passed_over,
     passed_over_note,
+    paths_in,
     plain_path,
     pool_layers,
+    projections_of,
     put_in,
     take_out,
     trained_before,
+    with_current_names,
+    with_current_paths,
 )
-from prw.tuner.moving import follow, moved_paths, moved_weights, paths_in
 
 
 def load_pool(model: nn.Module, path: Path, adapter: str) -> TrainedBefore:
@@ -164,8 +168,8 @@ def up_to_date(saved: SavedPool, model: nn.Module) -> SavedPool:
     paths, targets = paths_in(saved.weights), saved.config.target_modules
     if isinstance(targets, list | tuple | set):
         saved.config.target_modules = [*targets, *sorted(paths.difference(targets))]
-    moved = moved_paths(model, paths)
-    return SavedPool(follow(saved.config, moved), moved_weights(model, saved.weights))
+    renamed = current_paths(model, paths, projections_of(model).keys())
+    return SavedPool(with_current_paths(saved.config, renamed), with_current_names(saved.weights, renamed))
 
 
 def fill_earlier(layers: Layers, adapter: str, config: PrwConfig, saved: SavedPool) -> None:

@@ -1,8 +1,7 @@
-"""PRW as a PEFT method: the one room that knows PEFT's internals. Importing it registers the method."""
+"""PRW as a PEFT method: the one package that knows PEFT's internals. Importing it registers the method."""
 
 from prw.tuner.attention import PrwAttention
-from prw.tuner.checks import check_peft  # first: what follows needs what it looks for
-from prw.tuner.config import PrwConfig
+from prw.tuner.config import PrwConfig, register
 from prw.tuner.growth import (
     Layers,
     freeze_newest,
@@ -27,14 +26,13 @@ from prw.tuner.injection import (
 from prw.tuner.layer import PrwLinear
 from prw.tuner.merging import merge
 from prw.tuner.model import PrwModel
-from prw.tuner.outside import changed_since, note_beside, shown, trained_beside
+from prw.tuner.module_paths import PEFT_PREFIX, inner_model, plain_path, refuse_fixed
 from prw.tuner.project import project
-from prw.tuner.registration import register
-from prw.tuner.resolving import passed_over, passed_over_note, refuse_outside
-from prw.tuner.targets import limited
-from prw.tuner.wrapping import PEFT_PREFIX, inner_model, plain_path, refuse_fixed
+from prw.tuner.renamed_modules import current_paths, paths_in, with_current_names, with_current_paths
+from prw.tuner.targets import excluded_paths, passed_over, passed_over_note, projections_of, refuse_outside
+from prw.tuner.trained_beside import changed_since, note_beside, parameters_beside, shown
 
-register(PrwConfig, PrwModel)
+register(PrwModel)
 
 __all__ = [
     "PEFT_PREFIX",
@@ -45,21 +43,24 @@ __all__ = [
     "PrwModel",
     "TrainedBefore",
     "changed_since",
-    "check_peft",
+    "current_paths",
+    "excluded_paths",
     "find_pool",
     "freeze_newest",
     "grow",
     "holds",
     "inner_model",
-    "limited",
     "merge",
     "note_beside",
+    "parameters_beside",
     "passed_over",
     "passed_over_note",
+    "paths_in",
     "plain_path",
     "pool_layers",
     "pool_of",
     "project",
+    "projections_of",
     "put_in",
     "refresh_training",
     "refuse_fixed",
@@ -72,5 +73,6 @@ __all__ = [
     "trainable_modules",
     "trainable_parameters",
     "trained_before",
-    "trained_beside",
+    "with_current_names",
+    "with_current_paths",
 ]

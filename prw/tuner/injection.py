@@ -15,11 +15,11 @@ from torch import nn
 
 from prw.errors import PoolError, TargetError, UnsupportedError
 from prw.layers import Pool
-from prw.tuner.citizenship import OTHERS
 from prw.tuner.config import PrwConfig
 from prw.tuner.growth import refresh_training
 from prw.tuner.layer import PrwLinear
-from prw.tuner.wrapping import PEFT_PREFIX, base_path, inner_model, refuse_fixed
+from prw.tuner.module_paths import PEFT_PREFIX, base_path, inner_model, refuse_fixed
+from prw.tuner.other_adapters import OTHERS
 
 TrainedBefore = list[tuple[str, nn.Parameter, bool]]
 """A parameter's name without adapters, the parameter, and whether it trained."""

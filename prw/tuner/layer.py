@@ -20,7 +20,7 @@ from prw.layers import (
     add_router_vectors,
     container_names,
 )
-from prw.tuner.callers import (
+from prw.tuner.host_calls import (
     DEPTH_OF_STATE,
     MEASURING,
     MOVING,

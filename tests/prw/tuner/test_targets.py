@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 import prw
-from prw.tuner.targets import find_targets, matches, sites_of
+from prw.tuner.targets import plan_pool
+from prw.tuner.targets.selection import matches
 
 FLUX_KV = [
     f"{kind}.0.attn.{part}"
@@ -16,11 +17,15 @@ FLUX_KV = [
 ]
 
 
+def planned(model, target):
+    return plan_pool(model, prw.PrwConfig(target_modules=target)).config.target_modules
+
+
 def test_flux_gets_its_image_stream_in_double_and_single_blocks(make_host):
     model = make_host("flux").model
-    assert find_targets(model, "kv") == FLUX_KV
-    assert find_targets(model, "k") == FLUX_KV[::2]
-    assert find_targets(model, "v") == FLUX_KV[1::2]
+    assert planned(model, "kv") == FLUX_KV
+    assert planned(model, "k") == FLUX_KV[::2]
+    assert planned(model, "v") == FLUX_KV[1::2]
 
 
 def test_flux_text_projections_are_a_site_of_their_own_when_named(make_host):
@@ -56,8 +61,8 @@ def test_of_a_joint_attention_the_main_stream_is_taken_unless_all_are_asked_for(
     names, main = STREAMS[family]
     model = nn.ModuleDict({"attn": nn.ModuleDict({name: linear(name) for name in names})})
     keys_and_values = [name for name in names if "_q_" not in f"_{name}_"]
-    assert find_targets(model, "kv") == [f"attn.{name}" for name in names if name in main]
-    assert find_targets(model, "all-kv") == [f"attn.{name}" for name in keys_and_values]
+    assert planned(model, "kv") == [f"attn.{name}" for name in names if name in main]
+    assert planned(model, "all-kv") == [f"attn.{name}" for name in keys_and_values]
 
 
 def linear(name):
@@ -102,7 +107,7 @@ def test_transformers_families_are_found_by_structure(make_host, name, pair):
 )
 def test_names_globs_and_patterns_say_the_same(make_plain, target):
     model = make_plain()
-    assert find_targets(model, target) == ["blocks.0.to_k", "blocks.0.to_v"]
+    assert planned(model, target) == ["blocks.0.to_k", "blocks.0.to_v"]
     assert [site.name for site in prw.inject(model, target=target, rank=2).sites] == ["blocks.0"]
 
 
@@ -145,9 +150,13 @@ def test_matching_never_fails_and_knows_itself(name, entry):
 
 
 @given(
-    st.lists(st.tuples(st.sampled_from("xyz"), st.sampled_from(["to_k", "to_v", "key", "other"])), max_size=8)
+    st.sets(st.tuples(st.sampled_from("xyz"), st.sampled_from(["to_k", "to_v", "key", "other"])), min_size=1)
 )
 def test_every_projection_is_in_exactly_one_site(parts):
-    names = [".".join(part) for part in parts]
-    members = [name for projections in sites_of(names).values() for name in projections]
-    assert sorted(members) == sorted(set(names))
+    blocks = {block: nn.ModuleDict() for block, _ in sorted(parts)}
+    for block, name in sorted(parts):
+        blocks[block][name] = nn.Linear(2, 2)
+    plan = plan_pool(nn.ModuleDict(blocks), prw.PrwConfig(target_modules=[".*"]))
+    paths = [path for site in plan.sites for path in site.slices]
+    assert sorted(paths) == sorted(".".join(part) for part in parts)
+    assert len({site.name for site in plan.sites}) == len(plan.sites)

@@ -19,7 +19,7 @@ from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoi
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 import prw
-from prw.tuner.wrapping import INSIDE, module_at, plain_path
+from prw.tuner.module_paths import INSIDE, module_at, plain_path
 
 # What dynamo does with the input of a second compiled block; nothing of ours.
 pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")

@@ -1,4 +1,4 @@
-"""Wrappers around a model or a block that leave its computation alone and put a prefix before its paths."""
+"""Paths of modules and weights without wrappers and adapters, and the models inside wrappers."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 from prw.errors import UnsupportedError
 
 INSIDE = ("_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module")
-"""Where torch.compile, torch's checkpoint wrapper and FSDP1 keep the module that they wrap. Other than DDP
-they show its attributes, so that its path without these parts leads to it as well."""
+"""Where torch.compile, torch's checkpoint wrapper and FSDP1 keep the module that they wrap. Unlike DDP they
+show its attributes, so that its path without these parts leads to it as well."""
 PARAMETERS_FIXED = ("DistributedDataParallel", "FullyShardedDataParallel", "DeepSpeedEngine")
-"""Wrappers that note at their start which parameters they synchronise, and so would pass over new ones."""
+"""Wrappers that note at their start which parameters they synchronise, and so would leave new ones out."""
 
 PEFT_PREFIX = "base_model.model."
 """What PEFT puts before the name of every weight, in its files and around a model."""
@@ -23,7 +23,7 @@ Another module that a model calls `base_layer` is part of the path."""
 
 
 def base_path(weight: str) -> str:
-    """Give the name of a weight without the wrappers and adapters around its projection.
+    """Return the name of a weight without the wrappers and adapters around its projection.
 
     Args:
         weight: Name of a parameter, or of a pool's weight.
@@ -32,24 +32,24 @@ def base_path(weight: str) -> str:
 
 
 def plain_path(path: str) -> str:
-    """Give the path that a module has without wrappers; it leads to the module with them too."""
+    """Return the path that a module has without wrappers; it leads to the module with them too."""
     return ".".join(part for part in path.split(".") if part not in INSIDE)
 
 
 def inner_model(model: nn.Module) -> nn.Module:
-    """Give the model inside torch.compile's, DataParallel's and like wrappers, or the model itself."""
+    """Return the model inside wrappers, like those of torch.compile and DataParallel, or the model itself."""
     while (inner := wrapped_by(model)) is not None:
         model = inner
     return model
 
 
 def module_at(model: nn.Module, path: str) -> nn.Module:
-    """Give the module at a path, without wrappers around it."""
+    """Return the module at a path, without wrappers around it."""
     return inner_model(model.get_submodule(path))
 
 
 def wrapped_by(model: nn.Module) -> nn.Module | None:
-    """Give the module that a wrapper is around; None if it is no wrapper that is known."""
+    """Return the module inside a wrapper; None if it is not a known wrapper."""
     names: tuple[str, ...] = INSIDE
     if isinstance(model, DataParallel | DistributedDataParallel) or is_fixed(model):
         names = (*INSIDE, "module")
@@ -57,12 +57,12 @@ def wrapped_by(model: nn.Module) -> nn.Module | None:
 
 
 def is_fixed(model: nn.Module) -> bool:
-    """Tell whether a wrapper would not synchronise parameters that come later."""
+    """Whether a wrapper would not synchronise parameters that come later."""
     return any(kind.__name__ in PARAMETERS_FIXED for kind in type(model).__mro__)
 
 
 def refuse_fixed(model: nn.Module) -> None:
-    """Refuse to put experts into a model whose wrapper has noted its parameters already.
+    """Refuse a model whose wrapper has noted its parameters already.
 
     Raises:
         UnsupportedError: names the wrapper and says what comes first.

@@ -1,60 +1,61 @@
-"""Paths of modules that have moved since a folder was saved: hosts say where their old names have gone."""
+"""Modules that a host has renamed since a folder was saved: their saved paths and their present ones."""
 
 from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 from functools import partial
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor, nn
 
-from prw.tuner.grouping import candidates
-from prw.tuner.wrapping import PEFT_PREFIX, inner_model, plain_path
-
-if TYPE_CHECKING:
-    from prw.tuner.config import PrwConfig
+from prw.tuner.config import PrwConfig
+from prw.tuner.module_paths import PEFT_PREFIX, inner_model, plain_path
 
 Rename = Callable[[str], str]
 
 
 def paths_in(weights: Iterable[str]) -> set[str]:
-    """List the projections that a pool's saved weights are of."""
+    """List the paths of the projections that a pool's saved weights belong to."""
     names = (plain_path(name).rpartition(".prw_")[0] for name in weights if ".prw_" in name)
     return {name.removeprefix(PEFT_PREFIX) for name in names}
 
 
-def moved_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Name a pool's saved weights by where their projections are now."""
-    moved = moved_paths(model, paths_in(weights))
+def with_current_names(weights: Mapping[str, Tensor], renamed: Mapping[str, str]) -> dict[str, Tensor]:
+    """Name a pool's saved weights after the present paths of their projections.
+
+    Args:
+        weights: The saved weights by name.
+        renamed: Saved path to present path; see `current_paths`.
+    """
     found = {}
     for name, weight in weights.items():
         path, _, rest = name.removeprefix(PEFT_PREFIX).rpartition(".prw_")
-        found[f"{PEFT_PREFIX}{moved[path]}.prw_{rest}" if path in moved else name] = weight
+        found[f"{PEFT_PREFIX}{renamed[path]}.prw_{rest}" if path in renamed else name] = weight
     return found
 
 
-def moved_paths(model: nn.Module, paths: Iterable[str]) -> dict[str, str]:
-    """Find where projections of a saved pool are now, by what the model says of its own old names.
+def current_paths(model: nn.Module, saved: Iterable[str], known: Collection[str]) -> dict[str, str]:
+    """Find where the projections of a saved pool are now, by what the model says of its own old names.
 
     Args:
         model: The model.
-        paths: Paths that were saved.
+        saved: Paths that were saved.
+        known: Paths of the layers that can carry experts.
 
     Returns:
-        Old path to new path, for those that are not in the model under their old path.
+        Saved path to present path, for those that the model no longer has under the saved path.
     """
-    known = candidates(model)
-    unknown = [path for path in paths if path not in known]
+    unknown = [path for path in saved if path not in known]
     renames = list(renames_of(inner_model(model))) if unknown else []
-    moved = {path: renamed(path, renames) for path in unknown}
-    return {old: new for old, new in moved.items() if new in known}
+    new = {path: renamed_by(path, renames) for path in unknown}
+    return {old: path for old, path in new.items() if path in known}
 
 
-def renamed(path: str, renames: Iterable[Rename]) -> str:
+def renamed_by(path: str, renames: Iterable[Rename]) -> str:
     """Apply a host's renames to the path of a projection; they are written for the names of weights."""
     name = f"{path}.weight"
     for rename in renames:
@@ -63,7 +64,7 @@ def renamed(path: str, renames: Iterable[Rename]) -> str:
 
 
 def renames_of(model: nn.Module) -> Iterator[Rename]:
-    """Go through what a model says of its old names: an attribute of its own, or transformers' registry.
+    """Iterate over what a model says of its old names: an attribute of its own, or transformers' registry.
 
     Source: `PeftModel.from_pretrained` reads the attribute as `key_mapping`, and `load_adapter` of
     transformers asks `get_model_conversion_mapping`, which PEFT hands on where transformers has it.
@@ -95,19 +96,19 @@ def by_registry(conversion: Any, name: str) -> str:
     return changed
 
 
-def follow(config: PrwConfig, moved: Mapping[str, str]) -> PrwConfig:
-    """Give a configuration with the new paths in the place of the old ones.
+def with_current_paths(config: PrwConfig, renamed: Mapping[str, str]) -> PrwConfig:
+    """Return a copy of a configuration with the present paths in the place of the saved ones.
 
     Args:
-        config: The configuration; it is not changed.
-        moved: Old path to new path.
+        config: The configuration.
+        renamed: Saved path to present path; see `current_paths`.
     """
     new = copy.copy(config)
     for name in ("target_modules", "exclude_modules"):
         paths = getattr(new, name)
         if isinstance(paths, list | tuple | set):
-            setattr(new, name, [moved.get(path, path) for path in paths])
-    anchored = {f"^{re.escape(old)}": f"^{re.escape(path)}" for old, path in moved.items()}
+            setattr(new, name, [renamed.get(path, path) for path in paths])
+    anchored = {f"^{re.escape(old)}": f"^{re.escape(path)}" for old, path in renamed.items()}
     new.expert_ranks = {
         expert: {anchored.get(key, key): rank for key, rank in pattern.items()}
         for expert, pattern in new.expert_ranks.items()

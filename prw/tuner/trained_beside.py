@@ -26,7 +26,7 @@ _SUMS = WeakIdKeyDictionary()
 """A parameter's version and place in memory, and the checksum of its bits then."""
 
 
-def trained_beside(model: nn.Module, adapter: str) -> dict[str, nn.Parameter]:
+def parameters_beside(model: nn.Module, adapter: str) -> dict[str, nn.Parameter]:
     """Name what trains and belongs to no adapter, and a pool's own copies of modules_to_save.
 
     Args:
@@ -41,7 +41,7 @@ def trained_beside(model: nn.Module, adapter: str) -> dict[str, nn.Parameter]:
 
 def note_beside(model: nn.Module, adapter: str, config: PrwConfig) -> None:
     """Note what trained beside the newest expert, as its stage ends."""
-    beside = trained_beside(model, adapter)
+    beside = parameters_beside(model, adapter)
     if beside:
         sums = {name: checksum(parameter) for name, parameter in beside.items()}
         config.trained_beside = {**config.trained_beside, config.experts[-1]: sums}
@@ -61,7 +61,7 @@ def changed_since(model: nn.Module, adapter: str, config: PrwConfig, expert: str
         return []
     if place == len(config.experts) - 1 and not config.newest_frozen:
         return []
-    beside = trained_beside(model, adapter)
+    beside = parameters_beside(model, adapter)
     if not beside and not config.trained_beside:
         return []
     suspects = set(beside)
