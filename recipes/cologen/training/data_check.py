@@ -188,15 +188,15 @@ class _Notes:
         """One line for each kind of note, about `count` records."""
         if self.depth_maps:
             yield (
-                f"depth: {self.depth_maps} of {count} records looked at have {self.depth_pixels:,} pixels that "
-                "are no finite number (NaN or infinite); they count as farthest"
+                f"depth: {self.depth_maps} of {count} records looked at have {self.depth_pixels:,} pixels "
+                "that are no finite number (NaN or infinite); they count as farthest"
             )
         if self.unread:
             record, words = next(iter(self.unread.items()))
             yield (
                 f"prompts: {len(self.unread)} of {count} records looked at have characters that the base's "
-                f"tokenizer cannot read, such as {', '.join(map(repr, words[:3]))} in {record}; training reads "
-                "them as unknown, and generate refuses them"
+                f"tokenizer cannot read, such as {', '.join(map(repr, words[:3]))} in {record}; training "
+                "reads them as unknown, and generate refuses them"
             )
 
 
