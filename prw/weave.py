@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from prw.config import PoolSettings
-from prw.errors import ConfigError, PoolError
+from prw.errors import ConfigError, PoolError, first_few
 from prw.handle import EMPTY, Exchange, Life
 from prw.layers import AddsLosses, name_unreached
 from prw.layers.samples import Samples, refuse_tokens
@@ -28,7 +28,6 @@ from prw.tuner import (
     refuse_fixed,
     refuse_no_model,
     refuse_outside,
-    shown,
     take_out,
     trainable_parameters,
     trained_beside,
@@ -72,7 +71,7 @@ class Weave(Life, Exchange, AddsLosses):
             raise PoolError(EMPTY)
         with self.pool.recording() as routing:
             yield routing
-            name_unreached(self.model, self.pool, routing)
+            name_unreached(self.pool, routing)
 
     @contextmanager
     def route_only(self, mask: Tensor) -> Iterator[None]:
@@ -141,7 +140,7 @@ class Weave(Life, Exchange, AddsLosses):
         if changed:
             warnings.warn(
                 f"as_of({name!r}) gives the pool as that stage left it, but {len(changed)} parameters beside "
-                f"it have been trained since ({shown(changed)}), so this is not that stage's model. Keep "
+                f"it have been trained since ({first_few(changed)}), so this is not that stage's model. Keep "
                 "theirs of each stage and put them back meanwhile, or train the pool alone.",
                 stacklevel=3,
             )

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
+from prw.errors import first_few
 from prw.handle.hold import Hold
 from prw.storage import (
     Layout,
@@ -22,7 +23,7 @@ from prw.storage import (
     save_pool,
     write_lora,
 )
-from prw.tuner import grow, refresh_training, shown, trained_beside
+from prw.tuner import grow, refresh_training, trained_beside
 
 
 class Exchange(Hold):
@@ -43,7 +44,8 @@ class Exchange(Hold):
         beside = list(trained_beside(self.model, self.adapter))
         if beside:
             warnings.warn(
-                f"{len(beside)} parameters train beside the pool ({shown(beside)}) and are not in {path}, "
+                f"{len(beside)} parameters train beside the pool ({first_few(list(beside))}) and are not "
+                f"in {path}, "
                 "which holds the pool alone. Save them with the rest of your checkpoint, or freeze them.",
                 stacklevel=2,
             )

@@ -71,6 +71,7 @@ class Site:
         self._pending: dict[int, Pending] = {}
         self._checkpointed = Checkpointed()
         self._drawn = Drawn()
+        pool.sites.append(self)
 
     def __getstate__(self) -> dict[str, Any]:
         """Copy and pickle without the decision in flight."""

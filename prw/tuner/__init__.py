@@ -18,6 +18,7 @@ from prw.tuner.growth import (
 )
 from prw.tuner.injection import (
     TrainedBefore,
+    adapters_with_pools,
     find_pool,
     pool_layers,
     put_in,
@@ -28,12 +29,12 @@ from prw.tuner.injection import (
 from prw.tuner.layer import PrwLinear
 from prw.tuner.merging import constant_weights, merge
 from prw.tuner.model import PrwModel
-from prw.tuner.outside import changed_since, note_beside, shown, trained_beside
+from prw.tuner.outside import changed_since, note_beside, trained_beside
 from prw.tuner.project import project
 from prw.tuner.registration import register
 from prw.tuner.resolving import passed_over, passed_over_note, refuse_outside
 from prw.tuner.targets import limited
-from prw.tuner.wrapping import PEFT_PREFIX, inner_model, plain_path, refuse_fixed
+from prw.tuner.wrapping import PEFT_PREFIX, base_path, inner_model, plain_path, refuse_fixed
 
 register(PrwConfig, PrwModel)
 
@@ -45,6 +46,8 @@ __all__ = [
     "PrwLinear",
     "PrwModel",
     "TrainedBefore",
+    "adapters_with_pools",
+    "base_path",
     "changed_since",
     "check_peft",
     "constant_weights",
@@ -70,7 +73,6 @@ __all__ = [
     "refuse_outside",
     "remove",
     "rename",
-    "shown",
     "take_out",
     "trainable_modules",
     "trainable_parameters",

@@ -14,7 +14,7 @@ import torch
 from prw.errors import PoolError, UnsupportedError
 from prw.layers import Pool
 from prw.tuner.layer import Folded, PrwLinear
-from prw.tuner.merging import constant_weights, delta, plain_weight
+from prw.tuner.merging import constant_weights, delta, is_transposed, plain_weight
 
 
 @contextmanager
@@ -75,5 +75,6 @@ def fold(path: str, layer: PrwLinear, adapter: str, size: int) -> Folded:
             "pass over. Take them off first, or do not fold."
         )
     change = torch.stack([delta(layer, adapter, index) for index in range(size)]).sum(0)
-    total = (weight.detach().double() + change).to(weight.dtype)
+    whole = weight.detach().T if is_transposed(base) else weight.detach()
+    total = (whole.double() + change).to(weight.dtype)
     return Folded(total, adapter, size, layer.strengths[adapter])

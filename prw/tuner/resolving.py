@@ -15,16 +15,13 @@ from peft.tuners.tuners_utils import (
 )
 from torch import nn
 
-from prw.errors import ConfigError, TargetError
+from prw.errors import ConfigError, TargetError, first_few
 from prw.tuner.config import ALL_LINEAR, EVERY_ROW, PrwConfig
 from prw.tuner.grouping import candidates, replaced
 from prw.tuner.moving import follow, moved_paths
 from prw.tuner.naming import role_of, split
 from prw.tuner.targets import STRUCTURAL, find_targets, is_bypassed
 from prw.tuner.wrapping import inner_model, module_at, plain_path
-
-SHOWN = 4
-"""How many paths a message lists."""
 
 
 def resolve(model: nn.Module, config: PrwConfig) -> None:
@@ -154,7 +151,7 @@ def passed_over_note(left: list[str], config: PrwConfig) -> str:
     """Say in words what a saved pool leaves out."""
     return (
         f"it was made with target={config.resolved_from!r}, which means {len(left)} more projections here "
-        f"({', '.join(left[:SHOWN])}{', ...' if len(left) > SHOWN else ''})"
+        f"({first_few(left)})"
     )
 
 

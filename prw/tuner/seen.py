@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
+from prw.errors import first_few
 from prw.tuner.grouping import candidates, unwrapped, widths_of
 from prw.tuner.naming import role_of, split
 from prw.tuner.wrapping import module_at
@@ -52,4 +53,4 @@ def kinds_of(model: nn.Module) -> str:
     """List a model's modules by the last part of each path and its class."""
     kinds = {(name.rpartition(".")[2], type(module).__name__) for name, module in model.named_modules()}
     leaves = sorted(f"{last} ({kind})" for last, kind in kinds if last and not last.isdigit())
-    return ", ".join(leaves[:SHOWN]) + (", ..." if len(leaves) > SHOWN else "") or "no modules"
+    return first_few(leaves, SHOWN)
