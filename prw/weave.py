@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from prw import storage, tuner
 from prw.config import PoolSettings
-from prw.errors import ConfigError, PoolError
+from prw.errors import ConfigError, PoolError, first_few
 from prw.layers import AddedLoss, AuxiliaryLoss, Pool, SiteRecord, explained, name_unreached
 from prw.layers.samples import Samples, refuse_tokens
 from prw.routing import Routing
@@ -158,8 +158,7 @@ class Weave:
     @property
     def sites(self) -> tuple[SiteRecord, ...]:
         """The attention blocks with experts, in the model's order."""
-        sites = {id(site): site for site in (layer.sites[self.adapter] for layer in self._layers().values())}
-        return tuple(site.describe() for site in sites.values())
+        return tuple(site.describe() for site in self.pool.sites)
 
     def _layers(self) -> dict[str, PrwLinear]:
         return tuner.pool_layers(self.model, self.adapter)
@@ -278,7 +277,7 @@ class Weave:
         self._refuse_empty()
         with self.pool.recording() as routing:
             yield routing
-            name_unreached(self.model, self.pool, routing)
+            name_unreached(self.pool, routing)
 
     @contextmanager
     def route_only(self, mask: Tensor) -> Iterator[None]:
@@ -347,7 +346,7 @@ class Weave:
         if changed:
             warnings.warn(
                 f"as_of({name!r}) gives the pool as that stage left it, but {len(changed)} parameters beside "
-                f"it have been trained since ({tuner.shown(changed)}), so this is not that stage's model. "
+                f"it have been trained since ({first_few(changed)}), so this is not that stage's model. "
                 "Save them at the end of each stage and restore them for as_of, or train the pool alone.",
                 stacklevel=3,
             )
@@ -377,7 +376,7 @@ class Weave:
         beside = list(tuner.parameters_beside(self.model, self.adapter))
         if beside:
             warnings.warn(
-                f"{len(beside)} parameters train beside the pool ({tuner.shown(beside)}) and are not in "
+                f"{len(beside)} parameters train beside the pool ({first_few(beside)}) and are not in "
                 f"{path}, which holds the pool alone. Save them with your checkpoint, or freeze them.",
                 stacklevel=2,
             )

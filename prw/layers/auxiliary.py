@@ -71,7 +71,7 @@ class AddedLoss:
         routing = self._close()
         if routing is None or (output is None and sys.exc_info()[0] is not None):
             return None  # nothing was recorded, or the forward has failed, which its own error tells
-        name_unreached(model, self._pool, routing, forward=True)
+        name_unreached(self._pool, routing, forward=True)
         if routing.experts and not routing.decisions:
             return None  # the adapter is off, or the batch does not use the blocks with experts
         own = own_loss(output, model)

@@ -69,6 +69,7 @@ class Site:
         self._members: list[nn.Module] = []
         self._pending: dict[int, Pending] = {}
         self._checkpointed = Checkpointed()
+        pool.sites.append(self)
 
     def __getstate__(self) -> dict[str, Any]:
         """Copy and pickle without the decision in flight."""

@@ -20,12 +20,12 @@ from prw.tuner import (
     Layers,
     PrwConfig,
     TrainedBefore,
+    base_path,
     current_paths,
     inner_model,
     passed_over,
     passed_over_note,
     paths_in,
-    plain_path,
     pool_layers,
     projections_of,
     put_in,
@@ -114,7 +114,7 @@ def without_embeddings(
         StorageError: if the model's is of another size.
     """
     parameters = {} if saved.config.modules_to_save else embeddings_of(model)
-    plain = {name.removeprefix(PEFT_PREFIX): name for name in saved.weights}
+    plain = {base_path(name.removeprefix(PEFT_PREFIX)): name for name in saved.weights}
     found = {
         short: (parameters[short], saved.weights[plain[short]]) for short in plain if short in parameters
     }
@@ -139,7 +139,7 @@ def embeddings_of(model: nn.Module) -> dict[str, nn.Parameter]:
             layers.append(getattr(model, name)())
     wanted = {id(weight) for layer in layers if isinstance(layer, nn.Module) for weight in layer.parameters()}
     named = model.named_parameters(remove_duplicate=False)
-    return {plain_path(name): parameter for name, parameter in named if id(parameter) in wanted}
+    return {base_path(name): parameter for name, parameter in named if id(parameter) in wanted}
 
 
 def name_other_embeddings(embeddings: Mapping[str, tuple[nn.Parameter, Tensor]], path: Path) -> None:

@@ -16,6 +16,7 @@ from prw.tuner.growth import (
 )
 from prw.tuner.injection import (
     TrainedBefore,
+    adapters_with_pools,
     find_pool,
     pool_layers,
     put_in,
@@ -26,11 +27,11 @@ from prw.tuner.injection import (
 from prw.tuner.layer import PrwLinear
 from prw.tuner.merging import merge
 from prw.tuner.model import PrwModel
-from prw.tuner.module_paths import PEFT_PREFIX, inner_model, plain_path, refuse_fixed
+from prw.tuner.module_paths import PEFT_PREFIX, base_path, inner_model, plain_path, refuse_fixed
 from prw.tuner.project import project
 from prw.tuner.renamed_modules import current_paths, paths_in, with_current_names, with_current_paths
 from prw.tuner.targets import excluded_paths, passed_over, passed_over_note, projections_of, refuse_outside
-from prw.tuner.trained_beside import changed_since, note_beside, parameters_beside, shown
+from prw.tuner.trained_beside import changed_since, note_beside, parameters_beside
 
 register(PrwModel)
 
@@ -42,6 +43,8 @@ __all__ = [
     "PrwLinear",
     "PrwModel",
     "TrainedBefore",
+    "adapters_with_pools",
+    "base_path",
     "changed_since",
     "current_paths",
     "excluded_paths",
@@ -68,7 +71,6 @@ __all__ = [
     "refuse_outside",
     "remove",
     "rename",
-    "shown",
     "take_out",
     "trainable_modules",
     "trainable_parameters",

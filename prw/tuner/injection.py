@@ -276,12 +276,24 @@ def layers_of(model: nn.Module, adapter: str) -> Iterator[PrwLinear]:
     return (m for m in model.modules() if isinstance(m, PrwLinear) and adapter in m.sites)
 
 
+def adapters_with_pools(model: nn.Module) -> list[str]:
+    """List the adapter names of a model's pools."""
+    layers = (module for module in model.modules() if isinstance(module, PrwLinear))
+    return list(dict.fromkeys(adapter for layer in layers for adapter in layer.sites))
+
+
 def no_pool(model: nn.Module, adapter: str) -> NoReturn:
-    """Say that a model has no pool under an adapter name.
+    """Say that a model has no pool under an adapter name, and which it has.
 
     Raises:
         PoolError: always.
     """
+    others = adapters_with_pools(model)
+    if others:
+        raise PoolError(
+            f"{type(model).__name__} has no pool of experts under adapter {adapter!r}, but under "
+            f"{', '.join(map(repr, others))}. Pass adapter={others[0]!r}."
+        )
     raise PoolError(
         f"{type(model).__name__} has no pool of experts under adapter {adapter!r}: it was ejected, never "
         "injected, or taken out by unload_lora_weights() of diffusers. Call prw.inject(model) or "

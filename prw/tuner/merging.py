@@ -67,6 +67,7 @@ def merged_weights(model: nn.Module, layers: Layers, adapter: str, size: int) ->
                 f"another adapter wraps {path} and may read its weight. Unload or merge it first."
             )
         change = torch.stack([delta(layer, adapter, index) for index in range(size)]).sum(0)
+        change = change.T if is_transposed(layer.base_layer) else change
         merged[weight] = (weight.detach().double() + change).to(weight.dtype)
     return merged
 
@@ -141,21 +142,30 @@ def plain_weight(path: str, layer: PrwLinear, owners: int) -> nn.Parameter:
     weight = getattr(base, "weight", None)
     if isinstance(base, BaseTunerLayer):
         problem = f"another adapter ({type(base).__name__}) lies between; unload or merge it first"
-    elif type(base) is not nn.Linear or type(weight) is not nn.Parameter or type(weight.data) is not Tensor:
+    elif (
+        not (type(base) is nn.Linear or is_transposed(base))
+        or type(weight) is not nn.Parameter
+        or type(weight.data) is not Tensor
+    ):
         kind = f"{type(base).__name__} of {type(getattr(weight, 'data', weight)).__name__}"
-        problem = f"it is a {kind}, quantised or of another kind than a plain nn.Linear"
+        problem = f"it is a {kind}, quantised or of another kind than a plain nn.Linear or Conv1D"
     elif weight.dtype not in (torch.float32, torch.float64) or weight.is_meta:
         problem = (
             f"its weight is {weight.dtype} on {weight.device}, which would round the experts' part away in "
             "parts; convert the base first, with model.float()"
         )
-    elif weight.shape != (layer.out_features, layer.in_features):
+    elif (weight.T if is_transposed(base) else weight).shape != (layer.out_features, layer.in_features):
         problem = f"its weight has shape {tuple(weight.shape)}, and the experts act on a part of it"
     elif owners > 1:
         problem = "its weight is shared with another module, which would change too"
     if problem or not isinstance(weight, nn.Parameter):
         raise UnsupportedError(f"{path} cannot take experts into its weight: {problem}.")
     return weight
+
+
+def is_transposed(base: nn.Module) -> bool:
+    """Tell whether a projection is transformers' Conv1D, with a weight of [d_in, d_out]."""
+    return type(base).__name__ == "Conv1D" and type(base).__module__ == "transformers.pytorch_utils"
 
 
 def delta(layer: PrwLinear, adapter: str, index: int) -> Tensor:

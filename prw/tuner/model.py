@@ -17,7 +17,7 @@ from peft.tuners.tuners_utils import (
 from torch import nn
 
 from prw.errors import PoolError, TargetError, UnsupportedError
-from prw.layers import Part, Pool, Site
+from prw.layers import Pool, Site
 from prw.tuner.attention import PrwAttention
 from prw.tuner.config import PrwConfig
 from prw.tuner.growth import refresh_training
@@ -28,7 +28,7 @@ from prw.tuner.merging import merge_all
 from prw.tuner.module_paths import PEFT_PREFIX, base_path, plain_path, refuse_fixed, wrapped_by
 from prw.tuner.other_adapters import AdapterConfigs, cast_to_base, refuse_taken, warn_of_others
 from prw.tuner.renamed_modules import current_paths, paths_in, with_current_names
-from prw.tuner.targets import plan_pool, projections_of, unwrapped, widths_of
+from prw.tuner.targets import SitePlan, plan_pool, projections_of, unwrapped, widths_of
 
 
 class PrwModel(BaseTuner):
@@ -69,10 +69,8 @@ class PrwModel(BaseTuner):
             self.peft_config[adapter_name] = plan.config
             self._asked, self._paths = plan.asked, list(plan.config.target_modules)
             self._pool = Pool(plan.config.settings(), tuple(plan.config.experts), plan.config.expert_ranks)
-            self._planned: dict[str, tuple[Site, tuple[Part, ...]]] = {}
-            for members in plan.sites:
-                site = Site(members.name, self._pool, adapter_name)
-                self._planned.update({path: (site, slices) for path, slices in members.slices.items()})
+            self._planned: dict[str, SitePlan] = {path: site for site in plan.sites for path in site.slices}
+            self._sites: dict[str, Site] = {}
             self._kin: list[PrwAttention] = []
             warn_of_others(model, self.active_adapters)
             super().inject_adapter(model, adapter_name, autocast_adapter_dtype, low_cpu_mem_usage, state_dict)
@@ -215,10 +213,12 @@ class PrwModel(BaseTuner):
                 f"{path} is a {type(target).__name__} in a {type(parent).__name__}; experts go on linear "
                 "projections and on nn.MultiheadAttention as a whole."
             )
-        site, slices = self._planned[path]
+        plan = self._planned[path]
+        if plan.name not in self._sites:
+            self._sites[plan.name] = Site(plan.name, self._pool, adapter_name)
         parent, target_name, target = inside_others(parent, target_name, target)
         layer = target if isinstance(target, PrwLinear) else wrap(target, path)
-        layer.join(adapter_name, site, path, slices)
+        layer.join(adapter_name, self._sites[plan.name], path, plan.slices[path])
         refresh_training({path: layer}, adapter_name, cast(PrwConfig, peft_config))
         if isinstance(layer, PrwAttention) and layer is not target:
             self._kin.append(layer)

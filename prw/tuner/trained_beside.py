@@ -17,8 +17,6 @@ from torch.utils.weak import WeakIdKeyDictionary
 from prw.tuner.config import PrwConfig
 from prw.tuner.injection import base_parameters
 
-SHOWN = 3
-"""How many parameters a message names."""
 UNKNOWN = -1
 """The checksum of a weight that is not there."""
 
@@ -99,8 +97,3 @@ def crc(parameter: nn.Parameter) -> int:
     weight = parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
     bits = weight.detach().cpu().contiguous().flatten().view(torch.uint8)
     return zlib.crc32(bits.numpy().data)
-
-
-def shown(names: list[str]) -> str:
-    """Show the first few names."""
-    return ", ".join(names[:SHOWN]) + (", ..." if len(names) > SHOWN else "")

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from prw.errors import ConfigError, TargetError
+from prw.errors import ConfigError, TargetError, first_few
 from prw.layers import Part
 from prw.tuner.config import ALL_LINEAR, BY_STRUCTURE, PrwConfig
 from prw.tuner.module_paths import plain_path
@@ -34,9 +34,6 @@ from prw.tuner.targets.selection import (
     nothing_found,
     with_parents,
 )
-
-SHOWN = 4
-"""How many paths a message lists."""
 
 
 class SitePlan(NamedTuple):
@@ -153,7 +150,7 @@ def find_groups(model: nn.Module, known: Known, asked: str | Iterable[str], conf
     if not chosen:
         paths = [projection.path for group in groups for projection in group]
         raise TargetError(
-            f"{len(paths)} modules match the target ({', '.join(paths[:3])}, ...), and exclude_modules, "
+            f"{len(paths)} modules match the target ({first_few(paths)}), and exclude_modules, "
             "layers_to_transform and layers_pattern leave none of them. Change one of those."
         )
     if asked in BY_STRUCTURE:  # blocks that call none of their projections are left out, unless all are such
@@ -207,7 +204,7 @@ def refuse_unusable(model: nn.Module, groups: Iterable[Group]) -> None:
         shared = places[id(projection.module)]
         if len(shared) > 1:
             raise TargetError(
-                f"{path} is one module in {len(shared)} places ({', '.join(shared[:3])}), so experts would "
+                f"{path} is one module in {len(shared)} places ({first_few(shared)}), so experts would "
                 "act in one only. Give each place its own module (sharing weights is fine), or leave "
                 "it out of the targets."
             )
@@ -326,7 +323,7 @@ def passed_over_note(left: list[str], config: PrwConfig) -> str:
     """Describe what a saved pool leaves out."""
     return (
         f"it was made with target={config.resolved_from!r}, which means {len(left)} more projections here "
-        f"({', '.join(left[:SHOWN])}{', ...' if len(left) > SHOWN else ''})"
+        f"({first_few(left)})"
     )
 
 

@@ -16,7 +16,7 @@ from peft.tuners.tuners_utils import (
 )
 from torch import nn
 
-from prw.errors import TargetError
+from prw.errors import TargetError, first_few
 from prw.tuner.config import ALL_LINEAR, PrwConfig
 from prw.tuner.module_paths import inner_model, module_at, plain_path
 from prw.tuner.targets.blocks import is_bypassed, is_replaced
@@ -194,4 +194,4 @@ def kinds_of(model: nn.Module) -> str:
     """List a model's modules by the last part of each path and its class."""
     kinds = {(name.rpartition(".")[2], type(module).__name__) for name, module in model.named_modules()}
     leaves = sorted(f"{last} ({kind})" for last, kind in kinds if last and not last.isdigit())
-    return ", ".join(leaves[:KINDS_SHOWN]) + (", ..." if len(leaves) > KINDS_SHOWN else "") or "no modules"
+    return first_few(leaves, KINDS_SHOWN)
