@@ -19,7 +19,7 @@ from prw.layers.samples import Samples, refuse_tokens
 from prw.routing import Routing
 from prw.storage import Layout, LoraExport, LoraImport
 from prw.summary import describe
-from prw.tuner import PrwConfig, PrwLinear, TrainedBefore
+from prw.tuner import PrwConfig, PrwLinear
 
 EMPTY = 'the pool is empty, so nothing can train or be routed: call weave.add_expert("name") first.'
 
@@ -60,10 +60,8 @@ def inject(
         PoolError: if the model already has an adapter of that name.
         UnsupportedError: if PEFT, DDP, FSDP or DeepSpeed wraps the model.
     """
-    tuner.refuse_no_model(model)
-    tuner.refuse_fixed(model)
-    model = tuner.inner_model(model)  # the one whose paths are named below
-    PoolSettings.checked(**settings)
+    model = tuner.model_for_pool(model)  # the one whose paths are named below
+    PoolSettings.checked(**settings)  # names every unknown one, which PEFT's dataclass would not
     names: Any = experts if isinstance(experts, str) else list(experts)
     config = PrwConfig(
         target_modules=target if isinstance(target, str) else list(target),
@@ -74,7 +72,8 @@ def inject(
         **settings,
     )
     tuner.refuse_outside(model, config)
-    return Weave(model, adapter, tuner.put_in(model, config, adapter))
+    tuner.put_in(model, config, adapter)
+    return Weave(model, adapter)
 
 
 def load(model: nn.Module, path: str | Path, *, adapter: str = "default") -> Weave:
@@ -93,7 +92,8 @@ def load(model: nn.Module, path: str | Path, *, adapter: str = "default") -> Wea
         TargetError: if it is not a torch model but, say, a pipeline.
     """
     tuner.refuse_no_model(model)
-    return Weave(model, adapter, storage.load_pool(model, Path(path), adapter))
+    storage.load_pool(model, Path(path), adapter)
+    return Weave(model, adapter)
 
 
 class Weave:
@@ -107,16 +107,12 @@ class Weave:
         adapter: Name of the PEFT adapter that holds the pool.
     """
 
-    def __init__(
-        self, model: nn.Module, adapter: str = "default", trained_before: TrainedBefore | None = None
-    ) -> None:
+    def __init__(self, model: nn.Module, adapter: str = "default") -> None:
         """Make a handle of a pool that a model has.
 
         Args:
             model: The model, or what torch.compile or a parallel wrapper made of it.
             adapter: Name of the PEFT adapter that holds the pool.
-            trained_before: Which of the base's parameters trained before injection, for `eject`; None takes
-                what prw has noted.
 
         Raises:
             PoolError: if the model has no pool under that adapter name.
@@ -125,8 +121,8 @@ class Weave:
         tuner.refuse_no_model(model)
         self.model = tuner.inner_model(model)
         self.adapter = adapter
-        self._trained_before = trained_before
         self._layers()
+        self._trained_before = tuner.trained_before(self.model)  # kept, so that a copy of the handle has it
 
     @property
     def pool(self) -> Pool:

@@ -51,8 +51,10 @@ def load_pipeline(
     file = folder if folder.is_file() else folder / SAVED_BY_DIFFUSERS
     if file.is_file():
         saved = read_saved_by_diffusers(file, name)
-        return Weave(model, adapter, place_pool(model, saved, folder, adapter))
-    return Weave(model, adapter, load_pool(model, folder, adapter))
+        place_pool(model, saved, folder, adapter)
+    else:
+        load_pool(model, folder, adapter)
+    return Weave(model, adapter)
 
 
 def save_pipeline(

@@ -19,10 +19,10 @@ from prw.tuner import (
     PEFT_PREFIX,
     Layers,
     PrwConfig,
-    TrainedBefore,
     base_path,
     current_paths,
     inner_model,
+    model_for_pool,
     passed_over,
     passed_over_note,
     paths_in,
@@ -30,25 +30,21 @@ from prw.tuner import (
     projections_of,
     put_in,
     take_out,
-    trained_before,
     with_current_names,
     with_current_paths,
 )
 
 
-def load_pool(model: nn.Module, path: Path, adapter: str) -> TrainedBefore:
+def load_pool(model: nn.Module, path: Path, adapter: str) -> None:
     """Load a folder into a model; whatever is wrong with the folder, the model is as before.
-
-    Returns:
-        Which of the base's parameters trained before the first pool, as far as prw knows.
 
     Raises:
         StorageError: if the folder is missing, damaged, foreign or does not fit.
     """
-    return place_pool(model, read_folder(path), path, adapter)
+    place_pool(model, read_folder(path), path, adapter)
 
 
-def place_pool(model: nn.Module, saved: SavedPool, path: Path, adapter: str) -> TrainedBefore:
+def place_pool(model: nn.Module, saved: SavedPool, path: Path, adapter: str) -> None:
     """Put what was read into a model; if it does not fit, the model is as before.
 
     Args:
@@ -56,9 +52,6 @@ def place_pool(model: nn.Module, saved: SavedPool, path: Path, adapter: str) -> 
         saved: What was read.
         path: Where it was read from, for messages.
         adapter: Adapter name.
-
-    Returns:
-        Which of the base's parameters trained before the first pool, as far as prw knows.
 
     Raises:
         StorageError: if it does not fit.
@@ -70,7 +63,7 @@ def place_pool(model: nn.Module, saved: SavedPool, path: Path, adapter: str) -> 
     if adapter in configs:
         fill_earlier(pool_layers(inner, adapter), adapter, configs[adapter], saved)
         name_other_embeddings(embeddings, path)
-        return trained_before(inner)
+        return
     if saved.config.modules_to_save:
         raise StorageError(
             f"the pool in {path} goes with other trained modules (modules_to_save="
@@ -87,17 +80,16 @@ def place_pool(model: nn.Module, saved: SavedPool, path: Path, adapter: str) -> 
             "adapter_config.json."
         )
     try:
-        before = put_in(model, saved.config, adapter)
+        put_in(model_for_pool(model), saved.config, adapter)
     except TargetError as error:
         raise StorageError(f"the pool in {path} is of another model: {error}") from error
     try:
         fill(pool_layers(inner, adapter), adapter, saved.weights)
     except StorageError:
-        take_out(inner, adapter, before)
+        take_out(inner, adapter)
         raise
     for parameter, weight in embeddings.values():
         put(parameter, weight)
-    return before
 
 
 def without_embeddings(

@@ -15,21 +15,28 @@ from prw.tuner.growth import (
     trainable_parameters,
 )
 from prw.tuner.injection import (
-    TrainedBefore,
     adapters_with_pools,
     find_pool,
+    model_for_pool,
     pool_layers,
     put_in,
     refuse_no_model,
     take_out,
     trained_before,
 )
-from prw.tuner.layer import PrwLinear
+from prw.tuner.layer import PrwLinear, project
 from prw.tuner.merging import merge
 from prw.tuner.model import PrwModel
-from prw.tuner.module_paths import PEFT_PREFIX, base_path, inner_model, plain_path, refuse_fixed
-from prw.tuner.project import project
-from prw.tuner.renamed_modules import current_paths, paths_in, with_current_names, with_current_paths
+from prw.tuner.module_paths import (
+    PEFT_PREFIX,
+    base_path,
+    current_paths,
+    inner_model,
+    paths_in,
+    plain_path,
+    with_current_names,
+    with_current_paths,
+)
 from prw.tuner.targets import excluded_paths, passed_over, passed_over_note, projections_of, refuse_outside
 from prw.tuner.trained_beside import changed_since, note_beside, parameters_beside
 
@@ -42,7 +49,6 @@ __all__ = [
     "PrwConfig",
     "PrwLinear",
     "PrwModel",
-    "TrainedBefore",
     "adapters_with_pools",
     "base_path",
     "changed_since",
@@ -54,6 +60,7 @@ __all__ = [
     "holds",
     "inner_model",
     "merge",
+    "model_for_pool",
     "note_beside",
     "parameters_beside",
     "passed_over",
@@ -66,7 +73,6 @@ __all__ = [
     "projections_of",
     "put_in",
     "refresh_training",
-    "refuse_fixed",
     "refuse_no_model",
     "refuse_outside",
     "remove",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
 import torch
 from peft import PeftModel
@@ -11,20 +11,19 @@ from torch import Tensor, nn
 
 from prw.errors import PoolError, UnsupportedError
 from prw.layers import Pool, pair_of
+from prw.tuner.growth import Layers
 from prw.tuner.injection import TrainedBefore, pool_layers, take_out
 from prw.tuner.layer import PrwLinear
 
-Layers = Mapping[str, PrwLinear]
-
 
 def constant_weights(pool: Pool, size: int | None = None) -> bool:
-    """Tell whether each of a pool's first experts has weight one for every token, whatever the input."""
+    """Whether each of a pool's first experts has weight one for every token, whatever the input."""
     size = len(pool.experts) if size is None else size
     return size == 1 or (pool.settings.gate == "unit" and pool.settings.top_k >= size > 0)
 
 
 def merged_weights(model: nn.Module, layers: Layers, adapter: str, size: int) -> dict[nn.Parameter, Tensor]:
-    """Work out what the base's weights become; nothing is changed yet.
+    """Compute what the base's weights become; nothing is changed yet.
 
     Args:
         model: The model.
@@ -82,7 +81,7 @@ def merge(
         layers: The projections of the pool, by path.
         adapter: Adapter name.
         size: How many of the pool's experts, from the oldest.
-        trained_before: Which of the base trained before injection; None asks prw.
+        trained_before: See `take_out`.
     """
     merged = merged_weights(model, layers, adapter, size)
     take_out(model, adapter, trained_before)
@@ -92,7 +91,7 @@ def merge(
 
 
 def merge_all(model: nn.Module, adapters: Iterable[str]) -> dict[nn.Parameter, Tensor]:
-    """Work out what the base's weights become if several pools are merged; nothing is changed yet.
+    """Compute what the base's weights become if several pools are merged; nothing is changed yet.
 
     Args:
         model: The model, without PEFT's wrapper.
@@ -114,7 +113,7 @@ def merge_all(model: nn.Module, adapters: Iterable[str]) -> dict[nn.Parameter, T
 
 
 def why_not(pool: Pool, size: int) -> str:
-    """Say why weights are not constant, and what to do."""
+    """Explain why the weights are not constant, and what to do."""
     settings = pool.settings
     reason = (
         f"a pool of {size} experts cannot be merged into the base's weights: its router chooses "
@@ -133,7 +132,7 @@ def why_not(pool: Pool, size: int) -> str:
 
 
 def plain_weight(path: str, layer: PrwLinear, owners: int) -> nn.Parameter:
-    """Give the base's weight, if adding to it is exact and touches nothing else.
+    """Return the base's weight, if adding to it is exact and changes nothing else.
 
     Raises:
         UnsupportedError: if it is quantised, 16-bit, sharded, shared, or inside another adapter.
@@ -164,7 +163,7 @@ def plain_weight(path: str, layer: PrwLinear, owners: int) -> nn.Parameter:
 
 
 def is_transposed(base: nn.Module) -> bool:
-    """Tell whether a projection is transformers' Conv1D, with a weight of [d_in, d_out]."""
+    """Whether a projection is transformers' Conv1D, with a weight of [d_in, d_out]."""
     return type(base).__name__ == "Conv1D" and type(base).__module__ == "transformers.pytorch_utils"
 
 

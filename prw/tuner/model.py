@@ -25,9 +25,17 @@ from prw.tuner.host_calls import refuse_without_settings
 from prw.tuner.injection import layers_of, put_back, unwatch, unwrap
 from prw.tuner.layer import PrwLinear
 from prw.tuner.merging import merge_all
-from prw.tuner.module_paths import PEFT_PREFIX, base_path, plain_path, refuse_fixed, wrapped_by
+from prw.tuner.module_paths import (
+    PEFT_PREFIX,
+    base_path,
+    current_paths,
+    paths_in,
+    plain_path,
+    refuse_fixed,
+    with_current_names,
+    wrapped_by,
+)
 from prw.tuner.other_adapters import AdapterConfigs, cast_to_base, refuse_taken, warn_of_others
-from prw.tuner.renamed_modules import current_paths, paths_in, with_current_names
 from prw.tuner.targets import SitePlan, plan_pool, projections_of, unwrapped, widths_of
 
 

@@ -19,20 +19,20 @@ OTHERS = "Adapters that were active before this pool"
 
 
 class AdapterConfigs(dict[str, PeftConfig]):
-    """The configurations of a model's adapters, in which no other adapter takes the place of a pool's.
+    """The configurations of a model's adapters, in which no other adapter can replace that of a pool.
 
-    PEFT writes a new adapter's configuration over an old one of the same name, and calls both "default" if
-    nobody names them; the pool could then not be saved any more.
+    PEFT overwrites the configuration of an adapter of the same name, and calls every adapter "default" unless
+    it is named; the pool could then no longer be saved.
 
-    A model that had adapters before its first pool may lie inside a `PeftModel`, which holds the dictionary
-    from before. What is written here is written there too.
+    A model that had adapters before its first pool may be inside a `PeftModel`, which keeps the dictionary of
+    before. What is written here is written there too.
     """
 
     _before: dict[str, PeftConfig] | None = None
 
     @classmethod
     def around(cls, configs: dict[str, PeftConfig]) -> AdapterConfigs:
-        """Give configurations that are kept so, in this dictionary or in a new one."""
+        """Return these configurations in a dictionary of this class."""
         if isinstance(configs, cls):
             return configs
         new = cls(configs)
@@ -40,7 +40,7 @@ class AdapterConfigs(dict[str, PeftConfig]):
         return new
 
     def __setitem__(self, name: str, config: PeftConfig) -> None:
-        """Note an adapter's configuration.
+        """Set an adapter's configuration.
 
         Raises:
             PoolError: if a pool has that name.
@@ -55,19 +55,19 @@ class AdapterConfigs(dict[str, PeftConfig]):
             self._before[name] = config
 
     def __delitem__(self, name: str) -> None:
-        """Forget an adapter's configuration."""
+        """Remove an adapter's configuration."""
         super().__delitem__(name)
         if self._before is not None:
             self._before.pop(name, None)
 
     def pop(self, name: str, *default: Any) -> Any:
-        """Forget an adapter's configuration, and give it or a default."""
+        """Remove an adapter's configuration, and return it or a default."""
         if self._before is not None:
             self._before.pop(name, None)
         return super().pop(name, *default)
 
     def update(self, *others: Any, **named: PeftConfig) -> None:
-        """Note several configurations.
+        """Set several configurations.
 
         Raises:
             PoolError: if a pool has one of the names.
@@ -91,10 +91,10 @@ def refuse_taken(model: nn.Module, adapter: str) -> None:
 
 
 def warn_of_others(model: nn.Module, mine: Collection[str]) -> None:
-    """Warn that transformers' and diffusers' `add_adapter` leave only the newest adapter active.
+    """Warn that `add_adapter` of transformers and diffusers leaves only the newest adapter active.
 
-    They end in `set_adapter(new)`, so that a LoRA that was there is silent from then on; `prw.inject` and
-    `prw.load` leave it active and need no warning.
+    It ends in `set_adapter(new)`, which switches off a LoRA that was there; `prw.inject` and `prw.load` leave
+    it active and need no warning.
 
     Args:
         model: The model that gets a pool.
@@ -113,7 +113,7 @@ def warn_of_others(model: nn.Module, mine: Collection[str]) -> None:
 
 
 def cast_to_base(model: nn.Module, adapter: str) -> None:
-    """Give an adapter's experts and gates the dtype of their projection, if that computes in it."""
+    """Give an adapter's experts and router vectors the dtype of their projection, if that computes in it."""
     for layer in model.modules():
         if not isinstance(layer, PrwLinear):
             continue

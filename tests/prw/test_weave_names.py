@@ -21,7 +21,7 @@ def test_what_is_no_model_is_told_so(call):
     class Pipeline:
         transformer = None
 
-    with pytest.raises(prw.TargetError, match=r"got a Pipeline\. Of a diffusers pipeline take the denoiser"):
+    with pytest.raises(prw.TargetError, match=r"got a Pipeline\. Of a diffusers pipeline pass the denoiser"):
         call(Pipeline())
 
 

@@ -14,8 +14,7 @@ from torch import nn
 
 from prw.errors import TargetError
 from prw.layers import WHOLE, Part, Rows
-from prw.tuner.targets.block_code import source_of
-from prw.tuner.targets.projections import Projection
+from prw.tuner.targets.projections import Projection, source_of
 
 QUERY_HEADS = ("num_heads", "num_attention_heads", "n_heads", "n_head", "heads", "num_attn_heads", "nhead")
 KEY_HEADS = ("num_key_value_heads", "num_kv_heads", "kv_heads", "n_kv_heads", "kv_n_heads")

@@ -13,8 +13,7 @@ from torch import nn
 from prw.errors import ConfigError, TargetError, first_few
 from prw.layers import Part
 from prw.tuner.config import ALL_LINEAR, BY_STRUCTURE, PrwConfig
-from prw.tuner.module_paths import plain_path
-from prw.tuner.renamed_modules import current_paths, with_current_paths
+from prw.tuner.module_paths import current_paths, plain_path, with_current_paths
 from prw.tuner.targets.blocks import (
     Group,
     find_by_structure,

@@ -1,16 +1,21 @@
-"""The layers of a model that can carry experts: where each is, how wide, and what its name says."""
+"""The layers of a model that can carry experts: path, widths, and what their block's code does with them."""
 
 from __future__ import annotations
 
+import dis
+import functools
+import inspect
 import re
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
+from types import CellType, CodeType, FunctionType
 from typing import Any
 
 from peft.tuners.tuners_utils import BaseTunerLayer, _get_in_out_features
 from torch import nn
 
 from prw.tuner.module_paths import module_at, plain_path
-from prw.tuner.targets.block_code import source_of
 from prw.tuner.targets.names import Role, role_of, split
 
 LATENT = "kv_a_"
@@ -20,6 +25,10 @@ the experts: its decisions depend on nothing but what is cached."""
 RETURNS_SCALE = re.compile(r"act_scaling_factor")
 """What the code of a linear layer contains that returns a scale beside its output, as in I-BERT."""
 NOT_LINEAR = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Embedding)
+READS = ("LOAD_ATTR", "LOAD_METHOD")
+"""Instructions that read an attribute; up to Python 3.11 a called one has an instruction of its own."""
+DESCRIBES = frozenset(("bias", "data", "device", "dtype", "shape", "copy_", "in_features", "out_features"))
+"""Attributes of a projection or its weight that a block reads, or fills, without computing with them."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,3 +131,82 @@ def widths_of(module: nn.Module) -> tuple[int, int]:
         return int(inner.in_features), int(inner.out_features)
     in_features, out_features = _get_in_out_features(inner)
     return in_features or 0, out_features or 0
+
+
+# ----------------------------------------------------------------------------------- the code of a block
+
+
+@functools.cache
+def source_of(kind: type[nn.Module]) -> str:
+    """Read the source of a class's methods except `__init__`; those without a source are left out."""
+    sources = []
+    for method in methods_of(kind):
+        with suppress(OSError, TypeError):
+            sources.append(inspect.getsource(method))
+    return "\n".join(sources)
+
+
+@functools.cache
+def uses_of(kind: type[nn.Module], name: str) -> frozenset[str]:
+    """List how the methods of a class use a projection: "weight" where they read its weight, else "other".
+
+    Reading only what describes it (its bias, its weight's dtype) is no use. The compiled methods are read,
+    since a class made in a notebook or by `exec` has no source.
+    """
+    uses: set[str] = set()
+    for method in methods_of(kind):
+        for chain in attribute_chains(method.__code__):
+            if is_use(chain, name):
+                uses.add("weight" if chain[1:2] == ("weight",) else "other")
+    return frozenset(uses)
+
+
+def is_use(chain: tuple[str, ...], name: str) -> bool:
+    """Whether a chain of attributes begins with a name and goes on to more than a description of it."""
+    if chain[:1] != (name,):
+        return False
+    described = chain[1:2] and chain[1] != "weight" and chain[1] in DESCRIBES
+    return not described and not (chain[1:2] == ("weight",) and chain[2:3] and chain[2] in DESCRIBES)
+
+
+def attribute_chains(code: CodeType) -> Iterator[tuple[str, ...]]:
+    """Iterate over the chains of attribute reads in a function, each also without its first reads.
+
+    `self.qkv.weight.dtype` gives (qkv, weight, dtype), (weight, dtype) and (dtype).
+    """
+    chain: list[str] = []
+    for instruction in dis.get_instructions(code):
+        if instruction.opname in READS:
+            chain.append(str(instruction.argval))
+            continue
+        yield from (tuple(chain[start:]) for start in range(len(chain)))
+        chain = []
+    for inner in code.co_consts:
+        if isinstance(inner, CodeType):
+            yield from attribute_chains(inner)
+
+
+def methods_of(kind: type[nn.Module]) -> list[FunctionType]:
+    """List the methods that a class does not have from nn.Module, except `__init__`.
+
+    Decorated ones come with the functions that their decorators wrap.
+    """
+    own = [
+        member
+        for name, member in inspect.getmembers(kind, callable)
+        if name != "__init__" and getattr(nn.Module, name, None) is not member
+    ]
+    return list(dict.fromkeys(function for member in own for function in with_decorated(member)))
+
+
+def with_decorated(member: Any) -> list[FunctionType]:
+    """List a method and the functions in its closure: a decorator keeps the decorated method there."""
+    found: list[FunctionType] = []
+    left = [member]
+    while left:
+        function = inspect.unwrap(left.pop())
+        if isinstance(function, FunctionType) and function not in found:
+            found.append(function)
+            cells = [cell.cell_contents for cell in function.__closure__ or () if cell != CellType()]
+            left += [inner for inner in cells if callable(inner)]
+    return found
