@@ -200,3 +200,23 @@ def test_what_sees_the_whole_sequence_is_not_refused(make_host, make_plain):
     weave = prw.inject(both, target=r"vision\..*\.to_[kv]", **SAMPLE)
     assert len(weave.sites) == 2
     assert both.vision(torch.randn(2, 3, 8)).isfinite().all()
+
+
+def test_a_plan_names_sites_and_output_slices_and_changes_nothing(make_plain):
+    model = nn.ModuleDict({"plain": make_plain(blocks=1), "fused": nn.ModuleDict({"qkv": nn.Linear(8, 24)})})
+    config = prw.PrwConfig()
+    plan = plan_pool(model, config)
+    assert [(site.name, list(site.slices)) for site in plan.sites] == [
+        ("plain.blocks.0", ["plain.blocks.0.to_k", "plain.blocks.0.to_v"]),
+        ("fused", ["fused.qkv"]),
+    ]
+    assert [part.letter for part in plan.sites[1].slices["fused.qkv"]] == ["k", "v"]
+    assert plan.config.resolved_from == config.target_modules == "kv"
+    assert plan.asked == set(plan.config.target_modules)
+    assert not any(isinstance(module, prw.tuner.PrwLinear) for module in model.modules())
+
+
+def test_the_projections_of_a_state_dict_replace_those_that_are_asked_for(make_plain):
+    plan = plan_pool(make_plain(), prw.PrwConfig(), in_state={"blocks.1.to_k", "blocks.1.to_v"})
+    assert [site.name for site in plan.sites] == ["blocks.1"]
+    assert {"blocks.0.to_k", "blocks.0.to_v"} < plan.asked
