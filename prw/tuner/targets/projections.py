@@ -6,7 +6,7 @@ import dis
 import functools
 import inspect
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from types import CellType, CodeType, FunctionType
@@ -15,6 +15,7 @@ from typing import Any
 from peft.tuners.tuners_utils import BaseTunerLayer, _get_in_out_features
 from torch import nn
 
+from prw.errors import first_few
 from prw.tuner.module_paths import module_at, plain_path
 from prw.tuner.targets.names import Role, role_of, split
 
@@ -24,6 +25,8 @@ the second projection (`kv_b_proj`) makes the keys and values of every head from
 the experts: its decisions depend on nothing but what is cached."""
 RETURNS_SCALE = re.compile(r"act_scaling_factor")
 """What the code of a linear layer contains that returns a scale beside its output, as in I-BERT."""
+KINDS_SHOWN = 40
+"""How many kinds of layers a message lists."""
 NOT_LINEAR = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Embedding)
 READS = ("LOAD_ATTR", "LOAD_METHOD")
 """Instructions that read an attribute; up to Python 3.11 a called one has an instruction of its own."""
@@ -76,6 +79,10 @@ class Projection:
     def is_latent(self) -> bool:
         """Whether it compresses tokens for a second projection, which makes the keys and values."""
         return self.name.startswith(LATENT)
+
+
+Known = Mapping[str, Projection]
+"""The layers of a model that can carry experts, by path."""
 
 
 def projections_of(model: nn.Module) -> dict[str, Projection]:
@@ -131,6 +138,49 @@ def widths_of(module: nn.Module) -> tuple[int, int]:
         return int(inner.in_features), int(inner.out_features)
     in_features, out_features = _get_in_out_features(inner)
     return in_features or 0, out_features or 0
+
+
+def nothing_found(what: str, model: nn.Module, known: Known) -> str:
+    """Say what was looked for, which layers look like attention, and which call would work."""
+    alike = attention_like(known)
+    if not alike:
+        names = dict.fromkeys(path.rpartition(".")[2] for path in known)
+        call = f", as in prw.inject(model, target=[{next(iter(names))!r}])" if names else "; it has none"
+        advice = (
+            f"It has: {kinds_of(model)}. Experts go on linear projections; pass target= names of those "
+            f"meant{call}."
+        )
+    else:
+        first = [projections[0] for projections in alike.values()]
+        makers = [projection for projection in first if {"k", "v"} & set(projection.role.letters)] or first
+        named = ", ".join(dict.fromkeys(repr(one.path.rpartition(".")[2]) for one in makers[:4]))
+        lines = [f"{text} at {', '.join(one.path for one in ones[:2])}" for text, ones in alike.items()]
+        advice = (
+            f"Its linear layers that look like attention: {'; '.join(lines[:KINDS_SHOWN])}. Name those that "
+            f"make keys and values, as in prw.inject(model, target=[{named}]): whole paths, ends of paths, "
+            "globs or regular expressions; where one layer makes both, add layout='q|k|v'."
+        )
+    return f"{what} in {type(model).__name__}. {advice}"
+
+
+def attention_like(known: Known) -> dict[str, list[Projection]]:
+    """Sort the layers that look like a part of attention by name, class and widths."""
+    found: dict[str, list[Projection]] = {}
+    for path, projection in known.items():
+        last = path.rpartition(".")[2]
+        around = type(projection.parent).__name__.lower()
+        if "att" in path.lower() or "att" in around or projection.role.letters:
+            kind = type(unwrapped(projection.module)).__name__
+            text = f"{last} ({kind}) {projection.in_features} -> {projection.out_features}"
+            found.setdefault(text, []).append(projection)
+    return found
+
+
+def kinds_of(model: nn.Module) -> str:
+    """List a model's modules by the last part of each path and its class."""
+    kinds = {(name.rpartition(".")[2], type(module).__name__) for name, module in model.named_modules()}
+    leaves = sorted(f"{last} ({kind})" for last, kind in kinds if last and not last.isdigit())
+    return first_few(leaves, KINDS_SHOWN)
 
 
 # ----------------------------------------------------------------------------------- the code of a block

@@ -9,7 +9,7 @@ from transformers import LlamaForSequenceClassification, LlamaModel, T5Config, T
 
 import prw
 from prw.tuner.targets import plan_pool
-from prw.tuner.targets.selection import matches
+from prw.tuner.targets.plan import matches
 
 FLUX_KV = [
     f"{kind}.0.attn.{part}"
