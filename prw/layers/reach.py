@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from prw.layers.pool import Pool
-from prw.layers.projection import RoutedProjection
+from prw.layers.routed_linear import RoutedLinear
 from prw.layers.site import Site
 from prw.routing import Routing
 
@@ -50,7 +50,7 @@ def name_unreached(model: nn.Module, pool: Pool, routing: Routing, forward: bool
 
 def sites_of_pool(model: nn.Module, pool: Pool) -> list[Site]:
     """List the sites of a pool, in the model's order."""
-    layers = (module for module in model.modules() if isinstance(module, RoutedProjection))
+    layers = (module for module in model.modules() if isinstance(module, RoutedLinear))
     sites = {id(site): site for layer in layers for site in layer.sites.values() if site.pool is pool}
     return list(sites.values())
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from prw.errors import ConfigError, RoutingError
-from prw.routing.groups import Groups
+from prw.routing import SampleGroups
 
 ADVICE = (
     "Say which sample each row belongs to with `with weave.samples(...)`, or route every token by itself "
@@ -62,7 +62,7 @@ class Samples:
             f"of shape [axis 0] or [axis 0, axis 1] of what the sites see; got {found}."
         )
 
-    def groups(self, hidden: Tensor, site: str) -> Groups:
+    def groups(self, hidden: Tensor, site: str) -> SampleGroups:
         """Give the sample of each row of an input of shape [..., d].
 
         Raises:
@@ -86,7 +86,7 @@ class Samples:
                 "give the number of samples instead."
             )
         whole = axis.reshape(*axis.shape, *[1] * (len(around) - axis.dim())).expand(around)
-        return Groups(whole.reshape(-1), self.count)
+        return SampleGroups(whole.reshape(-1), self.count)
 
 
 def whole_numbers(index: Tensor) -> bool:

@@ -1,6 +1,5 @@
 """PRW as a PEFT method: the one room that knows PEFT's internals. Importing it registers the method."""
 
-from prw.tuner.attention import PrwAttention
 from prw.tuner.checks import check_peft  # first: what follows needs what it looks for
 from prw.tuner.config import PrwConfig
 from prw.tuner.growth import (
@@ -26,6 +25,7 @@ from prw.tuner.injection import (
 )
 from prw.tuner.layer import PrwLinear
 from prw.tuner.merging import merge
+from prw.tuner.mha import PrwAttention
 from prw.tuner.model import PrwModel
 from prw.tuner.outside import changed_since, note_beside, shown, trained_beside
 from prw.tuner.project import project

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from prw.layers import Rows
+from prw.kernels import OutputSlice
 from prw.tuner.naming import role_of
 
 QUERY_HEADS = ("num_heads", "num_attention_heads", "n_heads", "n_head", "heads", "num_attn_heads", "nhead")
@@ -29,7 +29,7 @@ PER_HEAD = re.compile(
 PER_HEAD_NAMES = ("query_key_value",)
 """Names whose rows are per head where the code does not say; Megatron's convention."""
 
-Layout = dict[str, Rows]
+Layout = dict[str, OutputSlice]
 """Letter ("k", "v") to the rows of that kind; {"": ...} where keys and values are the same rows."""
 
 
@@ -77,7 +77,7 @@ def stacked(letters: str, sizes: dict[str, int], groups: int, width: int | None 
     for letter in letters:
         stop = start + sizes[letter]
         if letter != "q":
-            layout[letter] = Rows(groups, whole, start, stop)
+            layout[letter] = OutputSlice(groups, whole, start, stop)
         start = stop
     return layout
 
@@ -147,7 +147,7 @@ def special(
 ) -> Layout | None:
     """Give layouts that no rule reaches: keys that are values, two keys per value, a block's own order."""
     if letters == "kv" and heads is not None and out_features == heads.width:
-        return {"": Rows(1, out_features, 0, out_features)}
+        return {"": OutputSlice(1, out_features, 0, out_features)}
     if name == "c_attn" and getattr(parent, "is_cross_attention", False) is True:
         return stacked("kv", dict.fromkeys("kv", out_features // 2), 1)
     if name.endswith("qkvz"):  # a query, a key, the values and a gate per key head, as in Qwen3-Next

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, cast
 
@@ -18,9 +18,9 @@ from peft.tuners.tuners_utils import (
 from torch import nn
 
 from prw.errors import ConfigError, PoolError, TargetError, UnsupportedError
-from prw.layers import WHOLE, Part, Pool, Site
+from prw.kernels import OutputSlice
+from prw.layers import WHOLE, Pool, Site
 from prw.tuner.adapters import AdapterConfigs, refuse_taken
-from prw.tuner.attention import PrwAttention
 from prw.tuner.callers import refuse_without_settings
 from prw.tuner.citizenship import cast_to_base, warn_of_others
 from prw.tuner.config import PrwConfig
@@ -29,6 +29,7 @@ from prw.tuner.growth import refresh_training
 from prw.tuner.injection import layers_of, put_back, unwatch, unwrap
 from prw.tuner.layer import PrwLinear
 from prw.tuner.merging import merge_all
+from prw.tuner.mha import PrwAttention
 from prw.tuner.moving import moved_weights, paths_in
 from prw.tuner.parts import parts_of_target
 from prw.tuner.resolving import resolve
@@ -179,7 +180,7 @@ class PrwModel(BaseTuner):
         known = candidates(model)
         planned = [name for name in known if name in self._in_state] or self._targets
         self._planned: list[str] = planned
-        self._parts: dict[str, tuple[Part, ...]] = {
+        self._parts: dict[str, Mapping[str, OutputSlice | None]] = {
             name: parts_of_target(model, name, config.rows, config.layout) for name in planned
         }
         if config.granularity == "sample":
@@ -189,7 +190,6 @@ class PrwModel(BaseTuner):
         self._pool = Pool(settings, tuple(config.experts), config.expert_ranks)
         self._sites: dict[str, Site] = {}
         self._site_of = site_index(model, planned)
-        self._kin: list[PrwAttention] = []
         warn_of_others(model, self.active_adapters)
 
     def _check_target_module_exists(self, peft_config: PeftConfig, key: str) -> Any:  # type: ignore[override]
@@ -237,9 +237,6 @@ class PrwModel(BaseTuner):
         layer = target if isinstance(target, PrwLinear) else wrap(target, current_key)
         layer.join(adapter_name, site, current_key, self._parts.get(current_key, WHOLE))
         refresh_training({current_key: layer}, adapter_name, cast(PrwConfig, peft_config))
-        if isinstance(layer, PrwAttention) and layer is not target:
-            self._kin.append(layer)
-            layer.kin = self._kin
         if layer is not target:
             self._replace_module(parent, target_name, layer, target)
 

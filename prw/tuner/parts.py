@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 
 from torch import nn
 
 from prw.errors import TargetError
-from prw.layers import WHOLE, Part, Rows
+from prw.kernels import OutputSlice
+from prw.layers import WHOLE
 from prw.tuner.grouping import LATENT, unwrapped, widths_of
 from prw.tuner.layouts import Layout, fused_layout, letters_of
 from prw.tuner.naming import split
@@ -17,7 +19,9 @@ WRITTEN = re.compile(r"(?:(?P<groups>\d+)\*\()?(?P<items>[qkvx]\d*(?:\|[qkvx]\d*
 """A layout as a user writes it: q|k|v, q64|k16|v16, 8*(q|k|v); x stands for rows of something else."""
 
 
-def parts_of_target(model: nn.Module, path: str, letters: str, layout: str | None) -> tuple[Part, ...]:
+def parts_of_target(
+    model: nn.Module, path: str, letters: str, layout: str | None
+) -> Mapping[str, OutputSlice | None]:
     """Tell which rows of a target get experts.
 
     Args:
@@ -49,7 +53,7 @@ def parts_of_target(model: nn.Module, path: str, letters: str, layout: str | Non
         rows = told
     if "" in rows:
         return WHOLE
-    return tuple(Part(letter, rows[letter]) for letter in "kv" if letter in letters and letter in rows)
+    return {letter: rows[letter] for letter in "kv" if letter in letters and letter in rows}
 
 
 def attention_rows(path: str, in_features: int, out_features: int) -> Layout:
@@ -64,7 +68,10 @@ def attention_rows(path: str, in_features: int, out_features: int) -> Layout:
             "input of both. Use separate projections (nn.Linear) for its keys and values."
         )
     width = out_features // 3
-    return {"k": Rows(1, out_features, width, 2 * width), "v": Rows(1, out_features, 2 * width, out_features)}
+    return {
+        "k": OutputSlice(1, out_features, width, 2 * width),
+        "v": OutputSlice(1, out_features, 2 * width, out_features),
+    }
 
 
 def read_layout(layout: str, path: str, out_features: int) -> Layout:
@@ -92,7 +99,7 @@ def read_layout(layout: str, path: str, out_features: int) -> Layout:
     for letter, size in items:
         stop = start + (size or left // open_items)
         if letter in "kv":
-            rows[letter] = Rows(groups, per_group, start, stop)
+            rows[letter] = OutputSlice(groups, per_group, start, stop)
         start = stop
     return rows
 

@@ -4,8 +4,7 @@ import pytest
 import torch
 
 import prw
-from prw.routing import Routing, top_1
-from prw.routing.policies import top_k
+from prw.routing import Routing, top_1, top_k
 
 
 def routing_to(*chosen, names=("old", "new")):

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prw.errors import RoutingError
-from prw.routing.features import as_batch, pooled, router_features
+from prw.routing.router import as_batch, pooled, router_features
 
 
 @given(st.integers(1, 4), st.integers(1, 6), st.data())

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prw.routing import router_logits
-from prw.routing.scores import ALONE, BLOCK, several_logits
+from prw.routing.router import ALONE, BLOCK, several_logits
 
 COUNTS = st.integers(1, ALONE + BLOCK + 6)
 
