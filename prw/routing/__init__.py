@@ -1,7 +1,7 @@
 """Routing: from hidden states and router vectors to decisions and their shares; pure functions."""
 
 from prw.routing.decision import RoutingDecision, newest_indicator, per_token, top_1, top_k
-from prw.routing.record import Routing
+from prw.routing.recording import Routing
 from prw.routing.router import (
     SampleGroups,
     as_batch,
@@ -10,8 +10,7 @@ from prw.routing.router import (
     router_features,
     router_logits,
 )
-from prw.routing.statistics import Collapse, RoutingStatistics, statistics_of
-from prw.routing.tally import Tally
+from prw.routing.statistics import Collapse, RoutingStatistics, Tally, statistics_of
 
 __all__ = [
     "Collapse",
