@@ -11,7 +11,7 @@ from prw.layers.experts import (
     pair_of,
 )
 from prw.layers.pool import Pool, Scope
-from prw.layers.reach import name_unreached
+from prw.layers.reached import name_unreached
 from prw.layers.routed_linear import WHOLE, RoutedLinear, explained
 from prw.layers.site import Site, SiteRecord
 
