@@ -1,4 +1,4 @@
-"""The errors that prw raises on purpose, and nothing else.
+"""The errors that prw raises on purpose, and how their messages list names.
 
 Each is also the builtin error that a caller would expect, so `except ValueError` keeps working:
 
@@ -13,6 +13,8 @@ Each is also the builtin error that a caller would expect, so `except ValueError
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 
 class PrwError(Exception):
@@ -45,3 +47,14 @@ class StorageError(PrwError, OSError):
 
 class CurriculumError(PrwError, ValueError):
     """Stages and pool do not belong together."""
+
+
+def first_few(names: Sequence[str], count: int = 3) -> str:
+    """List the first few names for a message, and say how many more there are; "none" of none.
+
+    Args:
+        names: All names.
+        count: How many are listed.
+    """
+    more = f" and {len(names) - count} more" if len(names) > count else ""
+    return (", ".join(names[:count]) or "none") + more

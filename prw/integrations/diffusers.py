@@ -15,7 +15,7 @@ from torch import nn
 
 from prw.errors import PoolError, StorageError
 from prw.storage import SavedPool, load_pool, place_pool, pool_config
-from prw.tuner import PEFT_PREFIX
+from prw.tuner import PEFT_PREFIX, adapters_with_pools
 from prw.weave import Weave
 
 DENOISERS = ("transformer", "unet", "prior")
@@ -51,8 +51,10 @@ def load_pipeline(
     file = folder if folder.is_file() else folder / SAVED_BY_DIFFUSERS
     if file.is_file():
         saved = read_saved_by_diffusers(file, name)
-        return Weave(model, adapter, place_pool(model, saved, folder, adapter))
-    return Weave(model, adapter, load_pool(model, folder, adapter))
+        place_pool(model, saved, folder, adapter)
+    else:
+        load_pool(model, folder, adapter)
+    return Weave(model, adapter)
 
 
 def save_pipeline(
@@ -70,7 +72,8 @@ def save_pipeline(
         PoolError: if the pipeline has no such model, or it has no pool.
         StorageError: if `path` is a file.
     """
-    _, model = component_of(pipe, component)
+    name, model = component_of(pipe, component)
+    refuse_other_component(pipe, name, adapter)
     weave = Weave(model, adapter)
     if weave.config.base_model_name_or_path is None:  # diffusers' add_adapter leaves it open
         weave.config.base_model_name_or_path = getattr(pipe, "name_or_path", None) or None
@@ -99,6 +102,25 @@ def component_of(pipe: Any, component: str | None) -> tuple[str, nn.Module]:
             "meant: component=..."
         )
     return wanted[0], models[wanted[0]]
+
+
+def refuse_other_component(pipe: Any, component: str, adapter: str) -> None:
+    """Refuse a model of a pipeline that has no pool where another model of it has one.
+
+    Raises:
+        PoolError: names the models with pools, and the adapters.
+    """
+    models = {name: part for name, part in pipe.components.items() if isinstance(part, nn.Module)}
+    pools = {name: found for name, part in models.items() if (found := adapters_with_pools(part))}
+    if component in pools or not pools:
+        return
+    places = "; ".join(f"{name} under adapter {', '.join(map(repr, found))}" for name, found in pools.items())
+    other = next(iter(pools))
+    raise PoolError(
+        f"the {component} of {type(pipe).__name__} has no pool of experts, asked for under adapter "
+        f"{adapter!r}; these models have one: {places}. Pass component={other!r}, "
+        f"adapter={pools[other][0]!r}."
+    )
 
 
 def read_saved_by_diffusers(file: Path, component: str) -> SavedPool:

@@ -9,7 +9,7 @@ from peft import PeftModel
 from torch import nn
 
 from prw.curriculum import Stage
-from prw.errors import CurriculumError, UnsupportedError
+from prw.errors import CurriculumError, UnsupportedError, first_few
 from prw.tuner import pool_layers, trainable_parameters
 from prw.weave import Weave
 
@@ -71,7 +71,7 @@ def check_alone(model: nn.Module, weave: Weave) -> None:
     others = [n for n, p in model.named_parameters() if p.requires_grad and id(p) not in ours]
     if others:
         raise UnsupportedError(
-            f"{len(others)} parameters train beside the pool ({', '.join(others[:3])}, ...), and the "
+            f"{len(others)} parameters train beside the pool ({first_few(others)}), and the "
             "checkpoints of PrwCallback hold the pool alone, so a resumed run would lose them. Freeze them "
             "(requires_grad_(False)), or walk curriculum.stages(weave) in a loop that saves them too."
         )

@@ -52,10 +52,14 @@ class Attempt(NamedTuple):
         return self.batch_size < last.batch_size
 
 
-def batch_size_of(batches: Any) -> int:
-    """Read the size of a data loader's batches; a Trainer's own may have it in its sampler of batches."""
+def batch_size_of(batches: Any, state: TrainerState) -> int:
+    """Read the size of a data loader's batches; a Trainer's own may have it in its sampler of batches.
+
+    Where batches differ in size, as those of a sampler that counts tokens, it is what the Trainer noted.
+    """
     parts = (batches, getattr(batches, "batch_sampler", None))
-    return next((size for part in parts if isinstance(size := getattr(part, "batch_size", None), int)), 0)
+    sizes = [*(getattr(part, "batch_size", None) for part in parts), state.train_batch_size]
+    return next((size for size in sizes if isinstance(size, int)), 0)
 
 
 class PrwCallback(TrainerCallback):
@@ -161,7 +165,7 @@ class PrwCallback(TrainerCallback):
         check_alone(kwargs["model"], self.weave)
         check_saving(args, kwargs["model"])
         check_optimizer(kwargs["optimizer"], kwargs["model"], self.weave, stage)
-        attempt = Attempt(args, batch_size_of(kwargs["train_dataloader"]))
+        attempt = Attempt(args, batch_size_of(kwargs["train_dataloader"], state))
         if self._added is not None and attempt.follows(self._attempt):
             self._restart(stage, state.global_step)
         check_step(state.global_step, self.curriculum.done(self.weave), stage)

@@ -1,6 +1,6 @@
 """Layers in pure torch: expert weights, the site that decides for K and V, the routed linear; no PEFT."""
 
-from prw.layers.auxiliary import AddedLoss, AddsLosses
+from prw.layers.auxiliary import AddedLoss, AuxiliaryLoss
 from prw.layers.experts import (
     ExpertNames,
     add_expert_weights,
@@ -18,7 +18,7 @@ from prw.layers.site import Site, SiteRecord
 __all__ = [
     "WHOLE",
     "AddedLoss",
-    "AddsLosses",
+    "AuxiliaryLoss",
     "ExpertNames",
     "Pool",
     "RoutedLinear",

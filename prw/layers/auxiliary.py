@@ -6,7 +6,7 @@ import inspect
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
 from torch import Tensor, nn
 
@@ -71,7 +71,7 @@ class AddedLoss:
         routing = self._close()
         if routing is None or (output is None and sys.exc_info()[0] is not None):
             return None  # nothing was recorded, or the forward has failed, which its own error tells
-        name_unreached(model, self._pool, routing, forward=True)
+        name_unreached(self._pool, routing, forward=True)
         if routing.experts and not routing.decisions:
             return None  # the adapter is off, or the batch does not use the blocks with experts
         own = own_loss(output, model)
@@ -179,44 +179,3 @@ def shifts_labels(model: nn.Module) -> bool:
     """Tell whether a transformers model predicts the next token, as its Trainer does."""
     encodes = getattr(getattr(model, "config", None), "is_encoder_decoder", False)
     return getattr(model, "loss_type", None) in SHIFTED and not encodes
-
-
-class HasPool(Protocol):
-    """A handle with a model and its pool."""
-
-    model: nn.Module
-
-    @property
-    def pool(self) -> Pool:
-        """The pool."""
-
-
-class AddsLosses:
-    """What a handle offers for auxiliary losses."""
-
-    def add_to_loss(self: HasPool, loss: AuxiliaryLoss, mask: str | None = None) -> AddedLoss:
-        """Add a loss of the recorded decisions to `outputs.loss` of every training forward of the model.
-
-        Each forward is recorded once, also under gradient checkpointing. Nothing is added in evaluation mode,
-        inside `weave.disabled()`, or where no site decides: the adapter is switched off, or the batch does
-        not use the blocks with experts. A site that a training forward does not reach is named in a warning,
-        once. Inside `with weave.record()` a training forward is refused, since it is recorded already. Under
-        gradient accumulation by a Hugging Face Trainer the loss is weighed by the forward's part of the
-        batch.
-
-        Args:
-            loss: Takes the `Routing` of one forward and gives a scalar; called with `mask=` too if the
-                forward has the argument named below. For example
-                `functools.partial(prw.veteran_loss, rho=0.8, alpha=0.5)`.
-            mask: Name of the forward's keyword argument that says which tokens count, as "attention_mask";
-                None, or a forward without it, counts every routed token.
-
-        Returns:
-            The handle that removes it again; also a context manager.
-
-        Raises:
-            ConfigError: if the loss is no function, or the forward has no argument of the mask's name.
-            RoutingError: in the forward, if its output or the loss is no scalar.
-            PoolError: in the forward, if it is recorded already.
-        """
-        return AddedLoss(self.model, self.pool, loss, mask)

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -16,6 +16,9 @@ from prw.errors import PoolError
 from prw.kernels import forced
 from prw.layers.samples import BatchSizes, Samples
 from prw.routing import Routing
+
+if TYPE_CHECKING:
+    from prw.layers.site import Site
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,6 +88,7 @@ class Pool:
         all_settled: Whether that is every site.
         weights_read: Ids of the projections whose weights were read since the recording began.
         called: Ids of the projections that were called since then; not kept once all sites are settled.
+        sites: The sites of the pool, in the model's order.
     """
 
     def __init__(
@@ -105,6 +109,7 @@ class Pool:
         self.all_settled = False
         self.weights_read: set[int] = set()
         self.called: set[int] = set()
+        self.sites: list[Site] = []
         self._blocks: list[Block] = []
 
     def __getstate__(self) -> dict[str, Any]:

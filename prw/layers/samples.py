@@ -9,19 +9,25 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from prw.errors import ConfigError, RoutingError
+from prw.execution import traced
 from prw.routing import SampleGroups
 
 ADVICE = (
     "Say which sample each row belongs to with `with weave.samples(...)`, or route every token by itself "
     "with granularity='token'."
 )
+
+Shape = tuple[torch.device, torch.Size, int, bool]
+"""Device and axes of an input without its width, version of the given index, whether in inference mode."""
+KEPT = 32
+"""For how many shapes of inputs the samples of the rows are kept."""
 
 HOOKS = (
     "_forward_pre_hooks",
@@ -44,6 +50,7 @@ class Samples:
 
     count: int
     index: Tensor | None
+    _made: dict[Shape, SampleGroups] = field(init=False, default_factory=dict)
 
     @classmethod
     def checked(cls, given: Tensor | int, device: torch.device) -> Samples:
@@ -63,11 +70,24 @@ class Samples:
         )
 
     def groups(self, hidden: Tensor, site: str) -> SampleGroups:
-        """Give the sample of each row of an input of shape [..., d].
+        """Give the sample of each row of an input of shape [..., d]; worked out once for all sites alike.
 
         Raises:
             RoutingError: if the input's rows are others.
         """
+        if not keeps(hidden, self.index):
+            return self._groups(hidden, site)
+        version = 0 if self.index is None else self.index._version
+        shape = (hidden.device, hidden.shape[:-1], version, torch.is_inference_mode_enabled())
+        groups = self._made.get(shape)
+        if groups is None:
+            if len(self._made) >= KEPT:
+                self._made.clear()
+            groups = self._made[shape] = self._groups(hidden, site)
+        return groups
+
+    def _groups(self, hidden: Tensor, site: str) -> SampleGroups:
+        """Work out the sample of each row."""
         around = hidden.shape[:-1]
         if self.index is None:
             per_sample, rest = divmod(hidden.shape[0], self.count)
@@ -87,6 +107,13 @@ class Samples:
             )
         whole = axis.reshape(*axis.shape, *[1] * (len(around) - axis.dim())).expand(around)
         return SampleGroups(whole.reshape(-1), self.count)
+
+
+def keeps(hidden: Tensor, index: Tensor | None) -> bool:
+    """Tell whether an index may be kept for later sites: not where a graph would own it."""
+    if traced() or (index is not None and index.is_inference()):
+        return False
+    return not (hidden.is_cuda and torch.cuda.is_current_stream_capturing())
 
 
 def whole_numbers(index: Tensor) -> bool:
@@ -137,7 +164,8 @@ class BatchSizes:
             raise RoutingError(
                 f"granularity='sample' takes axis 0 for the sample, and site {site} sees {hidden.shape[0]} "
                 f"along it, where the model was called with {', '.join(map(str, sorted(sizes)))}: likely "
-                f"windows or frames in axis 0, or tokens first. {ADVICE}"
+                "windows or frames in axis 0, or tokens first. "
+                f"{doubled(hidden.shape[0], sizes)}{ADVICE}"
             )
 
     def _begin(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -171,6 +199,16 @@ class BatchSizes:
         del running[-1:]
         if not running:
             self._now.pop(threading.get_ident(), None)
+
+
+def doubled(rows: int, sizes: frozenset[int]) -> str:
+    """Name the fix for a batch that the model doubles by itself; empty where rows are not twice a size."""
+    if not any(rows == 2 * size for size in sizes):
+        return ""
+    return (
+        "If the model doubles its batch, as for classifier-free guidance, each row is a sample: `with "
+        f"weave.samples({rows})`, which is samples(2 * B) for a batch of B. "
+    )
 
 
 def first_axes(values: Any) -> Iterator[int]:

@@ -123,6 +123,7 @@ class Site:
         self._members: list[nn.Module] = []
         self._cached: dict[int, CachedDecision] = {}  # by thread
         self._checkpointed = CheckpointedForwards()
+        pool.sites.append(self)
 
     def __getstate__(self) -> dict[str, Any]:
         """Copy and pickle without the decision in flight."""

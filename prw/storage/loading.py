@@ -19,32 +19,32 @@ from prw.tuner import (
     PEFT_PREFIX,
     Layers,
     PrwConfig,
-    TrainedBefore,
+    base_path,
+    current_paths,
     inner_model,
+    model_for_pool,
     passed_over,
     passed_over_note,
-    plain_path,
+    paths_in,
     pool_layers,
+    projections_of,
     put_in,
     take_out,
-    trained_before,
+    with_current_names,
+    with_current_paths,
 )
-from prw.tuner.moving import follow, moved_paths, moved_weights, paths_in
 
 
-def load_pool(model: nn.Module, path: Path, adapter: str) -> TrainedBefore:
+def load_pool(model: nn.Module, path: Path, adapter: str) -> None:
     """Load a folder into a model; whatever is wrong with the folder, the model is as before.
-
-    Returns:
-        Which of the base's parameters trained before the first pool, as far as prw knows.
 
     Raises:
         StorageError: if the folder is missing, damaged, foreign or does not fit.
     """
-    return place_pool(model, read_folder(path), path, adapter)
+    place_pool(model, read_folder(path), path, adapter)
 
 
-def place_pool(model: nn.Module, saved: SavedPool, path: Path, adapter: str) -> TrainedBefore:
+def place_pool(model: nn.Module, saved: SavedPool, path: Path, adapter: str) -> None:
     """Put what was read into a model; if it does not fit, the model is as before.
 
     Args:
@@ -52,9 +52,6 @@ def place_pool(model: nn.Module, saved: SavedPool, path: Path, adapter: str) -> 
         saved: What was read.
         path: Where it was read from, for messages.
         adapter: Adapter name.
-
-    Returns:
-        Which of the base's parameters trained before the first pool, as far as prw knows.
 
     Raises:
         StorageError: if it does not fit.
@@ -66,7 +63,7 @@ def place_pool(model: nn.Module, saved: SavedPool, path: Path, adapter: str) -> 
     if adapter in configs:
         fill_earlier(pool_layers(inner, adapter), adapter, configs[adapter], saved)
         name_other_embeddings(embeddings, path)
-        return trained_before(inner)
+        return
     if saved.config.modules_to_save:
         raise StorageError(
             f"the pool in {path} goes with other trained modules (modules_to_save="
@@ -83,17 +80,16 @@ def place_pool(model: nn.Module, saved: SavedPool, path: Path, adapter: str) -> 
             "adapter_config.json."
         )
     try:
-        before = put_in(model, saved.config, adapter)
+        put_in(model_for_pool(model), saved.config, adapter)
     except TargetError as error:
         raise StorageError(f"the pool in {path} is of another model: {error}") from error
     try:
         fill(pool_layers(inner, adapter), adapter, saved.weights)
     except StorageError:
-        take_out(inner, adapter, before)
+        take_out(inner, adapter)
         raise
     for parameter, weight in embeddings.values():
         put(parameter, weight)
-    return before
 
 
 def without_embeddings(
@@ -110,7 +106,7 @@ def without_embeddings(
         StorageError: if the model's is of another size.
     """
     parameters = {} if saved.config.modules_to_save else embeddings_of(model)
-    plain = {name.removeprefix(PEFT_PREFIX): name for name in saved.weights}
+    plain = {base_path(name.removeprefix(PEFT_PREFIX)): name for name in saved.weights}
     found = {
         short: (parameters[short], saved.weights[plain[short]]) for short in plain if short in parameters
     }
@@ -135,7 +131,7 @@ def embeddings_of(model: nn.Module) -> dict[str, nn.Parameter]:
             layers.append(getattr(model, name)())
     wanted = {id(weight) for layer in layers if isinstance(layer, nn.Module) for weight in layer.parameters()}
     named = model.named_parameters(remove_duplicate=False)
-    return {plain_path(name): parameter for name, parameter in named if id(parameter) in wanted}
+    return {base_path(name): parameter for name, parameter in named if id(parameter) in wanted}
 
 
 def name_other_embeddings(embeddings: Mapping[str, tuple[nn.Parameter, Tensor]], path: Path) -> None:
@@ -164,8 +160,8 @@ def up_to_date(saved: SavedPool, model: nn.Module) -> SavedPool:
     paths, targets = paths_in(saved.weights), saved.config.target_modules
     if isinstance(targets, list | tuple | set):
         saved.config.target_modules = [*targets, *sorted(paths.difference(targets))]
-    moved = moved_paths(model, paths)
-    return SavedPool(follow(saved.config, moved), moved_weights(model, saved.weights))
+    renamed = current_paths(model, paths, projections_of(model).keys())
+    return SavedPool(with_current_paths(saved.config, renamed), with_current_names(saved.weights, renamed))
 
 
 def fill_earlier(layers: Layers, adapter: str, config: PrwConfig, saved: SavedPool) -> None:

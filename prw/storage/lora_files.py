@@ -16,9 +16,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from prw.config import fits
-from prw.errors import StorageError
+from prw.errors import StorageError, first_few
 from prw.storage.folder import read_config, read_weights
-from prw.storage.state import shown
 from prw.tuner import PEFT_PREFIX
 
 DIFFUSERS_WEIGHTS_NAME = "pytorch_lora_weights.safetensors"
@@ -167,11 +166,11 @@ def sorted_out(
             others.append(key)
     if set(downs) != set(ups):
         raise StorageError(
-            f"{source} is damaged: A without B, or B without A {shown(sorted(set(downs) ^ set(ups)))}."
+            f"{source} is damaged: A without B, or B without A ({first_few(sorted(set(downs) ^ set(ups)))})."
         )
     odd = [name for name in downs if downs[name].shape[0] != ups[name].shape[1]]
     if odd:
-        raise StorageError(f"{source} is damaged: A and B are of different rank {shown(odd)}.")
+        raise StorageError(f"{source} is damaged: A and B are of different rank ({first_few(odd)}).")
     pairs = {
         name: LoraPair(down, ups[name], scale_of(name, down.shape[0], alphas, configs))
         for name, down in downs.items()

@@ -11,12 +11,11 @@ import torch
 from torch import Tensor
 
 from prw.config import PoolSettings
-from prw.errors import StorageError
+from prw.errors import StorageError, first_few
 from prw.layers import pair_names
 from prw.layers.experts import weight_of
 from prw.storage.fitting import place, rank_needed, rows_left_out
 from prw.storage.lora_files import ForeignLora, LoraPair
-from prw.storage.state import shown
 from prw.tuner import PEFT_PREFIX, Layers, PrwLinear, holds
 
 COMPONENTS = ("transformer", "unet", "diffusion_model", "text_encoder", "text_encoder_2", "text_encoder_3")
@@ -90,16 +89,20 @@ def fit_lora(
     dropped += [key.removeprefix(PEFT_PREFIX) for key in lora.others]
     if not pairs:
         raise StorageError(
-            f"the LoRA in {lora.source} adapts none of the pool's projections {shown(sorted(layers))}, only "
-            f"{len(dropped)} others {shown(sorted(dropped))}. Likely another base model, no LoRA on keys and "
+            f"the LoRA in {lora.source} adapts none of the pool's projections "
+            f"({first_few(sorted(layers))}), only "
+            f"{len(dropped)} others ({first_few(sorted(dropped))}). "
+            "Likely another base model, no LoRA on keys and "
             "values, or another library's names: those that diffusers knows it translates, as in "
             "import_lora(FluxPipeline.lora_state_dict(file), ...), with the pipeline of this model."
         )
     if strict and dropped:
         raise StorageError(
             f"the LoRA in {lora.source} adapts {len(dropped)} modules that have no experts "
-            f"{shown(sorted(dropped))}, so it cannot become an expert without loss. The pool's projections "
-            f"are {shown(sorted(layers))}. With strict=False its part there is taken, and the rest reported."
+            f"({first_few(sorted(dropped))}), so it cannot become an expert without loss. "
+            "The pool's projections "
+            f"are ({first_few(sorted(layers))}). With strict=False its part there is taken, "
+            "and the rest reported."
         )
     ranks = {path: rank_needed(layers[path], adapter, pair.down, pair.up) for path, pair in pairs.items()}
     without = tuple(path for path in layers if path not in pairs)

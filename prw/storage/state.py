@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from prw.errors import StorageError
+from prw.errors import StorageError, first_few
 from prw.layers import container_names
 from prw.storage.sharded import put, whole
 from prw.tuner import PEFT_PREFIX, Layers
@@ -53,8 +53,10 @@ def fill(layers: Layers, adapter: str, weights: Mapping[str, Tensor], experts: i
     missing = sorted(set(parameters) - set(weights))
     if unknown or missing:
         raise StorageError(
-            f"the saved pool does not fit this model: {len(missing)} weights are missing {shown(missing)}, "
-            f"{len(unknown)} have no place {shown(unknown)}. Likely another base model, or other targets."
+            f"the saved pool does not fit this model: {len(missing)} weights are missing "
+            f"({first_few(missing)}), "
+            f"{len(unknown)} have no place ({first_few(unknown)}). "
+            "Likely another base model, or other targets."
         )
     odd = [name for name, weight in weights.items() if weight.shape != parameters[name].shape]
     if odd:
@@ -66,8 +68,3 @@ def fill(layers: Layers, adapter: str, weights: Mapping[str, Tensor], experts: i
         )
     for name, weight in weights.items():
         put(parameters[name], weight)
-
-
-def shown(names: list[str]) -> str:
-    """Show the first few names."""
-    return f"({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})" if names else ""

@@ -1,7 +1,6 @@
-"""PRW as a PEFT method: the one room that knows PEFT's internals. Importing it registers the method."""
+"""PRW as a PEFT method: the one package that knows PEFT's internals. Importing it registers the method."""
 
-from prw.tuner.checks import check_peft  # first: what follows needs what it looks for
-from prw.tuner.config import PrwConfig
+from prw.tuner.config import PrwConfig, register
 from prw.tuner.growth import (
     Layers,
     freeze_newest,
@@ -15,26 +14,33 @@ from prw.tuner.growth import (
     trainable_parameters,
 )
 from prw.tuner.injection import (
-    TrainedBefore,
+    adapters_with_pools,
     find_pool,
+    model_for_pool,
     pool_layers,
     put_in,
     refuse_no_model,
     take_out,
     trained_before,
 )
-from prw.tuner.layer import PrwLinear
+from prw.tuner.layer import PrwLinear, project
 from prw.tuner.merging import merge
 from prw.tuner.mha import PrwAttention
 from prw.tuner.model import PrwModel
-from prw.tuner.outside import changed_since, note_beside, shown, trained_beside
-from prw.tuner.project import project
-from prw.tuner.registration import register
-from prw.tuner.resolving import passed_over, passed_over_note, refuse_outside
-from prw.tuner.targets import limited
-from prw.tuner.wrapping import PEFT_PREFIX, inner_model, plain_path, refuse_fixed
+from prw.tuner.module_paths import (
+    PEFT_PREFIX,
+    base_path,
+    current_paths,
+    inner_model,
+    paths_in,
+    plain_path,
+    with_current_names,
+    with_current_paths,
+)
+from prw.tuner.targets import excluded_paths, passed_over, passed_over_note, projections_of, refuse_outside
+from prw.tuner.trained_beside import changed_since, note_beside, parameters_beside
 
-register(PrwConfig, PrwModel)
+register(PrwModel)
 
 __all__ = [
     "PEFT_PREFIX",
@@ -43,34 +49,38 @@ __all__ = [
     "PrwConfig",
     "PrwLinear",
     "PrwModel",
-    "TrainedBefore",
+    "adapters_with_pools",
+    "base_path",
     "changed_since",
-    "check_peft",
+    "current_paths",
+    "excluded_paths",
     "find_pool",
     "freeze_newest",
     "grow",
     "holds",
     "inner_model",
-    "limited",
     "merge",
+    "model_for_pool",
     "note_beside",
+    "parameters_beside",
     "passed_over",
     "passed_over_note",
+    "paths_in",
     "plain_path",
     "pool_layers",
     "pool_of",
     "project",
+    "projections_of",
     "put_in",
     "refresh_training",
-    "refuse_fixed",
     "refuse_no_model",
     "refuse_outside",
     "remove",
     "rename",
-    "shown",
     "take_out",
     "trainable_modules",
     "trainable_parameters",
     "trained_before",
-    "trained_beside",
+    "with_current_names",
+    "with_current_paths",
 ]

@@ -1,25 +1,83 @@
-"""PrwConfig: the pool's settings as the dataclass that PEFT wants, mirrored field by field."""
+"""PrwConfig, the configuration of a pool as PEFT wants it, and the registration of the method with PEFT."""
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field, make_dataclass
 from pathlib import Path
 from typing import Any, Self
 
+import peft
 from peft import PeftConfig
-from peft.utils import PeftType
+from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
+from peft.tuners.tuners_utils import BaseTuner
+from peft.utils import PeftType, register_peft_method
 
 from prw.config import OF_LORA, PoolSettings, one_form
-from prw.errors import ConfigError
+from prw.errors import ConfigError, UnsupportedError
 from prw.tuner.card import put_card
-from prw.tuner.registration import peft_type
-from prw.tuner.targets import BY_STRUCTURE, STRUCTURAL
 
+OLDEST_PEFT = (0, 21)
+"""The first PEFT that asks a method how its weights are saved."""
+METHOD = "PRW"
+
+STRUCTURAL = ("kv", "k", "v")
+BY_STRUCTURE = (*STRUCTURAL, "all-kv")
+"""Targets found by structure: "all-kv" in every stream of a joint attention, the others in the main one."""
 ALL_LINEAR = "all-linear"
 EVERY_ROW = "all"
 """What `rows` says of layers that get experts whole, whatever they make."""
 WHOLE_MODEL = (*BY_STRUCTURE, ALL_LINEAR)
 """What `target_modules` can be besides a name, glob or pattern, or a list of those."""
+
+
+def check_peft() -> None:
+    """Refuse a PEFT that is too old; importing this module calls it, before any newer name of PEFT is used.
+
+    Raises:
+        UnsupportedError: names the version and the command that updates it.
+    """
+    numbers = re.findall(r"\d+", peft.__version__)
+    if tuple(int(number) for number in numbers[:2]) < OLDEST_PEFT:
+        raise UnsupportedError(
+            f"prw needs peft 0.21 or newer, which asks a method how its weights are saved; this is peft "
+            f"{peft.__version__}. Run: pip install --upgrade peft"
+        )
+
+
+def peft_type() -> PeftType:
+    """Return the member of PEFT's enum for PRW, adding it the first time.
+
+    PEFT accepts only methods that the enum lists, and has no way to add one from outside.
+
+    Raises:
+        UnsupportedError: if the enum of this PEFT cannot be extended.
+    """
+    if METHOD not in PeftType.__members__:
+        member = str.__new__(PeftType, METHOD)
+        member._name_, member._value_ = METHOD, METHOD
+        PeftType._member_names_.append(METHOD)
+        PeftType._member_map_[METHOD] = member
+        PeftType._value2member_map_[METHOD] = member
+        type.__setattr__(PeftType, METHOD, member)
+    if PeftType(METHOD) is not PeftType[METHOD] or METHOD not in list(PeftType):
+        raise UnsupportedError(
+            "prw could not register itself with this version of peft: its PeftType is no plain str enum any "
+            "more. prw works with peft 0.21; please report the version you have."
+        )
+    return PeftType[METHOD]
+
+
+def register(model_cls: type[BaseTuner]) -> None:
+    """Register the method with PEFT; a second call changes nothing.
+
+    `import prw` does this, so it must come before any loader that meets a folder of a pool.
+    """
+    if peft_type() not in PEFT_TYPE_TO_TUNER_MAPPING:
+        register_peft_method(name=METHOD.lower(), config_cls=PrwConfig, model_cls=model_cls)
+
+
+check_peft()
 
 _Mirror: Any = make_dataclass(
     "_Mirror",
@@ -39,9 +97,9 @@ class PrwConfig(_Mirror):  # type: ignore[misc, unused-ignore]
         target_modules: "kv", "k", "v" or "all-kv" (found by structure), "all-linear" as in PEFT, or module
             names, globs or patterns.
         resolved_from: What `target_modules` was before the model's paths took its place; written by prw.
-        rows: Which rows of a projection that holds keys and values get experts: "kv", "k" or "v"; "all" with
+        rows: Which rows of a projection that makes keys and values get experts: "kv", "k" or "v"; "all" with
             `target_modules="all-linear"`.
-        layout: How such a projection is laid out where its block does not tell: "q|k|v", "8*(q|k|v)", ...
+        layout: How such a projection is laid out where its block does not show it: "q|k|v", "8*(q|k|v)", ...
         experts: Names of the experts, oldest first.
         expert_ranks: Expert to rank pattern, for imported experts with ranks of their own.
         imported: Names of the experts whose A and B came from elsewhere and never train.
@@ -101,8 +159,17 @@ class PrwConfig(_Mirror):  # type: ignore[misc, unused-ignore]
         self.settings()
         if isinstance(self.target_modules, str) and self.target_modules not in WHOLE_MODEL:
             self.target_modules = [self.target_modules]  # else PEFT would read a name or glob as a pattern
+        if self.target_modules == ALL_LINEAR:
+            self.rows = EVERY_ROW
+        elif self.target_modules in ("k", "v"):
+            self.rows = self.target_modules
         if self.rows not in (*STRUCTURAL, EVERY_ROW):
             raise ConfigError(f'rows is "kv", "k", "v" or "all", got {self.rows!r}.')
+        if self.rows == EVERY_ROW and self.layout is not None:
+            raise ConfigError(
+                f"layout={self.layout!r} says which rows are keys and values, and target='all-linear' adapts "
+                "every row. Leave layout out, or name the projections in target."
+            )
         if isinstance(self.experts, str):
             raise ConfigError(
                 f"experts is a list of names, got the string {self.experts!r}; for one expert write "

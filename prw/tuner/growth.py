@@ -1,4 +1,4 @@
-"""Growing, freezing and shrinking a pool: what trains when, written down in PEFT's own terms."""
+"""Growing, freezing and shrinking a pool: which weights train when, in PEFT's own terms."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from prw.tuner.config import PrwConfig, check_name
 from prw.tuner.layer import PrwLinear
 
 Layers = Mapping[str, PrwLinear]
+"""The projections of a pool, by their path at injection."""
 
 
 def training_containers(config: PrwConfig) -> set[str]:
@@ -33,7 +34,7 @@ def training_containers(config: PrwConfig) -> set[str]:
 
 
 def refresh_training(layers: Layers, adapter: str, config: PrwConfig) -> None:
-    """Make the layers' trainable parameters agree with the configuration."""
+    """Make the layers train what the configuration says."""
     training = training_containers(config)
     for layer in layers.values():
         active = adapter in layer.active_adapters or len(layer.sites) == 1
@@ -41,7 +42,7 @@ def refresh_training(layers: Layers, adapter: str, config: PrwConfig) -> None:
 
 
 def trainable_modules(layers: Layers, adapter: str, config: PrwConfig) -> Iterable[nn.Module]:
-    """Go through the modules whose weights an optimiser should get, layer by layer."""
+    """Iterate over the modules whose weights an optimiser should get, layer by layer."""
     training = training_containers(config)
     for layer in layers.values():
         for name in layer.adapter_layer_names:
@@ -69,7 +70,7 @@ def trainable_parameters(layers: Layers, adapter: str, config: PrwConfig) -> lis
 
 
 def pool_of(layers: Layers, adapter: str) -> Pool:
-    """Give the pool that the layers belong to.
+    """Return the pool that the layers belong to.
 
     Raises:
         PoolError: if there are no layers.
@@ -92,14 +93,14 @@ def grow(
     Args:
         layers: The projections of the pool, by path.
         adapter: Adapter name.
-        config: The adapter's configuration, brought up to date.
+        config: The adapter's configuration, which is updated.
         name: Name of the new expert.
         init: None or "zero" starts at zero output; a veteran's name copies its ranks, A and B, but not its
             router vectors.
         ranks: Ranks of its own, as a pattern; None means the settings'.
 
     Raises:
-        ConfigError: if the name cannot be used.
+        ConfigError: if the name is unusable.
         PoolError: if `init` names no expert of the pool.
     """
     pool, name, init = pool_of(layers, adapter), one_form(name), init and one_form(init)
@@ -111,7 +112,7 @@ def grow(
     config.experts = [*config.experts, name]
     if ranks:
         config.expert_ranks = {**config.expert_ranks, name: dict(ranks)}
-    tell(pool, config)
+    sync_names(pool, config)
     try:
         for layer in layers.values():
             layer.add_expert(adapter, index)
@@ -119,7 +120,7 @@ def grow(
                 copy_expert(layer, adapter, source, index)
     except BaseException:
         config.experts, config.expert_ranks = before
-        tell(pool, config)
+        sync_names(pool, config)
         for layer in layers.values():
             shift_experts(layer, adapter, index, index)
         raise
@@ -128,8 +129,8 @@ def grow(
     refresh_training(layers, adapter, config)
 
 
-def tell(pool: Pool, config: PrwConfig) -> None:
-    """Let the pool know the names and ranks that the configuration has now."""
+def sync_names(pool: Pool, config: PrwConfig) -> None:
+    """Give the pool the experts' names and ranks that the configuration has now."""
     pool.experts = tuple(config.experts)
     pool.expert_ranks = config.expert_ranks
 
@@ -149,7 +150,7 @@ def freeze_newest(layers: Layers, adapter: str, config: PrwConfig) -> None:
 
 
 def remove(layers: Layers, adapter: str, config: PrwConfig, name: str) -> None:
-    """Take an expert out with its router vectors; later ones move up a place, and no veteran trains again.
+    """Take out an expert and its router vectors; later ones move up a place, and no veteran trains again.
 
     Raises:
         PoolError: if there is no such expert, or a `with` block is open.
@@ -165,16 +166,16 @@ def remove(layers: Layers, adapter: str, config: PrwConfig, name: str) -> None:
     config.expert_ranks = {expert: own for expert, own in config.expert_ranks.items() if expert != name}
     config.stages = {stage: entry for stage, entry in config.stages.items() if stage != name}
     config.trained_beside = {stage: sums for stage, sums in config.trained_beside.items() if stage != name}
-    tell(pool, config)
+    sync_names(pool, config)
     refresh_training(layers, adapter, config)
 
 
 def rename(layers: Layers, adapter: str, config: PrwConfig, old: str, new: str) -> None:
-    """Give an expert another name; nothing else changes.
+    """Rename an expert; nothing else changes.
 
     Raises:
         PoolError: if there is no expert `old`.
-        ConfigError: if `new` cannot be used or is taken.
+        ConfigError: if `new` is unusable or taken.
     """
     pool, old, new = pool_of(layers, adapter), one_form(old), one_form(new)
     pool.index(old)
@@ -187,11 +188,11 @@ def rename(layers: Layers, adapter: str, config: PrwConfig, old: str, new: str) 
         for stage, entry in config.stages.items()
     }
     config.trained_beside = {new if stage == old else stage: s for stage, s in config.trained_beside.items()}
-    tell(pool, config)
+    sync_names(pool, config)
 
 
 def holds(layer: PrwLinear, name: str, adapter: str) -> bool:
-    """Tell whether a layer has a container and an adapter is in it; another pool's may be alone there."""
+    """Whether a layer has a container with an adapter's weight in it; another pool may have it to itself."""
     return name in layer.adapter_layer_names and adapter in getattr(layer, name)
 
 

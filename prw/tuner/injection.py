@@ -1,4 +1,4 @@
-"""Puts a pool into a model through PEFT and takes it out, leaving all else as it was."""
+"""Puts a pool into a model through PEFT and takes it out again; everything else stays as it was."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from torch import nn
 
 from prw.errors import PoolError, TargetError, UnsupportedError
 from prw.layers import Pool
-from prw.tuner.citizenship import OTHERS
 from prw.tuner.config import PrwConfig
 from prw.tuner.growth import refresh_training
 from prw.tuner.layer import PrwLinear
-from prw.tuner.wrapping import PEFT_PREFIX, base_path, inner_model, refuse_fixed
+from prw.tuner.module_paths import PEFT_PREFIX, base_path, inner_model, refuse_fixed
+from prw.tuner.other_adapters import OTHERS
 
 TrainedBefore = list[tuple[str, nn.Parameter, bool]]
 """A parameter's name without adapters, the parameter, and whether it trained."""
@@ -30,34 +30,40 @@ SWITCHES = (BaseTunerLayer, AuxiliaryTrainingWrapper)
 _FLAGS: WeakKeyDictionary[nn.Module, TrainedBefore] = WeakKeyDictionary()
 """What trained in a model's base before its first pool; kept here and not on the model."""
 HOST_FLAG = "_hf_peft_config_loaded"
-"""Transformers' and diffusers' own note that adapters are there; without it transformers' `save_pretrained`
+"""The flag by which transformers and diffusers know of adapters; without it transformers' `save_pretrained`
 writes the wrapped base under names that no base model has, and the projections are lost on loading."""
 
 
-def put_in(model: nn.Module, config: PrwConfig, adapter: str) -> TrainedBefore:
-    """Inject a pool beside the adapters that are active; a failure leaves the model as it was.
-
-    Args:
-        model: The model; of a compiled one, the model inside gets the pool.
-        config: The pool's configuration, which is copied.
-        adapter: Adapter name.
-
-    Returns:
-        Every parameter of the base with its `requires_grad` before the first pool, for `take_out`.
+def model_for_pool(model: nn.Module) -> nn.Module:
+    """Check that a pool can be put into a model, and return the model inside its wrappers.
 
     Raises:
-        UnsupportedError: if PEFT wraps the model, or a wrapper that has noted its parameters.
-        PoolError: if the model has an adapter of that name already.
+        TargetError: if it is not a torch model.
+        UnsupportedError: if PEFT wraps it, or a wrapper that has noted its parameters already.
     """
     refuse_no_model(model)
     refuse_fixed(model)
-    model, config = inner_model(model), copy.deepcopy(config)
-    if isinstance(model, PeftModel):
+    inner = inner_model(model)
+    if isinstance(inner, PeftModel):
         raise UnsupportedError(
             "this model is wrapped by PEFT, whose wrapper holds adapters of one method only. Inject into the "
             "model inside (prw.inject(model.base_model.model, ...)), or wrap with "
             "get_peft_model(model, prw.PrwConfig(...))."
         )
+    return inner
+
+
+def put_in(model: nn.Module, config: PrwConfig, adapter: str) -> None:
+    """Inject a pool beside the adapters that are active; a failure leaves the model as it was.
+
+    Args:
+        model: What `model_for_pool` returned.
+        config: The pool's configuration, which is copied.
+        adapter: Adapter name.
+
+    Raises:
+        PoolError: if the adapter's name is unusable, or the model already has an adapter of that name.
+    """
     if not adapter or "." in adapter:
         raise PoolError(
             f"an adapter's name is part of its weights' names: not empty and without a dot; got {adapter!r}."
@@ -67,10 +73,10 @@ def put_in(model: nn.Module, config: PrwConfig, adapter: str) -> TrainedBefore:
             f"{type(model).__name__} already has an adapter {adapter!r}. Eject it, or pass another name as "
             "adapter=."
         )
+    config = copy.deepcopy(config)
     if config.base_model_name_or_path is None:
-        config.base_model_name_or_path = (
-            getattr(getattr(model, "config", None), "_name_or_path", None) or None
-        )
+        name = getattr(getattr(model, "config", None), "_name_or_path", None)
+        config.base_model_name_or_path = name or None
     flags = [(name, parameter, parameter.requires_grad) for name, parameter in model.named_parameters()]
     active = {module: list(module.active_adapters) for module in switches(model)}
     before = trained_before(model) or base_flags(model)
@@ -89,18 +95,17 @@ def put_in(model: nn.Module, config: PrwConfig, adapter: str) -> TrainedBefore:
     _FLAGS[model] = before
     if hasattr(model, HOST_FLAG):
         vars(model)[HOST_FLAG] = True
-    return before
 
 
 def refuse_no_model(model: object) -> None:
-    """Refuse what is no torch model, as a pipeline of several.
+    """Refuse what is not a torch model but, say, a pipeline of several.
 
     Raises:
-        TargetError: says what came, and what to take of a pipeline.
+        TargetError: says what came, and which part of a pipeline to pass.
     """
     if not isinstance(model, nn.Module):
         raise TargetError(
-            f"expected a torch model, got a {type(model).__name__}. Of a diffusers pipeline take the "
+            f"expected a torch model, got a {type(model).__name__}. Of a diffusers pipeline pass the "
             "denoiser (pipe.transformer, pipe.unet), or use prw.load_pipeline and prw.save_pipeline."
         )
 
@@ -111,7 +116,7 @@ def take_out(model: nn.Module, adapter: str, before: TrainedBefore | None = None
     Args:
         model: The model.
         adapter: Adapter name.
-        before: What `put_in` gave; None means what it gave for this model's first pool.
+        before: What `trained_before` returned while the pool was there; None asks it now.
 
     Raises:
         UnsupportedError: if PEFT wraps the model.
@@ -129,7 +134,7 @@ def take_out(model: nn.Module, adapter: str, before: TrainedBefore | None = None
 
 
 def trained_before(model: nn.Module) -> TrainedBefore:
-    """Recall which of the base's parameters trained before its first pool; empty if prw put none in."""
+    """Return which of the base's parameters trained before its first pool; empty if prw put none in."""
     has_pool = any(isinstance(module, PrwLinear) and module.sites for module in model.modules())
     return _FLAGS.get(model, []) if has_pool else []
 
@@ -142,7 +147,7 @@ def base_flags(model: nn.Module) -> TrainedBefore:
 def base_parameters(
     model: nn.Module, adapter: str = "", only_training: bool = False
 ) -> Iterator[tuple[str, nn.Parameter]]:
-    """Go once through the parameters that belong to no adapter, in the model's order.
+    """Iterate once over the parameters that belong to no adapter, in the model's order.
 
     Args:
         model: The model.
@@ -168,7 +173,7 @@ def base_parameters(
 
 
 def base_children(module: nn.Module, adapter: str) -> Iterator[tuple[str, nn.Module]]:
-    """Go through a module's children that belong to no adapter, and one adapter's own copies of modules."""
+    """Iterate over a module's children that belong to no adapter, and one adapter's own copies of modules."""
     hidden = module.adapter_layer_names if isinstance(module, SWITCHES) else ()
     for name, child in module._modules.items():
         if child is not None and name not in hidden:
@@ -180,7 +185,7 @@ def base_children(module: nn.Module, adapter: str) -> Iterator[tuple[str, nn.Mod
 
 
 def restore(model: nn.Module, flags: TrainedBefore) -> None:
-    """Make parameters train as they did, also those that have taken the place of others.
+    """Make parameters train as they did, including those that have replaced others.
 
     Resized embeddings and `load_state_dict(assign=True)` put new parameters in.
     """
@@ -194,15 +199,15 @@ def restore(model: nn.Module, flags: TrainedBefore) -> None:
 
 
 def switches(model: nn.Module) -> Iterator[Any]:
-    """Go through the modules that PEFT switches between adapters."""
+    """Iterate over the modules that PEFT switches between adapters."""
     return (m for m in model.modules() if isinstance(m, SWITCHES))
 
 
 def activate(model: nn.Module, active: Active, added: list[str]) -> None:
-    """Undo PEFT's switching to the adapter it has just injected, and let that one act beside the others.
+    """Undo PEFT's switch to the adapter that it has just injected, and activate that one beside the others.
 
-    Every projection of ours gets the same list, as PEFT's and transformers' own questions expect; whether
-    parameters train is left alone.
+    Every PRW layer gets the same list, as PEFT and transformers expect; which parameters train does not
+    change.
     """
     ours = [name for module, names in active.items() if isinstance(module, PrwLinear) for name in names]
     for module in switches(model):
@@ -213,7 +218,7 @@ def activate(model: nn.Module, active: Active, added: list[str]) -> None:
 
 
 def unwrap(model: nn.Module, adapter: str) -> None:
-    """Take a pool's weights and its configuration out, and projections without any pool as well."""
+    """Remove a pool's weights and its configuration, and put back projections that no pool needs any more."""
     for path, layer in [
         (path, module) for path, module in model.named_modules() if isinstance(module, PrwLinear)
     ]:
@@ -227,7 +232,7 @@ def unwrap(model: nn.Module, adapter: str) -> None:
 
 
 def unwatch(model: nn.Module, pool: Pool) -> None:
-    """Take the hooks off by which a pool follows a model's forwards."""
+    """Remove the hooks by which a pool follows a model's forwards."""
     if pool.batch_sizes is not None:
         pool.batch_sizes.unwatch(model)
 
@@ -272,16 +277,28 @@ def find_pool(model: nn.Module, adapter: str) -> Pool:
 
 
 def layers_of(model: nn.Module, adapter: str) -> Iterator[PrwLinear]:
-    """Go through the projections of a pool."""
+    """Iterate over the projections of a pool."""
     return (m for m in model.modules() if isinstance(m, PrwLinear) and adapter in m.sites)
 
 
+def adapters_with_pools(model: nn.Module) -> list[str]:
+    """List the adapter names of a model's pools."""
+    layers = (module for module in model.modules() if isinstance(module, PrwLinear))
+    return list(dict.fromkeys(adapter for layer in layers for adapter in layer.sites))
+
+
 def no_pool(model: nn.Module, adapter: str) -> NoReturn:
-    """Say that a model has no pool under an adapter name.
+    """Refuse a model that has no pool under an adapter name; says which pools it has.
 
     Raises:
         PoolError: always.
     """
+    others = adapters_with_pools(model)
+    if others:
+        raise PoolError(
+            f"{type(model).__name__} has no pool of experts under adapter {adapter!r}, but under "
+            f"{', '.join(map(repr, others))}. Pass adapter={others[0]!r}."
+        )
     raise PoolError(
         f"{type(model).__name__} has no pool of experts under adapter {adapter!r}: it was ejected, never "
         "injected, or taken out by unload_lora_weights() of diffusers. Call prw.inject(model) or "

@@ -20,7 +20,7 @@ from prw.layers import (
     add_router_vectors,
     container_names,
 )
-from prw.tuner.callers import (
+from prw.tuner.host_calls import (
     DEPTH_OF_STATE,
     MEASURING,
     MOVING,
@@ -260,3 +260,32 @@ def refuse_elsewhere(weight: Tensor | None, offloaded: bool) -> None:
             "accelerate.hooks.remove_hook_from_module(model, recurse=True); then add the pool or expert, and "
             "switch it on again."
         )
+
+
+def project(module: nn.Module, hidden: Tensor, routed: bool = True) -> Tensor:
+    """Call a key or value projection, saying whether its experts act on these tokens.
+
+    Works for a plain projection, a PRW layer, and a PEFT LoRA around or inside a PRW layer.
+
+    Args:
+        module: The projection.
+        hidden: Input, of shape [batch, tokens, d_in] or [tokens, d_in].
+        routed: False gives what the projection gives without experts; nothing is decided or recorded.
+
+    Returns:
+        Of shape [..., d_out].
+    """
+    has_experts = any(isinstance(layer, PrwLinear) for layer in wrapped(module))
+    output: Tensor = module(hidden, routed=routed) if has_experts else module(hidden)
+    return output
+
+
+def wrapped(module: nn.Module) -> list[nn.Module]:
+    """List a module and what it wraps as `base_layer`, outermost first."""
+    chain = [module]
+    while "base_layer" in chain[-1]._modules:
+        inner = chain[-1]._modules["base_layer"]
+        if inner is None:
+            break
+        chain.append(inner)
+    return chain

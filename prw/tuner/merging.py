@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
 import torch
 from peft import PeftModel
@@ -11,20 +11,19 @@ from torch import Tensor, nn
 
 from prw.errors import PoolError, UnsupportedError
 from prw.layers import Pool, pair_of
+from prw.tuner.growth import Layers
 from prw.tuner.injection import TrainedBefore, pool_layers, take_out
 from prw.tuner.layer import PrwLinear
 
-Layers = Mapping[str, PrwLinear]
-
 
 def constant_weights(pool: Pool, size: int | None = None) -> bool:
-    """Tell whether each of a pool's first experts has weight one for every token, whatever the input."""
+    """Whether each of a pool's first experts has weight one for every token, whatever the input."""
     size = len(pool.experts) if size is None else size
     return size == 1 or (pool.settings.gate == "unit" and pool.settings.top_k >= size > 0)
 
 
 def merged_weights(model: nn.Module, layers: Layers, adapter: str, size: int) -> dict[nn.Parameter, Tensor]:
-    """Work out what the base's weights become; nothing is changed yet.
+    """Compute what the base's weights become; nothing is changed yet.
 
     Args:
         model: The model.
@@ -67,6 +66,7 @@ def merged_weights(model: nn.Module, layers: Layers, adapter: str, size: int) ->
                 f"another adapter wraps {path} and may read its weight. Unload or merge it first."
             )
         change = torch.stack([delta(layer, adapter, index) for index in range(size)]).sum(0)
+        change = change.T if is_transposed(layer.base_layer) else change
         merged[weight] = (weight.detach().double() + change).to(weight.dtype)
     return merged
 
@@ -81,7 +81,7 @@ def merge(
         layers: The projections of the pool, by path.
         adapter: Adapter name.
         size: How many of the pool's experts, from the oldest.
-        trained_before: Which of the base trained before injection; None asks prw.
+        trained_before: See `take_out`.
     """
     merged = merged_weights(model, layers, adapter, size)
     take_out(model, adapter, trained_before)
@@ -91,7 +91,7 @@ def merge(
 
 
 def merge_all(model: nn.Module, adapters: Iterable[str]) -> dict[nn.Parameter, Tensor]:
-    """Work out what the base's weights become if several pools are merged; nothing is changed yet.
+    """Compute what the base's weights become if several pools are merged; nothing is changed yet.
 
     Args:
         model: The model, without PEFT's wrapper.
@@ -113,7 +113,7 @@ def merge_all(model: nn.Module, adapters: Iterable[str]) -> dict[nn.Parameter, T
 
 
 def why_not(pool: Pool, size: int) -> str:
-    """Say why weights are not constant, and what to do."""
+    """Explain why the weights are not constant, and what to do."""
     settings = pool.settings
     reason = (
         f"a pool of {size} experts cannot be merged into the base's weights: its router chooses "
@@ -132,7 +132,7 @@ def why_not(pool: Pool, size: int) -> str:
 
 
 def plain_weight(path: str, layer: PrwLinear, owners: int) -> nn.Parameter:
-    """Give the base's weight, if adding to it is exact and touches nothing else.
+    """Return the base's weight, if adding to it is exact and changes nothing else.
 
     Raises:
         UnsupportedError: if it is quantised, 16-bit, sharded, shared, or inside another adapter.
@@ -141,21 +141,30 @@ def plain_weight(path: str, layer: PrwLinear, owners: int) -> nn.Parameter:
     weight = getattr(base, "weight", None)
     if isinstance(base, BaseTunerLayer):
         problem = f"another adapter ({type(base).__name__}) lies between; unload or merge it first"
-    elif type(base) is not nn.Linear or type(weight) is not nn.Parameter or type(weight.data) is not Tensor:
+    elif (
+        not (type(base) is nn.Linear or is_transposed(base))
+        or type(weight) is not nn.Parameter
+        or type(weight.data) is not Tensor
+    ):
         kind = f"{type(base).__name__} of {type(getattr(weight, 'data', weight)).__name__}"
-        problem = f"it is a {kind}, quantised or of another kind than a plain nn.Linear"
+        problem = f"it is a {kind}, quantised or of another kind than a plain nn.Linear or Conv1D"
     elif weight.dtype not in (torch.float32, torch.float64) or weight.is_meta:
         problem = (
             f"its weight is {weight.dtype} on {weight.device}, which would round the experts' part away in "
             "parts; convert the base first, with model.float()"
         )
-    elif weight.shape != (layer.out_features, layer.in_features):
+    elif (weight.T if is_transposed(base) else weight).shape != (layer.out_features, layer.in_features):
         problem = f"its weight has shape {tuple(weight.shape)}, and the experts act on a part of it"
     elif owners > 1:
         problem = "its weight is shared with another module, which would change too"
     if problem or not isinstance(weight, nn.Parameter):
         raise UnsupportedError(f"{path} cannot take experts into its weight: {problem}.")
     return weight
+
+
+def is_transposed(base: nn.Module) -> bool:
+    """Whether a projection is transformers' Conv1D, with a weight of [d_in, d_out]."""
+    return type(base).__name__ == "Conv1D" and type(base).__module__ == "transformers.pytorch_utils"
 
 
 def delta(layer: PrwLinear, adapter: str, index: int) -> Tensor:

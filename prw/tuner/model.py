@@ -1,9 +1,8 @@
-"""The PEFT tuner of PRW: finds the projections, wraps them, and ties those of one block to one site."""
+"""The PEFT tuner of PRW: makes the layers and sites that a plan says, where PEFT asks for them."""
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, cast
 
@@ -17,23 +16,27 @@ from peft.tuners.tuners_utils import (
 )
 from torch import nn
 
-from prw.errors import ConfigError, PoolError, TargetError, UnsupportedError
-from prw.kernels import OutputSlice
-from prw.layers import WHOLE, Pool, Site
-from prw.tuner.adapters import AdapterConfigs, refuse_taken
-from prw.tuner.callers import refuse_without_settings
-from prw.tuner.citizenship import cast_to_base, warn_of_others
+from prw.errors import PoolError, TargetError, UnsupportedError
+from prw.layers import Pool, Site
 from prw.tuner.config import PrwConfig
-from prw.tuner.grouping import adaptable, candidates, sites_of, unwrapped, widths_of
 from prw.tuner.growth import refresh_training
+from prw.tuner.host_calls import refuse_without_settings
 from prw.tuner.injection import layers_of, put_back, unwatch, unwrap
 from prw.tuner.layer import PrwLinear
 from prw.tuner.merging import merge_all
 from prw.tuner.mha import PrwAttention
-from prw.tuner.moving import moved_weights, paths_in
-from prw.tuner.parts import parts_of_target
-from prw.tuner.resolving import resolve
-from prw.tuner.wrapping import PEFT_PREFIX, base_path, module_at, plain_path, refuse_fixed, wrapped_by
+from prw.tuner.module_paths import (
+    PEFT_PREFIX,
+    base_path,
+    current_paths,
+    paths_in,
+    plain_path,
+    refuse_fixed,
+    with_current_names,
+    wrapped_by,
+)
+from prw.tuner.other_adapters import AdapterConfigs, cast_to_base, refuse_taken, warn_of_others
+from prw.tuner.targets import SitePlan, plan_pool, projections_of, unwrapped, widths_of
 
 
 class PrwModel(BaseTuner):
@@ -63,14 +66,20 @@ class PrwModel(BaseTuner):
         low_cpu_mem_usage: bool = False,
         state_dict: dict[str, Any] | None = None,
     ) -> None:
-        """Inject a pool with a configuration of its own: the caller's may be used again for another model.
+        """Plan a pool and inject it with its own configuration: the caller's may serve another model too.
 
-        What fails leaves neither layers nor the configuration behind.
+        A failure leaves neither layers nor the configuration behind.
         """
-        config = cast(PrwConfig, copy.deepcopy(self.peft_config[adapter_name]))
-        self.peft_config[adapter_name] = config
-        self._in_state = paths_in(state_dict or ())
         try:
+            plan = plan_pool(
+                model, cast(PrwConfig, self.peft_config[adapter_name]), paths_in(state_dict or ())
+            )
+            self.peft_config[adapter_name] = plan.config
+            self._asked, self._paths = plan.asked, list(plan.config.target_modules)
+            self._pool = Pool(plan.config.settings(), tuple(plan.config.experts), plan.config.expert_ranks)
+            self._planned: dict[str, SitePlan] = {path: site for site in plan.sites for path in site.slices}
+            self._sites: dict[str, Site] = {}
+            warn_of_others(model, self.active_adapters)
             super().inject_adapter(model, adapter_name, autocast_adapter_dtype, low_cpu_mem_usage, state_dict)
         except BaseException:
             unwrap(model, adapter_name)
@@ -87,13 +96,15 @@ class PrwModel(BaseTuner):
     def _remap_adapter_state_dict_for_load(
         cls, model: nn.Module, config: PeftConfig, adapter_name: str, state_dict: dict[str, Any]
     ) -> dict[str, Any]:
-        """Find the places of saved weights, also of projections that have moved since."""
+        """Find the places of saved weights, also of projections that the host has renamed since."""
         base = model.get_base_model() if isinstance(model, PeftModel) else model
         places = {
             cls._remove_adapter_name_from_key(key, adapter_name).removeprefix(PEFT_PREFIX): key
             for key in pool_weights(model, adapter_name, model.state_dict())
         }
-        state = moved_weights(base, state_dict)
+        state = with_current_names(
+            state_dict, current_paths(base, paths_in(state_dict), projections_of(base).keys())
+        )
         return {places.get(name.removeprefix(PEFT_PREFIX), name): weight for name, weight in state.items()}
 
     @classmethod
@@ -172,37 +183,17 @@ class PrwModel(BaseTuner):
     def _prepare_adapter_config(self, peft_config: PeftConfig, model_config: dict[str, Any]) -> PeftConfig:
         return peft_config
 
-    def _prepare_model(self, peft_config: PeftConfig, model: nn.Module) -> None:
-        """Turn "kv" and patterns into paths, and plan sites and parts, before PEFT walks the model."""
-        config = cast(PrwConfig, peft_config)
-        resolve(model, config)
-        self._targets: list[str] = config.target_modules
-        known = candidates(model)
-        planned = [name for name in known if name in self._in_state] or self._targets
-        self._planned: list[str] = planned
-        self._parts: dict[str, Mapping[str, OutputSlice | None]] = {
-            name: parts_of_target(model, name, config.rows, config.layout) for name in planned
-        }
-        if config.granularity == "sample":
-            refuse_causal(model, planned)
-        settings = config.settings()
-        settings.check_patterns(planned)
-        self._pool = Pool(settings, tuple(config.experts), config.expert_ranks)
-        self._sites: dict[str, Site] = {}
-        self._site_of = site_index(model, planned)
-        warn_of_others(model, self.active_adapters)
-
     def _check_target_module_exists(self, peft_config: PeftConfig, key: str) -> Any:  # type: ignore[override]
-        """Take exactly the modules that were found, where PEFT would take every path that ends like one."""
+        """Take exactly the modules that were asked for, where PEFT takes every path that ends like one."""
         path = plain_path(key)
-        if path in self._targets and wrapped_by(self.model.get_submodule(key)) is None:
+        if path in self._asked and wrapped_by(self.model.get_submodule(key)) is None:
             return True
         excluded = check_target_module_exists(peft_config, path)
         return excluded if isinstance(excluded, _ExcludedModule) else False
 
     def _post_injection_hook(self, model: nn.Module, config: PeftConfig, adapter_name: str) -> None:
-        """Keep whole paths, which PEFT shortens to common ends where there are many."""
-        cast(PrwConfig, config).target_modules = self._planned
+        """Restore whole paths, which PEFT shortens to common ends where there are many."""
+        cast(PrwConfig, config).target_modules = self._paths
         if self._pool.batch_sizes is not None:
             self._pool.batch_sizes.watch(model)
             self._pool.batch_sizes.watch(self)  # this wrapper calls the model's forward past its hooks
@@ -223,20 +214,19 @@ class PrwModel(BaseTuner):
         current_key: str,
         parameter_name: str | None = None,
     ) -> None:
-        if not adaptable(target) or isinstance(unwrapped(parent), nn.MultiheadAttention):
+        path = plain_path(current_key)
+        if path not in self._planned or isinstance(unwrapped(parent), nn.MultiheadAttention):
             raise TargetError(
-                f"{current_key} is a {type(target).__name__} in a {type(parent).__name__}; experts go on "
-                "linear projections and on nn.MultiheadAttention as a whole."
+                f"{path} is a {type(target).__name__} in a {type(parent).__name__}; experts go on linear "
+                "projections and on nn.MultiheadAttention as a whole."
             )
-        current_key = plain_path(current_key)
-        site_name = self._site_of.get(current_key, current_key)
-        if site_name not in self._sites:
-            self._sites[site_name] = Site(site_name, self._pool, adapter_name)
-        site = self._sites[site_name]
+        plan = self._planned[path]
+        if plan.name not in self._sites:
+            self._sites[plan.name] = Site(plan.name, self._pool, adapter_name)
         parent, target_name, target = inside_others(parent, target_name, target)
-        layer = target if isinstance(target, PrwLinear) else wrap(target, current_key)
-        layer.join(adapter_name, site, current_key, self._parts.get(current_key, WHOLE))
-        refresh_training({current_key: layer}, adapter_name, cast(PrwConfig, peft_config))
+        layer = target if isinstance(target, PrwLinear) else wrap(target, path)
+        layer.join(adapter_name, self._sites[plan.name], path, plan.slices[path])
+        refresh_training({path: layer}, adapter_name, cast(PrwConfig, peft_config))
         if layer is not target:
             self._replace_module(parent, target_name, layer, target)
 
@@ -270,14 +260,9 @@ def wrap(target: nn.Module, path: str) -> PrwLinear:
     """Put a projection into a layer without experts.
 
     Raises:
-        TargetError: if its widths cannot be told, or another adapter is around an nn.MultiheadAttention.
+        TargetError: if another adapter is around an nn.MultiheadAttention.
     """
     in_features, out_features = widths_of(target)
-    if not in_features or not out_features:
-        raise TargetError(
-            f"cannot tell the input and output width of {path}, a {type(unwrapped(target)).__name__}; "
-            "experts need both."
-        )
     if not isinstance(unwrapped(target), nn.MultiheadAttention):
         return PrwLinear(target, in_features, out_features)
     if isinstance(target, BaseTunerLayer):
@@ -286,45 +271,3 @@ def wrap(target: nn.Module, path: str) -> PrwLinear:
             "Inject the pool first, or leave that attention out with exclude=."
         )
     return PrwAttention(target, in_features, out_features)
-
-
-def site_index(model: nn.Module, names: Iterable[str]) -> dict[str, str]:
-    """Give every target's site; a key and a value of unequal input width stay apart."""
-    index: dict[str, str] = {}
-    for site, members in sites_of(names).items():
-        widths = {in_features(model, name) for name in members}
-        index.update({name: site if len(widths) == 1 else name for name in members})
-    return index
-
-
-def in_features(model: nn.Module, name: str) -> int | None:
-    """Read the input width of a projection, None for other modules."""
-    module = module_at(model, name)
-    return widths_of(module)[0] if adaptable(module) else None
-
-
-def refuse_causal(model: nn.Module, targets: Iterable[str]) -> None:
-    """Refuse routing by the whole sample where a token must not see later ones.
-
-    Raises:
-        ConfigError: names the projection and what around it is causal.
-    """
-    for name in targets:
-        parts = name.split(".")
-        for depth in range(len(parts)):
-            around = model.get_submodule(".".join(parts[:depth]))
-            if causal(around):
-                raise ConfigError(
-                    "granularity='sample' routes by the mean of the whole sequence, but "
-                    f"{type(around).__name__} around {name} is causal or generates token by token, and would "
-                    "see the future in training. Use granularity='token'."
-                )
-
-
-def causal(module: nn.Module) -> bool:
-    """Tell whether a module says that its tokens do not see later ones: transformers has three ways to."""
-    can_generate = getattr(module, "can_generate", None)
-    if callable(can_generate) and can_generate():
-        return True
-    decodes = getattr(getattr(module, "config", None), "is_decoder", False)
-    return decodes is True or getattr(module, "is_causal", False) is True

@@ -3,6 +3,7 @@
 import pytest
 
 import prw
+from prw.errors import first_few
 
 TREE = {
     prw.ConfigError: ValueError,
@@ -24,3 +25,11 @@ def test_an_error_is_also_a_builtin_one(error, builtin):
 
 def test_the_tree_is_whole():
     assert set(prw.PrwError.__subclasses__()) == set(TREE)
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [([], "none"), (["a"], "a"), (["a", "b", "c"], "a, b, c"), (list("abcde"), "a, b, c and 2 more")],
+)
+def test_a_message_lists_the_first_few_names(names, said):
+    assert first_few(names) == said

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -150,3 +151,16 @@ def test_a_lora_a_wreck_and_another_base_are_refused_and_change_nothing(
     host = twin()
     host.model = other.components[name_of(pipe)]
     assert torch.equal(host(), before)
+
+
+def test_a_pool_under_another_name_is_named_on_saving(pipe, denoiser, tmp_path):
+    with pytest.raises(prw.PoolError, match=r"under adapter 'mine', but under 'default'.*adapter='default'"):
+        prw.save_pipeline(pipe, tmp_path, adapter="mine")
+
+
+def test_a_pool_of_another_component_is_named_on_saving(pipe, tmp_path):
+    pipe = SimpleNamespace(components={**pipe.components, "text_encoder": torch.nn.Linear(2, 2)})
+    with pytest.raises(
+        prw.PoolError, match=r"text_encoder of .* has no pool.*component='(unet|transformer)'"
+    ):
+        prw.save_pipeline(pipe, tmp_path, component="text_encoder")

@@ -1,5 +1,6 @@
 """Sites that a training forward does not reach: named once, never an error, and nothing is added for them."""
 
+import copy
 import warnings
 
 import pytest
@@ -185,3 +186,30 @@ def test_keys_that_are_read_past_are_named_where_values_are_called(batch):
     with warnings.catch_warnings(), weave.record():
         warnings.simplefilter("error")
         model(batch)
+
+
+def test_no_forward_walks_over_the_model_to_find_the_sites(batch, monkeypatch):
+    model = Towers()
+    weave = prw.inject(model, rank=2, experts=["a"])
+    model.eval()
+    walked, walk = [], nn.Module.named_modules
+
+    def noted(module, *args, **kwargs):
+        walked.append(module)
+        return walk(module, *args, **kwargs)
+
+    monkeypatch.setattr(nn.Module, "named_modules", noted)
+    with weave.record():
+        model(batch)  # in evaluation, where the picture tower stays unsettled
+    monkeypatch.undo()
+    assert not weave.pool.all_settled
+    assert not any(module is model.vision for module in walked), "the handle looks for the first layer only"
+
+
+def test_a_copy_of_a_model_has_sites_of_its_own(batch):
+    model = Towers()
+    weave = prw.inject(model, rank=2, experts=["a"])
+    twin = prw.Weave(copy.deepcopy(model))
+    assert [site.name for site in twin.pool.sites] == [site.name for site in weave.pool.sites]
+    assert len(weave.pool.sites) == 4
+    assert not {id(site) for site in twin.pool.sites} & {id(site) for site in weave.pool.sites}

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from peft import get_peft_model
+from peft import LoraConfig, get_peft_model, inject_adapter_in_model
 from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -147,3 +147,28 @@ def test_eject_lets_parameters_train_again_that_have_taken_the_place_of_others(b
     weave.eject()
     frozen = [name for name, parameter in model.named_parameters() if not parameter.requires_grad]
     assert frozen == ["model.norm.weight"]
+
+
+def test_they_come_back_under_a_lora_on_the_embeddings_too(base, saved):
+    again = sized(base, 48)
+    inject_adapter_in_model(LoraConfig(r=2, target_modules=["embed_tokens"]), again, "style")
+    prw.load(again, saved[0])
+    tokens = torch.tensor([[1, 45, 7, 47]])
+    assert torch.equal(again(tokens).logits, saved[1](tokens).logits), "that LoRA starts at zero"
+
+
+@pytest.mark.filterwarnings(
+    "ignore:You are trying to modify",
+    "ignore:Already found a `peft_config`",
+    "ignore:Adapters that were active",
+)
+def test_what_was_saved_under_a_lora_on_the_embeddings_comes_back(base, tmp_path, wake):
+    model = sized(base, 48)
+    inject_adapter_in_model(LoraConfig(r=2, target_modules=["embed_tokens"]), model, "style")
+    model = get_peft_model(model, prw.PrwConfig(rank=2, experts=["a"]), adapter_name="pool").eval()
+    wake(prw.Weave(model, "pool"))
+    model.save_pretrained(tmp_path / "p", selected_adapters=["pool"], save_embedding_layers=True)
+    again = sized(base, 48)
+    prw.load(again, tmp_path / "p" / "pool")
+    tokens = torch.tensor([[1, 45, 7, 47]])
+    assert torch.equal(again(tokens).logits, model(tokens).logits)

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model, inject_adapter_in_model
+from peft import PeftModel, get_peft_model
 
 import prw
 
@@ -36,10 +36,6 @@ def test_an_optimiser_made_before_growth_leaves_veterans_alone(make_plain, wake,
     assert all(p.grad is not None for p in weave.trainable_parameters())
 
 
-def flags(model):
-    return {name: parameter.requires_grad for name, parameter in model.named_parameters()}
-
-
 def test_parameters_that_cannot_train_are_no_answer(make_plain, wake, tmp_path):
     wrapped = get_peft_model(make_plain(), prw.PrwConfig(rank=2, experts=["a"]))
     wrapped.add_adapter("other", prw.PrwConfig(rank=2, experts=["x"]))
@@ -60,35 +56,6 @@ def test_parameters_that_cannot_train_are_no_answer(make_plain, wake, tmp_path):
     assert all(p.requires_grad for p in loaded.trainable_parameters())
 
 
-@pytest.mark.parametrize("first", ["A", "B"])
-def test_two_pools_act_train_and_leave_without_touching_each_other(make_plain, wake, first):
-    model, hidden = make_plain().eval(), torch.randn(2, 5, 8)
-    model.blocks[0].to_q.requires_grad_(False)
-    before, base = flags(model), model(hidden)
-    pools = {"A": prw.inject(model, rank=2, experts=["a", "b"], adapter="A")}
-    wake(pools["A"])
-    with_a = model(hidden)
-    pools["B"] = prw.inject(model, target=["to_v"], rank=2, experts=["x", "y"], adapter="B")
-    assert torch.equal(model(hidden), with_a), "the first pool acts on"
-    wake(pools["B"])
-    assert not torch.equal(model(hidden), with_a)
-    trains = {name for name, flag in flags(model).items() if flag}
-    assert {name.rpartition(".prw_")[2][1:] for name in trains} <= {
-        f"{part}1.{adapter}.weight" for adapter in "AB" for part in ("", "ate", "oise")
-    }
-    other = pools.pop(first)
-    other.eject()
-    (left,) = pools.values()
-    assert {name for name, flag in flags(model).items() if flag} == {
-        name for name, p in model.named_parameters() if any(p is q for q in left.trainable_parameters())
-    }
-    left.add_expert("c")
-    assert all(p.requires_grad for p in left.trainable_parameters())
-    left.eject()
-    assert torch.equal(model(hidden), base)
-    assert flags(model) == before
-
-
 def test_a_pool_shrinks_where_another_is_alone_with_a_router(make_plain, wake):
     model, hidden = make_plain().eval(), torch.randn(2, 5, 8)
     kv = prw.inject(model, rank=2, experts=["a", "b"], adapter="A")
@@ -99,32 +66,3 @@ def test_a_pool_shrinks_where_another_is_alone_with_a_router(make_plain, wake):
     assert kv.experts == ("b",)
     assert torch.equal(model.blocks[0].to_v.prw_gate0["B"].weight, weights)
     assert model(hidden).isfinite().all()
-
-
-def test_a_users_lora_acts_on_beside_a_pool(make_plain):
-    model, hidden = make_plain().eval(), torch.randn(2, 5, 8)
-    model.head = torch.nn.Linear(8, 8)
-    lora = LoraConfig(r=2, target_modules=["to_q"], init_lora_weights=False, modules_to_save=["head"])
-    inject_adapter_in_model(lora, model, "style")
-    with torch.no_grad():
-        model.head.modules_to_save["style"].weight.zero_()
-    before, with_lora, head = flags(model), model(hidden), model.head(hidden)
-    weave = prw.inject(model, rank=2, experts=["a"])
-    assert torch.equal(model(hidden), with_lora)
-    assert torch.equal(model.head(hidden), head)
-    assert all(flags(model)[name] == flag for name, flag in before.items() if name in flags(model))
-    weave.eject()
-    assert flags(model) == before
-    assert torch.equal(model.head(hidden), head)
-
-
-def test_a_failed_injection_leaves_an_earlier_pool_as_it_was(make_plain, wake):
-    model, hidden = make_plain().eval(), torch.randn(2, 5, 8)
-    pool = prw.inject(model, rank=2, experts=["a"], adapter="A")
-    wake(pool)
-    before, expected = flags(model), model(hidden)
-    with pytest.raises(prw.TargetError):
-        prw.inject(model, target=["to_z"], rank=2, adapter="B")
-    assert flags(model) == before
-    assert torch.equal(model(hidden), expected)
-    assert list(model.peft_config) == ["A"]

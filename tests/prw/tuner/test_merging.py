@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model, inject_adapter_in_model
 from torch import nn
+from transformers import GPT2Config, GPT2LMHeadModel
 
 import prw
 
@@ -215,3 +216,27 @@ def test_what_trained_in_the_base_before_trains_again(make_plain):
     flags = {name: p.requires_grad for name, p in base.named_parameters()}
     prw.inject(base, rank=2, experts=["a"]).merge()
     assert {name: p.requires_grad for name, p in base.named_parameters()} == flags
+
+
+def gpt2(dtype=torch.float32):
+    torch.manual_seed(0)
+    config = GPT2Config(vocab_size=40, n_layer=2, n_embd=16, n_head=2, n_positions=32)
+    return GPT2LMHeadModel(config).eval().to(dtype)
+
+
+def test_a_pool_on_conv1d_is_merged_by_the_transpose(wake):
+    model, tokens = gpt2(torch.float64), torch.randint(40, (2, 7))
+    weave = prw.inject(model, rank=4, experts=["a"])
+    wake(weave)
+    base = model.transformer.h[0].attn.c_attn.base_layer
+    before = base.weight.detach().clone()
+    with weave.disabled():
+        plain = model(tokens).logits
+    unmerged = model(tokens).logits
+    weave.merge()
+    merged = model(tokens).logits
+    assert not torch.allclose(plain, unmerged, atol=1e-3)
+    assert torch.allclose(merged, unmerged, atol=1e-6), "to the rounding of experts in float32"
+    assert model.transformer.h[0].attn.c_attn is base
+    assert torch.equal(base.weight[:, :16], before[:, :16]), "the rows of the query keep their bits"
+    assert not torch.equal(base.weight[:, 16:], before[:, 16:])

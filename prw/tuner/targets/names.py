@@ -1,4 +1,4 @@
-"""What a projection's name says: whether it makes queries, keys or values, and of which stream."""
+"""What the name of a projection says: whether it makes queries, keys or values, and of which stream."""
 
 from __future__ import annotations
 
@@ -16,28 +16,26 @@ GLUED = re.compile(r"w?([qkv]{1,2}|qkvz?|[qkv]{3})")
 SAYS_NOTHING = frozenset(
     ("to", "proj", "projection", "project", "lin", "linear", "layer", "fc", "w", "head", "self", "attn")
 ).union(("cross", "attention", "impl", "content", "a", "b", "with", "mqa", "mlp"))
-"""Words beside the letters that do not name a stream of their own."""
+"""Words besides the letters that do not name a stream."""
 ADDED = frozenset(("add", "added", "ip", "custom", "delayed"))
-"""Words of streams that were added to an attention block; "kv" leaves those out unless they are named."""
+"""Words of streams that were added to an attention block; "kv" leaves these out unless they are named."""
 JOINED = {**dict.fromkeys(("img", "image"), 1), **dict.fromkeys(("t", "txt", "text", "context"), 2)}
-"""Words of streams that meet in one joint attention, and how far each is from being its main stream: that is
-the plainly named one (0), else the picture's. "kv" takes the main one, as in FLUX."""
+"""Words of streams that meet in one joint attention, ranked by how far each is from being the main stream:
+that is the plainly named one (0), else the image's. "kv" takes the main one, as in FLUX."""
 NO_PROJECTION = frozenset(("mapper", "opreact", "points", "norm", "layernorm", "bias", "gate"))
-"""Words of layers that serve an attention and make no keys or values themselves."""
+"""Words of layers that serve an attention but make no keys or values themselves."""
 WITHOUT_LETTERS = {"c_attn": "qkv", "att_proj": "qkv"}
-"""Fused projections whose names have no letters, and what they hold as a rule."""
-
-
+"""Fused projections whose names have no letters, and what they usually make."""
 WRAPPED = frozenset(("linear", "base"))
-"""Names of a linear layer inside a module that has the projection's name, as `k_proj.linear`."""
+"""Names of a linear layer inside a module that has the projection's name, as in `k_proj.linear`."""
 
 
 class Role(NamedTuple):
     """What a projection's name says.
 
     Attributes:
-        letters: Which of q, k and v it makes, in that order; empty if its name says nothing of it.
-        stream: Words that tell it from another projection of the same kind in one block; often none.
+        letters: Which of q, k and v it makes, in that order; empty if the name does not say.
+        stream: Words that distinguish it from another projection of the same kind in one block; often none.
         pattern: The name with its letters left open, equal for a key and a value that belong together.
     """
 
@@ -47,7 +45,7 @@ class Role(NamedTuple):
 
     @property
     def added(self) -> bool:
-        """Whether it is of a stream that was added to the block."""
+        """Whether its stream was added to the block."""
         return not ADDED.isdisjoint(self.stream)
 
     @property
@@ -57,7 +55,7 @@ class Role(NamedTuple):
 
 
 def split(path: str) -> tuple[str, str]:
-    """Cut a projection's path into its attention block and its name there."""
+    """Split a projection's path into its attention block and its name there."""
     block, _, name = path.rpartition(".")
     outer, _, around = block.rpartition(".")
     if name in WRAPPED and role_of(around).letters:
@@ -67,7 +65,7 @@ def split(path: str) -> tuple[str, str]:
 
 @functools.cache
 def role_of(name: str) -> Role:
-    """Read a projection's own name, the last part of its path."""
+    """Read the name that a projection has in its block."""
     if name.lower() in WITHOUT_LETTERS:
         return Role(WITHOUT_LETTERS[name.lower()], (), (name.lower(),))
     words = re.sub(r"([a-z0-9])([A-Z])", r"\1_\2", name).lower().split("_")

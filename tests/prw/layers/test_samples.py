@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from peft import get_peft_model
 from peft.functional import delete_adapter
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 from transformers import Qwen2VLConfig, SwinConfig, SwinModel
 from transformers.models.qwen2_vl.modeling_qwen2_vl import Qwen2VisionTransformerPretrainedModel
@@ -289,3 +290,68 @@ def test_the_mean_of_a_group_is_that_of_its_routed_rows(index, seed, masked):
         rows = [i for i, of in enumerate(index) if of == sample and (routed is None or routed[0, i])]
         assert torch.allclose(mean[0], features[0, rows].mean(0) if rows else torch.zeros(3).double())
         assert groups.any_routed(routed, features)[sample].item() == bool(rows)
+
+
+class Guided(nn.Module):
+    """Doubles its batch for classifier-free guidance."""
+
+    def __init__(self, blocks=1):
+        super().__init__()
+        self.blocks = nn.ModuleList(TokensFirst(False) for _ in range(blocks))
+
+    def forward(self, hidden):
+        hidden = torch.cat([hidden, torch.zeros_like(hidden)])
+        for block in self.blocks:
+            hidden = hidden + block(hidden)
+        return hidden
+
+
+def test_a_batch_doubled_for_guidance_is_refused_with_the_number_that_fixes_it():
+    model = Guided()
+    weave = prw.inject(model, **POOL)
+    hidden = torch.randn(3, 5, 8)
+    with pytest.raises(prw.RoutingError, match=r"guidance.*weave\.samples\(6\)`, which is samples\(2 \* B\)"):
+        model(hidden)
+    with weave.samples(6):
+        assert model(hidden).shape == (6, 5, 8)
+
+
+class Counts(TorchDispatchMode):
+    """Counts how often rows are numbered."""
+
+    made = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.made += func.overloadpacket is torch.ops.aten.arange
+        return func(*args, **(kwargs or {}))
+
+
+def test_the_samples_of_the_rows_are_worked_out_once_for_all_sites():
+    model = Guided(blocks=5)
+    weave = prw.inject(model, **POOL)
+    with weave.samples(6):
+        with Counts() as counts, torch.inference_mode():
+            model(torch.randn(3, 5, 8))
+            model(torch.randn(3, 5, 8))
+        inference = counts.made
+        with Counts() as counts:
+            model(torch.randn(3, 5, 8)).square().mean().backward()
+        training = counts.made
+        with Counts() as counts:
+            model(torch.randn(3, 7, 8))
+    assert (inference, training, counts.made) == (1, 1, 1)
+    assert all(parameter.grad is not None for parameter in weave.trainable_parameters())
+
+
+def test_an_index_that_is_changed_in_place_is_read_again(wake):
+    model = TokensFirst(False).eval()
+    weave = prw.inject(model, **POOL)
+    wake(weave)
+    index, hidden = torch.tensor([0, 1, 1]), torch.randn(3, 5, 8)
+    with weave.samples(torch.tensor([0, 0, 1])):
+        wanted = model(hidden)
+    with weave.samples(index):
+        before = model(hidden)
+        index.copy_(torch.tensor([0, 0, 1]))
+        assert torch.equal(model(hidden), wanted)
+    assert not torch.equal(before, wanted)

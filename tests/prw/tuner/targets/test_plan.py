@@ -5,9 +5,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
+from transformers import LlamaForSequenceClassification, LlamaModel, T5Config, T5EncoderModel
 
 import prw
-from prw.tuner.targets import find_targets, matches, sites_of
+from prw.tuner.targets import plan_pool
+from prw.tuner.targets.selection import matches
 
 FLUX_KV = [
     f"{kind}.0.attn.{part}"
@@ -16,11 +18,15 @@ FLUX_KV = [
 ]
 
 
+def planned(model, target):
+    return plan_pool(model, prw.PrwConfig(target_modules=target)).config.target_modules
+
+
 def test_flux_gets_its_image_stream_in_double_and_single_blocks(make_host):
     model = make_host("flux").model
-    assert find_targets(model, "kv") == FLUX_KV
-    assert find_targets(model, "k") == FLUX_KV[::2]
-    assert find_targets(model, "v") == FLUX_KV[1::2]
+    assert planned(model, "kv") == FLUX_KV
+    assert planned(model, "k") == FLUX_KV[::2]
+    assert planned(model, "v") == FLUX_KV[1::2]
 
 
 def test_flux_text_projections_are_a_site_of_their_own_when_named(make_host):
@@ -56,8 +62,8 @@ def test_of_a_joint_attention_the_main_stream_is_taken_unless_all_are_asked_for(
     names, main = STREAMS[family]
     model = nn.ModuleDict({"attn": nn.ModuleDict({name: linear(name) for name in names})})
     keys_and_values = [name for name in names if "_q_" not in f"_{name}_"]
-    assert find_targets(model, "kv") == [f"attn.{name}" for name in names if name in main]
-    assert find_targets(model, "all-kv") == [f"attn.{name}" for name in keys_and_values]
+    assert planned(model, "kv") == [f"attn.{name}" for name in names if name in main]
+    assert planned(model, "all-kv") == [f"attn.{name}" for name in keys_and_values]
 
 
 def linear(name):
@@ -102,7 +108,7 @@ def test_transformers_families_are_found_by_structure(make_host, name, pair):
 )
 def test_names_globs_and_patterns_say_the_same(make_plain, target):
     model = make_plain()
-    assert find_targets(model, target) == ["blocks.0.to_k", "blocks.0.to_v"]
+    assert planned(model, target) == ["blocks.0.to_k", "blocks.0.to_v"]
     assert [site.name for site in prw.inject(model, target=target, rank=2).sites] == ["blocks.0"]
 
 
@@ -145,9 +151,52 @@ def test_matching_never_fails_and_knows_itself(name, entry):
 
 
 @given(
-    st.lists(st.tuples(st.sampled_from("xyz"), st.sampled_from(["to_k", "to_v", "key", "other"])), max_size=8)
+    st.sets(st.tuples(st.sampled_from("xyz"), st.sampled_from(["to_k", "to_v", "key", "other"])), min_size=1)
 )
 def test_every_projection_is_in_exactly_one_site(parts):
-    names = [".".join(part) for part in parts]
-    members = [name for projections in sites_of(names).values() for name in projections]
-    assert sorted(members) == sorted(set(names))
+    blocks = {block: nn.ModuleDict() for block, _ in sorted(parts)}
+    for block, name in sorted(parts):
+        blocks[block][name] = nn.Linear(2, 2)
+    plan = plan_pool(nn.ModuleDict(blocks), prw.PrwConfig(target_modules=[".*"]))
+    paths = [path for site in plan.sites for path in site.slices]
+    assert sorted(paths) == sorted(".".join(part) for part in parts)
+    assert len({site.name for site in plan.sites}) == len(plan.sites)
+
+
+SAMPLE = {"rank": 2, "granularity": "sample", "experts": ["a"]}
+
+
+def held(host):
+    model = nn.Module()
+    model.language, model.vision = host.model, nn.MultiheadAttention(4, 1)
+    return model
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda host: host.model,
+        lambda host: LlamaModel(host.model.config),
+        lambda host: LlamaForSequenceClassification(host.model.config),
+        held,
+    ],
+    ids=["generates", "backbone", "classifier", "held"],
+)
+def test_causal_attention_is_refused_whatever_is_around_it(make_host, make):
+    model = make(make_host("llama"))
+    with pytest.raises(prw.ConfigError, match=r"Llama\w+ around .*k_proj is causal"):
+        prw.inject(model, **SAMPLE)
+    assert not hasattr(model, "peft_config")
+    assert prw.inject(model, rank=2, experts=["a"]).sites
+
+
+def test_what_sees_the_whole_sequence_is_not_refused(make_host, make_plain):
+    for name in ("flux", "bert", "vit"):
+        assert prw.inject(make_host(name).model, **SAMPLE).sites
+    config = T5Config(vocab_size=20, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2)
+    assert prw.inject(T5EncoderModel(config), **SAMPLE).sites
+    both = nn.Module()
+    both.language, both.vision = make_host("llama").model, make_plain()
+    weave = prw.inject(both, target=r"vision\..*\.to_[kv]", **SAMPLE)
+    assert len(weave.sites) == 2
+    assert both.vision(torch.randn(2, 3, 8)).isfinite().all()

@@ -1,8 +1,7 @@
-"""What trains beside a pool, as a head that was unfrozen or modules_to_save; and whether it has changed.
+"""What trains beside a pool, such as an unfrozen head or modules_to_save, and whether it has changed.
 
-A pool is saved and recalled stage by stage, and what lies beside it is not. So the end of each stage notes a
-checksum of what trained beside it, in the pool's configuration; that shows later that the model is
-not the one of that stage any more.
+A pool is saved and recalled stage by stage; what trains beside it is not. So the end of each stage stores its
+checksums in the pool's configuration, which show later that the model is no longer that stage's.
 """
 
 from __future__ import annotations
@@ -17,17 +16,15 @@ from torch.utils.weak import WeakIdKeyDictionary
 from prw.tuner.config import PrwConfig
 from prw.tuner.injection import base_parameters
 
-SHOWN = 3
-"""How many parameters a message names."""
 UNKNOWN = -1
-"""The checksum of a weight that is not there."""
+"""The checksum of a weight that is on no device, like an offloaded one."""
 
 _SUMS = WeakIdKeyDictionary()
 """A parameter's version and place in memory, and the checksum of its bits then."""
 
 
-def trained_beside(model: nn.Module, adapter: str) -> dict[str, nn.Parameter]:
-    """Name what trains and belongs to no adapter, and a pool's own copies of modules_to_save.
+def parameters_beside(model: nn.Module, adapter: str) -> dict[str, nn.Parameter]:
+    """List what trains and belongs to no adapter, and a pool's own copies of modules_to_save.
 
     Args:
         model: The model.
@@ -40,15 +37,15 @@ def trained_beside(model: nn.Module, adapter: str) -> dict[str, nn.Parameter]:
 
 
 def note_beside(model: nn.Module, adapter: str, config: PrwConfig) -> None:
-    """Note what trained beside the newest expert, as its stage ends."""
-    beside = trained_beside(model, adapter)
+    """Store the checksums of what trained beside the newest expert, as its stage ends."""
+    beside = parameters_beside(model, adapter)
     if beside:
         sums = {name: checksum(parameter) for name, parameter in beside.items()}
         config.trained_beside = {**config.trained_beside, config.experts[-1]: sums}
 
 
 def changed_since(model: nn.Module, adapter: str, config: PrwConfig, expert: str) -> list[str]:
-    """Name the parameters beside the pool that are not known to be what they were when a stage ended.
+    """List the parameters beside the pool that are not known to be as they were when a stage ended.
 
     Args:
         model: The model.
@@ -61,7 +58,7 @@ def changed_since(model: nn.Module, adapter: str, config: PrwConfig, expert: str
         return []
     if place == len(config.experts) - 1 and not config.newest_frozen:
         return []
-    beside = trained_beside(model, adapter)
+    beside = parameters_beside(model, adapter)
     if not beside and not config.trained_beside:
         return []
     suspects = set(beside)
@@ -75,13 +72,13 @@ def changed_since(model: nn.Module, adapter: str, config: PrwConfig, expert: str
 
 
 def checksum(parameter: nn.Parameter) -> int:
-    """Sum up a parameter's bits, once until it changes.
+    """Return the checksum of a parameter's bits; it is computed once until the parameter changes.
 
-    Where it is split over several processes, every one must ask. A change that torch does not count, as by
-    `parameter.data.mul_(2)`, is not seen.
+    Where it is split over several processes, all of them must call this. A change that torch does not count,
+    such as `parameter.data.mul_(2)`, goes unnoticed.
 
     Returns:
-        The sum; UNKNOWN where the weights are elsewhere, as accelerate's offloaded ones.
+        The checksum; UNKNOWN where accelerate has offloaded the weights.
     """
     if parameter.is_meta:
         return UNKNOWN
@@ -95,12 +92,7 @@ def checksum(parameter: nn.Parameter) -> int:
 
 
 def crc(parameter: nn.Parameter) -> int:
-    """Sum up a parameter's bits."""
+    """Compute the checksum of a parameter's bits."""
     weight = parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
     bits = weight.detach().cpu().contiguous().flatten().view(torch.uint8)
     return zlib.crc32(bits.numpy().data)
-
-
-def shown(names: list[str]) -> str:
-    """Show the first few names."""
-    return ", ".join(names[:SHOWN]) + (", ..." if len(names) > SHOWN else "")

@@ -8,8 +8,8 @@ from torch import nn
 
 import prw
 from prw.kernels import OutputSlice, add_to_slices
-from prw.tuner.naming import role_of
-from prw.tuner.targets import find_targets
+from prw.tuner.targets import plan_pool
+from prw.tuner.targets.names import role_of
 
 
 class Block(nn.Module):
@@ -20,6 +20,10 @@ class Block(nn.Module):
         self.add_module(name, nn.Linear(8, width))
         for key, value in attributes.items():
             setattr(self, key, value)
+
+
+def planned(model: nn.Module) -> list[str]:
+    return plan_pool(model, prw.PrwConfig()).config.target_modules
 
 
 def held(block: nn.Module) -> nn.Module:
@@ -156,10 +160,10 @@ def test_a_wrapper_lends_its_name_and_a_missing_value_projection_makes_keys_the_
         wrapper = nn.Module()
         wrapper.linear = nn.Linear(4, 4)
         block.add_module(name, wrapper)
-    assert find_targets(held(block), "kv") == ["attn.k_proj.linear", "attn.v_proj.linear"]
+    assert planned(held(block)) == ["attn.k_proj.linear", "attn.v_proj.linear"]
     shared = nn.Module()
     shared.k_proj, shared.v_proj = nn.Linear(4, 4), None
-    assert find_targets(held(shared), "kv") == ["attn.k_proj"]
+    assert planned(held(shared)) == ["attn.k_proj"]
 
 
 def test_the_key_and_value_of_a_feed_forward_are_no_attention():

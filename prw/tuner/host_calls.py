@@ -1,8 +1,8 @@
-"""Tells which function of diffusers is asking a layer, where its name is the one sign of what is going on.
+"""Which function of diffusers is calling a layer, where its name is the only sign of what it is for.
 
-Diffusers calls the same methods for different ends: it reads a projection's weight to fuse projections, and
-the model's state to save it or to measure a LoRA. It has no hook by which a layer could tell them apart, and
-nothing of diffusers is replaced here.
+Diffusers calls the same methods for different purposes: it reads a projection's weight to fuse projections,
+and the model's state to save it or to measure a LoRA. It has no hook by which a layer could distinguish them,
+and prw replaces nothing of diffusers.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ MOVING = ("set_lora_device",)
 SAVING_ADAPTER = ("save_lora_adapter",)
 """Writes one adapter of a model, its settings beside it if the file can hold them."""
 DEPTH = 8
-"""How many callers up to look; other adapters may stand between."""
+"""How many callers to look at; those of other adapters may come between."""
 DEPTH_OF_STATE = 32
-"""The same for `state_dict`, which has one caller for every module around."""
+"""The same for `state_dict`, which has one caller for every module around the layer."""
 
 
 def asked_by(names: Collection[str], depth: int = DEPTH) -> FrameType | None:
@@ -41,7 +41,7 @@ def asked_by(names: Collection[str], depth: int = DEPTH) -> FrameType | None:
 
     Args:
         names: Names of the functions.
-        depth: How many callers up to look.
+        depth: How many callers to look at.
     """
     if torch.compiler.is_compiling():
         return None
@@ -56,7 +56,7 @@ def asked_by(names: Collection[str], depth: int = DEPTH) -> FrameType | None:
 
 
 def refuse_fusing(sites: Mapping[str, Site]) -> None:
-    """Refuse to show a projection's weight to diffusers' fusing, the one sign of it that a projection gets.
+    """Refuse diffusers' fusing of projections, of which a layer notices only that its weight is read.
 
     Raises:
         UnsupportedError: names the projections of the site.
@@ -70,7 +70,7 @@ def refuse_fusing(sites: Mapping[str, Site]) -> None:
 
 
 def refuse_saving(sites: Mapping[str, Site]) -> None:
-    """Refuse to show the weights to diffusers' own saving, whose file no model could read.
+    """Refuse diffusers' own saving, whose file no model could read.
 
     It would write the base of a projection under the name that it has inside its layer. On loading, that
     projection is then missing, and what it gives is undefined.
@@ -89,7 +89,7 @@ def refuse_saving(sites: Mapping[str, Site]) -> None:
 
 
 def refuse_without_settings() -> None:
-    """Refuse to give a pool's weights to diffusers for a file that cannot hold the pool's settings.
+    """Refuse to save a pool through diffusers in a file that cannot hold the pool's settings.
 
     Raises:
         UnsupportedError: says what to leave out.
@@ -104,7 +104,7 @@ def refuse_without_settings() -> None:
 
 
 def free_name(taken: Collection[str]) -> range:
-    """Give as many numbers as diffusers must count, so that the name it makes, `default_<count>`, is free.
+    """Return as many numbers as diffusers must count to make a name, `default_<count>`, that is free.
 
     Args:
         taken: Names of the model's adapters.

@@ -6,8 +6,8 @@ from peft import LoraConfig, get_peft_model, inject_adapter_in_model
 from transformers import BertConfig, BertForSequenceClassification
 
 import prw
-from prw.tuner import outside
-from prw.tuner.wrapping import base_path
+import prw.tuner.trained_beside as module
+from prw.tuner.module_paths import base_path
 
 TINY = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
 HEAD = ["classifier.weight", "classifier.bias"]
@@ -186,9 +186,9 @@ def test_recalling_a_stage_costs_one_walk_where_nothing_trained_beside_and_sums_
     model.classifier.requires_grad_(False)
     weave.add_expert("b")
     walks, sums = [], []
-    walk, crc = outside.base_parameters, outside.crc
-    monkeypatch.setattr(outside, "base_parameters", lambda *a, **k: walks.append(a) or walk(*a, **k))
-    monkeypatch.setattr(outside, "crc", lambda parameter: sums.append(parameter) or crc(parameter))
+    walk, crc = module.base_parameters, module.crc
+    monkeypatch.setattr(module, "base_parameters", lambda *a, **k: walks.append(a) or walk(*a, **k))
+    monkeypatch.setattr(module, "crc", lambda parameter: sums.append(parameter) or crc(parameter))
     with weave.as_of("a"):
         assert len(walks) == 1 and not sums
     model.classifier.requires_grad_(True)

@@ -1,4 +1,4 @@
-"""The summary of a pool in words and numbers."""
+"""The text that `Weave.summary()` gives: sites, experts, settings, kernel, parameters and bytes."""
 
 from __future__ import annotations
 
@@ -25,44 +25,35 @@ def describe(
         config: The pool's configuration.
         sites: Its sites.
         parameters: Its parameters.
-        kernel: How its experts are computed, and why so.
+        kernel: The kernel that computes its experts, and the reason for the choice.
     """
     settings = config.settings()
     training = [parameter for parameter in parameters if parameter.requires_grad]
     frozen = [parameter for parameter in parameters if not parameter.requires_grad]
-    notes = ["newest frozen too"] if config.newest_frozen and config.experts else []
-    chosen = f", top {settings.top_k}" if settings.top_k > 1 else ""
+    experts = [f"{name} (imported)" if name in config.imported else name for name in config.experts]
+    newest = " (newest frozen too)" if config.newest_frozen and experts else ""
+    gate = f"{settings.gate} gate" + (f", top {settings.top_k}" if settings.top_k > 1 else "")
     lines = [
-        f"{len(config.experts)} experts at {len(sites)} sites of {model}",
+        f"{len(experts)} experts at {len(sites)} sites of {model}",
         *site_lines(sites),
-        f"experts: {', '.join(experts(config)) or 'none yet'}{''.join(f' ({note})' for note in notes)}",
-        f"rank {settings.rank}, scale {settings.scale:g}, {settings.gate} gate{chosen}, "
-        f"{settings.granularity}s",
+        f"experts: {', '.join(experts) or 'none yet'}{newest}",
+        f"rank {settings.rank}, scale {settings.scale:g}, {gate}, {settings.granularity}s",
         f"kernel: {kernel}",
         f"parameters: {count(parameters):,} in the pool, {count(training):,} train, {count(frozen):,} frozen",
-        f"bytes: {size(parameters)}; training {size(training)}; frozen {size(frozen)}",
+        f"bytes: {bytes_of(parameters)}; training {bytes_of(training)}; frozen {bytes_of(frozen)}",
     ]
     return "\n".join(lines)
 
 
-def experts(config: PrwConfig) -> list[str]:
-    """Name the experts, with what is special of each."""
-    return [f"{name} (imported)" if name in config.imported else name for name in config.experts]
-
-
 def site_lines(sites: Sequence[SiteRecord]) -> list[str]:
-    """Count the sites by shape: block, projections, widths."""
+    """Count the sites that have the same projections and widths."""
     shapes = Counter(
-        (
-            tuple(path.rpartition(".")[2] for path in site.modules),
-            site.in_features,
-            site.out_features,
-        )
+        (tuple(path.rpartition(".")[2] for path in site.modules), site.in_features, site.out_features)
         for site in sites
     )
     return [
-        f"  {number} x {', '.join(names)}: {wide} -> {', '.join(map(str, outs))}"
-        for (names, wide, outs), number in shapes.items()
+        f"  {number} x {', '.join(names)}: {d_in} -> {', '.join(map(str, d_out))}"
+        for (names, d_in, d_out), number in shapes.items()
     ]
 
 
@@ -71,8 +62,8 @@ def count(parameters: Iterable[nn.Parameter]) -> int:
     return sum(parameter.numel() for parameter in parameters)
 
 
-def size(parameters: Iterable[nn.Parameter]) -> str:
-    """Say how many bytes parameters take, by dtype."""
+def bytes_of(parameters: Iterable[nn.Parameter]) -> str:
+    """Sum up the bytes of parameters, by dtype."""
     sizes: Counter[str] = Counter()
     for parameter in parameters:
         sizes[str(parameter.dtype).removeprefix("torch.")] += parameter.numel() * parameter.element_size()

@@ -165,22 +165,6 @@ def test_removing_or_merging_inside_a_block_is_refused(grown):
     assert weave.experts == NAMES
 
 
-def test_the_summary_says_what_is_there(grown):
-    weave, base, _ = grown
-    text = weave.summary()
-    pool = [p for n, p in base.named_parameters() if ".prw_" in n]
-    training = sum(p.numel() for p in pool if p.requires_grad)
-    total = sum(p.numel() for p in pool)
-    assert "4 experts at 2 sites of Plain" in text
-    assert "2 x to_k, to_v: 8 -> 8, 8" in text
-    assert f"{total:,} in the pool, {training:,} train, {total - training:,} frozen" in text
-    assert f"bytes: {4 * total:,} float32; training {4 * training:,} float32" in text
-    base.blocks[0].to_k.prw_A0["default"].half()
-    assert f"{2 * 24:,} float16 + {4 * (total - 24):,} float32" in weave.summary()
-    weave.freeze()
-    assert "newest frozen too" in weave.summary()
-
-
 def test_after_eject_every_question_says_that_there_is_no_pool(grown, tmp_path):
     weave, _, _ = grown
     weave.eject()

@@ -1,0 +1,25 @@
+"""Which projections of a model get experts, on which rows, and which share a site: from names to a plan."""
+
+from prw.tuner.targets.plan import (
+    PoolPlan,
+    SitePlan,
+    passed_over,
+    passed_over_note,
+    plan_pool,
+    refuse_outside,
+)
+from prw.tuner.targets.projections import projections_of, unwrapped, widths_of
+from prw.tuner.targets.selection import excluded_paths
+
+__all__ = [
+    "PoolPlan",
+    "SitePlan",
+    "excluded_paths",
+    "passed_over",
+    "passed_over_note",
+    "plan_pool",
+    "projections_of",
+    "refuse_outside",
+    "unwrapped",
+    "widths_of",
+]
