@@ -7,6 +7,8 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor
 
+from prw.execution import may_need_gradients
+
 
 def autocast_dtype(device: torch.device) -> torch.dtype | None:
     """Give the dtype of autocast on a device; None where it is off, or the device has none, as meta."""
@@ -49,23 +51,3 @@ def experts_dtype(weight: Tensor, hidden: Tensor) -> torch.dtype:
         return dtype
     fewer_bits = hidden.dtype in (torch.bfloat16, torch.float16) and weight.dtype.itemsize > 2
     return hidden.dtype if fewer_bits and not may_need_gradients() else weight.dtype
-
-
-def may_need_gradients() -> bool:
-    """Tell whether gradients of the forward that runs now may be asked for.
-
-    Reentrant checkpointing runs a forward without gradients first and with gradients in backward; both must
-    compute alike, so the first counts too. It runs inside an autograd function, which a compiled forward
-    cannot be asked.
-    """
-    if torch.is_grad_enabled() or torch.compiler.is_compiling():
-        return torch.is_grad_enabled()
-    return inside_autograd_function()
-
-
-def inside_autograd_function() -> bool:
-    """Tell whether the forward of an autograd function runs: there, forward-mode gradients are off too.
-
-    Neither a plain torch.no_grad() nor inference mode does that.
-    """
-    return not torch.is_inference_mode_enabled() and not torch._C._is_fwd_grad_enabled()

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.gpu.device import Device
+from benchmarks.gpu.problem import with_experts
 from benchmarks.gpu.schema import At
-from benchmarks.points import SCALE
-from prw.kernels import Projection, routed_projections
 
 RANK, EXPERTS, TAIL = 16, 2, 128
 WIDE_TENSORS = 13
@@ -40,12 +40,13 @@ def tail_errors(device: Device, kernel: str, at: At) -> dict[str, float]:
     hidden, grad = draw(tokens, width).requires_grad_(), draw(tokens, width)
     ids = torch.randint(EXPERTS, (tokens,), generator=generator, device=where)
     gates = torch.rand(tokens, generator=generator, device=where, dtype=torch.float32).bfloat16()
-    (out,) = routed_projections(hidden, [Projection(downs, ups, SCALE, weight)], ids, gates, kernel=kernel)
+    (out,) = with_experts(hidden, [F.linear(hidden, weight)], [downs], [ups], ids, gates, kernel)
     (of_hidden,) = torch.autograd.grad(out, hidden, grad)
     last = slice(tokens - TAIL, tokens)
     tail = hidden.detach()[last].double().requires_grad_()
-    exact = Projection([down.double() for down in downs], [up.double() for up in ups], SCALE, weight.double())
-    (wanted,) = routed_projections(tail, [exact], ids[last], gates[last].double(), kernel="reference")
+    exact = [[matrix.double() for matrix in matrices] for matrices in (downs, ups)]
+    base = F.linear(tail, weight.double())
+    (wanted,) = with_experts(tail, [base], exact[:1], exact[1:], ids[last], gates[last].double(), "reference")
     (of_tail,) = torch.autograd.grad(wanted, tail, grad[last].double())
     pairs = {"out": (out.detach()[last], wanted.detach()), "grad": (of_hidden[last], of_tail)}
     return {name: float((got.double() - want).norm() / want.norm()) for name, (got, want) in pairs.items()}

@@ -13,7 +13,9 @@ from benchmarks.gpu.schema import At, Routing
 from benchmarks.measuring import Case
 from benchmarks.points import SCALE
 from benchmarks.schema import Pass
-from prw.kernels import Projection, routed_projections
+from prw.kernels import Case as KernelCase
+from prw.kernels import choose, expand, make_plan, reference, shrink
+from prw.precision import experts_dtype
 
 BLOBS = 16
 """How many runs of neighbours a coherent routing has."""
@@ -48,22 +50,11 @@ class Problem:
         """How many rows an item stands for."""
         return self.at.tokens // len(self.ids)
 
-    def projections(self) -> list[Projection]:
-        """Give K and V as the library takes them."""
-        return [
-            Projection(down, up, SCALE, weight, bias)
-            for down, up, (weight, bias) in zip(self.downs, self.ups, self.bases, strict=True)
-        ]
-
     def routed(self, kernel: str) -> tuple[Tensor, ...]:
         """Compute K and V by a kernel."""
-        return routed_projections(
-            self.hidden,
-            self.projections(),
-            self.ids,
-            self.gates,
-            kernel=kernel,
-            tokens_per_item=self.tokens_per_item,
+        bases = [F.linear(self.hidden, weight, bias) for weight, bias in self.bases]
+        return with_experts(
+            self.hidden, bases, self.downs, self.ups, self.ids, self.gates, kernel, self.tokens_per_item
         )
 
     def plain(self) -> tuple[Tensor, ...]:
@@ -93,6 +84,42 @@ class Problem:
             cast(self.gates),
             tuple(cast(grad) for grad in self.grads),
         )
+
+
+def with_experts(
+    hidden: Tensor,
+    bases: Sequence[Tensor],
+    downs: Sequence[Sequence[Tensor]],
+    ups: Sequence[Sequence[Tensor]],
+    ids: Tensor,
+    gates: Tensor,
+    kernel: str,
+    tokens_per_item: int = 1,
+) -> tuple[Tensor, ...]:
+    """Add the experts to outputs of the base as a wrapped projection does: in place, with one dispatch plan.
+
+    Args:
+        hidden: Input [T, d].
+        bases: Outputs of the base [T, d], which are added to.
+        downs: For each, A [r, d] of every expert.
+        ups: For each, B [d, r] of every expert.
+        ids: Expert of each item, int64; -1 is none.
+        gates: Gate of each item.
+        kernel: Name of a kernel.
+        tokens_per_item: How many rows an item stands for.
+    """
+    experts, dtype = len(downs[0]), experts_dtype(downs[0][0], hidden)
+    case = KernelCase(hidden.device, dtype, experts, downs[0][0].shape[0], 1, tokens_per_item)
+    name = choose(case, kernel).name
+    if name == "reference":
+        ids, gates = (of_items.repeat_interleave(tokens_per_item, 0) for of_items in (ids, gates))
+        deltas = [reference(hidden, down, up, ids, gates, SCALE) for down, up in zip(downs, ups, strict=True)]
+        return tuple((base + delta).to(base.dtype) for base, delta in zip(bases, deltas, strict=True))
+    plan, read = make_plan(name, ids.unsqueeze(-1), experts, tokens_per_item), hidden.detach().to(dtype)
+    return tuple(
+        expand(base, shrink(hidden, [down], plan, read)[0], gates.unsqueeze(-1), up, SCALE, plan)
+        for base, down, up in zip(bases, downs, ups, strict=True)
+    )
 
 
 def problem(at: At, device: torch.device, seed: int = 0, unrouted: float = 0.0) -> Problem:

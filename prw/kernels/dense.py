@@ -1,11 +1,12 @@
-"""The routed products without data-dependent shapes: all experts at once, and a choice in rank space.
+"""The backend without data-dependent shapes: all experts at once, and the choice made in rank space.
 
-Nothing synchronises with the host and nothing is sorted, so this is the way of accelerators while experts x
-rank is small; cost grows with it. A weight that is not finite spoils what is multiplied with it: B every
-output, A every input's gradient.
+Nothing synchronises with the host and nothing is sorted, so this suits accelerators while experts x rank is
+small; cost grows with it. A weight that is not finite spoils what is multiplied with it: B every output, A
+every input's gradient.
 """
 
-# Shape suffixes: T tokens, N items, K choices per item, C choices in all, W wide, R rank, S sum of ranks.
+# Shape suffixes: T tokens, N items, K choices per item, C choices in all (T * K), W wide (features in or
+# out), R rank, S sum of ranks.
 
 from __future__ import annotations
 
@@ -15,17 +16,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from prw.kernels.stacking import stacked
+from prw.kernels.weight_cache import stacked
 
 
 @dataclass(frozen=True, eq=False)
-class Choices:
+class DensePlan:
     """The choices in the order of tokens and slots.
 
     Attributes:
         ids: Expert of each choice, int64 of shape [choices]; -1 is none.
         shape: Items, choices per item, and tokens per item.
-        fixed: Whether stacked copies of weights can be kept.
+        fixed: Whether copies of frozen weights can be cached.
     """
 
     ids: Tensor
@@ -47,14 +48,14 @@ class Choices:
         return values_C.view(items, tokens, choices).sum(1)
 
 
-def plan(expert_ids_NK: Tensor, experts: int, tokens_per_item: int, fixed: bool = True) -> Choices:
-    """Line the choices up as they come; see `prw.kernels.runs.plan` for the arguments."""
+def plan(expert_ids_NK: Tensor, experts: int, tokens_per_item: int, fixed: bool = True) -> DensePlan:
+    """Line the choices up as they come; see `prw.kernels.cpu.plan` for the arguments."""
     items, choices = expert_ids_NK.shape
     ids_C = expert_ids_NK.unsqueeze(1).expand(-1, tokens_per_item, -1).reshape(-1)
-    return Choices(ids_C, (items, choices, tokens_per_item), fixed)
+    return DensePlan(ids_C, (items, choices, tokens_per_item), fixed)
 
 
-def places(plan: Choices, matrices: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+def places(plan: DensePlan, matrices: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     """Find each choice's rows among the stacked ones: where they are, and which of them exist."""
     ranks = [matrix.shape[0] for matrix in matrices]
     largest = max(ranks)
@@ -74,23 +75,23 @@ def places(plan: Choices, matrices: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     return torch.where(exists_CR, here_C2[:, :1] + steps_R, 0), exists_CR
 
 
-def shrink(plan: Choices, wide_TW: Tensor, stacks: Sequence[Sequence[Tensor]]) -> list[Tensor]:
+def shrink(plan: DensePlan, wide_TW: Tensor, stacks: Sequence[Sequence[Tensor]]) -> list[Tensor]:
     """Multiply every row with every matrix, and keep those of its experts.
 
-    See `prw.kernels.segments.shrink` for the arguments.
+    See `prw.kernels.cpu.shrink` for the arguments.
     """
     lows = []
     for matrices in stacks:
-        all_TS = wide_TW @ stacked(matrices, wide_TW.dtype, plan.fixed).mT
+        all_TS = wide_TW @ stacked(matrices, wide_TW.dtype, plan.fixed).mT  # [tokens, wide] -> [tokens, S]
         where_CR, exists_CR = places(plan, matrices)
         slots = plan.per_token
-        spread_CS = all_TS if slots == 1 else all_TS.repeat_interleave(slots, 0)
+        all_CS = all_TS if slots == 1 else all_TS.repeat_interleave(slots, 0)  # -> [choices, S]
         # Chosen, not multiplied by one: 0 * inf would leak a broken expert into everybody's rows.
-        lows.append(torch.where(exists_CR, spread_CS.gather(1, where_CR), all_TS.new_zeros(())))
+        lows.append(torch.where(exists_CR, all_CS.gather(1, where_CR), all_TS.new_zeros(())))
     return lows
 
 
-def spread(plan: Choices, low_CR: Tensor, matrices: Sequence[Tensor]) -> Tensor:
+def spread(plan: DensePlan, low_CR: Tensor, matrices: Sequence[Tensor]) -> Tensor:
     """Put each choice's row at the place of its expert, zeros elsewhere, to [tokens, sum of ranks]."""
     where_CR, exists_CR = places(plan, matrices)
     tokens = plan.shape[0] * plan.shape[2]
@@ -105,31 +106,29 @@ def spread(plan: Choices, low_CR: Tensor, matrices: Sequence[Tensor]) -> Tensor:
 
 
 def expand(
-    plan: Choices,
+    plan: DensePlan,
     lows: Sequence[Tensor],
     stacks: Sequence[Sequence[Tensor]],
-    bias: Tensor | None,
-    like: Tensor,
 ) -> Tensor:
     """Write what the experts make of their rows, added up over lists and slots.
 
-    See `prw.kernels.segments.expand` for the arguments.
+    See `prw.kernels.cpu.expand` for the arguments.
     """
     factors = [
         (spread(plan, low_CR, matrices), stacked(matrices, low_CR.dtype, plan.fixed))
         for low_CR, matrices in zip(lows, stacks, strict=True)
     ]
     (spread_TS, rows_SW), *further = factors
-    out_TW = spread_TS @ rows_SW if bias is None else torch.addmm(bias, spread_TS, rows_SW)
+    out_TW = spread_TS @ rows_SW  # [tokens, S] -> [tokens, wide]
     for spread_TS, rows_SW in further:
         out_TW.addmm_(spread_TS, rows_SW)
     return out_TW
 
 
-def add_to(plan: Choices, low_CR: Tensor, matrices: Sequence[Tensor], target: Tensor) -> None:
+def add_to(plan: DensePlan, low_CR: Tensor, matrices: Sequence[Tensor], target: Tensor) -> None:
     """Add what the experts make of rows in rank space to an output, in place.
 
-    See `prw.kernels.segments.add_to` for the arguments.
+    See `prw.kernels.cpu.add_to` for the arguments.
     """
     spread_TS, rows_SW = spread(plan, low_CR, matrices), stacked(matrices, low_CR.dtype, plan.fixed)
     if target.dim() == 2 and target.dtype == spread_TS.dtype:
@@ -138,13 +137,13 @@ def add_to(plan: Choices, low_CR: Tensor, matrices: Sequence[Tensor], target: Te
         target.add_((spread_TS @ rows_SW).view_as(target))  # in the wider dtype, and rounded once
 
 
-def weight_gradient(plan: Choices, low_CR: Tensor, wide_TW: Tensor, expert: int, rank: int) -> Tensor:
+def weight_gradient(plan: DensePlan, low_CR: Tensor, wide_TW: Tensor, expert: int, rank: int) -> Tensor:
     """Add up one expert's outer products, as one product over all rows with zeros for the others.
 
-    See `prw.kernels.segments.weight_gradient` for the arguments.
+    See `prw.kernels.cpu.weight_gradient` for the arguments.
     """
     mine_C1 = (plan.ids == expert).unsqueeze(-1)
     low_CR = torch.where(mine_C1, low_CR[:, :rank], low_CR.new_zeros(()))
     if plan.per_token > 1:
-        low_CR = low_CR.view(-1, plan.per_token, rank).sum(1)
+        low_CR = low_CR.view(-1, plan.per_token, rank).sum(1)  # [choices, rank] -> [tokens, rank]
     return low_CR.mT @ wide_TW

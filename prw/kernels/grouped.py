@@ -1,4 +1,4 @@
-"""The sorted routed products on CUDA: `torch.nn.functional.grouped_mm` over rows sorted by expert.
+"""The sorted backend on CUDA: `torch.nn.functional.grouped_mm` over rows sorted by expert.
 
 What is known of grouped_mm is kept here: it wants 16-bit floats and compute capability 9 (elsewhere it loops
 and waits for the device), strides of 16 bytes, int32 ends, contiguous rows, and it leaves rows behind the
@@ -6,7 +6,8 @@ last end as they were. Whole samples need no sorting: their experts' matrices ar
 one batch.
 """
 
-# Shape suffixes: T tokens, N items, K choices per item, C choices in all, W wide, R rank, E experts.
+# Shape suffixes: T tokens, N items, K choices per item, C choices in all (T * K), W wide (features in or
+# out), R rank, E experts. X and Y are W and R, or R and W.
 
 from __future__ import annotations
 
@@ -18,11 +19,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from prw.kernels import dense
-from prw.kernels.stacking import stacked
+from prw.kernels.weight_cache import stacked
 
 
 @dataclass(frozen=True, eq=False)
-class Sorted:
+class GroupedPlan:
     """The choices in the order of their experts, those that have none last.
 
     Attributes:
@@ -32,7 +33,7 @@ class Sorted:
         ends: End of each expert's rows, int32 of shape [experts].
     """
 
-    choices: dense.Choices
+    choices: dense.DensePlan
     order: Tensor | None = None
     inverse: Tensor | None = None
     ends: Tensor | None = None
@@ -66,19 +67,19 @@ def missing(device: torch.device, dtype: torch.dtype, rank: int, wide: int = 8) 
     return "" if rank % 8 == 0 else f"a rank that is a multiple of 8 (this is {rank})"
 
 
-def plan(expert_ids_NK: Tensor, experts: int, tokens_per_item: int, fixed: bool = True) -> Sorted:
-    """Sort the choices on the device; see `prw.kernels.runs.plan` for the arguments."""
+def plan(expert_ids_NK: Tensor, experts: int, tokens_per_item: int, fixed: bool = True) -> GroupedPlan:
+    """Sort the choices on the device; see `prw.kernels.cpu.plan` for the arguments."""
     choices = dense.plan(expert_ids_NK, experts, tokens_per_item, fixed)
     if tokens_per_item > 1:
-        return Sorted(choices)
+        return GroupedPlan(choices)
     keys_C = torch.where(choices.ids < 0, experts, choices.ids)
     order = keys_C.argsort(stable=True)
     inverse = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
     counts = (keys_C.unsqueeze(-1) == torch.arange(experts, device=keys_C.device)).sum(0)
-    return Sorted(choices, order, inverse, counts.cumsum(0).to(torch.int32))
+    return GroupedPlan(choices, order, inverse, counts.cumsum(0).to(torch.int32))
 
 
-def cube(plan: Sorted, matrices: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
+def cube(plan: GroupedPlan, matrices: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
     """Give all matrices as one [experts, largest rank, wide], zeros where there is no such rank."""
     ranks = [matrix.shape[0] for matrix in matrices]
     height = max(ranks) if len(set(ranks)) > 1 else 0
@@ -86,7 +87,7 @@ def cube(plan: Sorted, matrices: Sequence[Tensor], dtype: torch.dtype) -> Tensor
     return rows.view(len(matrices), -1, rows.shape[1])
 
 
-def by_group(plan: Sorted, rows_CX: Tensor, cube_EXY: Tensor) -> Tensor:
+def by_group(plan: GroupedPlan, rows_CX: Tensor, cube_EXY: Tensor) -> Tensor:
     """Multiply every choice's row with its expert's matrix; zeros where there is none."""
     if plan.ends is None:
         items, slots, tokens = plan.choices.shape
@@ -99,7 +100,7 @@ def by_group(plan: Sorted, rows_CX: Tensor, cube_EXY: Tensor) -> Tensor:
     return torch.where((plan.ids >= 0).unsqueeze(-1), out_CY, out_CY.new_zeros(()))
 
 
-def taken(plan: Sorted, wide_TW: Tensor) -> Tensor:
+def gathered(plan: GroupedPlan, wide_TW: Tensor) -> Tensor:
     """Give every choice its token's row, to [choices, wide]."""
     slots = plan.choices.per_token
     if plan.order is None:
@@ -107,20 +108,18 @@ def taken(plan: Sorted, wide_TW: Tensor) -> Tensor:
     return wide_TW.index_select(0, plan.order // slots if slots > 1 else plan.order)
 
 
-def shrink(plan: Sorted, wide_TW: Tensor, stacks: Sequence[Sequence[Tensor]]) -> list[Tensor]:
-    """Go into rank space; see `prw.kernels.segments.shrink` for the arguments."""
-    wide_CW = taken(plan, wide_TW)
+def shrink(plan: GroupedPlan, wide_TW: Tensor, stacks: Sequence[Sequence[Tensor]]) -> list[Tensor]:
+    """Go into rank space; see `prw.kernels.cpu.shrink` for the arguments."""
+    wide_CW = gathered(plan, wide_TW)
     return [by_group(plan, wide_CW, cube(plan, matrices, wide_CW.dtype).mT) for matrices in stacks]
 
 
 def expand(
-    plan: Sorted,
+    plan: GroupedPlan,
     lows: Sequence[Tensor],
     stacks: Sequence[Sequence[Tensor]],
-    bias: Tensor | None,
-    like: Tensor,
 ) -> Tensor:
-    """Come out of rank space; see `prw.kernels.segments.expand` for the arguments."""
+    """Come out of rank space; see `prw.kernels.cpu.expand` for the arguments."""
     parts = [
         by_group(plan, low_CR, cube(plan, matrices, low_CR.dtype))
         for low_CR, matrices in zip(lows, stacks, strict=True)
@@ -131,21 +130,21 @@ def expand(
     if plan.inverse is not None:
         wide_CW = wide_CW.index_select(0, plan.inverse)
     if plan.choices.per_token > 1:
-        wide_CW = wide_CW.unflatten(0, (-1, plan.choices.per_token)).sum(1)
-    return wide_CW if bias is None else wide_CW.add_(bias)
+        wide_CW = wide_CW.unflatten(0, (-1, plan.choices.per_token)).sum(1)  # -> [tokens, wide]
+    return wide_CW
 
 
-def add_to(plan: Sorted, low_CR: Tensor, matrices: Sequence[Tensor], target: Tensor) -> None:
-    """Come out of rank space onto an output; see `prw.kernels.segments.add_to` for the arguments."""
-    wide_TW = expand(plan, [low_CR], [matrices], None, target)
+def add_to(plan: GroupedPlan, low_CR: Tensor, matrices: Sequence[Tensor], target: Tensor) -> None:
+    """Come out of rank space onto an output; see `prw.kernels.cpu.add_to` for the arguments."""
+    wide_TW = expand(plan, [low_CR], [matrices])
     target.add_(wide_TW.view_as(target))  # in the wider dtype, and rounded once
 
 
-def weight_gradient(plan: Sorted, low_CR: Tensor, wide_TW: Tensor, expert: int, rank: int) -> Tensor:
-    """Add up one expert's outer products; see `prw.kernels.segments.weight_gradient` for the arguments."""
+def weight_gradient(plan: GroupedPlan, low_CR: Tensor, wide_TW: Tensor, expert: int, rank: int) -> Tensor:
+    """Add up one expert's outer products; see `prw.kernels.cpu.weight_gradient` for the arguments."""
     low_CR = torch.where((plan.ids == expert).unsqueeze(-1), low_CR[:, :rank], low_CR.new_zeros(()))
     if plan.inverse is not None:  # of narrow rows, not of wide ones
         low_CR = low_CR.index_select(0, plan.inverse)
     if plan.choices.per_token > 1:
-        low_CR = low_CR.unflatten(0, (-1, plan.choices.per_token)).sum(1)
+        low_CR = low_CR.unflatten(0, (-1, plan.choices.per_token)).sum(1)  # -> [tokens, rank]
     return low_CR.mT @ wide_TW

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from importlib import import_module
-from typing import NamedTuple, cast
+from typing import NamedTuple, get_args
 
 import torch
 
+from prw.config import KernelName
 from prw.errors import ConfigError
-from prw.kernels import dense, grouped, segments
-from prw.kernels.work import Backend
+from prw.kernels import grouped
 
-NAMES = ("auto", "dense", "grouped", "triton", "reference")
+NAMES: tuple[str, ...] = get_args(KernelName)
 """Every kernel by name; `auto` takes one of the others."""
 
 VARIABLE = "PRW_KERNEL"
@@ -94,23 +93,6 @@ def lacking(case: Case) -> str:
     if case.tokens_per_item > 1:
         return ""
     return grouped.missing(case.device, case.dtype, case.rank, case.wide)
-
-
-def backend_of(name: str, device: torch.device) -> Backend:
-    """Give the module that computes for a kernel's name.
-
-    Triton's is imported here, when it is chosen: it is no dependency.
-
-    Raises:
-        ConfigError: if the kernel has no backend, as `reference`.
-    """
-    if name == "dense":
-        return cast(Backend, dense)
-    if name == "grouped":
-        return cast(Backend, segments if device.type == "cpu" else grouped)
-    if name == "triton":
-        return cast(Backend, import_module("prw.kernels.triton"))
-    raise ConfigError(f"the kernel {name!r} has no backend; backends are dense, grouped and triton.")
 
 
 def forced(setting: str) -> tuple[str, str]:

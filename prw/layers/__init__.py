@@ -1,4 +1,4 @@
-"""Layers in pure torch: expert weights, the site that decides for K and V, the routed projection; no PEFT."""
+"""Layers in pure torch: expert weights, the site that decides for K and V, the routed linear; no PEFT."""
 
 from prw.layers.auxiliary import AddedLoss, AuxiliaryLoss
 from prw.layers.experts import (
@@ -8,13 +8,11 @@ from prw.layers.experts import (
     container_names,
     expert_names,
     pair_names,
+    pair_of,
 )
-from prw.layers.pairs import pair_of
 from prw.layers.pool import Pool, Scope
-from prw.layers.projection import RoutedProjection
-from prw.layers.reach import name_unreached
-from prw.layers.reading import explained
-from prw.layers.rows import WHOLE, Part, Rows, add_rows
+from prw.layers.reached import name_unreached
+from prw.layers.routed_linear import WHOLE, RoutedLinear, explained
 from prw.layers.site import Site, SiteRecord
 
 __all__ = [
@@ -22,16 +20,13 @@ __all__ = [
     "AddedLoss",
     "AuxiliaryLoss",
     "ExpertNames",
-    "Part",
     "Pool",
-    "RoutedProjection",
-    "Rows",
+    "RoutedLinear",
     "Scope",
     "Site",
     "SiteRecord",
     "add_expert_weights",
     "add_router_vectors",
-    "add_rows",
     "container_names",
     "expert_names",
     "explained",

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from prw.errors import ConfigError, PoolError, RoutingError
 from prw.layers.pool import Pool
-from prw.layers.reach import name_unreached
+from prw.layers.reached import name_unreached
 from prw.routing import Routing
 
 AuxiliaryLoss = Callable[..., Tensor]

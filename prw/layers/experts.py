@@ -1,4 +1,4 @@
-"""Where expert weights live: one module per expert and part, in containers keyed by adapter name.
+"""Where expert weights live: one module per expert and output slice, in containers keyed by adapter name.
 
 `prw_A0`, `prw_A1`, ... hold A; `prw_B*` hold B; `prw_gate*` and `prw_noise*` hold a site's router vectors.
 A projection that is keys and values at once has a pair for each: `prw_Ak0`, `prw_Bk0`, `prw_Av0`, `prw_Bv0`.
@@ -11,13 +11,14 @@ would do it to the experts, whose weights are read together and multiplied as on
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from prw.layers.rows import WHOLE, Part
+from prw.kernels import OutputSlice
 
 ALIGNMENT = 64
 """Bytes; torch's own memory on a host starts at multiples of it."""
@@ -41,7 +42,7 @@ class ExpertWeight(nn.Module):
 
     Attributes:
         weight: Of shape [out_features, in_features].
-        frozen: Whether this part never trains as things are.
+        frozen: Whether the weight is frozen with its expert.
         split: Whether it was ever split over processes; FSDP2 then fills it without torch counting changes.
     """
 
@@ -75,11 +76,11 @@ class ExpertWeight(nn.Module):
 
 
 LETTERS = ("", "k", "v")
-"""What may follow `prw_A` and `prw_B`: nothing, or which rows of a fused projection the pair is of."""
+"""What may follow `prw_A` and `prw_B`: nothing, or the output slice of a fused projection."""
 
 
 def expert_names(index: int, letter: str = "") -> ExpertNames:
-    """Name the containers of the expert at a position, for the part of that letter."""
+    """Name the containers of the expert at a position, for the output slice of that letter."""
     return ExpertNames(f"{DOWN}{letter}{index}", f"{UP}{letter}{index}", f"{GATE}{index}", f"{NOISE}{index}")
 
 
@@ -106,7 +107,13 @@ def container(layer: nn.Module, name: str) -> nn.ModuleDict:
 
 
 def add_expert_weights(
-    layer: nn.Module, index: int, adapter: str, rank: int, like: Tensor | None, part: Part = WHOLE[0]
+    layer: nn.Module,
+    index: int,
+    adapter: str,
+    rank: int,
+    like: Tensor | None,
+    letter: str = "",
+    output_slice: OutputSlice | None = None,
 ) -> None:
     """Give a projection the A and B of a new expert: A as torch starts a Linear, B zero, so nothing changes.
 
@@ -116,11 +123,12 @@ def add_expert_weights(
         adapter: Adapter name.
         rank: LoRA rank.
         like: A tensor whose device is taken, and for the first expert whose dtype if that is float64.
-        part: The rows that they add to.
+        letter: Which output slice they are of: "k" or "v" in a fused projection, else "".
+        output_slice: The columns that they add to; None means all.
     """
-    names = expert_names(index, part.letter)
-    dtype = dtype_of_pool(layer, DOWN + part.letter, adapter, like)
-    out_features = int(layer.out_features) if part.rows is None else part.rows.size  # type: ignore[arg-type]
+    names = expert_names(index, letter)
+    dtype = dtype_of_pool(layer, DOWN + letter, adapter, like)
+    out_features = int(layer.out_features) if output_slice is None else output_slice.size  # type: ignore[arg-type]
     down = new_weight(int(layer.in_features), rank, like, dtype)  # type: ignore[arg-type]
     up = new_weight(rank, out_features, like, dtype)
     nn.init.kaiming_uniform_(down.weight, a=math.sqrt(5))
@@ -147,14 +155,14 @@ def add_router_vectors(
     container(layer, names.noise)[adapter] = noise
 
 
-def dtype_of_pool(layer: nn.Module, part: str, adapter: str, like: Tensor | None) -> torch.dtype:
+def dtype_of_pool(layer: nn.Module, kind: str, adapter: str, like: Tensor | None) -> torch.dtype:
     """Give a new expert the dtype that the first one has by now, as after model.to(torch.bfloat16).
 
     The first is float32 whatever 16-bit or quantised dtype the base has, unless the base is float64.
     """
-    first = layer._modules.get(f"{part}0")
+    first = layer._modules.get(f"{kind}0")
     if isinstance(first, nn.ModuleDict) and adapter in first:
-        dtype: torch.dtype = weight_of(layer, f"{part}0", adapter).dtype
+        dtype: torch.dtype = weight_of(layer, f"{kind}0", adapter).dtype
         return dtype
     return torch.float64 if like is not None and like.dtype == torch.float64 else torch.float32
 
@@ -164,17 +172,17 @@ def new_weight(in_features: int, out_features: int, like: Tensor | None, dtype: 
     return ExpertWeight(in_features, out_features, None if like is None else like.device, dtype)
 
 
-def weights_of(layer: nn.Module, part: str, adapter: str, experts: int) -> list[Tensor]:
+def weights_of(layer: nn.Module, kind: str, adapter: str, experts: int) -> list[Tensor]:
     """Read one weight of each of the oldest experts.
 
     Args:
         layer: The projection.
-        part: Which weight: DOWN or UP with a part's letter, GATE or NOISE.
+        kind: Which weight: DOWN or UP with a slice's letter, GATE or NOISE.
         adapter: Adapter name.
         experts: How many experts.
     """
     containers = layer._modules
-    holders: list[Any] = [containers[f"{part}{index}"]._modules[adapter] for index in range(experts)]  # type: ignore[union-attr]
+    holders: list[Any] = [containers[f"{kind}{index}"]._modules[adapter] for index in range(experts)]  # type: ignore[union-attr]
     return [holder.weight if unhooked(holder) else holder() for holder in holders]
 
 
@@ -206,3 +214,34 @@ def is_split(layer: nn.Module, adapter: str) -> bool:
     mine: Any = next(held for held in containers if held is not None and adapter in held._modules)
     split: bool = mine[adapter].split
     return split
+
+
+def pair_of(
+    layer: nn.Module, adapter: str, index: int, read: Callable[[Tensor], Tensor] = Tensor.detach
+) -> tuple[Tensor, Tensor]:
+    """Give an expert's A and B at one projection as those of a plain LoRA, without their graph.
+
+    Of a projection that holds keys and values, A has the A of both, one above the other, and B is zero in the
+    rows of the queries: its rank is twice the expert's.
+
+    Args:
+        layer: The projection, a `RoutedLinear`.
+        adapter: Adapter name.
+        index: Position of the expert.
+        read: What is done with each weight first.
+
+    Returns:
+        Of shapes [rank, d_in] and [d_out, rank].
+    """
+    downs, ups = [], []
+    slices: dict[str, OutputSlice | None] = layer.slices_of(adapter)  # type: ignore[operator]
+    for letter, output_slice in slices.items():
+        names = expert_names(index, letter)
+        down, up = (read(weight_of(layer, name, adapter)) for name in (names.down, names.up))
+        if output_slice is None:
+            return down, up
+        whole = up.new_zeros(int(layer.out_features), up.shape[1])  # type: ignore[arg-type]
+        whole[output_slice.indices()] = up  # [columns of the slice, rank] -> [d_out, rank]
+        downs.append(down)
+        ups.append(whole)
+    return torch.cat(downs), torch.cat(ups, dim=1)

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from prw.errors import ConfigError, RoutingError
-from prw.layers.turn import traced
-from prw.routing.groups import Groups
+from prw.execution import traced
+from prw.routing import SampleGroups
 
 ADVICE = (
     "Say which sample each row belongs to with `with weave.samples(...)`, or route every token by itself "
@@ -50,7 +50,7 @@ class Samples:
 
     count: int
     index: Tensor | None
-    _made: dict[Shape, Groups] = field(init=False, default_factory=dict)
+    _made: dict[Shape, SampleGroups] = field(init=False, default_factory=dict)
 
     @classmethod
     def checked(cls, given: Tensor | int, device: torch.device) -> Samples:
@@ -69,7 +69,7 @@ class Samples:
             f"of shape [axis 0] or [axis 0, axis 1] of what the sites see; got {found}."
         )
 
-    def groups(self, hidden: Tensor, site: str) -> Groups:
+    def groups(self, hidden: Tensor, site: str) -> SampleGroups:
         """Give the sample of each row of an input of shape [..., d]; worked out once for all sites alike.
 
         Raises:
@@ -86,7 +86,7 @@ class Samples:
             groups = self._made[shape] = self._groups(hidden, site)
         return groups
 
-    def _groups(self, hidden: Tensor, site: str) -> Groups:
+    def _groups(self, hidden: Tensor, site: str) -> SampleGroups:
         """Work out the sample of each row."""
         around = hidden.shape[:-1]
         if self.index is None:
@@ -106,7 +106,7 @@ class Samples:
                 "give the number of samples instead."
             )
         whole = axis.reshape(*axis.shape, *[1] * (len(around) - axis.dim())).expand(around)
-        return Groups(whole.reshape(-1), self.count)
+        return SampleGroups(whole.reshape(-1), self.count)
 
 
 def keeps(hidden: Tensor, index: Tensor | None) -> bool:

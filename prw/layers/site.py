@@ -1,5 +1,7 @@
 """The site: one attention block whose key and value projections share one routing decision."""
 
+# Shape suffixes: T tokens (rows of the input), N items (tokens, or whole samples), K choices per item.
+
 from __future__ import annotations
 
 import threading
@@ -9,23 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from prw.errors import RoutingError
-from prw.layers.experts import GATE, NOISE, weights_of
+from prw.execution import recomputing
+from prw.kernels import Choice, DispatchPlan, make_plan
+from prw.layers.checkpointing import CheckpointedForwards
+from prw.layers.experts import GATE, NOISE, is_split, weights_of
 from prw.layers.pool import Pool, Scope
-from prw.layers.recompute import Checkpointed
-from prw.layers.turn import Turn
-from prw.routing import Groups, RoutingDecision, decide
-from prw.routing.features import as_batch
-
-
-class Pending(NamedTuple):
-    """A decision waiting for the site's other projection to be called with the very same input."""
-
-    hidden: Tensor
-    version: int | None
-    asker: nn.Module
-    scope: Scope
-    with_grad: bool
-    turn: Turn
+from prw.routing import RoutingDecision, SampleGroups, as_batch, decide
 
 
 class SiteRecord(NamedTuple):
@@ -44,12 +35,75 @@ class SiteRecord(NamedTuple):
     out_features: tuple[int, ...]
 
 
+class CachedDecision:
+    """The decision for one input, and what the site's first projection (K, as a rule) leaves for the next.
+
+    That is the kernel, the dispatch plan and the input in the experts' dtype. It fits the next projection if
+    its input is the very same tensor, unchanged, under the same `with` blocks and gradient mode.
+
+    Attributes:
+        decision: The site's decision.
+        kernel: The kernel, once a projection has chosen it, and why.
+    """
+
+    def __init__(self, decision: RoutingDecision, hidden: Tensor, caller: nn.Module, scope: Scope) -> None:
+        """Keep a decision, and what it was made for."""
+        self.decision = decision
+        self.kernel: Choice | None = None
+        self._plan: DispatchPlan | None = None
+        self._read: Tensor | None = None
+        self._hidden, self._version = hidden, version_of(hidden)
+        self._caller, self._scope, self._with_grad = caller, scope, torch.is_grad_enabled()
+
+    def fits(self, hidden: Tensor, caller: nn.Module, scope: Scope) -> bool:
+        """Say whether this is the decision for another projection's input."""
+        same_input = self._hidden is hidden and self._version == version_of(hidden)
+        same_mode = self._scope.agrees(scope) and self._with_grad == torch.is_grad_enabled()
+        return same_input and same_mode and self._caller is not caller
+
+    @property
+    def ids_NK(self) -> Tensor:  # noqa: N802  # a shape suffix
+        """Chosen experts: [batch, items] or [batch, items, k] -> [items, choices]."""
+        return self.decision.choices.flatten(0, 1)
+
+    @property
+    def gates_NK(self) -> Tensor:  # noqa: N802  # a shape suffix
+        """Their gates, likewise."""
+        gates = self.decision.weights
+        return gates.flatten(0, 1) if gates.dim() == 3 else gates.reshape(-1, 1)
+
+    def tokens_per_item(self, rows: int) -> int:
+        """Count the rows of the input that each item stands for."""
+        batch, items = self.decision.expert_ids.shape[:2]
+        return rows // max(batch * items, 1)
+
+    def plan(self, kernel: str, rows: int, site: Site) -> DispatchPlan:
+        """Give the dispatch plan, made once for all projections of the site.
+
+        Args:
+            kernel: Name of a kernel that has a backend.
+            rows: Rows of the input.
+            site: The site.
+        """
+        if self._plan is None:
+            experts, tokens = self.decision.num_experts, self.tokens_per_item(rows)
+            fixed = not any(is_split(member, site.adapter) for member in site.projections.values())
+            self._plan = make_plan(kernel, self.ids_NK, experts, tokens, fixed)
+        return self._plan
+
+    def read(self, hidden_TI: Tensor, dtype: torch.dtype) -> Tensor:
+        """Give the input without its graph in the experts' dtype, cast once for all projections."""
+        if self._read is None or self._read.dtype != dtype:
+            self._read = hidden_TI.detach().to(dtype)
+        return self._read
+
+
 class Site:
     """Decides once for the projections of one attention block.
 
-    The first projection that is called (K, as a rule) makes the decision and leaves it here; the second takes
-    it if its input is the very same tensor, in the same thread and under the same `with` blocks, and the
-    place is empty again. Otherwise it decides for itself. Nothing else is ever left on the model.
+    The first projection that is called (K, as a rule) makes the decision and leaves it here; the next takes
+    it, in the same thread, if it fits, and the place is empty again. Otherwise it decides for itself. Nothing
+    else is ever left on the model.
 
     Attributes:
         name: Path of the block in the model.
@@ -67,13 +121,13 @@ class Site:
         # The members again, without their paths: a block compiled once serves all blocks of its class, unless
         # it looks something up by a path, which is another one in each of them.
         self._members: list[nn.Module] = []
-        self._pending: dict[int, Pending] = {}
-        self._checkpointed = Checkpointed()
+        self._cached: dict[int, CachedDecision] = {}  # by thread
+        self._checkpointed = CheckpointedForwards()
         pool.sites.append(self)
 
     def __getstate__(self) -> dict[str, Any]:
         """Copy and pickle without the decision in flight."""
-        return {**self.__dict__, "_pending": {}}
+        return {**self.__dict__, "_cached": {}}
 
     @property
     def router(self) -> nn.Module:
@@ -82,7 +136,7 @@ class Site:
 
     @property
     def acts(self) -> bool:
-        """Whether the experts of any member are switched on, as its adapter and the open blocks have it."""
+        """Whether the experts of any member are switched on, by its adapter and the open blocks."""
         on = (cast(Any, member).acts(self.adapter) for member in self._members)
         return self.pool.size > 0 and any(on)
 
@@ -112,56 +166,55 @@ class Site:
         widths = tuple(width for layer in layers for width in layer.widths(self.adapter))
         return SiteRecord(self.name, tuple(self.projections), cast(int, self.router.in_features), widths)
 
-    def decide(self, hidden: Tensor, asker: nn.Module, one_sample: bool = False) -> RoutingDecision | None:
-        """Give the decision for an input; see `turn`."""
-        turn = self.turn(hidden, asker, one_sample)
-        return None if turn is None else turn.decision
-
-    def turn(self, hidden: Tensor, asker: nn.Module, one_sample: bool = False) -> Turn | None:
-        """Give the decision for an input, made now or left by the other projection with what it has read.
+    def decide(self, hidden: Tensor, caller: nn.Module, one_sample: bool = False) -> CachedDecision | None:
+        """Give the decision for an input: the one that another projection has left, or a new one.
 
         Args:
             hidden: Input of the projection, of shape [batch, tokens, d] or [tokens, d].
-            asker: The projection that asks.
+            caller: The projection.
             one_sample: Whether an input of shape [tokens, d] is known to be one sample.
 
         Returns:
-            The decision in its turn, or None where no expert is in use.
+            The decision, or None where no expert is in use.
 
         Raises:
             RoutingError: if whole samples are routed and the input does not tell which rows are one.
         """
-        scope, compiling = self.pool.scope, torch.compiler.is_compiling()
+        scope, compiling, again = self.pool.scope, torch.compiler.is_compiling(), recomputing()
         if not compiling and self.pool.recorder is not None and not self.pool.all_settled:
-            self.pool.called.add(id(asker))
-        recomputing = not compiling and torch._C._current_graph_task_id() != -1
-        if recomputing:
+            self.pool.called.add(id(caller))
+        if again:
             self._checkpointed.check(scope, self.name)
-        turn = self._turn(hidden, asker, recomputing, one_sample) if self.pool.size > 0 else None
-        if not recomputing and not compiling:
-            made = () if turn is None else (turn.decision.weights,)
+        decided = self._taken_or_made(hidden, caller, one_sample) if self.pool.size > 0 else None
+        if not again and not compiling:
+            made = () if decided is None else (decided.decision.weights,)
             self._checkpointed.add(scope, *made, hidden)
-        return turn
+        return decided
 
-    def _turn(self, hidden: Tensor, asker: nn.Module, recomputing: bool, one_sample: bool) -> Turn:
-        """Take the decision that is waiting, or make one and leave it for the other projection."""
-        slot = 0 if torch.compiler.is_compiling() else threading.get_ident()
-        waiting = self._pending.pop(slot, None)
-        if waiting is not None and self._fits(waiting, hidden, asker):
-            return waiting.turn
+    def _taken_or_made(self, hidden: Tensor, caller: nn.Module, one_sample: bool) -> CachedDecision:
+        """Take the cached decision if it fits, or make one and leave it for the next projection."""
+        thread = 0 if torch.compiler.is_compiling() else threading.get_ident()
+        cached = self._cached.pop(thread, None)
+        if cached is not None and cached.fits(hidden, caller, self.pool.scope):
+            return cached
         groups = self.groups(hidden, one_sample)
-        batch = as_batch(hidden)
-        routed = self._routed(batch)
-        decision = self._fresh(batch, routed, groups, asker.training)
-        turn = Turn(decision if groups is None else groups.to_rows(decision))
+        decision = self._made(as_batch(hidden), groups, caller.training)
+        by_row = decision if groups is None else groups.to_rows(decision)
+        made = CachedDecision(by_row, hidden, caller, self.pool.scope)
         if len(self._members) > 1:
-            grad, version = torch.is_grad_enabled(), version_of(hidden)
-            self._pending[slot] = Pending(hidden, version, asker, self.pool.scope, grad, turn)
-        if self.pool.recorder is not None and not recomputing:
+            self._cached[thread] = made
+        if self.pool.recorder is not None and not recomputing():
             self.pool.recorder.add(self.name, decision)
-        return turn
+        return made
 
-    def groups(self, hidden: Tensor, one_sample: bool = False) -> Groups | None:
+    def _made(self, hidden: Tensor, groups: SampleGroups | None, training: bool) -> RoutingDecision:
+        """Make a decision for an input of shape [batch, tokens, d]."""
+        size, settings = self.pool.size, self.pool.settings
+        router = weights_of(self.router, GATE, self.adapter, size)
+        noise = weights_of(self.router, NOISE, self.adapter, size) if settings.noise else []
+        return decide(hidden, router, noise, settings, self._routed(hidden), training, groups)
+
+    def groups(self, hidden: Tensor, one_sample: bool = False) -> SampleGroups | None:
         """Give the sample of each row, where it was said; None where axis 0 is it, or tokens are routed.
 
         Args:
@@ -174,28 +227,14 @@ class Site:
         if self.pool.scope.samples is not None:
             return self.pool.scope.samples.groups(hidden, self.name)
         sizes = self.pool.batch_sizes
-        traced = (
-            torch.compiler.is_compiling()
-        )  # where the number of axes is known, and the call's sizes are not
+        # Where a graph is compiled the number of axes is known, and the call's sizes are not.
+        traced = torch.compiler.is_compiling()
         if sizes is not None and not one_sample and (hidden.dim() == 2 or not traced):
             sizes.check(hidden, self.name)
         return None
 
-    def _fits(self, waiting: Pending, hidden: Tensor, asker: nn.Module) -> bool:
-        same_input = waiting.hidden is hidden and waiting.version == version_of(hidden)
-        same_call = same_input and waiting.asker is not asker
-        same_scope = waiting.scope.agrees(self.pool.scope)
-        return same_call and same_scope and waiting.with_grad == torch.is_grad_enabled()
-
-    def _fresh(
-        self, hidden: Tensor, routed: Tensor | None, groups: Groups | None, training: bool
-    ) -> RoutingDecision:
-        size, settings = self.pool.size, self.pool.settings
-        gates = weights_of(self.router, GATE, self.adapter, size)
-        noises = weights_of(self.router, NOISE, self.adapter, size) if settings.noise else []
-        return decide(hidden, gates, noises, settings, routed, training, groups)
-
     def _routed(self, hidden: Tensor) -> Tensor | None:
+        """Give which tokens are routed, bool of shape [batch, tokens]; None means all."""
         routed = self.pool.scope.routed_on(hidden.device)
         if routed is None:
             return None

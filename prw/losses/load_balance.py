@@ -7,7 +7,7 @@ from torch import Tensor
 
 from prw.losses.checks import check_gradient, check_weight
 from prw.routing import Routing, RoutingDecision
-from prw.routing.merge import by_size, merged, owners
+from prw.routing.statistics import by_size, merged, owners
 
 
 def load_balance_loss(routing: Routing, alpha: float = 1.0, *, mask: Tensor | None = None) -> Tensor:

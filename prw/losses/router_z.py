@@ -7,7 +7,7 @@ from torch import Tensor
 
 from prw.losses.checks import check_gradient, check_weight
 from prw.routing import Routing
-from prw.routing.merge import by_size, merged
+from prw.routing.statistics import by_size, merged
 
 
 def router_z_loss(routing: Routing, alpha: float = 1.0, *, mask: Tensor | None = None) -> Tensor:

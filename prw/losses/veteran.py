@@ -8,7 +8,7 @@ from prw.config import Share
 from prw.errors import ConfigError
 from prw.losses.checks import check_gradient, check_weight
 from prw.routing import Routing
-from prw.routing.record import Per
+from prw.routing.recording import Per
 
 
 def veteran_loss(

@@ -1,14 +1,24 @@
-"""What a record says of the routing as a whole and site by site, and the alarm when it has collapsed."""
+"""Statistics of recorded decisions: laid end to end, summed up per site on the device, then divided once.
+
+decisions -> merged -> tally [sites, experts + measures] -> statistics, and the alarm of a collapse
+"""
+
+# Shapes: an item is a token or a whole sample; `items` counts those of all decisions that are merged.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
-from prw.errors import ConfigError
-from prw.routing.tally import MEASURES, Tally
+from prw.errors import ConfigError, RoutingError
+from prw.routing.decision import RoutingDecision
+
+MEASURES = ("items", "newest", "gate", "entropy", "margin")
+"""What is summed for each site besides the items of each expert."""
 
 
 class Collapse(NamedTuple):
@@ -113,3 +123,188 @@ def statistics_of(tally: Tally) -> RoutingStatistics:
         site_entropy=of["entropy"] / items,
         site_margin=of["margin"] / items,
     )
+
+
+class Tally(NamedTuple):
+    """Sums of one or several records over the items that count.
+
+    Attributes:
+        sites: Names of the sites.
+        experts: Names of the experts, oldest first.
+        sums: Float32 of shape [sites, experts + measures], on the device of the decisions: how often each
+            expert was chosen, then MEASURES.
+    """
+
+    sites: tuple[str, ...]
+    experts: tuple[str, ...]
+    sums: Tensor
+
+    def plus(self, other: Tally | None) -> Tally:
+        """Add another record's sums; None adds nothing.
+
+        Raises:
+            RoutingError: if it is of other sites or experts.
+        """
+        if other is None:
+            return self
+        if (self.sites, self.experts) != (other.sites, other.experts):
+            raise RoutingError(
+                f"records of other sites or experts cannot be added: {len(self.sites)} sites with experts "
+                f"{', '.join(self.experts)}, and {len(other.sites)} with {', '.join(other.experts)}. Start a "
+                "new tally when an expert is added."
+            )
+        return self._replace(sums=self.sums + other.sums.to(self.sums.device))
+
+
+@torch.no_grad()
+def tally(
+    decisions: Mapping[str, Sequence[RoutingDecision]], experts: tuple[str, ...], mask: Tensor | None = None
+) -> Tally:
+    """Sum over all items of all sites at once; nothing is read back from the device.
+
+    Args:
+        decisions: Site name to its decisions.
+        experts: Names of the experts, oldest first.
+        mask: Which tokens count, bool of shape [batch, tokens]; None means all that are routed.
+    """
+    flat = [decision for of_site in decisions.values() for decision in of_site]
+    homes = [site for site, of_site in enumerate(decisions.values()) for _ in of_site]
+    check_sizes(flat, experts)
+    sums = torch.zeros(len(decisions), len(experts) + len(MEASURES), device=flat[0].expert_ids.device)
+    for places in by_size(flat).values():
+        group = [flat[place] for place in places]
+        rows = measured(merged(group, mask), len(experts))
+        sums.index_add_(0, owners(group, [homes[place] for place in places], sums.device), rows)
+    return Tally(tuple(decisions), experts, sums)
+
+
+def measured(decision: RoutingDecision, num_experts: int) -> Tensor:
+    """Write each item of a decision of shape [1, items] as one row: a one for each choice, then MEASURES.
+
+    Returns:
+        Float32 of shape [items, num_experts + measures]; zeros for an item that does not count.
+    """
+    choices, probabilities = decision.choices[0], decision.probabilities[0].float()
+    counted = decision.routed[0]
+    chosen = (choices.unsqueeze(-1) == torch.arange(num_experts, device=choices.device)).sum(1)
+    best = probabilities.topk(min(2, decision.num_experts), dim=-1).values
+    margin = best[:, 0] - best[:, 1] if decision.num_experts > 1 else best[:, 0]
+    entropy = torch.special.entr(probabilities).sum(-1)
+    newest = (choices == decision.num_experts - 1).any(-1)
+    weights = decision.weights[0].float().reshape(choices.shape).sum(-1)
+    measures = torch.stack([counted, newest, weights, entropy, margin], dim=-1)
+    rows = torch.cat([chosen.float(), measures], dim=-1)
+    return torch.where(counted.unsqueeze(-1), rows, torch.zeros_like(rows))
+
+
+def check_sizes(decisions: Sequence[RoutingDecision], experts: tuple[str, ...]) -> None:
+    """Refuse decisions over more experts than the record has names for.
+
+    Raises:
+        RoutingError: says how many.
+    """
+    largest = max(decision.num_experts for decision in decisions)
+    if largest > len(experts):
+        raise RoutingError(
+            f"a decision among {largest} experts was recorded, but the record began with {len(experts)} "
+            f"({', '.join(experts)}). An expert was added inside `with weave.record()`; record again after."
+        )
+
+
+def merged(
+    decisions: Sequence[RoutingDecision], mask: Tensor | None = None, by_sample: bool = False
+) -> RoutingDecision:
+    """Lay decisions over one number of experts end to end.
+
+    Args:
+        decisions: At least one; `by_sample` asks for one batch size. They may lie on several devices, as
+            those of nn.DataParallel do; the first one's is taken.
+        mask: Which tokens count, bool of shape [batch, tokens]; None means all that are routed.
+        by_sample: Whether samples stay apart.
+
+    Returns:
+        One decision of shape [1, items], or [batch, items] by sample, in the order of the decisions, with the
+        axes after them kept; an item that is masked out has the expert -1, as one that is not routed.
+
+    Raises:
+        ConfigError: if the mask is not of bools.
+        RoutingError: if the mask does not fit a decision.
+    """
+    device = decisions[0].expert_ids.device
+
+    def laid(parts: Sequence[Tensor]) -> Tensor:
+        if by_sample:
+            return torch.cat([part.to(device) for part in parts], dim=1)
+        return torch.cat([part.flatten(0, 1).to(device) for part in parts]).unsqueeze(0)
+
+    whole = RoutingDecision(*(laid(parts) for parts in zip(*decisions, strict=True)))
+    if mask is None:
+        return whole
+    mask = mask.to(device) if isinstance(mask, Tensor) else mask
+    counted = laid([item_mask(mask, decision.choices[..., 0]) for decision in decisions])
+    if whole.expert_ids.dim() == 3:
+        counted = counted.unsqueeze(-1)
+    return whole._replace(
+        expert_ids=torch.where(counted, whole.expert_ids, torch.full_like(whole.expert_ids, -1))
+    )
+
+
+def owners(decisions: Sequence[RoutingDecision], homes: Sequence[int], device: torch.device) -> Tensor:
+    """Number the owner of each item of `merged` decisions, int64 of shape [items].
+
+    The numbers are filled in on the device: a list of the host would be copied, and waited for.
+
+    Args:
+        decisions: The decisions.
+        homes: The number of each one's owner, for instance its site; those of one owner stand together.
+        device: Where they are wanted.
+    """
+    counts: dict[int, int] = {}
+    for decision, home in zip(decisions, homes, strict=True):
+        counts[home] = counts.get(home, 0) + decision.logits.shape[:-1].numel()
+    first, length = homes[0], counts[homes[0]]
+    if list(counts) == list(range(first, first + len(counts))) and set(counts.values()) == {length}:
+        return torch.arange(first, first + len(counts), device=device).repeat_interleave(length)
+    return torch.cat([torch.full((count,), home, device=device) for home, count in counts.items()])
+
+
+def item_mask(mask: Tensor, expert_ids: Tensor) -> Tensor:
+    """Turn a mask of tokens into one of a decision's items.
+
+    Args:
+        mask: Bool of shape [batch, tokens].
+        expert_ids: Of shape [batch, items]. Where there is one item for several tokens, as with whole
+            samples, it counts if any of its tokens does.
+
+    Raises:
+        ConfigError: if the mask is not of bools.
+        RoutingError: if the shapes do not fit.
+    """
+    if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
+        found = getattr(mask, "dtype", type(mask).__name__)
+        raise ConfigError(
+            f"mask takes bools, True where a token counts; got {found}. From an attention mask of ones "
+            "and zeros take attention_mask.bool()."
+        )
+    if mask.shape == expert_ids.shape:
+        return mask
+    if mask.dim() == 2 and (mask.shape[0], 1) == tuple(expert_ids.shape):
+        return mask.any(dim=1, keepdim=True)
+    raise RoutingError(
+        f"the mask has shape {tuple(mask.shape)}, but a decision of shape {tuple(expert_ids.shape)} [batch, "
+        "items] was recorded. It must cover the tokens that the sites see: record each forward by itself, "
+        "and where sites see different tokens (cross-attention, cached generation) pass no mask and use "
+        "`with weave.route_only(mask)` or prw.project instead."
+    )
+
+
+def by_size(decisions: Sequence[RoutingDecision]) -> dict[int, list[int]]:
+    """Group decisions by the size of the pool they chose from: one group, unless `as_of` was open for some.
+
+    Returns:
+        Size to the places of its decisions.
+    """
+    places: dict[int, list[int]] = {}
+    for place, decision in enumerate(decisions):
+        places.setdefault(decision.num_experts, []).append(place)
+    return places

@@ -6,7 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from prw.layers import Part, expert_names
+from prw.kernels import OutputSlice
+from prw.layers import expert_names
 from prw.layers.experts import weight_of
 from prw.storage.sharded import put
 from prw.tuner import PrwLinear
@@ -14,10 +15,10 @@ from prw.tuner import PrwLinear
 
 def place(layer: PrwLinear, adapter: str, index: int, down: Tensor, up: Tensor) -> None:
     """Overwrite one expert at one projection by A and B of a plain LoRA, but for rows without experts."""
-    for part in layer.parts_of(adapter):
-        names = expert_names(index, part.letter)
+    for letter, output_slice in layer.slices_of(adapter).items():
+        names = expert_names(index, letter)
         here, there = weight_of(layer, names.down, adapter), weight_of(layer, names.up, adapter)
-        part_down, part_up = cut(part, down, up)
+        part_down, part_up = cut(output_slice, down, up)
         missing = here.shape[0] - part_down.shape[0]
         put(here, F.pad(part_down, (0, 0, 0, missing)))
         put(there, F.pad(part_up, (0, missing)))
@@ -25,21 +26,21 @@ def place(layer: PrwLinear, adapter: str, index: int, down: Tensor, up: Tensor) 
 
 def rank_needed(layer: PrwLinear, adapter: str, down: Tensor, up: Tensor) -> int:
     """Tell which rank an expert needs at this projection to hold a plain LoRA; one at least."""
-    return max(1, *(cut(part, down, up)[0].shape[0] for part in layer.parts_of(adapter)))
+    return max(1, *(cut(one, down, up)[0].shape[0] for one in layer.slices_of(adapter).values()))
 
 
 def rows_left_out(layer: PrwLinear, adapter: str, up: Tensor) -> int:
     """Count the rows that a plain LoRA changes and experts do not: of a fused projection, its queries."""
     others = torch.ones(layer.out_features, dtype=torch.bool)
-    for part in layer.parts_of(adapter):
-        others[slice(None) if part.rows is None else part.rows.indices()] = False
+    for one in layer.slices_of(adapter).values():
+        others[slice(None) if one is None else one.indices()] = False
     return int(up[others].any(dim=1).sum())
 
 
-def cut(part: Part, down: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
-    """Keep what of a LoRA acts on a part: its rows of B, and the ranks that those rows use."""
-    if part.rows is None:
+def cut(output_slice: OutputSlice | None, down: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
+    """Keep what of a LoRA acts on an output slice: its rows of B, and the ranks that those rows use."""
+    if output_slice is None:
         return down, up
-    rows = up[part.rows.indices()]
+    rows = up[output_slice.indices()]
     used = rows.any(dim=0)
     return down[used], rows[:, used]

@@ -11,8 +11,7 @@ from torch import Tensor, nn
 
 from prw.errors import UnsupportedError
 from prw.layers import pair_of
-from prw.layers.turn import per_token
-from prw.routing import Routing
+from prw.routing import Routing, per_token
 from prw.tuner import Layers, PrwAttention, PrwLinear, pool_of
 
 

@@ -1,6 +1,5 @@
 """PRW as a PEFT method: the one package that knows PEFT's internals. Importing it registers the method."""
 
-from prw.tuner.attention import PrwAttention
 from prw.tuner.config import PrwConfig, register
 from prw.tuner.growth import (
     Layers,
@@ -26,6 +25,7 @@ from prw.tuner.injection import (
 )
 from prw.tuner.layer import PrwLinear, project
 from prw.tuner.merging import merge
+from prw.tuner.mha import PrwAttention
 from prw.tuner.model import PrwModel
 from prw.tuner.module_paths import (
     PEFT_PREFIX,

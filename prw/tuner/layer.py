@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from prw.errors import UnsupportedError
+from prw.kernels import OutputSlice
 from prw.layers import (
     WHOLE,
-    Part,
-    RoutedProjection,
+    RoutedLinear,
     Site,
     add_expert_weights,
     add_router_vectors,
@@ -33,10 +33,10 @@ from prw.tuner.host_calls import (
 )
 
 
-class PrwLinear(RoutedProjection, BaseTunerLayer):
+class PrwLinear(RoutedLinear, BaseTunerLayer):
     """A Linear, plain or quantised, with routed experts beside it."""
 
-    other_param_names = ("sites", "parts", "strengths", "scales")
+    other_param_names = ("sites", "slices", "strengths", "scales")
 
     def __init__(self, base_layer: nn.Module, in_features: int, out_features: int) -> None:
         """Wrap a projection; it has no experts yet."""
@@ -79,10 +79,12 @@ class PrwLinear(RoutedProjection, BaseTunerLayer):
             )
         return {}
 
-    def join(self, adapter: str, site: Site, path: str, parts: tuple[Part, ...] = WHOLE) -> None:
+    def join(
+        self, adapter: str, site: Site, path: str, slices: Mapping[str, OutputSlice | None] = WHOLE
+    ) -> None:
         """Make this projection a member of a site and give it the weights of the pool's experts."""
         self.sites[adapter] = site
-        self.parts[adapter] = parts
+        self.slices[adapter] = slices
         self.strengths[adapter] = 1.0
         self.scales[adapter] = site.pool.settings.scale_at(path)
         site.add(path, self)
@@ -99,8 +101,8 @@ class PrwLinear(RoutedProjection, BaseTunerLayer):
         like = next(self.get_base_layer().parameters(), None)
         refuse_elsewhere(like, offloaded=hasattr(self.get_base_layer(), "_hf_hook"))
         rank = site.pool.rank_at(index, site.path_of(self))
-        for part in self.parts_of(adapter):
-            add_expert_weights(self, index, adapter, rank, like, part)
+        for letter, output_slice in self.slices_of(adapter).items():
+            add_expert_weights(self, index, adapter, rank, like, letter, output_slice)
         if site.router is self:
             add_router_vectors(self, index, adapter, site.pool.settings.gate_std, like)
         new = [name for name in names if name in self._modules and name not in self.adapter_layer_names]
@@ -145,7 +147,7 @@ class PrwLinear(RoutedProjection, BaseTunerLayer):
             return output
         for adapter in self.active_adapters:
             if adapter in self.sites:
-                output = self.with_experts(output, hidden, adapter, self.strengths[adapter])
+                output = self.add_experts(output, hidden, adapter, self.strengths[adapter])
         return output
 
     @property

@@ -18,13 +18,13 @@ from torch import nn
 
 from prw.errors import PoolError, TargetError, UnsupportedError
 from prw.layers import Pool, Site
-from prw.tuner.attention import PrwAttention
 from prw.tuner.config import PrwConfig
 from prw.tuner.growth import refresh_training
 from prw.tuner.host_calls import refuse_without_settings
 from prw.tuner.injection import layers_of, put_back, unwatch, unwrap
 from prw.tuner.layer import PrwLinear
 from prw.tuner.merging import merge_all
+from prw.tuner.mha import PrwAttention
 from prw.tuner.module_paths import (
     PEFT_PREFIX,
     base_path,
@@ -79,7 +79,6 @@ class PrwModel(BaseTuner):
             self._pool = Pool(plan.config.settings(), tuple(plan.config.experts), plan.config.expert_ranks)
             self._planned: dict[str, SitePlan] = {path: site for site in plan.sites for path in site.slices}
             self._sites: dict[str, Site] = {}
-            self._kin: list[PrwAttention] = []
             warn_of_others(model, self.active_adapters)
             super().inject_adapter(model, adapter_name, autocast_adapter_dtype, low_cpu_mem_usage, state_dict)
         except BaseException:
@@ -228,9 +227,6 @@ class PrwModel(BaseTuner):
         layer = target if isinstance(target, PrwLinear) else wrap(target, path)
         layer.join(adapter_name, self._sites[plan.name], path, plan.slices[path])
         refresh_training({path: layer}, adapter_name, cast(PrwConfig, peft_config))
-        if isinstance(layer, PrwAttention) and layer is not target:
-            self._kin.append(layer)
-            layer.kin = self._kin
         if layer is not target:
             self._replace_module(parent, target_name, layer, target)
 

@@ -181,7 +181,6 @@ def expand_kernel(
     addresses1,
     ranks,
     leads,
-    bias,
     ids,
     order,
     sizes,
@@ -210,12 +209,11 @@ def expand_kernel(
     FULL_WIDE: tl.constexpr,
     MATRIX: tl.constexpr,
     WIDEN: tl.constexpr,
-    BIAS: tl.constexpr,
     ADD: tl.constexpr,
 ):
-    """Compute out[token of c] = bias + low[c] . M_e(c), both lows of a pair added: a tile, a block of wide.
+    """Compute out[token of c] = low[c] . M_e(c), both lows of a pair added: a tile, a block of wide.
 
-    It writes: rows of nobody's group get the bias, or zeros. With ADD it adds to what is there and leaves
+    It writes: rows of nobody's group get zeros. With ADD it adds to what is there and leaves
     those rows alone; that is how a second slot or a third low comes on top. It computes in low's dtype.
     """
     group, token, real = find_tile(
@@ -241,8 +239,6 @@ def expand_kernel(
             matrix = piece(m1, own, lead, wide, row, column, WIDE_UNIT, FULL_RANK, FULL_WIDE, False, dtype)
             total = dot(low, matrix, total, WIDEN)
     at = out + token[:, None] * out_row + column[None, :]
-    if BIAS:
-        total += tl.load(bias + column, mask=column < wide, other=0.0).to(tl.float32)[None, :]
     end = tl.where(group < experts, wide, 0) if ADD else wide  # nobody's rows stay as they are
     mask = real[:, None] & (column < end)[None, :]
     if ADD:

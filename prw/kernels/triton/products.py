@@ -63,7 +63,7 @@ def shrink_pair(plan: Plan, wide_TI: Tensor, made: Sequence[Stack]) -> tuple[Ten
     parts = lows if splits == 1 else lows.new_empty((splits, *lows.shape), dtype=torch.float32)
     into = parts.view(-1, plan.choices, rank)
     shrink_kernel[tiles * plan.slots, over_rank, splits](
-        wide_TI, into[0], into[len(made) - 1], *told(made), *place, tiles,
+        wide_TI, into[0], into[len(made) - 1], *arguments_of(made), *place, tiles,
         wide, rank, wide_TI.stride(0), wide_TI.stride(1), triton.cdiv(over_wide, splits), lows.numel(),
         **constants(plan, made, block, wide),
     )  # fmt: skip
@@ -77,31 +77,26 @@ def expand(
     plan: Plan,
     lows: Sequence[Tensor],
     stacks: Sequence[Sequence[Tensor]],
-    bias: Tensor | None,
-    like: Tensor,
 ) -> Tensor:
     """Take every choice through its expert's matrix, from rank to wide, and add up what belongs to one token.
 
-    The output is written, not added to: a base product can then accumulate into it. Each slot is one launch,
-    in order, that meets every token once: no row is written by two programs, so plain stores do and the same
-    input gives the same bits. (One launch for all slots would need atomics, or every expert for every tile
-    of tokens.)
+    The output is written, not added to. Each slot is one launch, in order, that meets every token once: no
+    row is written by two programs, so plain stores do and the same input gives the same bits. (One launch for
+    all slots would need atomics, or every expert for every tile of tokens.)
 
     Args:
         plan: Where every choice goes.
         lows: Per stack, [C, R].
         stacks: Per stack, every expert's matrix [rank, I].
-        bias: Added once to every row, those of no expert included.
-        like: Has the dtype and the device of the output.
 
     Returns:
-        The sum over lows and slots of low . matrix, plus the bias, of shape [T, I].
+        The sum over lows and slots of low . matrix, of shape [T, I], in the lows' dtype.
 
     Raises:
         ConfigError: if tokens or experts are not what the kernels can read.
     """
-    out_TI = like.new_empty((plan.tokens, stacks[0][0].shape[1]))
-    onto(plan, lows, stacks, bias, out_TI, add=False)
+    out_TI = lows[0].new_empty((plan.tokens, stacks[0][0].shape[1]))
+    expand_into(plan, lows, stacks, out_TI, add=False)
     return out_TI
 
 
@@ -119,16 +114,15 @@ def add_to(plan: Plan, low_CR: Tensor, matrices: Sequence[Tensor], target: Tenso
         ConfigError: if tokens or experts are not what the kernels can read.
     """
     if target.dim() == 2 and target.stride(1) == 1 and target.dtype in DTYPES:
-        onto(plan, [low_CR], [matrices], None, target, add=True)
+        expand_into(plan, [low_CR], [matrices], target, add=True)
     else:
-        target += expand(plan, [low_CR], [matrices], None, low_CR).view(target.shape)
+        target += expand(plan, [low_CR], [matrices]).view(target.shape)
 
 
-def onto(
+def expand_into(
     plan: Plan,
     lows: Sequence[Tensor],
     stacks: Sequence[Sequence[Tensor]],
-    bias: Tensor | None,
     out_TI: Tensor,
     add: bool,
 ) -> None:
@@ -143,7 +137,7 @@ def onto(
     with torch.cuda.device_of(out_TI):
         for number, (slot, pair) in enumerate(launches):
             taken = [made[i] for i in pair], [lows[i] for i in pair]
-            expand_pair(plan, out_TI, *taken, slot, None if number else bias, add=add or number > 0)
+            expand_pair(plan, out_TI, *taken, slot, add=add or number > 0)
 
 
 def expand_pair(
@@ -152,7 +146,6 @@ def expand_pair(
     made: Sequence[Stack],
     lows: Sequence[Tensor],
     slot: int,
-    bias: Tensor | None,
     add: bool,
 ) -> None:
     """Write, or add, one slot's part of one or two lows in one launch."""
@@ -160,11 +153,10 @@ def expand_pair(
     capability, _ = blocks.device_of(index_of(out_TI))
     block = blocks.blocks_of(blocks.EXPAND, capability, lows[0].element_size(), made[0].rank)
     tiles, place = where(plan, block.rows)
-    kept = out_TI if bias is None else bias.contiguous()
     expand_kernel[tiles, triton.cdiv(wide, block.wide)](
-        out_TI, lows[0], lows[-1], *told(made), kept, *place, slot,
+        out_TI, lows[0], lows[-1], *arguments_of(made), *place, slot,
         wide, out_TI.stride(0), lows[0].stride(0), lows[-1].stride(0),
-        **constants(plan, made, block, wide), BIAS=bias is not None, ADD=add,
+        **constants(plan, made, block, wide), ADD=add,
     )  # fmt: skip
 
 
@@ -190,8 +182,8 @@ def in_pairs(made: Sequence[Stack]) -> Iterator[tuple[int, ...]]:
         at += 2 if two else 1
 
 
-def told(made: Sequence[Stack]) -> tuple[tuple[int, ...], ...]:
-    """Give what a launch is told of the experts of one or two stacks."""
+def arguments_of(made: Sequence[Stack]) -> tuple[tuple[int, ...], ...]:
+    """Give the arguments of a launch that describe the experts of one or two stacks."""
     return made[0].addresses, made[-1].addresses, made[0].ranks, made[0].leads
 
 

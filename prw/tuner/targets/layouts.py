@@ -8,12 +8,14 @@ a block splits its output. Where the block's code shows it, the code decides; ot
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from torch import nn
 
 from prw.errors import TargetError
-from prw.layers import WHOLE, Part, Rows
+from prw.kernels import OutputSlice
+from prw.layers import WHOLE
 from prw.tuner.targets.projections import Projection, source_of
 
 QUERY_HEADS = ("num_heads", "num_attention_heads", "n_heads", "n_head", "heads", "num_attn_heads", "nhead")
@@ -28,7 +30,7 @@ PER_HEAD_NAMES = ("query_key_value",)
 WRITTEN = re.compile(r"(?:(?P<groups>\d+)\*\()?(?P<items>[qkvx]\d*(?:\|[qkvx]\d*)*)\)?")
 """A layout as a user writes it: q|k|v, q64|k16|v16, 8*(q|k|v); x stands for rows of something else."""
 
-Layout = dict[str, Rows]
+Layout = dict[str, OutputSlice]
 """Letter ("k", "v") to its rows; {"": ...} where keys and values are the same rows."""
 
 
@@ -40,7 +42,9 @@ class Heads(NamedTuple):
     width: int
 
 
-def output_slices(projection: Projection, letters: str, layout: str | None) -> tuple[Part, ...]:
+def output_slices(
+    projection: Projection, letters: str, layout: str | None
+) -> Mapping[str, OutputSlice | None]:
     """Find the rows of a projection's output that experts add to.
 
     Args:
@@ -63,7 +67,7 @@ def output_slices(projection: Projection, letters: str, layout: str | None) -> t
         rows = fused_layout(projection)
     if "" in rows:
         return WHOLE
-    return tuple(Part(letter, rows[letter]) for letter in "kv" if letter in letters and letter in rows)
+    return {letter: rows[letter] for letter in "kv" if letter in letters and letter in rows}
 
 
 def attention_layout(projection: Projection) -> Layout:
@@ -105,7 +109,7 @@ def read_layout(projection: Projection, layout: str) -> Layout:
     for letter, size in items:
         stop = start + (size or left // unsized)
         if letter in "kv":
-            rows[letter] = Rows(groups, per_group, start, stop)
+            rows[letter] = OutputSlice(groups, per_group, start, stop)
         start = stop
     return rows
 
@@ -155,7 +159,7 @@ def special_layout(projection: Projection, heads: Heads | None) -> Layout | None
             return None
         return stacked("kv", {"k": key, "v": value}, count)
     if letters == "kv" and heads is not None and out_features == heads.width:
-        return {"": Rows(1, out_features, 0, out_features)}
+        return {"": OutputSlice(1, out_features, 0, out_features)}
     if name == "c_attn" and getattr(parent, "is_cross_attention", False) is True:
         return stacked("kv", dict.fromkeys("kv", out_features // 2))
     if name.endswith("qkvz"):  # a query, a key, the values and a gate per key head, as in Qwen3-Next
@@ -178,7 +182,7 @@ def stacked(letters: str, sizes: dict[str, int], groups: int = 1, width: int | N
     for letter in letters:
         stop = start + sizes[letter]
         if letter != "q":
-            layout[letter] = Rows(groups, whole, start, stop)
+            layout[letter] = OutputSlice(groups, whole, start, stop)
         start = stop
     return layout
 

@@ -19,7 +19,7 @@ from peft.tuners.tuners_utils import (
 from torch import nn
 
 from prw.errors import ConfigError, TargetError, first_few
-from prw.layers import Part
+from prw.kernels import OutputSlice
 from prw.tuner.config import ALL_LINEAR, BY_STRUCTURE, PrwConfig
 from prw.tuner.module_paths import current_paths, inner_model, module_at, plain_path, with_current_paths
 from prw.tuner.targets.blocks import (
@@ -43,7 +43,7 @@ class SitePlan(NamedTuple):
     """
 
     name: str
-    slices: Mapping[str, tuple[Part, ...]]
+    slices: Mapping[str, Mapping[str, OutputSlice | None]]
 
 
 class PoolPlan(NamedTuple):

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 import prw
 from prw import Weave
 from prw.routing import Routing
-from prw.routing.tally import MEASURES
+from prw.routing.statistics import MEASURES
 from recipes.cologen.caching.encoder import Encoder
 from recipes.cologen.config import RunConfig
 from recipes.cologen.config_model import OptimizerSettings

@@ -4,21 +4,33 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from hypothesis import strategies as st
 from torch import Tensor
 
-from prw.kernels import Projection, Work, grouped, into_rank_space, routed_projections
-from prw.kernels.projection import with_base
+from prw.kernels import Case, DispatchPlan, choose, expand, grouped, make_plan, reference, shrink
+from prw.precision import experts_dtype
 
 WAYS = ("dense", "grouped", "sorted")
 """`sorted` is how the kernel `grouped` computes on CUDA; torch's grouped_mm has a slow way on a CPU too."""
 
 
+class Projection(NamedTuple):
+    """A projection of the input: A and B of every expert, and the base, which may be missing."""
+
+    downs: Sequence[Tensor]
+    ups: Sequence[Tensor]
+    scale: float
+    weight: Tensor | None = None
+    bias: Tensor | None = None
+
+
 @dataclass
 class Problem:
-    """What `routed_projections` is given."""
+    """An input, what projects it, and a decision about its items."""
 
     hidden: Tensor
     projections: list[Projection]
@@ -131,18 +143,30 @@ def problem(
 
 
 def outputs(given: Problem, way: str) -> list[Tensor]:
-    """Compute a problem in one of the ways, or by the reference."""
-    if way != "sorted":
-        parts, args = given.projections, (given.ids, given.weights)
-        return list(routed_projections(given.hidden, parts, *args, kernel=way, tokens_per_item=given.tokens))
-    ids, weights = (x if x.dim() == 2 else x.unsqueeze(-1) for x in (given.ids, given.weights))
-    experts = len(given.projections[0].downs)
-    work = Work(grouped, grouped.plan(ids, experts, given.tokens))
-    lows = into_rank_space(given.hidden, [part.downs for part in given.projections], work)
-    return [
-        with_base(given.hidden, part, low, weights, work)
-        for part, low in zip(given.projections, lows, strict=True)
-    ]
+    """Compute a problem in one of the ways, or by the reference: the base, experts added in place."""
+    return [output(given, projection, way) for projection in given.projections]
+
+
+def output(given: Problem, projection: Projection, way: str = "auto") -> Tensor:
+    """Compute one projection of a problem."""
+    downs, ups, scale, weight, bias = projection
+    dtype = experts_dtype(downs[0], given.hidden)
+    ids, gates = (x if x.dim() == 2 else x.unsqueeze(-1) for x in (given.ids, given.weights))
+    rank = max(len(down) for down in downs)
+    case = Case(given.hidden.device, dtype, len(downs), rank, ids.shape[1], given.tokens)
+    kernel = way if way == "sorted" else choose(case, way).name
+    base = None if weight is None else F.linear(given.hidden, weight, bias)
+    if kernel == "reference":
+        per_token = [x.repeat_interleave(given.tokens, 0) for x in (ids, gates)]
+        delta = reference(given.hidden, downs, ups, *per_token, scale)
+        return delta if base is None else (base + delta).to(base.dtype)
+    if kernel == "sorted":
+        plan = DispatchPlan(grouped, grouped.plan(ids, len(downs), given.tokens))
+    else:
+        plan = make_plan(kernel, ids, len(downs), given.tokens)
+    (low,) = shrink(given.hidden, [downs], plan, given.hidden.detach().to(dtype))
+    total = low.new_zeros(len(given.hidden), ups[0].shape[0]) if base is None else base
+    return expand(total, low, gates, ups, scale, plan)
 
 
 def outputs_and_gradients(given: Problem, way: str) -> list[Tensor]:

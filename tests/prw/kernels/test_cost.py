@@ -8,8 +8,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 import prw
-from prw.kernels import Projection, routed_projections
-from tests.prw.kernels.problems import WAYS, outputs, problem
+from tests.prw.kernels.problems import WAYS, Problem, Projection, outputs, problem
 
 PRODUCTS = ("mm", "addmm", "addmm_", "bmm", "baddbmm", "_grouped_mm")
 
@@ -136,7 +135,7 @@ def test_kept_for_backward_are_the_input_and_narrow_rows(kernel, experts):
         for _ in range(2)
     ]
     ids, weights = torch.randint(-1, experts, (tokens,)), torch.rand(tokens, requires_grad=True)
-    kept, _ = saved_bytes(lambda: routed_projections(hidden, parts, ids, weights, kernel=kernel))
+    kept, _ = saved_bytes(lambda: outputs(Problem(hidden, parts, ids, weights), kernel))
     narrow = 2 * (rank + 1)  # per token: rows in rank space and gates, of K and of V
     assert sum(size for size, _ in kept.values()) <= 4 * tokens * (wide + narrow) + 1024
     assert not [shape for _, shape in kept.values() if out in shape and tokens in shape]

@@ -1,15 +1,18 @@
 """Every kernel equals the reference on outputs and all gradients, and the reference equals the formula."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from prw.kernels import Projection, all_at_once, reference, routed_projections
+from prw.kernels import reference, traceable
 from tests.prw.kernels.problems import (
     ALIGNED,
     SHAPES,
     WAYS,
+    Projection,
     error,
     outputs,
     outputs_and_gradients,
@@ -162,12 +165,12 @@ def test_without_gradients_it_is_computed_in_the_inputs_dtype(way, base):
 
 
 @given(shape=SHAPES)
-def test_all_at_once_equals_the_reference(shape):
+def test_traceable_equals_the_reference(shape):
     made = problem(**{**shape, "tokens": 1})
     for part, seed in zip(made.projections, made.seeds, strict=True):
         wanted_of = [x for x in (made.hidden, made.weights, *part.downs, *part.ups) if x.requires_grad]
         found = []
-        for compute in (all_at_once, reference):
+        for compute in (traceable, reference):
             output = compute(made.hidden, part.downs, part.ups, made.ids, made.weights, 1.5)
             found.append([output, *torch.autograd.grad(output, wanted_of, seed)])
         assert all(torch.allclose(x, y, atol=1e-9) for x, y in zip(*found, strict=True))
@@ -175,6 +178,6 @@ def test_all_at_once_equals_the_reference(shape):
 
 def test_auto_and_no_experts_axis_are_the_same_as_their_long_forms():
     made = problem(2, items=9, k=1)
-    short = routed_projections(made.hidden, made.projections, made.ids[:, 0], made.weights[:, 0])
-    long = routed_projections(made.hidden, made.projections, made.ids, made.weights, kernel="grouped")
+    short = outputs(replace(made, ids=made.ids[:, 0], weights=made.weights[:, 0]), "auto")
+    long = outputs(made, "grouped")
     assert all(torch.equal(x, y) for x, y in zip(short, long, strict=True))

@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
 
-from prw.kernels import routed_projections
+from prw.kernels import make_plan, shrink
 from tests.prw.kernels.problems import ALIGNED, SHAPES, WAYS, outputs, outputs_and_gradients, problem
 
 EXACT = ("dense", "grouped")
@@ -184,11 +184,10 @@ def test_an_axis_of_one_choice_changes_no_bit():
         assert same(outputs(flat, way), outputs(made, way))
 
 
-def test_one_input_and_projections_apart_are_the_same_bits():
-    made = problem(4, items=20, ranks=(3, 2), outs=(4, 6, 5))
-    together = outputs(made, "grouped")
-    apart = [
-        routed_projections(made.hidden, [part], made.ids, made.weights, kernel="grouped")[0]
-        for part in made.projections
-    ]
-    assert same(together, apart)
+@pytest.mark.parametrize("kernel", EXACT)
+def test_several_lists_in_one_shrink_are_the_bits_of_each_alone(kernel):
+    made = problem(4, items=20, ranks=(3, 2), outs=(4, 6, 5), k=1)
+    lists, read = [part.downs for part in made.projections], made.hidden.detach()
+    plan = make_plan(kernel, made.ids, 2)
+    together = shrink(made.hidden, lists, plan, read)
+    assert same(together, [shrink(made.hidden, [downs], plan, read)[0] for downs in lists])

@@ -8,7 +8,7 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 
 import prw
-from prw.layers.projection import writable
+from prw.layers.routed_linear import writable
 from prw.tuner import PrwLinear, PrwModel
 from tests.prw.conftest import Plain
 

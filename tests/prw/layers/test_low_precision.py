@@ -11,8 +11,8 @@ from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 
 import prw
 from prw.kernels import choose
-from prw.kernels.stacking import stacked
-from prw.layers import reading
+from prw.kernels.weight_cache import stacked
+from prw.layers import routed_linear
 
 WIDTH, RANK = 16, 8
 LOW = [torch.bfloat16, torch.float16]
@@ -43,10 +43,17 @@ def frozen(weave):
         parameter.requires_grad_(False)
 
 
+def watch_choice(monkeypatch, seen):
+    """Note every case that a kernel is chosen for."""
+    monkeypatch.setattr(
+        routed_linear, "choose", lambda case, wanted: seen.append(case) or choose(case, wanted)
+    )
+
+
 def case_seen(monkeypatch, model, hidden):
     """What the kernel of a forward is chosen for."""
     seen = []
-    monkeypatch.setattr(reading, "choose", lambda case, wanted: seen.append(case) or choose(case, wanted))
+    watch_choice(monkeypatch, seen)
     model(hidden)
     (case,) = seen
     return case
@@ -249,7 +256,7 @@ def test_one_expert_is_the_same_whether_it_trains_is_frozen_or_was_loaded(
 def test_the_summary_says_what_inference_takes(wake, monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (9, 0))
     seen = []
-    monkeypatch.setattr(reading, "choose", lambda case, wanted: seen.append(case) or choose(case, wanted))
+    watch_choice(monkeypatch, seen)
     _, weave = woven(wake)
     for grad in (True, False):
         with torch.set_grad_enabled(grad):

@@ -16,7 +16,7 @@ from transformers import Qwen2VLConfig, SwinConfig, SwinModel
 from transformers.models.qwen2_vl.modeling_qwen2_vl import Qwen2VisionTransformerPretrainedModel
 
 import prw
-from prw.routing import Groups
+from prw.routing import SampleGroups
 from prw.tuner import PrwLinear
 
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}
@@ -283,7 +283,7 @@ def test_it_means_nothing_where_tokens_are_routed():
 @given(st.lists(st.integers(0, 3), min_size=1, max_size=12), st.integers(0, 2**16), st.booleans())
 def test_the_mean_of_a_group_is_that_of_its_routed_rows(index, seed, masked):
     torch.manual_seed(seed)
-    groups = Groups(torch.tensor(index), 4)
+    groups = SampleGroups(torch.tensor(index), 4)
     features = torch.randn(1, len(index), 3, dtype=torch.float64)
     routed = torch.rand(1, len(index)) > 0.5 if masked else None
     for sample, mean in enumerate(groups.mean(features, routed)):

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 import prw
-from prw.layers import Rows
+from prw.kernels import OutputSlice
 from prw.tuner import PrwLinear
-from prw.tuner.attention import PrwAttention
+from prw.tuner.mha import PrwAttention
 from tests.prw.matrix.family import BATCH, Family
 
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}
@@ -43,13 +43,19 @@ def layers(model: nn.Module) -> dict[str, PrwLinear]:
 
 
 def identity(family: Family, _: Path) -> None:
-    """The output after injection is the frozen base's, bit for bit; with trained experts it is not."""
+    """The output after injection is the frozen base's, bit for bit; with trained experts it is not.
+
+    Torch's own attention has fused inference calls, which are not taken with experts: there, to a rounding.
+    """
     model, inputs = family.made(), family.drawn()
     before = run(family, model, inputs)
     weave = inject(model, family)
     assert torch.equal(run(family, model, inputs), before)
     weave.add_expert("a")
-    assert torch.equal(run(family, model, inputs), before)
+    if any(isinstance(layer, PrwAttention) for layer in layers(model).values()):
+        assert torch.allclose(run(family, model, inputs), before, **CLOSE)
+    else:
+        assert torch.equal(run(family, model, inputs), before)
     wake(weave)
     assert not torch.equal(run(family, model, inputs), before)
     with weave.disabled():
@@ -161,14 +167,14 @@ def query_rows(family: Family, _: Path) -> None:
     wake(inject(model, family, "a"))
     seen = 0
     for layer in layers(model).values():
-        parts = layer.parts_of("default")
-        if parts[0].rows is None or isinstance(layer, PrwAttention):
+        slices = layer.slices_of("default")
+        if "" in slices or isinstance(layer, PrwAttention):
             continue
         hidden = torch.randn(2, 3, layer.in_features)
         with torch.no_grad():
             changed = layer(hidden) != layer(hidden, routed=False)
         adapted = torch.zeros(layer.out_features, dtype=torch.bool)
-        adapted[torch.cat([part.rows.indices() for part in parts])] = True
+        adapted[torch.cat([one.indices() for one in slices.values()])] = True
         assert not changed[..., ~adapted].any()
         assert changed.flatten(0, 1).any(dim=0)[adapted].all()
         seen += 1
@@ -207,7 +213,9 @@ def weights_kept(model: nn.Module) -> Iterator[None]:
 
 def rows_of(layer: PrwLinear, letter: str) -> Tensor | None:
     """Give the rows of a letter; those of queries are all that come before keys and values in a group."""
-    rows: dict[str, Rows] = {p.letter: p.rows for p in layer.parts_of("default") if p.rows is not None}
+    rows: dict[str, OutputSlice] = {
+        k: one for k, one in layer.slices_of("default").items() if one is not None
+    }
     if letter != "q":
         return rows[letter].indices() if letter in rows else None
     first = min((part.start for part in rows.values()), default=0)
@@ -261,7 +269,7 @@ def checks_of(family: Family, model: nn.Module | None = None) -> list[str]:
     if model is None:
         model = family.made()
         inject(model, family, "a")
-    fused = [layer for layer in layers(model).values() if layer.parts_of("default")[0].rows is not None]
+    fused = [layer for layer in layers(model).values() if "" not in layer.slices_of("default")]
     asked = ["identity", "one step", "save, load", "eject", "batch mates"]
     asked += ["causality", "cached generation"] if family.causal else []
     asked += ["query rows"] if any(not isinstance(layer, PrwAttention) for layer in fused) else []

@@ -6,7 +6,7 @@ import warnings
 from pathlib import Path
 
 from prw.tuner import PrwLinear
-from prw.tuner.attention import PrwAttention
+from prw.tuner.mha import PrwAttention
 from tests.prw.matrix.checks import checks_of, inject, layers
 from tests.prw.matrix.family import Family
 from tests.prw.matrix.registry import FAMILIES
@@ -64,9 +64,9 @@ Injection freezes the base. Where an input is strided, torch chooses some produc
 requires a gradient, and on some CPUs the two round differently (1e-7 in float32), with or without prw. So
 compare with the base after `model.requires_grad_(False)`.
 
-Torch's fused inference calls pass over the submodules of `nn.MultiheadAttention` and `nn.TransformerEncoder`.
-While the experts have no effect (none in use, or all B zero) these calls are taken as before, so that outputs
-are bit-equal; from the first training step on they are not, so that nothing passes over the experts.
+Torch's fused inference calls would bypass the experts of `nn.MultiheadAttention` and `nn.TransformerEncoder`.
+They are used only while no expert is in use. With the first expert torch's plain calls are used instead, so
+outputs equal the base's up to rounding rather than bit for bit.
 """
 
 
@@ -86,7 +86,7 @@ def place(path: str, layer: PrwLinear) -> str:
     """Say where a layer has experts: the projection, and how its rows are grouped if it is fused."""
     if isinstance(layer, PrwAttention):
         return "`nn.MultiheadAttention`"
-    rows, name = layer.parts_of("default")[0].rows, path.rpartition(".")[2]
+    rows, name = next(iter(layer.slices_of("default").values())), path.rpartition(".")[2]
     if rows is None:
         return f"`{name}`"
     return f"`{name}`, {'blocks' if rows.groups == 1 else f'{rows.groups} groups of rows'}"

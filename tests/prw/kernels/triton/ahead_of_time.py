@@ -102,7 +102,7 @@ def launches_of_a_step(capability: int, sizes: Sizes) -> dict[str, Launch]:
     ids = torch.zeros(sizes.tokens // sizes.tokens_per_item, sizes.slots, dtype=torch.int64)
     downs = [[zeros(sizes.rank, sizes.wide, dtype=of_experts) for _ in range(sizes.experts)] for _ in "kv"]
     ups = [zeros(sizes.wide, sizes.rank, dtype=of_experts).mT for _ in range(sizes.experts)]
-    hidden, bias = zeros(sizes.tokens, sizes.wide), zeros(sizes.wide)
+    hidden = zeros(sizes.tokens, sizes.wide)
     named: dict[str, Launch] = {}
 
     def keep(launches: list[Launch], use: str) -> None:
@@ -116,11 +116,11 @@ def launches_of_a_step(capability: int, sizes: Sizes) -> dict[str, Launch]:
         keep(launches, "")
         lows = backend.shrink(decided, hidden, downs)
         keep(launches, " hidden by A")
-        backend.expand(decided, lows[:1], [ups], bias, hidden)
+        backend.expand(decided, lows[:1], [ups])
         keep(launches, " by B")
         backend.shrink(decided, hidden, [ups])
         keep(launches, " gradient by B")
-        backend.expand(decided, lows, downs, None, hidden)
+        backend.expand(decided, lows, downs)
         keep(launches, " by A")
     named.pop("sum gradient by B", None)  # the same as the other one
     return named

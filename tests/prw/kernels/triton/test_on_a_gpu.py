@@ -29,7 +29,7 @@ TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 8e-3, torch.float16: 1e-3}
 
 
 def on_gpu(problem):
-    moved = {name: getattr(problem, name).cuda() for name in ("ids", "weights", "hidden", "bias")}
+    moved = {name: getattr(problem, name).cuda() for name in ("ids", "weights", "hidden")}
     stacks = {name: [m.cuda() for m in getattr(problem, name)] for name in ("downs", "ups")}
     return replace(problem, **moved, **stacks)
 
@@ -37,8 +37,8 @@ def on_gpu(problem):
 def products(problem):
     plan = backend.plan(problem.ids, problem.experts, problem.tokens_per_item)
     lows = backend.shrink(plan, problem.hidden, [problem.downs, problem.downs])
-    out = backend.expand(plan, lows[:1], [problem.transposed_ups], problem.bias, problem.hidden)
-    of_hidden = backend.expand(plan, lows, [problem.downs, problem.downs], None, problem.hidden)
+    out = backend.expand(plan, lows[:1], [problem.transposed_ups])
+    of_hidden = backend.expand(plan, lows, [problem.downs, problem.downs])
     gradient = backend.weight_gradient(plan, lows[0], problem.hidden, 0, len(problem.downs[0]))
     weights = plan.per_item(plan.per_choice(problem.weights))
     return *lows, out, of_hidden, gradient, weights
@@ -56,7 +56,7 @@ def test_products_equal_loops(sizes, dtype):
     rounded, stacks = low.cpu(), [problem.downs, problem.downs]
     assert torch.equal(low, again)
     assert close(low, shrunk(problem, problem.downs), TOLERANCE[dtype])
-    wanted = expanded(problem, [rounded], [problem.transposed_ups], problem.bias)
+    wanted = expanded(problem, [rounded], [problem.transposed_ups])
     assert close(out, wanted, TOLERANCE[dtype])
     assert close(of_hidden, expanded(problem, [rounded, rounded], stacks, None), TOLERANCE[dtype])
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import prw
-from prw.layers import Rows, add_rows
+from prw.kernels import OutputSlice, add_to_slices
 
 
 class Block(nn.Module):
@@ -28,7 +28,7 @@ def held(block: nn.Module) -> nn.Module:
 
 def parts(model: nn.Module, name: str) -> dict[str, tuple[int, ...] | None]:
     (layer,) = (module for path, module in model.named_modules() if path == name)
-    return {part.letter: part.rows and tuple(part.rows) for part in layer.parts["default"]}
+    return {letter: one and tuple(one) for letter, one in layer.slices_of("default").items()}
 
 
 @pytest.mark.parametrize(
@@ -117,12 +117,12 @@ def test_a_layout_that_does_not_fit_is_refused(layout):
 @settings(max_examples=40, deadline=None)
 def test_only_the_rows_meant_change_and_the_others_keep_their_bits(groups, before, keys, values, after):
     width = before + keys + values + after
-    k = Rows(groups, width, before, before + keys)
-    v = Rows(groups, width, before + keys, before + keys + values)
+    k = OutputSlice(groups, width, before, before + keys)
+    v = OutputSlice(groups, width, before + keys, before + keys + values)
     output = torch.randn(2, groups * width)
     output[0, 0] = -0.0
     deltas = [(rows, torch.rand(2, rows.size) + 1) for rows in (v, k)]
-    result = add_rows(output, deltas)
+    result = add_to_slices(output, deltas)
     expected = output.clone()
     for rows, delta in deltas:
         expected[:, rows.indices()] += delta

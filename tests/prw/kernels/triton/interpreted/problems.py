@@ -22,7 +22,6 @@ class Problem:
     hidden: Tensor
     downs: list[Tensor]
     ups: list[Tensor]
-    bias: Tensor
 
     @property
     def experts(self) -> int:
@@ -91,7 +90,6 @@ def draw(
         hidden=laid_out(normal(items * tokens_per_item, wide), layout),
         downs=[normal(rank, wide) for rank in ranks],
         ups=[normal(out, rank) for rank in ranks],
-        bias=normal(out),
     )
 
 
@@ -136,11 +134,9 @@ def shrunk(problem: Problem, matrices: list[Tensor]) -> Tensor:
     return low
 
 
-def expanded(problem: Problem, lows: list[Tensor], stacks: list[list[Tensor]], bias: Tensor | None) -> Tensor:
-    """Give bias + the sum over lows and slots of low . matrix."""
+def expanded(problem: Problem, lows: list[Tensor], stacks: list[list[Tensor]]) -> Tensor:
+    """Give the sum over lows and slots of low . matrix."""
     out = torch.zeros(len(problem.per_token), stacks[0][0].shape[1], dtype=torch.float64)
-    if bias is not None:
-        out += bias.double()
     for low, matrices in zip(lows, stacks, strict=True):
         for choice, token, expert in chosen(problem):
             own = low[choice, : len(matrices[expert])].double()

@@ -9,11 +9,8 @@ from torch import Tensor
 
 from prw.config import Share
 from prw.errors import ConfigError, RoutingError
-from prw.routing.decision import RoutingDecision
-from prw.routing.merge import by_size, merged
-from prw.routing.shares import newest_indicator
-from prw.routing.statistics import Collapse, RoutingStatistics, statistics_of
-from prw.routing.tally import Tally, tally
+from prw.routing.decision import RoutingDecision, newest_indicator
+from prw.routing.statistics import Collapse, RoutingStatistics, Tally, by_size, merged, statistics_of, tally
 
 Per = Literal["batch", "sample"]
 

@@ -1,4 +1,4 @@
-"""K reads the input for V as well: called alone, twice, in any order, under checkpoints, it stays right."""
+"""K leaves its decision and dispatch plan for V: called alone, twice, in any order, it stays right."""
 
 import copy
 import threading
@@ -78,7 +78,7 @@ def test_an_input_that_was_changed_in_between_is_read_again(wake, kernel):
 
 
 def fill(got, wanted):
-    """Zeros for what the shared read gives zeros of and the reference nothing, as K where only V counts."""
+    """Zeros for what a kernel gives zeros of and the reference nothing, as K where only V counts."""
     return [
         torch.zeros_like(mine) if other is None and mine is not None and not mine.any() else other
         for mine, other in zip(got, wanted, strict=True)
@@ -194,26 +194,33 @@ def test_checkpoints_change_no_bit_count_once_and_leave_nothing(wake, kernel, re
         again, counted = run(True)
     assert once == counted == 2
     agree(again, plain, exact=True)
-    for block in model.blocks:
-        assert not block.to_k.sites["default"]._pending
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
-def test_what_waited_for_v_does_not_outlive_the_next_call(wake, kernel):
+def test_what_was_left_for_v_does_not_outlive_the_next_call(wake, kernel):
     import gc
     import weakref
 
     model, _ = woven(kernel, wake)
     key, hidden = model.blocks[0].to_k, torch.randn(2, 5, 8)
     key(hidden)
-    (waiting,) = key.sites["default"]._pending.values()
-    turn = weakref.ref(waiting.turn)
-    assert set(waiting.turn.waiting) == {model.blocks[0].to_v}
-    del waiting
-    model(hidden)
+    left = weakref.ref(hidden)
+    del hidden
+    assert left() is not None
+    model(torch.randn(2, 5, 8))
     gc.collect()
-    assert turn() is None
-    assert not key.sites["default"]._pending
+    assert left() is None
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_key_and_value_share_one_dispatch_plan(wake, kernel, monkeypatch):
+    from prw.layers import site
+
+    made, make_plan = [], site.make_plan
+    monkeypatch.setattr(site, "make_plan", lambda *args: made.append(1) or make_plan(*args))
+    model, _ = woven(kernel, wake, blocks=2)
+    model(torch.randn(2, 5, 8))
+    assert len(made) == 2, "one for each site"
 
 
 @pytest.mark.parametrize("kernel", KERNELS)

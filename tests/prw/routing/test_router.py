@@ -1,4 +1,4 @@
-"""Equations 2-4: logits, noise, softmax over all, top-1, weights that are not renormalised."""
+"""The router: features, logits with and without noise, and the decision made of them."""
 
 import pytest
 import torch
@@ -7,7 +7,105 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prw.config import PoolSettings
+from prw.errors import RoutingError
 from prw.routing import decide, noisy_logits, router_logits, top_1
+from prw.routing.router import ALONE, BLOCK, as_batch, pooled, router_features, several_logits
+
+
+@given(st.integers(1, 4), st.integers(1, 6), st.data())
+def test_pooling_is_the_mean_of_the_routed_tokens(batch, tokens, data):
+    features = torch.randn(batch, tokens, 3)
+    flags = data.draw(st.lists(st.booleans(), min_size=batch * tokens, max_size=batch * tokens))
+    mask = torch.tensor(flags).reshape(batch, tokens)
+    for sample in range(batch):
+        picked = features[sample][mask[sample]]
+        wanted = picked.mean(0) if len(picked) else torch.zeros(3)
+        assert torch.allclose(pooled(features, mask)[sample, 0], wanted, atol=1e-6)
+    assert torch.allclose(pooled(features, torch.ones_like(mask)), pooled(features, None), atol=1e-6)
+
+
+def test_what_is_not_routed_cannot_poison_the_mean():
+    features = torch.randn(1, 3, 2)
+    features[0, 1] = float("nan")
+    assert pooled(features, torch.tensor([[True, False, True]])).isfinite().all()
+
+
+def test_shapes_are_seen_as_batch_and_tokens():
+    assert as_batch(torch.zeros(5, 4)).shape == (1, 5, 4)
+    assert as_batch(torch.zeros(2, 5, 4)).shape == (2, 5, 4)
+    assert as_batch(torch.zeros(2, 3, 5, 4)).shape == (2, 15, 4)
+    with pytest.raises(RoutingError, match=r"\(4,\).*unsqueeze"):
+        as_batch(torch.zeros(4))
+
+
+def test_the_norm_makes_the_size_of_the_input_irrelevant():
+    hidden = torch.randn(2, 3, 16)
+    small, large = (router_features(hidden * factor, "token", None, True) for factor in (1.0, 100.0))
+    assert torch.allclose(small, large, atol=1e-4)
+    assert torch.allclose(large.square().mean(-1), torch.ones(2, 3), atol=1e-4)
+    assert torch.equal(router_features(hidden, "token", None, False), hidden)
+
+
+COUNTS = st.integers(1, ALONE + BLOCK + 6)
+
+
+def drawn(seed, count, batch=2, items=5, wide=12, layout="plain", trains=-1, dtype=torch.float32):
+    generator = torch.Generator().manual_seed(seed)
+    features = torch.randn(items + 2, batch, wide + 3, generator=generator, dtype=dtype)
+    features = features.transpose(0, 1)[:, 1 : 1 + items, :wide]
+    features = features.contiguous() if layout == "plain" else features
+    vectors = [
+        torch.randn(1, wide, generator=generator, dtype=dtype).requires_grad_(bool(trains >> (at % 60) & 1))
+        for at in range(count)
+    ]
+    return features.requires_grad_(), vectors
+
+
+LAYOUTS = st.sampled_from(["plain", "strided"])
+
+
+@given(seed=st.integers(0, 99), old=COUNTS, more=COUNTS, layout=LAYOUTS, trains=st.integers(0, 2**60))
+def test_growth_and_freezing_change_no_bit_of_old_logits(seed, old, more, layout, trains):
+    features, vectors = drawn(seed, old + more, layout=layout)
+    _, others = drawn(seed, old + more, layout=layout, trains=trains)
+    wanted = router_logits(features, vectors[:old])
+    assert torch.equal(router_logits(features, vectors)[..., :old], wanted)
+    assert torch.equal(router_logits(features, others)[..., :old], wanted)
+
+
+@given(
+    seed=st.integers(0, 99),
+    count=COUNTS,
+    items=st.integers(0, 4),
+    layout=LAYOUTS,
+    trains=st.integers(0, 2**60),
+    silent=st.booleans(),
+)
+def test_scores_and_gradients_are_those_of_a_plain_product(seed, count, items, layout, trains, silent):
+    settings = {"items": items, "layout": layout, "trains": trains, "dtype": torch.float64}
+    features, vectors = drawn(seed, count, **settings)
+    leaves = [x for x in (features, *vectors) if x.requires_grad]
+    found = []
+    for scores in (
+        F.linear(features, torch.cat(vectors)),
+        router_logits(features, vectors),
+        several_logits(features, [vectors, vectors])[1],
+    ):
+        way = torch.linspace(-1, 1, scores.numel(), dtype=scores.dtype).view_as(scores) * (not silent)
+        gradients = torch.autograd.grad(scores, leaves, way, allow_unused=True)
+        found.append(
+            [
+                scores,
+                *(torch.zeros_like(x) if g is None else g for g, x in zip(gradients, leaves, strict=True)),
+            ]
+        )
+    for other in found[1:]:
+        assert all(torch.allclose(x, y, atol=1e-9) for x, y in zip(found[0], other, strict=True))
+
+
+def test_second_derivatives_are_those_of_a_plain_product():
+    features, vectors = drawn(0, ALONE + 3, dtype=torch.float64)
+    assert torch.autograd.gradgradcheck(lambda x, *given: router_logits(x, given), (features, *vectors))
 
 
 def vectors(experts, width, scale=1.0):

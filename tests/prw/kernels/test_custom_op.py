@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prw.kernels.opaque import opaquely, routed
+from prw.kernels.custom_op import custom_op, routed
 from prw.kernels.reference import reference
 from tests.prw.kernels.problems import ALIGNED, SHAPES, problem
 
@@ -53,7 +53,7 @@ def test_the_operator_gives_the_references_numbers_and_gradients(kernel, shapes)
         part, (grad, *_) = made.projections[0], made.seeds
         leaves = [made.hidden, made.weights, *part.downs, *part.ups]
         leaves = [leaf for leaf in leaves if leaf.requires_grad]
-        got = opaquely(*arguments(made, kernel, fixed))
+        got = custom_op(*arguments(made, kernel, fixed))
         ids, weights = (x.repeat_interleave(made.tokens, 0) for x in (made.ids, made.weights))
         wanted = reference(made.hidden, part.downs, part.ups, ids, weights, part.scale)
         pairs = zip(

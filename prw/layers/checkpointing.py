@@ -5,12 +5,11 @@ from __future__ import annotations
 import weakref
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from prw.errors import RoutingError
+from prw.execution import under_checkpointing
 from prw.layers.pool import Scope
-from prw.precision import inside_autograd_function
 
 
 class Note:
@@ -21,7 +20,7 @@ class Note:
         self.scope = scope
 
 
-class Checkpointed:
+class CheckpointedForwards:
     """The forwards of one site that backward may run again, since the last backward that did.
 
     Backward runs a forward again under the `with` blocks that are open then, and cannot tell which forward it
@@ -34,9 +33,9 @@ class Checkpointed:
         self._without_graph: list[Note] = []
         self._ran_again = False
 
-    def __reduce__(self) -> tuple[type[Checkpointed], tuple[()]]:
+    def __reduce__(self) -> tuple[type[CheckpointedForwards], tuple[()]]:
         """Copy and pickle without the forwards, whose graphs stay where they are."""
-        return Checkpointed, ()
+        return CheckpointedForwards, ()
 
     def add(self, scope: Scope, *tensors: Tensor) -> None:
         """Note a forward, if it runs under checkpointing.
@@ -76,15 +75,3 @@ class Checkpointed:
                 "another one; a forward that needs no gradient belongs under torch.no_grad(), with "
                 "use_reentrant=False."
             )
-
-
-def under_checkpointing() -> bool:
-    """Tell whether the forward that runs now may be run again in backward.
-
-    Checkpointing without reentrance packs what autograd saves; with it, the forward runs inside an autograd
-    function. Neither holds under a plain torch.no_grad().
-    """
-    if torch.is_grad_enabled():
-        hooks = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)
-        return hooks is None or hooks(True) is not None
-    return inside_autograd_function()

@@ -10,14 +10,14 @@ from hypothesis import strategies as st
 from torch import nn
 
 import prw
-from prw.kernels.stacking import STACKS, stacked
+from prw.kernels.weight_cache import CACHE, stacked
 from tests.prw.conftest import Plain
 
 
 def living():
     """Count the stacks of living models."""
     gc.collect()
-    return len(STACKS)
+    return len(CACHE)
 
 
 def woven(experts=3, kernel="dense"):
@@ -166,7 +166,7 @@ def test_stacks_go_when_the_model_goes():
     before = living()
     model, weave = woven()
     model(torch.randn(1, 4, 8)).sum().backward()
-    assert len(STACKS) == before + 4, "A and B of K and of V"
+    assert len(CACHE) == before + 4, "A and B of K and of V"
     del model, weave
     assert living() == before
 
@@ -178,14 +178,14 @@ def test_growth_and_casts_leave_no_old_stacks_behind():
         grow(weave, f"more{step}")
         model.to(torch.float64).to(torch.float32)
         model(torch.randn(1, 4, 8)).sum().backward()
-    assert len(STACKS) == before + 4
+    assert len(CACHE) == before + 4
 
 
 def test_sorting_on_a_host_stacks_nothing():
     before = living()
     model, _ = woven(kernel="grouped")
     model(torch.randn(1, 4, 8)).sum().backward()
-    assert len(STACKS) == before
+    assert len(CACHE) == before
 
 
 def test_a_weight_made_for_inference_and_an_uncounted_one_are_copied_each_time():
@@ -197,7 +197,7 @@ def test_a_weight_made_for_inference_and_an_uncounted_one_are_copied_each_time()
     stacked(uncounted, torch.float32, False)
     uncounted[0].data.mul_(2)
     assert torch.equal(stacked(uncounted, torch.float32, False), torch.cat(uncounted))
-    assert len(STACKS) == before
+    assert len(CACHE) == before
 
 
 @given(ranks=st.lists(st.integers(1, 5), min_size=1, max_size=5), extra=st.integers(0, 2))

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 import prw
-from prw.kernels import NAMES, VARIABLE, Case, choose, forced, grouped, routed_projections
-from prw.kernels.select import DENSE_UP_TO, backend_of
-from tests.prw.kernels.problems import problem
+from prw.kernels import NAMES, VARIABLE, Case, choose, cpu, dense, forced, grouped
+from prw.kernels.dispatch_plan import backend_of
+from prw.kernels.select import DENSE_UP_TO
 
 CUDA, LIMIT = torch.device("cuda"), DENSE_UP_TO["cuda"]
 
@@ -80,9 +80,8 @@ def test_grouped_is_refused_on_cuda_where_torch_would_wait_for_the_device():
 
 
 def test_unknown_names_are_refused_wherever_they_come_from(make_plain, monkeypatch):
-    made = problem(0)
     with pytest.raises(prw.ConfigError, match="no kernel 'fast'; kernels are auto, dense, grouped, triton"):
-        routed_projections(made.hidden, made.projections, made.ids, made.weights, kernel="fast")
+        choose(Case(torch.device("cpu"), torch.float32, 2, 4), "fast")
     with pytest.raises(prw.ConfigError, match="kernel"):
         prw.inject(make_plain(), rank=2, kernel="fast")
     monkeypatch.setenv(VARIABLE, "fast")
@@ -117,22 +116,22 @@ def test_the_summary_says_which_and_why(make_plain):
 @pytest.mark.parametrize("name", ["dense", "grouped", "reference"])
 def test_the_setting_decides_what_computes(make_plain, wake, name, monkeypatch):
     called = []
-    for module, function in ((prw.kernels.dense, "shrink"), (prw.kernels.segments, "shrink")):
-        was = getattr(module, function)
+    for module in (dense, cpu):
+        was = module.shrink
         monkeypatch.setattr(
-            module, function, lambda *a, was=was, of=module.__name__: called.append(of) or was(*a)
+            module, "shrink", lambda *a, was=was, of=module.__name__: called.append(of) or was(*a)
         )
+    reference = prw.kernels.reference
     monkeypatch.setattr(
-        prw.layers.projection, "reference", lambda *a: called.append("reference") or prw.kernels.reference(*a)
+        prw.layers.routed_linear, "reference", lambda *a: called.append("reference") or reference(*a)
     )
     model = make_plain().eval()
     wake(prw.inject(model, rank=2, experts=["a", "b"], kernel=name))
     model(torch.randn(1, 4, 8))
-    expected = {"grouped": "prw.kernels.segments", "dense": "prw.kernels.dense"}.get(name, name)
-    assert set(called) == {expected}
-    assert len(called) == (4 if name == "reference" else 2), "K reads for V as well"
+    expected = {"grouped": "prw.kernels.cpu", "dense": "prw.kernels.dense"}.get(name, name)
+    assert called == [expected] * 4, "once for K and once for V, at two sites"
 
 
 def test_grouped_on_a_cpu_is_not_the_way_of_cuda():
-    assert backend_of("grouped", torch.device("cpu")) is prw.kernels.segments
+    assert backend_of("grouped", torch.device("cpu")) is cpu
     assert backend_of("grouped", CUDA) is grouped

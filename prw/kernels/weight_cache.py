@@ -36,7 +36,7 @@ class Stack:
         return not any(owner.expired() for owner in self.owners)
 
 
-class Stacks:
+class WeightCache:
     """The stacks of the living models; reading and renewing is for one thread at a time."""
 
     def __init__(self) -> None:
@@ -115,7 +115,7 @@ def mark_of(matrix: Tensor, training: bool = False) -> Mark:
     return storage, version, int(matrix.storage_offset()), tuple(matrix.shape), matrix.stride()
 
 
-STACKS = Stacks()
+CACHE = WeightCache()
 
 
 def stacked(matrices: Sequence[Tensor], dtype: torch.dtype, fixed: bool, height: int = 0) -> Tensor:
@@ -136,6 +136,6 @@ def stacked(matrices: Sequence[Tensor], dtype: torch.dtype, fixed: bool, height:
     # A CUDA graph must own what it reads: a kept stack may be gone, or old, when it is replayed.
     recorded = first.is_cuda and torch.cuda.is_current_stream_capturing()
     if fixed and not recorded and not any(matrix.is_meta or matrix.is_inference() for matrix in matrices):
-        return STACKS.of(matrices, dtype, height)
+        return CACHE.of(matrices, dtype, height)
     cast = [matrix.to(dtype) for matrix in matrices]
     return torch.cat([F.pad(matrix, (0, 0, 0, height - len(matrix))) for matrix in cast] if height else cast)
