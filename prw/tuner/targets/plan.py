@@ -51,13 +51,13 @@ class PoolPlan(NamedTuple):
 
     Attributes:
         config: A copy of the configuration, with the model's own paths in `target_modules`.
-        sites: The sites.
+        sites: The site of each projection by the projection's path, in the model's order.
         asked: Paths of the projections that the configuration asks for; `sites` may have others, if a
             state dict does.
     """
 
     config: PrwConfig
-    sites: list[SitePlan]
+    sites: Mapping[str, SitePlan]
     asked: frozenset[str]
 
 
@@ -90,9 +90,9 @@ def plan_pool(model: nn.Module, config: PrwConfig, in_state: Collection[str] = (
     asked_for = frozenset(projection.path for group in groups for projection in group)
     if not known.keys().isdisjoint(in_state):
         groups = group_pairs(known[path] for path in known if path in in_state)
-    sites = plan_sites(groups, config.rows, config.layout)
-    planned = {path for site in sites for path in site.slices}
-    config.target_modules = [path for path in known if path in planned]
+    by_path = {path: site for site in plan_sites(groups, config.rows, config.layout) for path in site.slices}
+    sites = {path: by_path[path] for path in known if path in by_path}
+    config.target_modules = list(sites)
     config.settings().check_patterns(config.target_modules)
     if config.granularity == "sample":
         refuse_causal(model, config.target_modules)
