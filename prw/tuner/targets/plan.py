@@ -85,6 +85,7 @@ def plan_pool(model: nn.Module, config: PrwConfig, in_state: Collection[str] = (
     else:
         asked = "kv" if config.target_modules is None else config.target_modules
         config.resolved_from = asked if isinstance(asked, str) else sorted(asked)
+        config.rows = config.rows_of(asked)
         groups = find_groups(model, known, asked, config)
         refuse_missing_layers(config, groups)
     asked_for = frozenset(projection.path for group in groups for projection in group)
