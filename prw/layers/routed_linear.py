@@ -163,7 +163,7 @@ class RoutedLinear(nn.Module):
         """Take the input into rank space, for some slices: [..., d_in] -> one [choices, rank] each."""
         site, experts = self.sites[adapter], cached.decision.num_experts
         stacks_RI = [weights_of(self, DOWN + letter, adapter, experts) for letter in slices]
-        hidden_TI = hidden.reshape(-1, hidden.shape[-1])  # [batch, tokens, d_in] -> [tokens, d_in]
+        hidden_TI = cached.rows(hidden)  # [batch, tokens, d_in] -> [tokens, d_in]
         dtype = experts_dtype(stacks_RI[0][0], hidden_TI)
         if site.pool.settings.dropout and self.training:  # each projection drops others
             hidden_TI = F.dropout(hidden_TI, site.pool.settings.dropout)

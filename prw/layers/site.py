@@ -38,8 +38,9 @@ class SiteRecord(NamedTuple):
 class CachedDecision:
     """The decision for one input, and what the site's first projection (K, as a rule) leaves for the next.
 
-    That is the kernel, the dispatch plan and the input in the experts' dtype. It fits the next projection if
-    its input is the very same tensor, unchanged, under the same `with` blocks and gradient mode.
+    That is the kernel, the dispatch plan, and the input as rows, cast to the experts' dtype. It fits the next
+    projection if its input is the very same tensor, unchanged, under the same `with` blocks and gradient
+    mode.
 
     Attributes:
         decision: The site's decision.
@@ -51,6 +52,7 @@ class CachedDecision:
         self.decision = decision
         self.kernel: Choice | None = None
         self._plan: DispatchPlan | None = None
+        self._rows: Tensor | None = None
         self._read: Tensor | None = None
         self._hidden, self._version = hidden, version_of(hidden)
         self._caller, self._scope, self._with_grad = caller, scope, torch.is_grad_enabled()
@@ -90,6 +92,12 @@ class CachedDecision:
             fixed = not any(is_split(member, site.adapter) for member in site.projections.values())
             self._plan = make_plan(kernel, self.ids_NK, experts, tokens, fixed)
         return self._plan
+
+    def rows(self, hidden: Tensor) -> Tensor:
+        """View the input as rows, [..., d_in] -> [tokens, d_in]; one copy of a strided one."""
+        if self._rows is None:
+            self._rows = hidden.reshape(-1, hidden.shape[-1])
+        return self._rows
 
     def read(self, hidden_TI: Tensor, dtype: torch.dtype) -> Tensor:
         """Give the input without its graph in the experts' dtype, cast once for all projections."""
