@@ -70,7 +70,7 @@ class Samples:
         )
 
     def groups(self, hidden: Tensor, site: str) -> SampleGroups:
-        """Give the sample of each row of an input of shape [..., d]; worked out once for all sites alike.
+        """Return the sample of each row of an input of shape [..., d]; worked out once for all sites alike.
 
         Raises:
             RoutingError: if the input's rows are others.
@@ -110,14 +110,14 @@ class Samples:
 
 
 def keeps(hidden: Tensor, index: Tensor | None) -> bool:
-    """Tell whether an index may be kept for later sites: not where a graph would own it."""
+    """Return whether an index may be kept for later sites: not where a graph would own it."""
     if traced() or (index is not None and index.is_inference()):
         return False
     return not (hidden.is_cuda and torch.cuda.is_current_stream_capturing())
 
 
 def whole_numbers(index: Tensor) -> bool:
-    """Tell whether a tensor of one axis or two holds whole numbers from zero up."""
+    """Return whether a tensor of one axis or two holds whole numbers from zero up."""
     whole = not index.is_floating_point() and index.dtype != torch.bool and index.dim() in (1, 2)
     return whole and index.numel() > 0 and int(index.min()) >= 0
 
@@ -178,7 +178,7 @@ class BatchSizes:
         self._now.setdefault(threading.get_ident(), []).append(sizes)
 
     def _held_by(self, model: nn.Module) -> bool:
-        """Tell whether the pool is still in a model; where it is, that costs no walk but the first."""
+        """Return whether the pool is still in a model; where it is, that costs no walk but the first."""
         layer: nn.Module | None = model
         for part in self._layer.split("."):
             layer = layer._modules.get(part) if layer is not None else None
