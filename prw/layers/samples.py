@@ -110,14 +110,14 @@ class Samples:
 
 
 def keeps(hidden: Tensor, index: Tensor | None) -> bool:
-    """Whether groups may be kept for later sites: not if a graph would own their memory."""
+    """Return whether groups may be kept for later sites: not if a graph would own their memory."""
     if traced() or (index is not None and index.is_inference()):
         return False
     return not (hidden.is_cuda and torch.cuda.is_current_stream_capturing())
 
 
 def whole_numbers(index: Tensor) -> bool:
-    """Whether a tensor has one or two axes of integers from zero up."""
+    """Return whether a tensor has one or two axes of integers from zero up."""
     whole = not index.is_floating_point() and index.dtype != torch.bool and index.dim() in (1, 2)
     return whole and index.numel() > 0 and int(index.min()) >= 0
 
@@ -178,7 +178,7 @@ class BatchSizes:
         self._now.setdefault(threading.get_ident(), []).append(sizes)
 
     def _held_by(self, model: nn.Module) -> bool:
-        """Whether the pool is still in a model; after the first call this needs no walk over the model."""
+        """Return whether the pool is still in a model; only the first call walks over the model."""
         layer: nn.Module | None = model
         for part in self._layer.split("."):
             layer = layer._modules.get(part) if layer is not None else None

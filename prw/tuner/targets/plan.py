@@ -203,7 +203,7 @@ def matching(model: nn.Module, known: Known, entries: list[str]) -> list[Project
 
 
 def matches(path: str, entry: str) -> bool:
-    """Whether an entry names a path: whole, by its end, as a glob, or as a regular expression."""
+    """Return whether an entry names a path: whole, by its end, as a glob, or as a regular expression."""
     if path == entry or path.endswith(f".{entry}") or fnmatch.fnmatchcase(path, entry):
         return True
     pattern = as_pattern(entry)
@@ -246,7 +246,7 @@ def linear_layers(model: nn.Module, known: Known, config: PrwConfig) -> list[Pro
 
 
 def is_called(projection: Projection) -> bool:
-    """Whether the block calls the projection: it does not read its weight, and no fused layer replaces it."""
+    """Return whether the block calls the projection, and neither reads its weight nor has fused it."""
     return not is_bypassed(projection) and not is_replaced(projection)
 
 
@@ -274,7 +274,7 @@ def with_parents(path: str) -> list[str]:
 
 
 def is_allowed(config: PrwConfig, path: str, whole: Collection[str] = ()) -> bool:
-    """Whether exclude_modules, layers_to_transform and layers_pattern allow a path, as in PEFT.
+    """Return whether exclude_modules, layers_to_transform and layers_pattern allow a path, as in PEFT.
 
     Args:
         config: The configuration.
@@ -285,12 +285,12 @@ def is_allowed(config: PrwConfig, path: str, whole: Collection[str] = ()) -> boo
 
 
 def is_excluded(config: PrwConfig, path: str) -> bool:
-    """Whether exclude_modules, or modules_to_save, leaves a path out, as in PEFT."""
+    """Return whether exclude_modules, or modules_to_save, leaves a path out, as in PEFT."""
     return isinstance(check_target_module_exists(asking_for(config, path), path), _ExcludedModule)
 
 
 def in_layers(config: PrwConfig, path: str) -> bool:
-    """Whether a path is in one of the layers that layers_to_transform and layers_pattern ask for.
+    """Return whether a path is in one of the layers that layers_to_transform and layers_pattern ask for.
 
     Source: `check_target_module_exists` in peft.tuners.tuners_utils. It looks at layers only where a path is
     matched by its end, so it is asked about the path's last part; and it finds the index in "model.blocks.0"
@@ -417,7 +417,7 @@ def refuse_causal(model: nn.Module, paths: Iterable[str]) -> None:
 
 
 def is_causal(module: nn.Module) -> bool:
-    """Whether a module says that its tokens do not see later ones; transformers has three ways to say it."""
+    """Return whether a module says that tokens do not see later ones; transformers has three ways to say so."""
     can_generate = getattr(module, "can_generate", None)
     if callable(can_generate) and can_generate():
         return True

@@ -111,7 +111,7 @@ def unwrapped(module: nn.Module) -> nn.Module:
 
 
 def can_carry_experts(module: nn.Module) -> bool:
-    """Whether a module is linear, of a kind that PEFT knows, or an nn.MultiheadAttention."""
+    """Return whether a module is linear, of a kind that PEFT knows, or an nn.MultiheadAttention."""
     inner = unwrapped(module)
     if isinstance(inner, nn.Linear | nn.MultiheadAttention):
         return True
@@ -119,7 +119,7 @@ def can_carry_experts(module: nn.Module) -> bool:
 
 
 def is_quantised(module: nn.Module) -> bool:
-    """Whether a module is a quantised linear layer of a class of its own: without submodules, with widths."""
+    """Return whether a module is a quantised linear layer with its own class: no submodules, but widths."""
     if isinstance(module, NOT_LINEAR) or any(True for _ in module.children()):
         return False
     kind: Any = type(module)  # mypy takes a module's class for unhashable
@@ -212,7 +212,7 @@ def uses_of(kind: type[nn.Module], name: str) -> frozenset[str]:
 
 
 def is_use(chain: tuple[str, ...], name: str) -> bool:
-    """Whether a chain of attributes begins with a name and goes on to more than a description of it."""
+    """Return whether a chain of attributes begins with a name and reads more than a description of it."""
     if chain[:1] != (name,):
         return False
     described = chain[1:2] and chain[1] != "weight" and chain[1] in DESCRIBES
