@@ -1,4 +1,4 @@
-"""The tree of errors, each also the builtin that a caller would expect, and how wrong settings are explained."""
+"""The tree of errors, each also the builtin one expects; explanations of wrong settings; lists of names."""
 
 from typing import Literal
 
@@ -6,8 +6,7 @@ import pytest
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 import prw
-from prw.errors import fault_lines
-from prw.errors import first_few
+from prw.errors import fault_lines, first_few
 
 TREE = {
     prw.ConfigError: ValueError,
