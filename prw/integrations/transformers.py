@@ -17,7 +17,7 @@ import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from prw.curriculum import Curriculum, Stage
-from prw.curriculum.ledger import write
+from prw.curriculum.ledger import LedgerEntry
 from prw.errors import CurriculumError, UnsupportedError
 from prw.integrations.checkpoints import holds_pool, latest, let_trainer_read, pool_in, pools_of_others
 from prw.integrations.meter import RoutingMeter
@@ -226,7 +226,7 @@ class PrwCallback(TrainerCallback):
             step,
             done - step,
         )
-        write(self.weave, stage, step)
+        LedgerEntry(stage=stage, done=step).write(self.weave)
 
     def _next(self, walk: Iterator[Stage]) -> Stage | None:
         """Go on to the next stage; its expert starts the same way in every process and after every break."""

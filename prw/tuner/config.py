@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import peft
+from huggingface_hub import ModelCard
 from peft import PeftConfig
 from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
 from peft.tuners.tuners_utils import BaseTuner
@@ -15,7 +16,7 @@ from peft.utils import PeftType, register_peft_method
 
 from prw.config import OF_LORA, PoolSettings, one_form
 from prw.errors import ConfigError, UnsupportedError
-from prw.tuner.card import put_card
+from prw.tuner.card import model_card, put_card
 
 OLDEST_PEFT = (0, 21)
 """The first PEFT that asks a method how its weights are saved."""
@@ -197,7 +198,11 @@ class PrwConfig(_Mirror):  # type: ignore[misc, unused-ignore]
             **kwargs: Passed to PEFT.
         """
         super().save_pretrained(save_directory, **kwargs)
-        put_card(Path(save_directory), self)
+        put_card(Path(save_directory), self.card())
+
+    def card(self) -> ModelCard:
+        """Write the model card of the pool."""
+        return model_card(self.experts, self.settings(), self.base_model_name_or_path)
 
     def settings(self) -> PoolSettings:
         """Return the pool's settings, checked.
