@@ -12,8 +12,7 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-from prw.tuner.targets.names import role_of
-from prw.tuner.targets.projections import Projection, uses_of
+from prw.tuner.targets.projections import Projection, role_of, uses_of
 
 Group = tuple[Projection, ...]
 """Projections that share a routing decision: a key and its value, or one projection alone."""

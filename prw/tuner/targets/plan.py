@@ -417,7 +417,7 @@ def refuse_causal(model: nn.Module, paths: Iterable[str]) -> None:
 
 
 def is_causal(module: nn.Module) -> bool:
-    """Return whether a module says that tokens do not see later ones; transformers has three ways to say so."""
+    """Return whether a module says that tokens do not see later ones; transformers says so in three ways."""
     can_generate = getattr(module, "can_generate", None)
     if callable(can_generate) and can_generate():
         return True

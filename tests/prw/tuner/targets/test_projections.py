@@ -10,6 +10,7 @@ from transformers import (
 )
 
 import prw
+from prw.tuner.targets.projections import role_of
 
 WITHOUT_SOURCE = """
 class ReadPast(nn.Module):
@@ -37,3 +38,19 @@ def test_a_linear_layer_that_gives_a_scale_too_is_refused_before_it_crashes() ->
     )
     with pytest.raises(prw.TargetError):
         prw.inject(IBertModel(config), rank=2)
+
+
+@pytest.mark.parametrize(
+    ("name", "letters"),
+    [
+        ("Wk", "k"),
+        ("valuesProj", "v"),
+        ("linear_q", "q"),
+        ("queries_keys_values", "qkv"),
+        ("kv_mapper", ""),
+        ("dense", ""),
+        ("k_norm", ""),
+    ],
+)
+def test_names_say_what_a_projection_makes(name, letters):
+    assert role_of(name).letters == letters

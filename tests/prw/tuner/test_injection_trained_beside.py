@@ -6,7 +6,7 @@ from peft import LoraConfig, get_peft_model, inject_adapter_in_model
 from transformers import BertConfig, BertForSequenceClassification
 
 import prw
-import prw.tuner.trained_beside as module
+from prw.tuner import injection as module
 
 TINY = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
 HEAD = ["classifier.weight", "classifier.bias"]
