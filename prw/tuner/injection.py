@@ -70,12 +70,7 @@ def model_for_pool(model: nn.Module) -> nn.Module:
 
 
 def put_in(model: nn.Module, config: PrwConfig, adapter: str) -> None:
-    """Inject a pool beside the adapters that are active; a failure leaves the model as it was.
-
-    Args:
-        model: What `model_for_pool` returned.
-        config: The pool's configuration, which is copied.
-        adapter: Adapter name.
+    """Inject a pool into a model that `model_for_pool` returned; a failure leaves the model as it was.
 
     Raises:
         PoolError: if the adapter's name is unusable, or the model already has an adapter of that name.
@@ -114,11 +109,7 @@ def put_in(model: nn.Module, config: PrwConfig, adapter: str) -> None:
 
 
 def refuse_no_model(model: object) -> None:
-    """Refuse what is not a torch model but, say, a pipeline of several.
-
-    Raises:
-        TargetError: says what came, and which part of a pipeline to pass.
-    """
+    """Refuse what is not a torch model but, say, a pipeline of several."""
     if not isinstance(model, nn.Module):
         raise TargetError(
             f"expected a torch model, got a {type(model).__name__}. Of a diffusers pipeline pass the "
@@ -327,10 +318,6 @@ def no_pool(model: nn.Module, adapter: str) -> NoReturn:
 
 def parameters_beside(model: nn.Module, adapter: str) -> dict[str, nn.Parameter]:
     """List what trains and belongs to no adapter, and a pool's own copies of modules_to_save.
-
-    Args:
-        model: The model.
-        adapter: Name of the pool's adapter; what other adapters train is theirs.
 
     Returns:
         By name without wrappers and adapters.

@@ -32,11 +32,7 @@ Rename = Callable[[str], str]
 
 
 def base_path(weight: str) -> str:
-    """Return the name of a weight without the wrappers and adapters around its projection.
-
-    Args:
-        weight: Name of a parameter, or of a pool's weight.
-    """
+    """Return the name of a weight without the wrappers and adapters around its projection."""
     return AROUND.sub("", plain_path(weight))
 
 
@@ -71,11 +67,7 @@ def is_fixed(model: nn.Module) -> bool:
 
 
 def refuse_fixed(model: nn.Module) -> None:
-    """Refuse a model whose wrapper has noted its parameters already.
-
-    Raises:
-        UnsupportedError: names the wrapper and says what comes first.
-    """
+    """Refuse a model whose wrapper has noted its parameters already."""
     outer: nn.Module | None = model
     while outer is not None:
         if is_fixed(outer):

@@ -312,11 +312,7 @@ def asking_for(config: PrwConfig, path: str) -> PrwConfig:
 
 
 def refuse_unusable(model: nn.Module, groups: Iterable[Group]) -> None:
-    """Refuse projections at which experts would have no effect, or would act in one place of several.
-
-    Raises:
-        TargetError: names the first one and says what to do.
-    """
+    """Refuse projections at which experts would have no effect, or would act in one place of several."""
     places: dict[int, list[str]] = {}
     for around, parent in model.named_modules():
         for child, module in parent._modules.items():
@@ -354,11 +350,7 @@ def refuse_unusable(model: nn.Module, groups: Iterable[Group]) -> None:
 
 
 def refuse_attention_itself(model: nn.Module) -> None:
-    """Refuse a model that is nothing but an nn.MultiheadAttention.
-
-    Raises:
-        TargetError: says what to do.
-    """
+    """Refuse a model that is nothing but an nn.MultiheadAttention."""
     if isinstance(model, nn.MultiheadAttention):
         raise TargetError(
             "the model itself is an nn.MultiheadAttention, and a pool is put around modules inside a "
@@ -367,11 +359,7 @@ def refuse_attention_itself(model: nn.Module) -> None:
 
 
 def refuse_missing_layers(config: PrwConfig, groups: Iterable[Group]) -> None:
-    """Refuse a layer index that no target has.
-
-    Raises:
-        TargetError: names the index.
-    """
+    """Refuse a layer index that no target has."""
     paths = [projection.path for group in groups for projection in group]
     layers: Any = config.layers_to_transform
     for index in [layers] if isinstance(layers, int) else layers or []:
@@ -385,9 +373,6 @@ def refuse_outside(model: nn.Module, config: PrwConfig) -> None:
     """Refuse projections that are named by their whole path and lie outside the layers that are asked for.
 
     PEFT takes such a name whatever layers_to_transform says, and folders of earlier versions rely on that.
-
-    Raises:
-        TargetError: names the first one.
     """
     targets = config.target_modules
     whole = set(targets if isinstance(targets, list) else ()) & projections_of(model).keys()
@@ -400,11 +385,7 @@ def refuse_outside(model: nn.Module, config: PrwConfig) -> None:
 
 
 def refuse_causal(model: nn.Module, paths: Iterable[str]) -> None:
-    """Refuse routing by the whole sample where a token must not see later ones.
-
-    Raises:
-        ConfigError: names the projection and the causal module around it.
-    """
+    """Refuse routing by the whole sample where a token must not see later ones."""
     for path in paths:
         for around in ["", *with_parents(path)[:-1]]:
             module = model.get_submodule(around)
@@ -429,13 +410,7 @@ def is_causal(module: nn.Module) -> bool:
 
 
 def passed_over(model: nn.Module, config: PrwConfig, known: Known | None = None) -> list[str]:
-    """List the projections of this model that a saved pool was asked for and its saved paths leave out.
-
-    Args:
-        model: The model.
-        config: A saved configuration; one that was never planned, or is of other paths, leaves out nothing.
-        known: The model's layers that can carry experts, if they have been listed already.
-    """
+    """List what a saved pool was asked for and leaves out here; nothing if it has paths of another model."""
     known = projections_of(model) if known is None else known
     asked, paths = config.resolved_from, config.target_modules
     if asked is None or isinstance(paths, str) or not known.keys() >= set(paths or ()):
