@@ -7,7 +7,7 @@ from torch.autograd import forward_ad
 
 
 def traced() -> bool:
-    """Say whether the forward is being turned into a graph, or a transform of torch runs it.
+    """Return whether the forward is being turned into a graph, or a transform of torch runs it.
 
     Nothing may then depend on the numbers: under torch.jit.trace, make_fx, fake tensors, torch.func, and
     forward-mode gradients, which the kernels do not have.
@@ -16,19 +16,19 @@ def traced() -> bool:
 
 
 def graphed() -> bool:
-    """Say whether the forward is being compiled into a graph that may have operators of our own."""
+    """Return whether the forward is being compiled into a graph that may have operators of our own."""
     return torch.compiler.is_compiling() and not torch.compiler.is_exporting()
 
 
 def transformed() -> bool:
-    """Say whether a transform of torch or forward-mode gradients are at work, or there are no numbers."""
+    """Return whether a transform of torch or forward-mode gradients are at work, or there are no numbers."""
     if torch._C._functorch.maybe_current_level() is not None or forward_ad._current_level >= 0:
         return True
     return torch._C._get_tracing_state() is not None or without_numbers()
 
 
 def without_numbers() -> bool:
-    """Say whether tensors are fake or recorded, so that their numbers cannot be read."""
+    """Return whether tensors are fake or recorded, so that their numbers cannot be read."""
     if not torch._C._len_torch_dispatch_stack():
         return False
     kinds = (torch._C._TorchDispatchModeKey.FAKE, torch._C._TorchDispatchModeKey.PROXY)
@@ -36,7 +36,7 @@ def without_numbers() -> bool:
 
 
 def may_need_gradients() -> bool:
-    """Say whether gradients of the current forward may be asked for.
+    """Return whether gradients of the current forward may be asked for.
 
     Reentrant checkpointing runs a forward without gradients first and with gradients in backward; both must
     compute alike, so the first counts too. It runs inside an autograd function, which a compiled forward
@@ -48,7 +48,7 @@ def may_need_gradients() -> bool:
 
 
 def inside_autograd_function() -> bool:
-    """Say whether the forward of an autograd function runs: there, forward-mode gradients are off too.
+    """Return whether the forward of an autograd function runs: there, forward-mode gradients are off too.
 
     Neither a plain torch.no_grad() nor inference mode does that.
     """
@@ -56,7 +56,7 @@ def inside_autograd_function() -> bool:
 
 
 def under_checkpointing() -> bool:
-    """Say whether backward may run the current forward again.
+    """Return whether backward may run the current forward again.
 
     Checkpointing without reentrance packs what autograd saves; with it, the forward runs inside an autograd
     function. Neither holds under a plain torch.no_grad().
@@ -68,5 +68,5 @@ def under_checkpointing() -> bool:
 
 
 def recomputing() -> bool:
-    """Say whether backward runs the current forward again, as gradient checkpointing does."""
+    """Return whether backward runs the current forward again, as gradient checkpointing does."""
     return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1

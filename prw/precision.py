@@ -11,7 +11,7 @@ from prw.execution import may_need_gradients
 
 
 def autocast_dtype(device: torch.device) -> torch.dtype | None:
-    """Give the dtype of autocast on a device; None where it is off, or the device has none, as meta."""
+    """Return the dtype of autocast on a device; None where it is off, or the device has none, as meta."""
     kind = device.type
     if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
         return torch.get_autocast_dtype(kind)
@@ -26,7 +26,7 @@ def without_autocast(device: torch.device) -> AbstractContextManager[object]:
 
 
 def product_dtype(hidden: Tensor) -> torch.dtype:
-    """Give the dtype in which a matrix product reads a tensor: autocast's where it is on, else its own.
+    """Return the dtype in which a matrix product reads a tensor: autocast's where it is on, else its own.
 
     Autocast leaves float64 as it is. On CUDA it computes norms in float32, so what follows a norm is float32
     until the next product reads it.
@@ -36,7 +36,7 @@ def product_dtype(hidden: Tensor) -> torch.dtype:
 
 
 def experts_dtype(weight: Tensor, hidden: Tensor) -> torch.dtype:
-    """Give the dtype of the experts' arithmetic.
+    """Return the dtype of the experts' arithmetic.
 
     Under autocast it is autocast's. Elsewhere it is that of the experts' weights, which keeps what training
     adds to a 16-bit base in float32; without gradients it is the input's if that has fewer bits, since the

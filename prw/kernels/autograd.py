@@ -77,7 +77,7 @@ class Shrink(torch.autograd.Function):
     def forward(
         ctx: Any, plan: DispatchPlan, experts: int, hidden_TI: Tensor, read_TI: Tensor, *downs_RI: Tensor
     ) -> tuple[Tensor, ...]:
-        """Give one [choices, rank] for each list of A."""
+        """Return one [choices, rank] for each list of A."""
         ctx.plan, ctx.experts, ctx.hidden_dtype = plan, experts, hidden_TI.dtype
         # What was read is enough for backward; of two the narrower is kept.
         narrow_TI = read_TI if read_TI.dtype.itemsize < hidden_TI.dtype.itemsize else hidden_TI
@@ -89,7 +89,7 @@ class Shrink(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads_CR: Tensor | None) -> tuple[Tensor | None, ...]:
-        """Give the gradients of the input and of each A that trains."""
+        """Return the gradients of the input and of each A that trains."""
         hidden_TI, *downs_RI = ctx.saved_tensors
         of_hidden_wanted, _, *of_downs_wanted = ctx.needs_input_grad[2:]
         with without_autocast(hidden_TI.device):
@@ -133,7 +133,7 @@ class Expand(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        """Give the gradients of the output, the rows in rank space, the gates and each B that trains."""
+        """Return the gradients of the output, the rows in rank space, the gates and each B that trains."""
         low_CR, gates_C1, *ups_OR = ctx.saved_tensors
         grad_TO = grad.reshape(-1, grad.shape[-1])
         if ctx.output_slice is not None:
@@ -226,7 +226,7 @@ def expand_backward(
 
 
 def scaled_gates(plan: DispatchPlan, gates_NK: Tensor, scale: float, dtype: torch.dtype) -> Tensor:
-    """Give each choice the factor on its expert's output: [items, choices per item] -> [choices, 1]."""
+    """Compute scale times gate for each choice: [items, choices per item] -> [choices, 1]."""
     return (plan.per_choice(gates_NK) * scale).to(dtype).unsqueeze(-1)
 
 

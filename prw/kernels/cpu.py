@@ -89,7 +89,7 @@ class CpuPlan:
         return all(segment.expert >= 0 for segment in self.segments)
 
     def per_choice(self, values_NK: Tensor) -> Tensor:
-        """Give each choice the value of its item: [items, choices per item] -> [choices], sorted."""
+        """Repeat the items' values for their choices, sorted: [items, choices per item] -> [choices]."""
         values_C = values_NK.unsqueeze(1).expand(-1, self.shape[2], -1).reshape(-1)
         return values_C if self.order is None else values_C.index_select(0, self.order)
 
@@ -293,7 +293,7 @@ def weight_gradient(plan: CpuPlan, low_CR: Tensor, wide_TW: Tensor, expert: int,
 
 
 def in_dtype(plan: CpuPlan, matrices: Sequence[Tensor], dtype: torch.dtype) -> Sequence[Tensor]:
-    """Give matrices in a dtype; copies are cached, so that frozen weights are not cast at every forward."""
+    """Cast matrices to a dtype; copies are cached, so frozen weights are not cast at every forward."""
     if all(matrix.dtype == dtype for matrix in matrices):
         return matrices
     rows = stacked(matrices, dtype, plan.fixed)
@@ -311,12 +311,12 @@ class Scratch:
     """Memory for one chunk at a time: fresh memory would cost more than the arithmetic."""
 
     def __init__(self, like: Tensor, wide: int) -> None:
-        """Say what it is for; memory is taken when it is needed."""
+        """Set dtype, device and width; memory is allocated when it is needed."""
         self._like, self._wide = like, wide
         self._memory: Tensor | None = None
 
     def rows(self, number: int) -> Tensor:
-        """Give that many rows, of any content: [number, wide]."""
+        """Return that many uninitialised rows, [number, wide]."""
         if self._memory is None or self._memory.shape[0] < number:
             self._memory = self._like.new_empty(number, self._wide)
         return self._memory[:number]

@@ -39,11 +39,11 @@ class DensePlan:
         return self.shape[1]
 
     def per_choice(self, values_NK: Tensor) -> Tensor:
-        """Give each choice its item's value, to [choices]."""
+        """Repeat the items' values for their choices: [items, choices per item] -> [choices]."""
         return values_NK.unsqueeze(1).expand(-1, self.shape[2], -1).reshape(-1)
 
     def per_item(self, values_C: Tensor) -> Tensor:
-        """Add up the choices' values over the tokens of their item, to [items, choices per item]."""
+        """Sum the choices' values over the tokens of their item: [choices] -> [items, choices per item]."""
         items, choices, tokens = self.shape
         return values_C.view(items, tokens, choices).sum(1)
 
@@ -86,13 +86,13 @@ def shrink(plan: DensePlan, wide_TW: Tensor, stacks: Sequence[Sequence[Tensor]])
         where_CR, exists_CR = places(plan, matrices)
         slots = plan.per_token
         all_CS = all_TS if slots == 1 else all_TS.repeat_interleave(slots, 0)  # -> [choices, S]
-        # Chosen, not multiplied by one: 0 * inf would leak a broken expert into everybody's rows.
+        # Chosen, not multiplied by one: 0 * inf would leak a broken expert into all rows.
         lows.append(torch.where(exists_CR, all_CS.gather(1, where_CR), all_TS.new_zeros(())))
     return lows
 
 
 def spread(plan: DensePlan, low_CR: Tensor, matrices: Sequence[Tensor]) -> Tensor:
-    """Put each choice's row at the place of its expert, zeros elsewhere, to [tokens, sum of ranks]."""
+    """Scatter each choice's row to its expert's columns, zeros elsewhere: [choices, rank] -> [tokens, S]."""
     where_CR, exists_CR = places(plan, matrices)
     tokens = plan.shape[0] * plan.shape[2]
     total = sum(matrix.shape[0] for matrix in matrices)

@@ -61,7 +61,7 @@ class DispatchPlan:
     plan: Any
 
     def per_choice(self, values_NK: Tensor) -> Tensor:
-        """Give each choice the value of its item: [items, choices per item] -> [choices]."""
+        """Repeat the items' values for their choices: [items, choices per item] -> [choices]."""
         values_C: Tensor = self.plan.per_choice(values_NK)
         return values_C
 
@@ -104,7 +104,7 @@ def make_plan(
 
 
 def backend_of(name: str, device: torch.device) -> Backend:
-    """Give the module that computes for a kernel's name.
+    """Return the module that computes for a kernel's name.
 
     Triton's is imported here, when it is chosen: it is an optional dependency.
 

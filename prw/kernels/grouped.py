@@ -39,12 +39,12 @@ class GroupedPlan:
     ends: Tensor | None = None
 
     def per_choice(self, values_NK: Tensor) -> Tensor:
-        """Give each choice its item's value, to [choices]."""
+        """Repeat the items' values for their choices: [items, choices per item] -> [choices]."""
         values_C = self.choices.per_choice(values_NK)
         return values_C if self.order is None else values_C.index_select(0, self.order)
 
     def per_item(self, values_C: Tensor) -> Tensor:
-        """Add up the choices' values over the tokens of their item, to [items, choices per item]."""
+        """Sum the choices' values over the tokens of their item: [choices] -> [items, choices per item]."""
         values_C = values_C if self.inverse is None else values_C.index_select(0, self.inverse)
         return self.choices.per_item(values_C)
 
@@ -55,7 +55,7 @@ class GroupedPlan:
 
 
 def missing(device: torch.device, dtype: torch.dtype, rank: int, wide: int = 8) -> str:
-    """Say what grouped_mm lacks for a case; empty if nothing."""
+    """Describe what grouped_mm lacks for a case; empty if nothing."""
     if not hasattr(F, "grouped_mm"):
         return "torch 2.10 or newer"
     if dtype not in (torch.bfloat16, torch.float16):
@@ -80,7 +80,7 @@ def plan(expert_ids_NK: Tensor, experts: int, tokens_per_item: int, fixed: bool 
 
 
 def cube(plan: GroupedPlan, matrices: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
-    """Give all matrices as one [experts, largest rank, wide], zeros where there is no such rank."""
+    """Stack all matrices into one [experts, largest rank, wide], zeros where an expert has fewer ranks."""
     ranks = [matrix.shape[0] for matrix in matrices]
     height = max(ranks) if len(set(ranks)) > 1 else 0
     rows = stacked(matrices, dtype, plan.choices.fixed, height)
@@ -101,7 +101,7 @@ def by_group(plan: GroupedPlan, rows_CX: Tensor, cube_EXY: Tensor) -> Tensor:
 
 
 def gathered(plan: GroupedPlan, wide_TW: Tensor) -> Tensor:
-    """Give every choice its token's row, to [choices, wide]."""
+    """Gather the token's row of every choice: [tokens, wide] -> [choices, wide]."""
     slots = plan.choices.per_token
     if plan.order is None:
         return wide_TW if slots == 1 else wide_TW.repeat_interleave(slots, 0)
@@ -109,7 +109,7 @@ def gathered(plan: GroupedPlan, wide_TW: Tensor) -> Tensor:
 
 
 def shrink(plan: GroupedPlan, wide_TW: Tensor, stacks: Sequence[Sequence[Tensor]]) -> list[Tensor]:
-    """Go into rank space; see `prw.kernels.cpu.shrink` for the arguments."""
+    """Multiply with A, into rank space; see `prw.kernels.cpu.shrink` for the arguments."""
     wide_CW = gathered(plan, wide_TW)
     return [by_group(plan, wide_CW, cube(plan, matrices, wide_CW.dtype).mT) for matrices in stacks]
 
@@ -119,7 +119,7 @@ def expand(
     lows: Sequence[Tensor],
     stacks: Sequence[Sequence[Tensor]],
 ) -> Tensor:
-    """Come out of rank space; see `prw.kernels.cpu.expand` for the arguments."""
+    """Multiply with B, out of rank space; see `prw.kernels.cpu.expand` for the arguments."""
     parts = [
         by_group(plan, low_CR, cube(plan, matrices, low_CR.dtype))
         for low_CR, matrices in zip(lows, stacks, strict=True)
@@ -135,7 +135,7 @@ def expand(
 
 
 def add_to(plan: GroupedPlan, low_CR: Tensor, matrices: Sequence[Tensor], target: Tensor) -> None:
-    """Come out of rank space onto an output; see `prw.kernels.cpu.add_to` for the arguments."""
+    """Multiply with B and add to an output in place; see `prw.kernels.cpu.add_to` for the arguments."""
     wide_TW = expand(plan, [low_CR], [matrices])
     target.add_(wide_TW.view_as(target))  # in the wider dtype, and rounded once
 

@@ -89,14 +89,14 @@ def choose(case: Case, wanted: str = "auto") -> Choice:
 
 
 def lacking(case: Case) -> str:
-    """Say what `grouped` on CUDA lacks for a case; whole samples need no grouped_mm."""
+    """Describe what `grouped` on CUDA lacks for a case; whole samples need no grouped_mm."""
     if case.tokens_per_item > 1:
         return ""
     return grouped.missing(case.device, case.dtype, case.rank, case.wide)
 
 
 def forced(setting: str) -> tuple[str, str]:
-    """Give the kernel that a pool is to use and who says so: the environment before the setting.
+    """Return the kernel that a pool uses and where that was set: the environment overrides the setting.
 
     Raises:
         ConfigError: if the environment names a kernel that there is not.

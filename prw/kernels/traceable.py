@@ -37,7 +37,7 @@ def traceable(
 
 
 def by_expert(ids: Tensor, gates: Tensor, experts: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Say for each token which experts were chosen, and with which gate.
+    """Mark for each token which experts were chosen, and with which gate.
 
     Args:
         ids: Chosen experts, int64 of shape [tokens] or [tokens, choices].
@@ -61,6 +61,6 @@ def by_expert(ids: Tensor, gates: Tensor, experts: int, dtype: torch.dtype) -> t
 def masked(low: Tensor, chosen: Tensor, factor: Tensor) -> Tensor:
     """Multiply what was chosen by its gate and put zeros elsewhere; all of shapes that broadcast.
 
-    The others are masked, not multiplied by zero: 0 * inf would leak a broken expert into everybody's output.
+    The others are masked, not multiplied by zero: 0 * inf would leak a broken expert into every output.
     """
     return torch.where(chosen, low * factor, torch.zeros_like(low))

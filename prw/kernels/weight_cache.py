@@ -2,7 +2,7 @@
 
 The copies of frozen weights are kept for as long as their storages live, and made anew when torch counts a
 change in place. The changes of a weight that trains torch does not count under a sharded optimiser, so it
-alone is copied each time: the newest expert's, whatever their number.
+alone is copied each time; only the newest expert's does.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class WeightCache:
             return renewed(stack, matrices, height)
 
     def _drop(self, key: tuple[object, ...], stack: weakref.ref[Stack]) -> None:
-        """Forget a stack; without the lock, as this may run in whatever a thread that holds it is doing."""
+        """Forget a stack; without the lock, since a finalizer may run in the thread that holds it."""
         if self._stacks.get(key) is stack():
             self._stacks.pop(key, None)
 
@@ -91,7 +91,7 @@ def renewed(stack: Stack, matrices: Sequence[Tensor], height: int) -> Tensor:
             stack.rows[start : start + matrix.shape[0]].copy_(matrix)
             stack.rows[start + matrix.shape[0] : stop].zero_()
             same_size = place < len(stack.marks) and stack.marks[place][3] == mark[3]
-            cut = place + 1 if same_size else None  # else whatever lay behind was cut by this one's rows
+            cut = place + 1 if same_size else None  # else this one's rows overwrote what followed
             stack.marks[place:cut] = [mark]
             stack.owners[place:cut] = [StorageWeakRef(matrix.untyped_storage())]
         start = stop
@@ -99,13 +99,13 @@ def renewed(stack: Stack, matrices: Sequence[Tensor], height: int) -> Tensor:
 
 
 def trains(matrix: Tensor) -> bool:
-    """Tell whether a matrix, or what it is a view of, is a weight that trains."""
+    """Return whether a matrix, or what it is a view of, is a weight that trains."""
     whole = matrix if matrix._base is None else matrix._base
     return matrix.requires_grad or whole.requires_grad
 
 
 def mark_of(matrix: Tensor, training: bool = False) -> Mark:
-    """Say which numbers a matrix holds, and in which state torch has counted them.
+    """Identify the numbers that a matrix holds: its memory, and torch's count of changes in place.
 
     One that trains is in no state that could be met again: once it is frozen, its copy is made anew.
     """
@@ -119,7 +119,7 @@ CACHE = WeightCache()
 
 
 def stacked(matrices: Sequence[Tensor], dtype: torch.dtype, fixed: bool, height: int = 0) -> Tensor:
-    """Put matrices one above the other, of shape [sum of ranks, wide].
+    """Stack matrices on top of one another, [sum of ranks, wide].
 
     Args:
         matrices: Each of shape [rank, wide].

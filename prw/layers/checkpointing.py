@@ -16,7 +16,7 @@ class Note:
     """One forward that backward may run again; it is alive as long as that forward's graph."""
 
     def __init__(self, scope: Scope) -> None:
-        """Keep what the forward was asked for."""
+        """Keep the forward's scope."""
         self.scope = scope
 
 

@@ -52,12 +52,12 @@ class ExpertWeight(nn.Module):
     def __init__(
         self, in_features: int, out_features: int, device: torch.device | None, dtype: torch.dtype
     ) -> None:
-        """Make room for the weight; its values are not set."""
+        """Allocate the weight; its values are not set."""
         super().__init__()
         self.weight = nn.Parameter(torch.empty(out_features, in_features, device=device, dtype=dtype))
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """Let a new weight train only if the old one could."""
+        """Let a new weight train only if the old one did."""
         if isinstance(value, nn.Parameter) and self.frozen:
             value.requires_grad_(False)
         if isinstance(value, DTensor):
@@ -67,7 +67,7 @@ class ExpertWeight(nn.Module):
         super().__setattr__(name, value)
 
     def forward(self) -> Tensor:
-        """Give the weight; hooks that fetch an offloaded weight for a forward act here."""
+        """Return the weight; hooks that fetch an offloaded weight for a forward act here."""
         return self.weight
 
     def extra_repr(self) -> str:
@@ -95,7 +95,7 @@ def container_names(index: int) -> tuple[str, ...]:
 
 
 def container(layer: nn.Module, name: str) -> nn.ModuleDict:
-    """Give the layer's container of that name, creating it where it is missing."""
+    """Return the layer's container of that name, creating it where it is missing."""
     if name not in layer._modules:
         layer.add_module(name, nn.ModuleDict())
     found = layer.get_submodule(name)
@@ -115,7 +115,7 @@ def add_expert_weights(
     letter: str = "",
     output_slice: OutputSlice | None = None,
 ) -> None:
-    """Give a projection the A and B of a new expert: A as torch starts a Linear, B zero, so nothing changes.
+    """Add A and B of a new expert to a projection: A as torch initialises a Linear, B zero: nothing changes.
 
     Args:
         layer: A projection with `in_features` and `out_features`.
@@ -140,7 +140,7 @@ def add_expert_weights(
 def add_router_vectors(
     layer: nn.Module, index: int, adapter: str, gate_std: float, like: Tensor | None
 ) -> None:
-    """Give the projection that keeps a site's router the vectors of a new expert.
+    """Add the router vectors of a new expert to the projection that keeps its site's router.
 
     The gate is tiny and random, so that ties do not all fall to the first expert; the noise vector is zero,
     which makes the noise's standard deviation softplus(0) = 0.693.
@@ -156,7 +156,7 @@ def add_router_vectors(
 
 
 def dtype_of_pool(layer: nn.Module, kind: str, adapter: str, like: Tensor | None) -> torch.dtype:
-    """Give a new expert the dtype that the first one has by now, as after model.to(torch.bfloat16).
+    """Return the dtype for a new expert: that of the first one, which model.to(torch.bfloat16) may have cast.
 
     The first is float32 whatever 16-bit or quantised dtype the base has, unless the base is float64.
     """
@@ -187,7 +187,7 @@ def weights_of(layer: nn.Module, kind: str, adapter: str, experts: int) -> list[
 
 
 def unhooked(holder: nn.Module) -> bool:
-    """Tell whether calling a holder gives its weight and does nothing more; a call costs more."""
+    """Return whether calling a holder gives its weight and does nothing more; a call costs more."""
     return not holder._forward_pre_hooks and not holder._forward_hooks and "forward" not in holder.__dict__
 
 
@@ -198,7 +198,7 @@ def weight_of(layer: nn.Module, name: str, adapter: str) -> Tensor:
 
 
 def aligned(weight: Tensor) -> bool:
-    """Tell whether a weight lies where torch itself would put it.
+    """Return whether a weight lies where torch itself would put it.
 
     Of a file that a loader has mapped into memory it may not, and a host's matrix products round by where
     their operands lie: the same pool would give other bits than before it was saved.
@@ -208,7 +208,7 @@ def aligned(weight: Tensor) -> bool:
 
 
 def is_split(layer: nn.Module, adapter: str) -> bool:
-    """Tell whether a projection's experts were ever split over processes; all or none are."""
+    """Return whether a projection's experts were ever split over processes; all or none are."""
     containers = (module for name, module in layer._modules.items() if name.startswith(DOWN))
     # Of a projection that is keys and values, another pool may have the first container to itself.
     mine: Any = next(held for held in containers if held is not None and adapter in held._modules)
@@ -219,7 +219,7 @@ def is_split(layer: nn.Module, adapter: str) -> bool:
 def pair_of(
     layer: nn.Module, adapter: str, index: int, read: Callable[[Tensor], Tensor] = Tensor.detach
 ) -> tuple[Tensor, Tensor]:
-    """Give an expert's A and B at one projection as those of a plain LoRA, without their graph.
+    """Return an expert's A and B at one projection as those of a plain LoRA, without their graph.
 
     Of a projection that holds keys and values, A has the A of both, one above the other, and B is zero in the
     rows of the queries: its rank is twice the expert's.

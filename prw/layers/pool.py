@@ -39,12 +39,12 @@ class Scope:
     _moved: dict[torch.device, tuple[int, Tensor]] = field(init=False, default_factory=dict)
 
     def agrees(self, other: Scope) -> bool:
-        """Tell whether another scope asks for the same."""
+        """Return whether another scope is equivalent."""
         same_pool = self.size == other.size and self.disabled == other.disabled
         return same_pool and self.routed is other.routed and self.samples is other.samples
 
     def routed_on(self, device: torch.device) -> Tensor | None:
-        """Give `routed` on a device; it is moved there once for all sites, unless it has changed."""
+        """Return `routed` on a device; it is moved there once for all sites, unless it has changed."""
         routed = self.routed
         if (
             routed is None
@@ -76,8 +76,8 @@ class Pool:
 
     Attributes:
         settings: The pool's settings.
-        kernel: The kernel that was asked for.
-        kernel_from: Who asked for it: the settings, or the environment.
+        kernel: The kernel that was requested.
+        kernel_from: Where it was requested: in the settings, or in the environment.
         experts: Names of the experts, oldest first.
         expert_ranks: Expert to rank pattern, for experts whose ranks are not the settings'.
         scope: What the open `with` blocks ask for. It is shared by all threads, because the autograd engine
@@ -118,13 +118,13 @@ class Pool:
 
     @property
     def size(self) -> int:
-        """Number of experts in use here and now."""
+        """Number of experts in use under the open blocks."""
         if self.scope.disabled:
             return 0
         return len(self.experts) if self.scope.size is None else self.scope.size
 
     def index(self, name: str) -> int:
-        """Give an expert's position.
+        """Return an expert's position.
 
         Raises:
             PoolError: if the pool has no such expert.
@@ -137,7 +137,7 @@ class Pool:
         return self.experts.index(name)
 
     def rank_at(self, index: int, path: str) -> int:
-        """Give the rank of an expert at a projection."""
+        """Return the rank of an expert at a projection."""
         own = self.expert_ranks.get(self.experts[index]) if index < len(self.experts) else None
         return matching(own, path, self.settings.rank_at(path))
 
@@ -215,7 +215,7 @@ class Pool:
         self._settle()
 
     def _settle(self) -> None:
-        """Let the scope be what the open blocks ask for, later ones on top of earlier ones."""
+        """Compute the scope from the open blocks; later ones override earlier ones."""
         scope = EVERYTHING
         for block in self._blocks:
             scope = replace(scope, **block.changes) if block.changes else scope

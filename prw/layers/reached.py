@@ -1,4 +1,4 @@
-"""Which sites the training forwards reach: those whose projections nobody calls are named, each once."""
+"""Which sites the training forwards reach; those whose projections are never called are reported once."""
 
 from __future__ import annotations
 

@@ -26,6 +26,7 @@ from torch.nn.modules import module as torch_module
 from prw.execution import graphed, traced
 from prw.kernels import (
     Case,
+    DispatchPlan,
     OutputSlice,
     add_to_slices,
     choose,
@@ -74,15 +75,15 @@ class RoutedLinear(nn.Module):
         self.training = base_layer.training  # noise is added in training only, and the base may be evaluating
 
     def acts(self, adapter: str) -> bool:
-        """Say whether an adapter's experts are switched on here."""
+        """Return whether an adapter's experts are switched on here."""
         return adapter in self.sites
 
     def slices_of(self, adapter: str) -> Mapping[str, OutputSlice | None]:
-        """Give the output slices that an adapter's experts add to, by letter."""
+        """Return the output slices that an adapter's experts add to, by letter."""
         return self.slices.get(adapter, WHOLE)
 
     def widths(self, adapter: str) -> tuple[int, ...]:
-        """Give how many columns each slice has."""
+        """Return how many columns each slice has."""
         slices = self.slices_of(adapter).values()
         return tuple(self.out_features if one is None else one.size for one in slices)
 
@@ -103,9 +104,13 @@ class RoutedLinear(nn.Module):
         if traced() or kernel == "reference":
             deltas = self._plain(cached, hidden, adapter, kernel, slices, strength)
             return added(output, [(slices[letter], delta) for letter, delta in deltas.items()])
-        lows = self._shrunk(cached, hidden, adapter, kernel, slices)
+        plan, lows = self._shrunk(cached, hidden, adapter, kernel, slices)  # one [choices, rank] per slice
         total = writable(output, self.base_layer, hidden)
-        return self._expanded(cached, lows, slices, adapter, kernel, strength, total).view(output.shape)
+        scale, experts = self.scales[adapter] * strength, cached.decision.num_experts
+        for letter, low_CR in lows.items():
+            ups_OR = weights_of(self, UP + letter, adapter, experts)
+            total = expand(total, low_CR, cached.gates_NK, ups_OR, scale, plan, slices[letter])
+        return total.view(output.shape)
 
     def expert_outputs(
         self,
@@ -134,12 +139,12 @@ class RoutedLinear(nn.Module):
         kernel = self._kernel(cached, hidden, adapter)
         if traced() or kernel == "reference":
             return self._plain(cached, hidden, adapter, kernel, slices, strength)
-        found = {}
-        for letter, low_CR in self._shrunk(cached, hidden, adapter, kernel, slices).items():
-            width = self.out_features if (one := slices[letter]) is None else one.size
-            zeros = low_CR.new_zeros(*hidden.shape[:-1], width)
-            lows, whole = {letter: low_CR}, {letter: None}
-            found[letter] = self._expanded(cached, lows, whole, adapter, kernel, strength, zeros)
+        plan, lows = self._shrunk(cached, hidden, adapter, kernel, slices)
+        scale, experts, found = self.scales[adapter] * strength, cached.decision.num_experts, {}
+        for letter, low_CR in lows.items():
+            ups_OR = weights_of(self, UP + letter, adapter, experts)
+            zeros = low_CR.new_zeros(*hidden.shape[:-1], ups_OR[0].shape[0])  # [..., columns of the slice]
+            found[letter] = expand(zeros, low_CR, cached.gates_NK, ups_OR, scale, plan)
         return found
 
     def _kernel(self, cached: CachedDecision, hidden: Tensor, adapter: str) -> str:
@@ -159,37 +164,19 @@ class RoutedLinear(nn.Module):
         adapter: str,
         kernel: str,
         slices: Mapping[str, OutputSlice | None],
-    ) -> dict[str, Tensor]:
-        """Take the input into rank space, for some slices: [..., d_in] -> one [choices, rank] each."""
+    ) -> tuple[DispatchPlan, dict[str, Tensor]]:
+        """Shrink the input for some slices, [..., d_in] -> [choices, rank] each; with the dispatch plan."""
         site, experts = self.sites[adapter], cached.decision.num_experts
         stacks_RI = [weights_of(self, DOWN + letter, adapter, experts) for letter in slices]
-        hidden_TI = hidden.reshape(-1, hidden.shape[-1])  # [batch, tokens, d_in] -> [tokens, d_in]
+        hidden_TI = cached.rows(hidden)  # [batch, tokens, d_in] -> [tokens, d_in]
         dtype = experts_dtype(stacks_RI[0][0], hidden_TI)
-        if site.pool.settings.dropout and self.training:  # each projection drops others
+        if site.pool.settings.dropout and self.training:  # each projection drops for itself
             hidden_TI = F.dropout(hidden_TI, site.pool.settings.dropout)
             read_TI = hidden_TI.detach().to(dtype)
         else:
             read_TI = cached.read(hidden_TI, dtype)
         plan = cached.plan(kernel, hidden_TI.shape[0], site)
-        return dict(zip(slices, shrink(hidden_TI, stacks_RI, plan, read_TI), strict=True))
-
-    def _expanded(
-        self,
-        cached: CachedDecision,
-        lows: Mapping[str, Tensor],
-        slices: Mapping[str, OutputSlice | None],
-        adapter: str,
-        kernel: str,
-        strength: float,
-        output: Tensor,
-    ) -> Tensor:
-        """Take rows in rank space out again: one [choices, rank] each -> gated, onto the output's slices."""
-        scale, experts = self.scales[adapter] * strength, cached.decision.num_experts
-        for letter, low_CR in lows.items():
-            ups_OR = weights_of(self, UP + letter, adapter, experts)
-            plan = cached.plan(kernel, low_CR.shape[0], self.sites[adapter])
-            output = expand(output, low_CR, cached.gates_NK, ups_OR, scale, plan, slices[letter])
-        return output
+        return plan, dict(zip(slices, shrink(hidden_TI, stacks_RI, plan, read_TI), strict=True))
 
     def _plain(
         self,
@@ -236,7 +223,7 @@ def case_of(downs: Sequence[Tensor], dtype: torch.dtype, top_k: int, tokens_per_
 
 
 def explained(site: Site) -> str:
-    """Say which kernel computes a site's experts, and why.
+    """Describe which kernel computes a site's experts, and why.
 
     Autocast, and whether gradients are wanted, may change it.
     """
@@ -264,7 +251,7 @@ def added(output: Tensor, deltas: Sequence[tuple[OutputSlice | None, Tensor]]) -
 
 
 def writable(output: Tensor, base: nn.Module, hidden: Tensor) -> Tensor:
-    """Give what a projection made, or a copy, to be added to in place.
+    """Return a projection's output, or a copy of it, that can be added to in place.
 
     A plain projection, also a quantised one, makes a new tensor that nothing else has and that its own
     gradient does not need. Torch may show it as a view of one with other axes; then that one is given, for a
@@ -287,7 +274,7 @@ def writable(output: Tensor, base: nn.Module, hidden: Tensor) -> Tensor:
 
 
 def shown_otherwise(output: Tensor) -> bool:
-    """Say whether an output is a view, and its gradient goes through what it is a view of.
+    """Return whether an output is a view, and its gradient goes through what it is a view of.
 
     That of a quantised projection does not: its autograd function made the view, without a graph.
     """
@@ -300,14 +287,14 @@ def shown_otherwise(output: Tensor) -> bool:
 
 
 def makes_new(base: nn.Module) -> bool:
-    """Say whether a projection is known to give new tensors, and has no hooks that may have kept one."""
+    """Return whether a projection is known to give new tensors, and has no hooks that may have kept one."""
     if watched(base) or "forward" in base.__dict__:
         return False
     return type(base).forward is nn.Linear.forward or type(base).__module__.startswith(KNOWN)
 
 
 def watched(base: nn.Module) -> bool:
-    """Say whether hooks see a module's output, or its gradient: that one through a view of the output."""
+    """Return whether hooks see a module's output, or its gradient: that one through a view of the output."""
     mine = base._forward_hooks or base._backward_hooks or base._backward_pre_hooks
     forward = torch_module._global_forward_hooks
     backward = torch_module._global_backward_hooks or torch_module._global_backward_pre_hooks

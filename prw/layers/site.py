@@ -38,8 +38,9 @@ class SiteRecord(NamedTuple):
 class CachedDecision:
     """The decision for one input, and what the site's first projection (K, as a rule) leaves for the next.
 
-    That is the kernel, the dispatch plan and the input in the experts' dtype. It fits the next projection if
-    its input is the very same tensor, unchanged, under the same `with` blocks and gradient mode.
+    That is the kernel, the dispatch plan, and the input as rows, cast to the experts' dtype. It fits the next
+    projection if its input is the very same tensor, unchanged, under the same `with` blocks and gradient
+    mode.
 
     Attributes:
         decision: The site's decision.
@@ -51,12 +52,13 @@ class CachedDecision:
         self.decision = decision
         self.kernel: Choice | None = None
         self._plan: DispatchPlan | None = None
+        self._rows: Tensor | None = None
         self._read: Tensor | None = None
         self._hidden, self._version = hidden, version_of(hidden)
         self._caller, self._scope, self._with_grad = caller, scope, torch.is_grad_enabled()
 
     def fits(self, hidden: Tensor, caller: nn.Module, scope: Scope) -> bool:
-        """Say whether this is the decision for another projection's input."""
+        """Return whether this is the decision for another projection's input."""
         same_input = self._hidden is hidden and self._version == version_of(hidden)
         same_mode = self._scope.agrees(scope) and self._with_grad == torch.is_grad_enabled()
         return same_input and same_mode and self._caller is not caller
@@ -78,7 +80,7 @@ class CachedDecision:
         return rows // max(batch * items, 1)
 
     def plan(self, kernel: str, rows: int, site: Site) -> DispatchPlan:
-        """Give the dispatch plan, made once for all projections of the site.
+        """Return the dispatch plan, made once for all projections of the site.
 
         Args:
             kernel: Name of a kernel that has a backend.
@@ -91,8 +93,14 @@ class CachedDecision:
             self._plan = make_plan(kernel, self.ids_NK, experts, tokens, fixed)
         return self._plan
 
+    def rows(self, hidden: Tensor) -> Tensor:
+        """View the input as rows, [..., d_in] -> [tokens, d_in]; one copy of a strided one."""
+        if self._rows is None:
+            self._rows = hidden.reshape(-1, hidden.shape[-1])
+        return self._rows
+
     def read(self, hidden_TI: Tensor, dtype: torch.dtype) -> Tensor:
-        """Give the input without its graph in the experts' dtype, cast once for all projections."""
+        """Return the input without its graph in the experts' dtype, cast once for all projections."""
         if self._read is None or self._read.dtype != dtype:
             self._read = hidden_TI.detach().to(dtype)
         return self._read
@@ -157,17 +165,17 @@ class Site:
         self._members.append(projection)
 
     def path_of(self, projection: nn.Module) -> str:
-        """Give the path of a member."""
+        """Return the path of a member."""
         return next(path for path, member in self.projections.items() if member is projection)
 
     def describe(self) -> SiteRecord:
-        """Give the site's record."""
+        """Return the site's record."""
         layers = [cast(Any, layer) for layer in self.projections.values()]
         widths = tuple(width for layer in layers for width in layer.widths(self.adapter))
         return SiteRecord(self.name, tuple(self.projections), cast(int, self.router.in_features), widths)
 
     def decide(self, hidden: Tensor, caller: nn.Module, one_sample: bool = False) -> CachedDecision | None:
-        """Give the decision for an input: the one that another projection has left, or a new one.
+        """Return the decision for an input: the one that another projection has left, or a new one.
 
         Args:
             hidden: Input of the projection, of shape [batch, tokens, d] or [tokens, d].
@@ -215,7 +223,7 @@ class Site:
         return decide(hidden, router, noise, settings, self._routed(hidden), training, groups)
 
     def groups(self, hidden: Tensor, one_sample: bool = False) -> SampleGroups | None:
-        """Give the sample of each row, where it was said; None where axis 0 is it, or tokens are routed.
+        """Return the sample of each row where it was given; None if axis 0 is the sample.
 
         Args:
             hidden: Input of a projection.
@@ -234,7 +242,7 @@ class Site:
         return None
 
     def _routed(self, hidden: Tensor) -> Tensor | None:
-        """Give which tokens are routed, bool of shape [batch, tokens]; None means all."""
+        """Return which tokens are routed, bool of shape [batch, tokens]; None means all."""
         routed = self.pool.scope.routed_on(hidden.device)
         if routed is None:
             return None

@@ -45,7 +45,7 @@ class RoutingDecision(NamedTuple):
 
 
 def top_k(logits: Tensor, gate: Gate, routed: Tensor | None = None, k: int = 1) -> RoutingDecision:
-    """Give each item its likeliest experts, each gated by its share of *all* experts (equations 3 and 4).
+    """Choose each item's likeliest experts, gated by their probability among *all* experts (equations 3, 4).
 
     The gate is not rescaled to one, so the router learns from the task too; with `gate="unit"` its value is
     one and only its gradient is that of the probability.
@@ -70,12 +70,12 @@ def top_k(logits: Tensor, gate: Gate, routed: Tensor | None = None, k: int = 1) 
 
 
 def top_1(logits: Tensor, gate: Gate, routed: Tensor | None = None) -> RoutingDecision:
-    """Give each item its likeliest expert: `top_k` with k = 1."""
+    """Choose each item's likeliest expert: `top_k` with k = 1."""
     return top_k(logits, gate, routed)
 
 
 def newest_indicator(decision: RoutingDecision, share: Share) -> Tensor:
-    """Say for each item whether the newest expert, the last of the pool, is among its choices (equation 8).
+    """Mark the items whose choices include the newest expert, the last of the pool (equation 8).
 
     Args:
         decision: A site's decision.

@@ -103,7 +103,7 @@ class Routing:
         return (shares, count) if per == "sample" else (shares.squeeze(0), count.squeeze(0))
 
     def usage(self, mask: Tensor | None = None) -> Tensor:
-        """Say which expert was chosen where: fractions of shape [sites, experts], rows sum to one.
+        """Compute which expert was chosen where: fractions of shape [sites, experts]; rows sum to one.
 
         With top_k > 1 every choice counts, so an item counts k times.
         """

@@ -154,11 +154,11 @@ class SampleGroups:
         return (sums / self.sizes(counted_F).clamp(min=1.0).unsqueeze(-1)).unsqueeze(1)
 
     def any_routed(self, routed: Tensor | None, like: Tensor) -> Tensor:
-        """Say which samples have a routed row, bool of shape [samples, 1]; one without rows has none."""
+        """Mark the samples that have a routed row, bool of shape [samples, 1]."""
         return (self.sizes(self.ones(routed, like)) > 0).unsqueeze(1)
 
     def ones(self, routed: Tensor | None, like: Tensor) -> Tensor:
-        """Give a one for each row that is routed and a zero for the others, of shape [rows]."""
+        """Return one for each row that is routed and zero for the others, of shape [rows]."""
         if routed is None:
             return like.new_ones(self.index.shape[0])
         return routed.flatten().to(like.dtype)
@@ -168,7 +168,7 @@ class SampleGroups:
         return counted_F.new_zeros(self.count).index_add(0, self.index, counted_F)
 
     def to_rows(self, decision: RoutingDecision) -> RoutingDecision:
-        """Give each row the decision of its sample, from shape [samples, 1] to [1, rows].
+        """Repeat each sample's decision for its rows: [samples, 1] -> [1, rows].
 
         All rows of a sample go together, as its tokens do where axis 0 is the sample.
         """
@@ -232,7 +232,7 @@ class Scores(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, features_BID: Tensor, experts: int, *vectors: Tensor) -> Tensor:
-        """Give the scores of all lists, one list after the other."""
+        """Return the scores of all lists, one list after the other."""
         ctx.save_for_backward(features_BID, *vectors)
         # As rows: of a strided input, torch would choose a product by whether the vector trains.
         scores, rows_FD = [], features_BID.flatten(0, 1)
@@ -243,7 +243,7 @@ class Scores(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_BIE: Tensor) -> tuple[Tensor | None, ...]:
-        """Give the gradients of the features and of the vectors that train."""
+        """Return the gradients of the features and of the vectors that train."""
         features_BID, *vectors = ctx.saved_tensors
         of_features, _, *needed = ctx.needs_input_grad
         # One expert has all of the softmax, whose gradient is zero. Only a host can look without waiting.

@@ -1,4 +1,4 @@
-"""Statistics of recorded decisions: laid end to end, summed up per site on the device, then divided once.
+"""Statistics of recorded decisions: concatenated, summed per site on the device, then divided once.
 
 decisions -> merged -> tally [sites, experts + measures] -> statistics, and the alarm of a collapse
 """
@@ -44,7 +44,7 @@ class RoutingStatistics:
     Attributes:
         sites: Names of the sites, in the order of `site_...` and of the rows of `usage`.
         experts: Names of the experts, oldest first.
-        share: Fraction of all items that went to the newest expert, be it among several.
+        share: Fraction of all items with the newest expert among their choices.
         gate: Mean weight of the chosen expert.
         entropy: Mean entropy of the router's probabilities, in nats: 0 is certain, log(experts) is even.
         margin: Mean distance between the two largest probabilities; 1 with one expert.
@@ -214,7 +214,7 @@ def check_sizes(decisions: Sequence[RoutingDecision], experts: tuple[str, ...]) 
 def merged(
     decisions: Sequence[RoutingDecision], mask: Tensor | None = None, by_sample: bool = False
 ) -> RoutingDecision:
-    """Lay decisions over one number of experts end to end.
+    """Concatenate decisions over the same number of experts.
 
     Args:
         decisions: At least one; `by_sample` asks for one batch size. They may lie on several devices, as

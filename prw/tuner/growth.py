@@ -192,7 +192,7 @@ def rename(layers: Layers, adapter: str, config: PrwConfig, old: str, new: str) 
 
 
 def holds(layer: PrwLinear, name: str, adapter: str) -> bool:
-    """Whether a layer has a container with an adapter's weight in it; another pool may have it to itself."""
+    """Return whether a layer's container has a weight of an adapter; another pool may have it to itself."""
     return name in layer.adapter_layer_names and adapter in getattr(layer, name)
 
 

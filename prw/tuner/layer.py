@@ -58,7 +58,7 @@ class PrwLinear(RoutedLinear, BaseTunerLayer):
         }
 
     def acts(self, adapter: str) -> bool:
-        """Tell whether an adapter's experts are switched on here, as PEFT has it."""
+        """Return whether an adapter's experts are switched on here, by PEFT's own state."""
         return adapter in self.sites and adapter in self.active_adapters and not self.disable_adapters
 
     @property
@@ -163,7 +163,7 @@ class PrwLinear(RoutedLinear, BaseTunerLayer):
         return weight
 
     def note_weight_read(self) -> None:
-        """Let the sites know that somebody reads the weight, who may compute with it past the experts."""
+        """Notify the sites that the weight is read: the reader may compute with it and bypass the experts."""
         if not torch.compiler.is_compiling():
             for site in self.sites.values():
                 site.note_weight_read(self)
@@ -216,7 +216,7 @@ class PrwLinear(RoutedLinear, BaseTunerLayer):
         )
 
     def unmerge(self) -> None:
-        """Leave the pool as it is: it is never merged, while LoRAs beside it may be."""
+        """Do nothing: a pool is never merged, while LoRAs beside it may be."""
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         """Write the layer's state as any module, with one more name for the loader of FLUX.1 LoRAs.
@@ -233,7 +233,7 @@ class PrwLinear(RoutedLinear, BaseTunerLayer):
             destination[f"{prefix}weight"] = self.weight
 
     def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
-        """Say that a pool is no LoRA."""
+        """Return False: a pool is not a LoRA."""
         return False
 
 

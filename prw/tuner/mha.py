@@ -74,7 +74,7 @@ class PrwAttention(PrwLinear):
         return output
 
     def _acting(self) -> list[str]:
-        """List the adapters whose experts are in use here and now."""
+        """List the adapters whose experts are in use now."""
         if self.disable_adapters:
             return []
         return [
@@ -155,7 +155,7 @@ class PrwAttention(PrwLinear):
     def _projected(
         self, query: Tensor, key: Tensor, value: Tensor, deltas: dict[str, list[Tensor]]
     ) -> tuple[Tensor, Tensor]:
-        """Make keys and values as torch does, of shape [tokens, batch, d], and add the experts' part."""
+        """Compute keys and values as torch does, [tokens, batch, d], and add the experts' part."""
         base: Any = self.base_layer
         made = dict(zip("kv", project_as_torch(base, query, key, value), strict=True))
         for letter, parts in deltas.items():
@@ -175,7 +175,7 @@ def tokens_first(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Ten
 
 
 def project_as_torch(base: Any, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-    """Make keys and values by the very matrix products that torch makes them by, so that bits agree.
+    """Compute keys and values by the same matrix products as torch, so that bits agree.
 
     Args:
         base: The attention.

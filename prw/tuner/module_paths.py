@@ -66,7 +66,7 @@ def wrapped_by(model: nn.Module) -> nn.Module | None:
 
 
 def is_fixed(model: nn.Module) -> bool:
-    """Whether a wrapper would not synchronise parameters that come later."""
+    """Return whether a wrapper would not synchronise parameters that come later."""
     return any(kind.__name__ in PARAMETERS_FIXED for kind in type(model).__mro__)
 
 

@@ -64,7 +64,7 @@ EXPAND: dict[tuple[int, int, int], Blocks] = {
 
 
 def power_of_two(number: int) -> int:
-    """Give the smallest power of two that is not below a number."""
+    """Return the smallest power of two that is not below a number."""
     return 1 << max(0, number - 1).bit_length()
 
 
@@ -86,7 +86,7 @@ def blocks_of(table: dict[tuple[int, int, int], Blocks], capability: int, itemsi
 
 @lru_cache
 def device_of(index: int | None) -> tuple[int, int]:
-    """Give a CUDA device's major compute capability and number of processors; 0 and 1 in the interpreter."""
+    """Return the major capability and number of processors of a CUDA device; (0, 1) in the interpreter."""
     if index is None:
         return 0, 1
     properties = torch.cuda.get_device_properties(index)
@@ -94,7 +94,7 @@ def device_of(index: int | None) -> tuple[int, int]:
 
 
 def splits_of(programs: int, processors: int, blocks: int) -> int:
-    """Say into how many parts a shrink divides its long axis, so that few tiles still fill the device.
+    """Choose into how many parts a shrink divides its long axis, so that few tiles still fill the device.
 
     Args:
         programs: How many tiles there are without a split.

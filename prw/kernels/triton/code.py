@@ -29,7 +29,7 @@ def pick(values, which, COUNT: tl.constexpr):
 
 @triton.jit
 def address_of(addresses, group, dtype: tl.constexpr, EXPERTS: tl.constexpr, ALIGNED: tl.constexpr):
-    """Give the address of a group's expert.
+    """Return the address of a group's expert.
 
     What Triton knows of an argument's alignment is lost on the way through `pick`; untold, it would read the
     matrices number by number and spill.

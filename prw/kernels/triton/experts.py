@@ -43,13 +43,13 @@ class Stack:
     kept: Sequence[Tensor]
 
     def pairs_with(self, other: Stack) -> bool:
-        """Say whether one launch may read both stacks."""
+        """Return whether one launch may read both stacks."""
         mine = (self.ranks, self.leads, self.wide_unit, self.dtype)
         return mine == (other.ranks, other.leads, other.wide_unit, other.dtype)
 
 
 def stack_of(matrices_RW: Sequence[Tensor], like: Tensor, wide: int) -> Stack:
-    """Look at the experts' matrices.
+    """Collect the addresses and layout of the experts' matrices.
 
     Args:
         matrices_RW: One per expert, [rank, wide], contiguous or the transposed view of a contiguous one. Any

@@ -59,11 +59,11 @@ class Plan:
         return self.tokens * self.slots
 
     def routed(self) -> Tensor:
-        """Say which items' choices name an expert, of shape [N, K]."""
+        """Mark which choices of the items have an expert, of shape [N, K]."""
         return (self.ids >= 0) & (self.ids < self.experts)
 
     def per_choice(self, values_NK: Tensor) -> Tensor:
-        """Give every choice its item's value, of shape [C]; zero where it names no expert."""
+        """Repeat the items' values for their choices, of shape [C]; zero where there is no expert."""
         kept_NK = torch.where(self.routed(), values_NK, 0)
         return per_token(kept_NK, self.tokens_per_item).reshape(self.choices)
 
@@ -73,7 +73,7 @@ class Plan:
         return torch.where(self.routed(), values_NSK.sum(1), 0)
 
     def ids_per_token(self) -> Tensor:
-        """Give every token its item's experts, of shape [T, K]."""
+        """Repeat the items' experts for their tokens, of shape [T, K]."""
         return per_token(self.ids, self.tokens_per_item)
 
 

@@ -174,7 +174,7 @@ def weight_gradient(plan: Plan, low_CR: Tensor, wide_TI: Tensor, expert: int, ra
 
 
 def in_pairs(made: Sequence[Stack]) -> Iterator[tuple[int, ...]]:
-    """Say which stacks share a launch: neighbours that have ranks and layout in common."""
+    """Find which stacks share a launch: neighbours that have ranks and layout in common."""
     at = 0
     while at < len(made):
         two = at + 1 < len(made) and made[at].pairs_with(made[at + 1])
@@ -183,12 +183,12 @@ def in_pairs(made: Sequence[Stack]) -> Iterator[tuple[int, ...]]:
 
 
 def arguments_of(made: Sequence[Stack]) -> tuple[tuple[int, ...], ...]:
-    """Give the arguments of a launch that describe the experts of one or two stacks."""
+    """Return the arguments of a launch that describe the experts of one or two stacks."""
     return made[0].addresses, made[-1].addresses, made[0].ranks, made[0].leads
 
 
 def where(plan: Plan, rows: int) -> tuple[int, tuple[Tensor | int, ...]]:
-    """Give the number of tiles per slot (an upper bound if sorted), and what finds a program's tile."""
+    """Return the number of tiles per slot (an upper bound if sorted), and what finds a program's tile."""
     item_tiles = triton.cdiv(plan.tokens_per_item, rows)
     if plan.order is None:
         tiles = len(plan.ids) * item_tiles
@@ -201,7 +201,7 @@ def where(plan: Plan, rows: int) -> tuple[int, tuple[Tensor | int, ...]]:
 
 
 def constants(plan: Plan, made: Sequence[Stack], block: blocks.Blocks, wide: int) -> dict[str, Any]:
-    """Give what a kernel is compiled for; fused multiply-add is Triton's own choice up to 3.9."""
+    """Return what a kernel is compiled for; fused multiply-add is Triton's own choice up to 3.9."""
     first = made[0]
     return {
         "ROWS": block.rows,
@@ -226,7 +226,7 @@ def constants(plan: Plan, made: Sequence[Stack], block: blocks.Blocks, wide: int
 
 
 def readable(plan: Plan, low_CR: Tensor, stack: Stack, dtype: torch.dtype) -> Tensor:
-    """Give a low whose rows can be read by address, in the dtype of the first.
+    """Return a low whose rows can be read by address, in the dtype of the first.
 
     Raises:
         ConfigError: if it has another shape than the plan and the experts say, or lies on another device.
@@ -242,7 +242,7 @@ def readable(plan: Plan, low_CR: Tensor, stack: Stack, dtype: torch.dtype) -> Te
 
 
 def index_of(tensor: Tensor) -> int | None:
-    """Give the index of a tensor's CUDA device, or None in the interpreter."""
+    """Return the index of a tensor's CUDA device, or None in the interpreter."""
     return tensor.get_device() if tensor.is_cuda else None
 
 

@@ -16,13 +16,13 @@ COUNTS = ["tokens", "slots", "experts"]  # numbers for which a kernel is not com
 
 @triton.jit
 def group_of(ids, experts):
-    """Give each id's group: its expert, or the one behind them all where it names none."""
+    """Return each id's group: its expert, or the last group if it has none."""
     return tl.where((ids >= 0) & (ids < experts), ids, experts).to(tl.int32)
 
 
 @triton.jit
 def hits_of_block(ids, tokens, slots, experts, BLOCK: tl.constexpr, GROUPS: tl.constexpr):
-    """Give this block's tokens, and which of them belong to which group: ones and zeros, [BLOCK, GROUPS]."""
+    """Return this block's tokens, and a one-hot of their groups, [BLOCK, GROUPS]."""
     token = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     at = ids + token.to(tl.int64) * slots + tl.program_id(1)
     group = group_of(tl.load(at, mask=token < tokens, other=-1), experts)
@@ -74,7 +74,7 @@ def place_kernel(
 
 @triton.jit
 def sorted_tile(tile, slot, order, sizes, tokens, ROWS: tl.constexpr, GROUPS: tl.constexpr):
-    """Give a tile's group, its tokens and which rows of it are real; a surplus tile has none.
+    """Return a tile's group, its tokens and which rows of it are real; a surplus tile has none.
 
     Every tile holds one group only. The grid is an upper bound, so each program does the search itself, over
     the groups' sizes, of which there are few. Rows that are not real read token 0, and nobody reads the
@@ -94,7 +94,7 @@ def sorted_tile(tile, slot, order, sizes, tokens, ROWS: tl.constexpr, GROUPS: tl
 
 @triton.jit
 def item_tile(tile, slot, ids, slots, experts, item_rows, item_tiles, ROWS: tl.constexpr):
-    """Give a tile's group, tokens and real rows where an item is many consecutive rows: nothing to sort."""
+    """Return a tile's group, tokens and real rows where an item is many consecutive rows: nothing to sort."""
     item = (tile // item_tiles).to(tl.int64)
     row = (tile % item_tiles) * ROWS + tl.arange(0, ROWS)
     real = row < item_rows
@@ -118,7 +118,7 @@ def find_tile(
     GROUPS: tl.constexpr,
     SORTED: tl.constexpr,
 ):
-    """Give the tile's group (`experts` and above: nobody's), its tokens and which of its rows are real."""
+    """Return the tile's group (`experts` and above: nobody's), its tokens and which of its rows are real."""
     if SORTED:
         group, token, real = sorted_tile(tile, slot, order, sizes, tokens, ROWS, GROUPS)
     else:

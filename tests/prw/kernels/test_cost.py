@@ -170,6 +170,19 @@ def test_a_site_keeps_its_input_once_and_no_wide_output(wake, kernel, fused):
     assert [shape[-2:] for shape in wide] == [(tokens, width)], "the input"
 
 
+@pytest.mark.parametrize("autocast", [False, True])
+def test_key_and_value_copy_a_strided_input_once(wake, make_plain, autocast):
+    """And cast it once: with the router's features, two of its size are kept, whatever it is cast to."""
+    model = make_plain(width=64, blocks=1).requires_grad_(False)
+    wake(prw.inject(model, rank=4, experts=["a", "b"]))
+    hidden = torch.randn(2, 80, 64, requires_grad=True)[:, 8:72]
+    block = model.eval().blocks[0]
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        kept, _ = saved_bytes(lambda: (block.to_k(hidden), block.to_v(hidden)))
+    wide = [size for size, shape in kept.values() if shape[-1] == 64 and size >= 2 * 64 * 64 * 2]
+    assert len(wide) == 2
+
+
 def test_the_base_is_multiplied_once():
     made = problem(1, items=16, ranks=(3, 3), wide=20, outs=(24,), k=0)
     with Watch() as watched:
