@@ -44,8 +44,8 @@ def part_of_batch(model: nn.Module, kwargs: Mapping[str, Any]) -> Tensor | None:
             labels = labels[..., 1:]  # -> [batch, tokens - 1]
     if labels is None:
         raise RoutingError(
-            f"{type(model).__name__} was called with num_items_in_batch but without labels, so the part "
-            "of the batch that this forward is cannot be computed. Pass labels, or leave num_items_in_batch out."
+            f"{type(model).__name__} was called with num_items_in_batch but without labels, so its part "
+            "of the batch cannot be computed. Pass labels, or leave num_items_in_batch out."
         )
     part: Tensor = labels.ne(-100).sum() / total
     return part
