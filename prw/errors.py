@@ -82,6 +82,7 @@ EXPECTED: Mapping[str, str] = {
     "model_type": "expected an object of names and values",
     "json_invalid": "not JSON ({error})",
     "missing": "missing",
+    "is_instance_of": "expected a {class}",
 }
 """What was expected, by pydantic's name of the fault; of numbers by the start of that name."""
 ANY_NAME = "*"
