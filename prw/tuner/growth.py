@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch import nn
@@ -10,12 +10,8 @@ from torch import nn
 from prw.config import one_form
 from prw.errors import PoolError
 from prw.layers import Pool, container_names, expert_names, pair_names
-from prw.layers.experts import NOISE
 from prw.tuner.config import PrwConfig, check_name
-from prw.tuner.layer import PrwLinear
-
-Layers = Mapping[str, PrwLinear]
-"""The projections of a pool, by their path at injection."""
+from prw.tuner.layer import Layers, PrwLinear
 
 
 def training_containers(config: PrwConfig) -> set[str]:
@@ -29,7 +25,7 @@ def training_containers(config: PrwConfig) -> set[str]:
         if config.train_veteran_gates:
             training.update(name for index in range(last) for name in expert_names(index)[2:])
     if not config.noise:
-        training = {name for name in training if not name.startswith(NOISE)}
+        training.difference_update(expert_names(index).noise for index in range(last + 1))
     return training
 
 
@@ -41,23 +37,20 @@ def refresh_training(layers: Layers, adapter: str, config: PrwConfig) -> None:
         layer.freeze_except(adapter, training, trainable=active and not config.inference_mode)
 
 
-def trainable_modules(layers: Layers, adapter: str, config: PrwConfig) -> Iterable[nn.Module]:
-    """Iterate over the modules whose weights an optimiser should get, layer by layer."""
-    training = training_containers(config)
-    for layer in layers.values():
-        for name in layer.adapter_layer_names:
-            if name in training and holds(layer, name, adapter):
-                yield getattr(layer, name)[adapter]
-
-
 def trainable_parameters(layers: Layers, adapter: str, config: PrwConfig) -> list[nn.Parameter]:
     """List what an optimiser should get, layer by layer.
 
     Raises:
         PoolError: if any of it is frozen, so that an optimiser would train less than was asked for.
     """
-    modules = trainable_modules(layers, adapter, config)
-    parameters = [parameter for module in modules for parameter in module.parameters()]
+    training = training_containers(config)
+    parameters = [
+        parameter
+        for layer in layers.values()
+        for name in layer.adapter_layer_names
+        if name in training and holds(layer, name, adapter)
+        for parameter in getattr(layer, name)[adapter].parameters()
+    ]
     off = sum(not parameter.requires_grad for parameter in parameters)
     if off:
         raise PoolError(

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from prw.errors import PoolError, UnsupportedError
 from prw.layers import Pool, pair_of
-from prw.tuner.growth import Layers
+from prw.tuner.growth import pool_of
 from prw.tuner.injection import TrainedBefore, pool_layers, take_out
-from prw.tuner.layer import PrwLinear
+from prw.tuner.layer import Layers, PrwLinear
 
 
 def constant_weights(pool: Pool, size: int | None = None) -> bool:
@@ -38,7 +38,7 @@ def merged_weights(model: nn.Module, layers: Layers, adapter: str, size: int) ->
         UnsupportedError: if it would not be exact, or the base is not a plain Linear; says why.
         PoolError: if a `with` block is open, or the pool is switched off.
     """
-    pool = next(iter(layers.values())).sites[adapter].pool
+    pool = pool_of(layers, adapter)
     pool.check_settled("merging")
     if isinstance(model, PeftModel):
         raise UnsupportedError(
@@ -104,7 +104,7 @@ def merge_all(model: nn.Module, adapters: Iterable[str]) -> dict[nn.Parameter, T
     merged: dict[nn.Parameter, Tensor] = {}
     for adapter in adapters:
         layers = pool_layers(model, adapter)
-        pool = next(iter(layers.values())).sites[adapter].pool
+        pool = pool_of(layers, adapter)
         if not pool.experts:
             raise PoolError(f"the pool {adapter!r} is empty: call model.unload() to take it out.")
         for weight, value in merged_weights(model, layers, adapter, len(pool.experts)).items():

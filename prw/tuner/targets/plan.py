@@ -16,12 +16,20 @@ from peft.tuners.tuners_utils import (
     _maybe_include_all_linear_layers,
     check_target_module_exists,
 )
-from torch import nn
+from torch import Tensor, nn
 
 from prw.errors import ConfigError, TargetError, first_few
 from prw.kernels import OutputSlice
 from prw.tuner.config import ALL_LINEAR, BY_STRUCTURE, PrwConfig
-from prw.tuner.module_paths import current_paths, inner_model, module_at, plain_path, with_current_paths
+from prw.tuner.module_paths import (
+    current_paths,
+    inner_model,
+    module_at,
+    paths_in,
+    plain_path,
+    with_current_names,
+    with_current_paths,
+)
 from prw.tuner.targets.blocks import (
     Group,
     find_by_structure,
@@ -107,6 +115,22 @@ def with_present_names(model: nn.Module, known: Known, config: PrwConfig) -> Prw
     excluded = config.exclude_modules if isinstance(config.exclude_modules, list) else []
     renamed = current_paths(model, [*config.target_modules, *excluded], known)
     return with_current_paths(config, renamed) if renamed else config
+
+
+def rename_saved(
+    model: nn.Module, config: PrwConfig, weights: Mapping[str, Tensor]
+) -> tuple[PrwConfig, dict[str, Tensor]]:
+    """Return a saved configuration and its weights with the paths that this model has now.
+
+    The targets then name every projection that the weights belong to: earlier versions put experts on paths
+    that merely end like a target, and ignored layers_to_transform.
+    """
+    paths, config = paths_in(weights), copy.copy(config)
+    if isinstance(config.target_modules, list | tuple | set):
+        missing = sorted(paths.difference(config.target_modules))
+        config.target_modules = [*config.target_modules, *missing]
+    renamed = current_paths(model, paths, projections_of(model))
+    return with_current_paths(config, renamed), with_current_names(weights, renamed)
 
 
 def saved_paths(known: Known, config: PrwConfig) -> list[str] | None:
