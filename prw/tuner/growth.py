@@ -63,11 +63,7 @@ def trainable_parameters(layers: Layers, adapter: str, config: PrwConfig) -> lis
 
 
 def pool_of(layers: Layers, adapter: str) -> Pool:
-    """Return the pool that the layers belong to.
-
-    Raises:
-        PoolError: if there are no layers.
-    """
+    """Return the pool that the layers belong to; without any layers that is a PoolError."""
     for layer in layers.values():
         return layer.sites[adapter].pool
     raise PoolError(f"the model has no experts under adapter {adapter!r}; call prw.inject(model) first.")
@@ -86,11 +82,10 @@ def grow(
     Args:
         layers: The projections of the pool, by path.
         adapter: Adapter name.
-        config: The adapter's configuration, which is updated.
+        config: The pool's configuration, which is updated.
         name: Name of the new expert.
-        init: None or "zero" starts at zero output; a veteran's name copies its ranks, A and B, but not its
-            router vectors.
-        ranks: Ranks of its own, as a pattern; None means the settings'.
+        init: None or "zero" starts at zero output; the name of a veteran copies its ranks, A and B.
+        ranks: The expert's own ranks, as a pattern; None means the settings'.
 
     Raises:
         ConfigError: if the name is unusable.

@@ -121,12 +121,9 @@ def take_out(model: nn.Module, adapter: str, before: TrainedBefore | None = None
     """Put back the very modules that were there and, with the last adapter, whether the base trained.
 
     Args:
-        model: The model.
+        model: The model; a PeftModel is refused.
         adapter: Adapter name.
         before: What `trained_before` returned while the pool was there; None asks it now.
-
-    Raises:
-        UnsupportedError: if PEFT wraps the model.
     """
     if isinstance(model, PeftModel):
         raise UnsupportedError("this model is wrapped by peft.get_peft_model; call model.unload() instead.")
@@ -261,11 +258,7 @@ def forget(model: nn.Module, adapter: str) -> None:
 
 
 def pool_layers(model: nn.Module, adapter: str) -> dict[str, PrwLinear]:
-    """Find the projections of a pool, by their path at injection.
-
-    Raises:
-        PoolError: if the model has no pool under that adapter name.
-    """
+    """Find the projections of a pool, by their path at injection; without any that is a PoolError."""
     found: dict[str, PrwLinear] = {}
     for module in layers_of(model, adapter):
         members = module.sites[adapter].projections
@@ -274,11 +267,7 @@ def pool_layers(model: nn.Module, adapter: str) -> dict[str, PrwLinear]:
 
 
 def find_pool(model: nn.Module, adapter: str) -> Pool:
-    """Find a pool by the first of its projections.
-
-    Raises:
-        PoolError: if the model has no pool under that adapter name.
-    """
+    """Find a pool by the first of its projections; without one that is a PoolError."""
     layer = next(layers_of(model, adapter), None)
     return no_pool(model, adapter) if layer is None else layer.sites[adapter].pool
 
@@ -295,11 +284,7 @@ def adapters_with_pools(model: nn.Module) -> list[str]:
 
 
 def no_pool(model: nn.Module, adapter: str) -> NoReturn:
-    """Refuse a model that has no pool under an adapter name; says which pools it has.
-
-    Raises:
-        PoolError: always.
-    """
+    """Refuse a model that has no pool under an adapter name; says which pools it has."""
     others = adapters_with_pools(model)
     if others:
         raise PoolError(
@@ -317,11 +302,7 @@ def no_pool(model: nn.Module, adapter: str) -> NoReturn:
 
 
 def parameters_beside(model: nn.Module, adapter: str) -> dict[str, nn.Parameter]:
-    """List what trains and belongs to no adapter, and a pool's own copies of modules_to_save.
-
-    Returns:
-        By name without wrappers and adapters.
-    """
+    """List by plain name what trains and belongs to no adapter, and a pool's copies of modules_to_save."""
     return dict(base_parameters(model, adapter, only_training=True))
 
 
@@ -334,13 +315,9 @@ def note_beside(model: nn.Module, adapter: str, config: PrwConfig) -> None:
 
 
 def changed_since(model: nn.Module, adapter: str, config: PrwConfig, expert: str) -> list[str]:
-    """List the parameters beside the pool that are not known to be as they were when a stage ended.
+    """List the parameters beside the pool that are not known to be as they were when an expert's stage ended.
 
-    Args:
-        model: The model.
-        adapter: Name of the pool's adapter.
-        config: The pool's configuration.
-        expert: The stage's expert; the newest one, while it trains, is what it is.
+    The newest expert's stage has not ended while it trains, so nothing has changed since.
     """
     place = config.experts.index(expert)
     if torch.compiler.is_compiling():

@@ -23,16 +23,7 @@ def constant_weights(pool: Pool, size: int | None = None) -> bool:
 
 
 def merged_weights(model: nn.Module, layers: Layers, adapter: str, size: int) -> dict[nn.Parameter, Tensor]:
-    """Compute what the base's weights become; nothing is changed yet.
-
-    Args:
-        model: The model.
-        layers: The projections of the pool, by path.
-        adapter: Adapter name.
-        size: How many of the pool's experts, from the oldest.
-
-    Returns:
-        Base weight to its new value.
+    """Compute what the base's weights become with the `size` oldest experts; nothing is changed yet.
 
     Raises:
         UnsupportedError: if it would not be exact, or the base is not a plain Linear; says why.
@@ -74,15 +65,7 @@ def merged_weights(model: nn.Module, layers: Layers, adapter: str, size: int) ->
 def merge(
     model: nn.Module, layers: Layers, adapter: str, size: int, trained_before: TrainedBefore | None
 ) -> None:
-    """Add the experts to the base's weights and take the pool out; see `merged_weights` for what is refused.
-
-    Args:
-        model: The model.
-        layers: The projections of the pool, by path.
-        adapter: Adapter name.
-        size: How many of the pool's experts, from the oldest.
-        trained_before: See `take_out`.
-    """
+    """Add the `size` oldest experts to the base's weights and take the pool out; see `merged_weights`."""
     merged = merged_weights(model, layers, adapter, size)
     take_out(model, adapter, trained_before)
     with torch.no_grad():
@@ -92,10 +75,6 @@ def merge(
 
 def merge_all(model: nn.Module, adapters: Iterable[str]) -> dict[nn.Parameter, Tensor]:
     """Compute what the base's weights become if several pools are merged; nothing is changed yet.
-
-    Args:
-        model: The model, without PEFT's wrapper.
-        adapters: Adapter names of the pools.
 
     Raises:
         UnsupportedError: if it would not be exact for one of them; says why.

@@ -89,12 +89,7 @@ def paths_in(weights: Iterable[str]) -> set[str]:
 
 
 def with_current_names(weights: Mapping[str, Tensor], renamed: Mapping[str, str]) -> dict[str, Tensor]:
-    """Name a pool's saved weights after the present paths of their projections.
-
-    Args:
-        weights: The saved weights by name.
-        renamed: Saved path to present path; see `current_paths`.
-    """
+    """Name a pool's saved weights after the present paths of their projections; see `current_paths`."""
     found = {}
     for name, weight in weights.items():
         path, _, rest = name.removeprefix(PEFT_PREFIX).rpartition(".prw_")
@@ -161,12 +156,7 @@ def by_registry(conversion: Any, name: str) -> str:
 
 
 def with_current_paths(config: PrwConfig, renamed: Mapping[str, str]) -> PrwConfig:
-    """Return a copy of a configuration with the present paths in the place of the saved ones.
-
-    Args:
-        config: The configuration.
-        renamed: Saved path to present path; see `current_paths`.
-    """
+    """Return a copy of a configuration with present paths in the place of saved ones; see `current_paths`."""
     new = copy.copy(config)
     for name in ("target_modules", "exclude_modules"):
         paths = getattr(new, name)

@@ -142,7 +142,7 @@ def saved_paths(known: Known, config: PrwConfig) -> list[str] | None:
 
 
 def find_groups(model: nn.Module, known: Known, asked: str | Iterable[str], config: PrwConfig) -> list[Group]:
-    """Find the projections that something asked for means, as far as the other options allow them.
+    """Find the projections that a target means, as far as the configuration's other options allow them.
 
     Args:
         model: The model.
@@ -150,9 +150,6 @@ def find_groups(model: nn.Module, known: Known, asked: str | Iterable[str], conf
         asked: "kv", "k", "v", "all-kv" or "all-linear"; or module names (whole, or the end of a path), globs
             or regular expressions. A whole name is taken whatever `layers_to_transform` says.
         config: Says what is excluded and which layers are meant.
-
-    Returns:
-        Groups of one or two projections that share a decision, key first.
 
     Raises:
         TargetError: if it means nothing that can carry experts; lists what the model has.
@@ -183,16 +180,7 @@ def find_groups(model: nn.Module, known: Known, asked: str | Iterable[str], conf
 
 
 def plan_sites(groups: Iterable[Group], letters: str, layout: str | None) -> list[SitePlan]:
-    """Make a site of every group; a key and a value with inputs of different widths are a site each.
-
-    Args:
-        groups: Projections that share a decision, key first.
-        letters: Which rows of a fused projection get experts: "kv", "k", "v" or "all".
-        layout: The layout of fused projections as a user wrote it; None finds it by structure.
-
-    Raises:
-        TargetError: if the rows of a fused projection cannot be found.
-    """
+    """Make a site of every group; a key and a value with inputs of different widths are a site each."""
     sites: dict[str, SitePlan] = {}
     for group in groups:
         one_width = len({projection.in_features for projection in group}) == 1
@@ -208,11 +196,7 @@ def plan_sites(groups: Iterable[Group], letters: str, layout: str | None) -> lis
 
 
 def matching(model: nn.Module, known: Known, entries: list[str]) -> list[Projection]:
-    """List the projections that names, globs or patterns match, in the model's order.
-
-    Raises:
-        TargetError: if an entry matches nothing.
-    """
+    """List the projections that names, globs or patterns match, in the model's order; each must match one."""
     if not entries:
         raise TargetError(nothing_found("the list of targets is empty", model, known))
     chosen: set[str] = set()
@@ -300,10 +284,7 @@ def with_parents(path: str) -> list[str]:
 def is_allowed(config: PrwConfig, path: str, whole: Collection[str] = ()) -> bool:
     """Return whether exclude_modules, layers_to_transform and layers_pattern allow a path, as in PEFT.
 
-    Args:
-        config: The configuration.
-        path: The path.
-        whole: Paths that are named in full, and so taken from any layer.
+    Paths in `whole` are named in full, and so taken from any layer.
     """
     return not is_excluded(config, path) and (path in whole or in_layers(config, path))
 
