@@ -6,7 +6,7 @@ folders.
 
 from importlib.metadata import PackageNotFoundError, version
 
-from prw import tuner as _tuner  # noqa: F401  # first, since it looks whether this PEFT will do
+from prw import tuner as _tuner  # noqa: F401  # first, since it checks the version of PEFT
 from prw.config import PoolSettings
 from prw.curriculum import Curriculum, Stage
 from prw.errors import (
@@ -19,12 +19,11 @@ from prw.errors import (
     TargetError,
     UnsupportedError,
 )
+from prw.integrations import accumulation as _accumulation  # noqa: F401  # registers itself
 from prw.integrations.diffusers import load_pipeline, save_pipeline
 from prw.integrations.plotting import plot_routing
-from prw.layers import AddedLoss, SiteRecord
 from prw.losses import load_balance_loss, router_z_loss, veteran_loss
-from prw.routing import Collapse, Routing, RoutingDecision, RoutingStatistics
-from prw.storage import LoraExport, LoraImport
+from prw.routing import Routing
 from prw.tuner import PrwConfig, project
 from prw.weave import Weave, inject, load
 
@@ -34,22 +33,15 @@ except PackageNotFoundError:  # a checkout on the path that was never installed
     __version__ = "0+checkout"
 
 __all__ = [
-    "AddedLoss",
-    "Collapse",
     "ConfigError",
     "Curriculum",
     "CurriculumError",
-    "LoraExport",
-    "LoraImport",
     "PoolError",
     "PoolSettings",
     "PrwConfig",
     "PrwError",
     "Routing",
-    "RoutingDecision",
     "RoutingError",
-    "RoutingStatistics",
-    "SiteRecord",
     "Stage",
     "StorageError",
     "TargetError",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 import unicodedata
 from collections.abc import Iterable, Mapping
@@ -10,7 +9,7 @@ from typing import Any, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from prw.errors import ConfigError
+from prw.errors import ConfigError, fault_lines
 
 Granularity = Literal["token", "sample"]
 Gate = Literal["prob", "unit"]
@@ -67,14 +66,14 @@ class PoolSettings(BaseModel):
     @field_validator("rank_pattern", "alpha_pattern")
     @classmethod
     def _usable(cls, pattern: dict[str, float] | None) -> dict[str, float] | None:
-        """Refuse keys that are no regular expression and values that are not above zero."""
+        """Refuse keys that are not regular expressions and values that are not above zero."""
         for key, value in (pattern or {}).items():
             try:
                 re.compile(key)
             except re.error as error:
-                raise ValueError(f"{key!r} is no name and no regular expression ({error})") from error
+                raise ValueError(f"{key!r} is not a name or regular expression ({error})") from error
             if not value > 0:
-                raise ValueError(f"{key!r} must be given a value above 0")
+                raise ValueError(f"{key!r} expected a value above 0, got {value!r}")
         return pattern
 
     @property
@@ -117,7 +116,7 @@ class PoolSettings(BaseModel):
         try:
             return cls(**options)
         except ValidationError as error:
-            raise ConfigError(explain(error, cls)) from error
+            raise ConfigError(explain(error, cls, OF_LORA)) from error
 
 
 def one_form(name: str) -> str:
@@ -165,24 +164,7 @@ OF_LORA = {
 """What the usual options of a LoRA are called here."""
 
 
-def advice(name: str, known: Iterable[str]) -> str:
-    """Say what an unknown option may have meant; empty if nothing comes to mind."""
-    if name in OF_LORA:
-        return OF_LORA[name]
-    near = difflib.get_close_matches(name, list(known), n=1)
-    return f"did you mean {near[0]}?" if near else ""
-
-
-def explain(error: ValidationError, model: type[BaseModel]) -> str:
-    """Say in one line per fault which setting is wrong, what came, and which settings exist."""
-    lines = []
-    for fault in error.errors():
-        name = ".".join(str(part) for part in fault["loc"])
-        meant = advice(name, model.model_fields) if fault["type"] == "extra_forbidden" else ""
-        lines.append(f"  {name}: {meant or fault['msg']}, got {fault['input']!r}")
-    known = ", ".join(model.model_fields)
-    return (
-        f"these settings of {model.__name__} cannot be used:\n"
-        + "\n".join(lines)
-        + f"\nSettings are: {known}."
-    )
+def explain(error: ValidationError, model: type[BaseModel], hints: Mapping[str, str] | None = None) -> str:
+    """Say which settings of a class cannot be used, a line for each."""
+    lines = "".join(f"\n  {line}" for line in fault_lines(error, model, hints=hints))
+    return f"these settings of {model.__name__} cannot be used:{lines}"

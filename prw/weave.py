@@ -404,13 +404,8 @@ class Weave:
             StorageError: if the folder holds another kind of adapter, such as the pool itself.
             UnsupportedError: if `measure` is given and a site is an nn.MultiheadAttention.
         """
-        layers, index = self._layers(), self.pool.index(name)
-        measured = None
-        if measure is not None:
-            measured = storage.measure_expert(self.model, layers, self.adapter, index, measure)
-        component = "unet" if "UNet" in type(self.model).__name__ else "transformer"
-        return storage.write_lora(
-            Path(path), layers, self.adapter, name, self.config, layout, component, measured
+        return storage.export_lora(
+            self.model, self._layers(), self.adapter, self.config, name, Path(path), layout, measure
         )
 
     def import_lora(

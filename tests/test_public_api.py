@@ -19,6 +19,10 @@ def test_names_are_sorted_and_given_once() -> None:
     assert list(prw.__all__) == sorted(set(prw.__all__))
 
 
+def test_the_top_level_stays_small() -> None:
+    assert len(prw.__all__) <= 24
+
+
 def test_the_contract_is_there() -> None:
     assert set(prw.__all__) >= CONTRACT
 

@@ -1,4 +1,4 @@
-"""The curriculum: an ordered list of stages that walks a pool forward, one expert per stage."""
+"""The curriculum: stages in their order, how a pool walks through them, and how it is restored on the way."""
 
 from __future__ import annotations
 
@@ -6,17 +6,21 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self, overload
 
+from pydantic import ConfigDict, InstanceOf, RootModel, ValidationError, model_validator
+
 from prw.config import one_form
-from prw.curriculum.catching_up import catch_up
-from prw.curriculum.file import read_stages, stages_from, write_stages
-from prw.curriculum.ledger import begin, check_past, steps_done, write
-from prw.curriculum.stage import Stage
-from prw.errors import CurriculumError
+from prw.curriculum.ledger import LedgerEntry, begin, check_past, steps_done
+from prw.curriculum.stages import Stage, read_stages, stages_from, write_stages
+from prw.errors import CurriculumError, StorageError, fault_lines
+from prw.storage import SavedPool, fill, read_folder
+from prw.tuner import grow, pool_layers, refresh_training
 from prw.weave import Weave
 
 
-class Curriculum(Sequence[Stage]):
+class Curriculum(RootModel[tuple[InstanceOf[Stage], ...]], Sequence[Stage]):
     """Stages in their order; their names are unique and each starts from zero or from an earlier one."""
+
+    model_config = ConfigDict(frozen=True)
 
     def __init__(self, stages: Sequence[Stage]) -> None:
         """Check and keep the stages.
@@ -24,38 +28,44 @@ class Curriculum(Sequence[Stage]):
         Raises:
             CurriculumError: if there is none, two share a name, or one starts from a later or unknown stage.
         """
-        self._stages = (stages,) if isinstance(stages, Stage) else tuple(stages)
-        strange = [stage for stage in self._stages if not isinstance(stage, Stage)]
-        if strange:
-            raise CurriculumError(f"a curriculum is a list of prw.Stage, got {strange[0]!r} in it.")
-        if not self._stages:
-            raise CurriculumError("a curriculum needs at least one stage, got none.")
+        try:
+            super().__init__((stages,) if isinstance(stages, Stage) else tuple(stages))
+        except ValidationError as error:
+            raise CurriculumError(f"{fault_lines(error, type(self))[0]}.") from error
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        """Refuse stages that cannot follow each other."""
+        if not self.root:
+            raise ValueError("a curriculum needs at least one stage, got none")
         earlier: list[str] = []
-        for stage in self._stages:
+        for stage in self.root:
             if stage.name in earlier or stage.name == "zero":
-                raise CurriculumError(
-                    f"two stages are called {stage.name!r}, or it is the reserved name 'zero'."
-                )
+                raise ValueError(f"two stages are called {stage.name!r}, or it is the reserved name 'zero'")
             if stage.init not in (None, "zero", *earlier):
-                known = ", ".join(earlier) or "none"
-                raise CurriculumError(
+                raise ValueError(
                     f"stage {stage.name!r} starts from {stage.init!r}, which is no earlier stage; earlier "
-                    f"ones: {known}."
+                    f"ones: {', '.join(earlier) or 'none'}"
                 )
             earlier.append(stage.name)
+        return self
 
     @property
     def names(self) -> tuple[str, ...]:
         """Names of the stages, in their order."""
-        return tuple(stage.name for stage in self._stages)
+        return tuple(stage.name for stage in self.root)
+
+    def __iter__(self) -> Iterator[Stage]:  # type: ignore[override]  # pydantic's own gives fields
+        """Go through the stages."""
+        return iter(self.root)
 
     def __len__(self) -> int:
         """Count the stages."""
-        return len(self._stages)
+        return len(self.root)
 
     def __contains__(self, stage: object) -> bool:
-        """Tell whether a stage, or one of that name, is part of it."""
-        return stage in self._stages or (isinstance(stage, str) and one_form(stage) in self.names)
+        """Say whether a stage, or one of that name, is part of it."""
+        return stage in self.root or (isinstance(stage, str) and one_form(stage) in self.names)
 
     @overload
     def __getitem__(self, index: int | str) -> Stage: ...
@@ -71,19 +81,19 @@ class Curriculum(Sequence[Stage]):
             IndexError: if there is no such position.
         """
         if not isinstance(index, str):
-            return self._stages[index]
+            return self.root[index]
         index = one_form(index)
         if index not in self.names:
             raise CurriculumError(f"there is no stage {index!r}; stages are {', '.join(self.names)}.")
-        return self._stages[self.names.index(index)]
+        return self.root[self.names.index(index)]
 
     def stages(self, weave: Weave) -> Iterator[Stage]:
         """Walk a pool through the stages: add the stage's expert, freeze the rest, yield the stage.
 
         It begins where the pool is. A pool whose newest expert still trains is in the middle of that stage,
-        which is yielded (again) without adding anything; after `weave.freeze()`, which also happens when the
-        loop goes on to the next stage, or with all its steps done it has finished it. To save a pool as
-        finished, call `weave.freeze()` before saving.
+        which is yielded (again) without adding anything. The stage is finished once all its steps are done or
+        `weave.freeze()` was called, which the loop does when it goes on. To save a pool as finished, call
+        `weave.freeze()` before saving.
 
         The settings of a stage are written into the pool's configuration when it begins, and saved with it.
 
@@ -92,7 +102,7 @@ class Curriculum(Sequence[Stage]):
                 trained with other settings than those stages have now.
         """
         self._check_start(weave)
-        for position, stage in enumerate(self._stages):
+        for position, stage in enumerate(self.root):
             self._check_start(weave)
             if position < len(weave.experts) - 1 or (position < len(weave.experts) and weave.frozen):
                 continue
@@ -104,12 +114,12 @@ class Curriculum(Sequence[Stage]):
             weave.freeze()
 
     def done(self, weave: Weave) -> int:
-        """Count the steps of the running stage that are done, as `advance` has told; 0 between stages."""
+        """Count the steps of the running stage that are done, as counted by `advance`; 0 between stages."""
         running = self._running(weave)
         return 0 if running is None else steps_done(weave, running.name)
 
     def advance(self, weave: Weave, steps: int = 1) -> None:
-        """Write down that the running stage has some more steps behind it; saved with the pool.
+        """Count some more steps of the running stage as done; the count is saved with the pool.
 
         Call it after each optimiser step, before saving, and start the loop at `done(weave)`.
 
@@ -133,13 +143,13 @@ class Curriculum(Sequence[Stage]):
                 f"stage {running.name!r} has {running.steps} steps, and {total - steps} of them are done; it "
                 f"cannot advance by {steps}. Loop over range(curriculum.done(weave), stage.steps)."
             )
-        write(weave, running, total)
+        LedgerEntry(stage=running, done=total).write(weave)
 
     def resume(self, weave: Weave, path: str | Path) -> None:
-        """Bring a pool to where a saved one was, in the middle of a stage or at its end.
+        """Bring a pool forward to a saved one, in the middle of a stage or at its end.
 
-        `prw.load` gives a model a saved pool; this is for a model that has one already, empty or at an
-        earlier stage, as one that PEFT wrapped.
+        `prw.load` loads a saved pool into a model without one; this is for a model that already has one,
+        empty or at an earlier stage, for example because PEFT wrapped it.
 
         Args:
             weave: A pool whose experts are the saved one's first ones.
@@ -150,16 +160,16 @@ class Curriculum(Sequence[Stage]):
             CurriculumError: if the pools have other experts or settings, or the saved one is not of this
                 curriculum.
         """
-        catch_up(weave, Path(path))
+        restore(weave, Path(path))
         self._check_start(weave)
 
     def to_dict(self) -> dict[str, Any]:
         """Give the stages as plain values, for JSON or YAML."""
-        return {"stages": [stage.model_dump() for stage in self._stages]}
+        return {"stages": [stage.model_dump() for stage in self.root]}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """Make a curriculum of what `to_dict` gave, or of such values read from a file.
+        """Make a curriculum of what `to_dict` gave, or of such values from a file.
 
         Raises:
             CurriculumError: if the values are not of that form.
@@ -168,7 +178,7 @@ class Curriculum(Sequence[Stage]):
         return cls(stages_from(values))
 
     def save(self, path: str | Path) -> None:
-        """Write the stages to a JSON file, whole or not at all.
+        """Write the stages to a JSON file, all or nothing.
 
         Raises:
             StorageError: if the file cannot be written.
@@ -180,7 +190,7 @@ class Curriculum(Sequence[Stage]):
         """Read the stages from a JSON file.
 
         Raises:
-            StorageError: if the file is missing or no JSON.
+            StorageError: if the file is missing or not JSON.
             CurriculumError: if it holds no stages.
             ConfigError: if a stage's setting cannot be used.
         """
@@ -199,5 +209,55 @@ class Curriculum(Sequence[Stage]):
                 "empty one."
             )
         running = self._running(weave)
-        for stage in self._stages[: len(weave.experts)]:
+        for stage in self.root[: len(weave.experts)]:
             check_past(weave, stage, running=stage is running)
+
+
+def restore(weave: Weave, path: Path) -> None:
+    """Add the experts that a saved pool has more, and load its weights and its ledger.
+
+    Args:
+        weave: A pool whose experts are the saved one's first ones; usually an empty one.
+        path: Folder of the saved pool.
+
+    Raises:
+        StorageError: if the folder is missing, damaged, or does not fit the model.
+        CurriculumError: if the pool has other experts or settings.
+    """
+    saved = read_folder(path)
+    check_earlier(weave, saved, path)
+    layers, config = pool_layers(weave.model, weave.adapter), weave.config
+    frozen, added = config.newest_frozen, saved.config.experts[len(weave.experts) :]
+    for name in added:
+        grow(layers, weave.adapter, config, name, ranks=saved.config.expert_ranks.get(name))
+    try:  # other modules that were trained with the pool are for PEFT to load
+        fill(layers, weave.adapter, {name: value for name, value in saved.weights.items() if ".prw_" in name})
+    except StorageError:
+        for name in added:
+            weave.remove_expert(name)
+        config.newest_frozen = frozen
+        refresh_training(layers, weave.adapter, config)
+        raise
+    config.imported, config.stages = list(saved.config.imported), dict(saved.config.stages)
+    config.trained_beside = dict(saved.config.trained_beside)
+    config.newest_frozen = saved.config.newest_frozen
+    refresh_training(layers, weave.adapter, config)
+
+
+def check_earlier(weave: Weave, saved: SavedPool, path: Path) -> None:
+    """Refuse a saved pool that is no later state of this one.
+
+    Raises:
+        CurriculumError: names both pools' experts or settings.
+    """
+    theirs, ours = tuple(saved.config.experts), weave.experts
+    if theirs[: len(ours)] != ours:
+        raise CurriculumError(
+            f"the pool in {path} has the experts {', '.join(theirs) or 'none'}, and the model's pool begins "
+            f"otherwise: {', '.join(ours)}. Start from an empty pool, or from one that was saved earlier."
+        )
+    if saved.config.settings() != weave.settings:
+        raise CurriculumError(
+            f"the pool in {path} has other settings than the model's: {saved.config.settings()}, and "
+            f"{weave.settings}. Inject with the settings of the saved pool."
+        )

@@ -1,24 +1,24 @@
-"""Finds how far a run of Hugging Face Trainers has come, one folder per stage, and readies it to go on."""
+"""Finds how far a run of Hugging Face Trainers has come, one folder per stage, and prepares it to resume."""
 
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
 from peft import PeftModel
+from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 from torch import nn
 
 from prw.config import one_form
 from prw.errors import StorageError
+from prw.storage.atomic import write_text
 from prw.storage.folder import read_config
 
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 STATE = "trainer_state.json"
-"""What a Trainer writes last into a checkpoint, so that one without it was cut off."""
+"""What a Trainer writes last into a checkpoint; one without it was cut off."""
 WHOLE = ("model.safetensors", "pytorch_model.bin")
 INDEX = "model.safetensors.index.json"
 
@@ -28,7 +28,7 @@ class Progress(NamedTuple):
 
     Attributes:
         pool: Folder of the pool.
-        checkpoint: Folder of the Trainer's checkpoint in the middle of a stage; None at the end of one.
+        checkpoint: Folder of the Trainer's checkpoint in the middle of a stage; None at a stage's end.
     """
 
     pool: Path
@@ -82,18 +82,17 @@ def pool_in(checkpoint: Path, adapter: str) -> Path | None:
 
 
 def holds_pool(folder: Path) -> bool:
-    """Tell whether a folder is that of a saved pool."""
-    file = folder / CONFIG
-    return file.is_file() and read_config(folder).get("peft_type") == "PRW"
+    """Say whether a folder is that of a saved pool."""
+    return (folder / CONFIG_NAME).is_file() and read_config(folder).get("peft_type") == "PRW"
 
 
 def let_trainer_read(checkpoint: Path, model: nn.Module) -> None:
-    """Make a checkpoint of a model with injected adapters one that `Trainer.train` resumes from.
+    """Let `Trainer.train` resume from a checkpoint of a model with injected adapters.
 
-    transformers saves such a model as its adapter alone, and its Trainer then asks for the index of a whole
-    model (`load_sharded_checkpoint`). The index written here names the adapter's file for every weight, in
-    which the base's are not and the pool's have PEFT's names; so the Trainer reads it and changes nothing, as
-    prw has filled the pool already.
+    transformers saves such a model as its adapter alone, and its Trainer then looks for the index of a whole
+    model (`load_sharded_checkpoint`). The index written here maps every weight to the adapter's file. That
+    file has no weights of the base, and those of the pool under PEFT's names, so the Trainer reads it without
+    changing anything; prw has loaded the pool already.
 
     Raises:
         StorageError: if the checkpoint cannot be written to.
@@ -102,10 +101,11 @@ def let_trainer_read(checkpoint: Path, model: nn.Module) -> None:
     if isinstance(model, PeftModel) or has_whole or (checkpoint / INDEX).exists():
         return
     note = "for Trainer.train(resume_from_checkpoint=...); the weights of the base are not in this folder"
-    index = {"metadata": {"prw": note}, "weight_map": dict.fromkeys(model.state_dict(), WEIGHTS)}
-    draft = checkpoint / f".{INDEX}.{os.getpid()}"
+    index = {
+        "metadata": {"prw": note},
+        "weight_map": dict.fromkeys(model.state_dict(), SAFETENSORS_WEIGHTS_NAME),
+    }
     try:
-        draft.write_text(json.dumps(index), encoding="utf-8")
-        draft.replace(checkpoint / INDEX)
+        write_text(checkpoint / INDEX, json.dumps(index))
     except OSError as error:
         raise StorageError(f"{checkpoint} cannot be written to, which resuming needs: {error}") from error

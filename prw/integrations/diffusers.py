@@ -6,24 +6,20 @@ who has a pipeline has it already, and `import prw` stays light.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from prw.errors import PoolError, StorageError
 from prw.storage import SavedPool, load_pool, place_pool, pool_config
+from prw.storage.folder import read_safetensors
+from prw.storage.lora_files import DIFFUSERS_WEIGHTS_NAME, diffusers_config
 from prw.tuner import PEFT_PREFIX, adapters_with_pools
 from prw.weave import Weave
 
 DENOISERS = ("transformer", "unet", "prior")
 """Where pipelines keep the model that denoises."""
-SAVED_BY_DIFFUSERS = "pytorch_lora_weights.safetensors"
-"""The file that `save_lora_adapter` writes, whatever method the adapter is of."""
-METADATA = "lora_adapter_metadata"
-"""Where in that file diffusers puts the adapter's configuration."""
 
 
 def load_pipeline(
@@ -48,7 +44,7 @@ def load_pipeline(
     """
     name, model = component_of(pipe, component)
     folder = Path(path)
-    file = folder if folder.is_file() else folder / SAVED_BY_DIFFUSERS
+    file = folder if folder.is_file() else folder / DIFFUSERS_WEIGHTS_NAME
     if file.is_file():
         saved = read_saved_by_diffusers(file, name)
         place_pool(model, saved, folder, adapter)
@@ -133,13 +129,8 @@ def read_saved_by_diffusers(file: Path, component: str) -> SavedPool:
     Raises:
         StorageError: if the file is damaged, or of something else.
     """
-    try:
-        with safe_open(file, framework="pt") as opened:
-            text = (opened.metadata() or {}).get(METADATA, "{}")
-            weights = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118  # no mapping
-        values = json.loads(text)
-    except (SafetensorError, OSError, ValueError) as error:
-        raise StorageError(f"{file} is damaged, it cannot be read: {error}. Save it again.") from error
+    weights, metadata = read_safetensors(file)
+    values = diffusers_config(metadata, file)
     if not any(".prw_" in key for key in weights):
         raise StorageError(
             f"{file} holds no pool but {len(weights)} weights of another adapter. Load a LoRA with "

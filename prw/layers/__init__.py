@@ -1,6 +1,6 @@
 """Layers in pure torch: expert weights, the site that decides for K and V, the routed linear; no PEFT."""
 
-from prw.layers.auxiliary import AddedLoss, AuxiliaryLoss
+from prw.layers.added_loss import AddedLoss, AuxiliaryLoss
 from prw.layers.experts import (
     ExpertNames,
     add_expert_weights,

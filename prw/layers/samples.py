@@ -1,8 +1,8 @@
-"""Where whole samples are routed: which rows of a site's input are of one sample, and when that is unknown.
+"""Which rows of a site's input belong to one sample, where whole samples are routed.
 
-Axis 0 is the sample, as in [batch, tokens, d], unless `weave.samples(...)` says otherwise. A tower that lays
-pictures end to end ([tokens, d]), windows or frames folded into axis 0, or tokens first ([tokens, batch, d])
-would be routed by other means than a sample's, and a picture's output could depend on its batch-mates.
+Axis 0 is the sample, as in [batch, tokens, d], unless `weave.samples(...)` says otherwise. With images laid
+end to end ([tokens, d]), windows or frames folded into axis 0, or tokens first ([tokens, batch, d]) the means
+would be of other rows than a sample's, and an image's output could depend on its batch-mates.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ ADVICE = (
 )
 
 Shape = tuple[torch.device, torch.Size, int, bool]
-"""Device and axes of an input without its width, version of the given index, whether in inference mode."""
+"""Device and shape of an input without its width, version of the given index, whether in inference mode."""
 KEPT = 32
-"""For how many shapes of inputs the samples of the rows are kept."""
+"""How many shapes of inputs the groups are kept for."""
 
 HOOKS = (
     "_forward_pre_hooks",
@@ -35,17 +35,17 @@ HOOKS = (
     "_forward_hooks",
     "_forward_hooks_always_called",
 )
-"""Where torch keeps the hooks of a module that are used here."""
+"""The dictionaries in which torch keeps the kinds of hooks that are used here."""
 
 
 @dataclass(frozen=True, eq=False)
 class Samples:
-    """What a caller says of the rows.
+    """The samples that a caller has given for the rows.
 
     Attributes:
         count: Number of samples.
-        index: Sample of each row, int64 of one axis or two; None where the samples' rows follow one another,
-            equally many each.
+        index: Sample of each row, int64 of shape [axis 0] or [axis 0, axis 1]; None where every sample has
+            equally many rows, one sample after the other.
     """
 
     count: int
@@ -54,10 +54,10 @@ class Samples:
 
     @classmethod
     def checked(cls, given: Tensor | int, device: torch.device) -> Samples:
-        """Read what `weave.samples` was given, and bring it to the device of the model's forward.
+        """Check what `weave.samples` was given, and move it to the model's device.
 
         Raises:
-            ConfigError: if it is no positive number and no tensor of one or two axes of numbers from 0 up.
+            ConfigError: if it is neither a positive number nor a tensor of integers from 0 up of 1 or 2 axes.
         """
         if isinstance(given, int) and not isinstance(given, bool) and given > 0:
             return cls(given, None)
@@ -65,15 +65,15 @@ class Samples:
             return cls(int(given.max()) + 1, given.to(device, torch.long))
         found = f"{tuple(given.shape)} {given.dtype}" if isinstance(given, Tensor) else repr(given)
         raise ConfigError(
-            "samples takes how many samples there are, or the sample of each row: whole numbers from 0 up, "
-            f"of shape [axis 0] or [axis 0, axis 1] of what the sites see; got {found}."
+            "samples takes the number of samples, or the sample of each row: integers from 0 up, of shape "
+            f"[axis 0] or [axis 0, axis 1] of what the sites see; got {found}."
         )
 
     def groups(self, hidden: Tensor, site: str) -> SampleGroups:
-        """Return the sample of each row of an input of shape [..., d]; worked out once for all sites alike.
+        """Return the sample of each row of an input of shape [..., d]; computed once for inputs of one shape.
 
         Raises:
-            RoutingError: if the input's rows are others.
+            RoutingError: if the input has other rows than the ones given.
         """
         if not keeps(hidden, self.index):
             return self._groups(hidden, site)
@@ -87,7 +87,7 @@ class Samples:
         return groups
 
     def _groups(self, hidden: Tensor, site: str) -> SampleGroups:
-        """Work out the sample of each row."""
+        """Compute the sample of each row."""
         around = hidden.shape[:-1]
         if self.index is None:
             per_sample, rest = divmod(hidden.shape[0], self.count)
@@ -110,20 +110,20 @@ class Samples:
 
 
 def keeps(hidden: Tensor, index: Tensor | None) -> bool:
-    """Return whether an index may be kept for later sites: not where a graph would own it."""
+    """Return whether groups may be kept for later sites: not if a graph would own their memory."""
     if traced() or (index is not None and index.is_inference()):
         return False
     return not (hidden.is_cuda and torch.cuda.is_current_stream_capturing())
 
 
 def whole_numbers(index: Tensor) -> bool:
-    """Return whether a tensor of one axis or two holds whole numbers from zero up."""
+    """Return whether a tensor has one or two axes of integers from zero up."""
     whole = not index.is_floating_point() and index.dtype != torch.bool and index.dim() in (1, 2)
     return whole and index.numel() > 0 and int(index.min()) >= 0
 
 
 class BatchSizes:
-    """What the model's forward was called with: the sizes of axis 0 of its inputs, one entry per thread."""
+    """The sizes of axis 0 of the inputs of the running forward, by thread."""
 
     def __init__(self) -> None:
         """Start outside of any forward."""
@@ -132,17 +132,17 @@ class BatchSizes:
         self._layer = ""  # path of a layer that held the pool when it was last looked for
 
     def __getstate__(self) -> dict[str, Any]:
-        """Copy and pickle without the forwards that run."""
+        """Copy and pickle without the running forwards."""
         return {**self.__dict__, "_now": {}}
 
     def watch(self, model: nn.Module) -> None:
-        """Follow the forwards of a model."""
+        """Hook a model, to follow its forwards."""
         begin = model.register_forward_pre_hook(self._begin, with_kwargs=True)
         end = model.register_forward_hook(self._end, always_call=True)
         self._hooks += [begin.id, end.id]
 
     def unwatch(self, model: nn.Module) -> None:
-        """Leave a model, or a copy of it, without hooks."""
+        """Remove the hooks from a model, or from a copy of it."""
         for held in HOOKS:
             for key in self._hooks:
                 getattr(model, held).pop(key, None)
@@ -178,7 +178,7 @@ class BatchSizes:
         self._now.setdefault(threading.get_ident(), []).append(sizes)
 
     def _held_by(self, model: nn.Module) -> bool:
-        """Return whether the pool is still in a model; where it is, that costs no walk but the first."""
+        """Return whether the pool is still in a model; only the first call walks over the model."""
         layer: nn.Module | None = model
         for part in self._layer.split("."):
             layer = layer._modules.get(part) if layer is not None else None
@@ -202,7 +202,7 @@ class BatchSizes:
 
 
 def doubled(rows: int, sizes: frozenset[int]) -> str:
-    """Name the fix for a batch that the model doubles by itself; empty where rows are not twice a size."""
+    """Return the advice for a batch that the model itself doubles; empty where rows are not twice a size."""
     if not any(rows == 2 * size for size in sizes):
         return ""
     return (
@@ -212,7 +212,7 @@ def doubled(rows: int, sizes: frozenset[int]) -> str:
 
 
 def first_axes(values: Any) -> Iterator[int]:
-    """Go through the sizes of axis 0 of all tensors in arguments; a list of tensors may be a batch itself."""
+    """Iterate over the sizes of axis 0 of all tensors in arguments; a list of tensors may be a batch, too."""
     for value in values:
         if isinstance(value, Tensor):
             yield from value.shape[:1]
@@ -232,5 +232,5 @@ def refuse_tokens(granularity: str) -> None:
     if granularity != "sample":
         raise ConfigError(
             f"samples says which rows are of one sample, and this pool has granularity={granularity!r}: "
-            "every token goes its own way. Leave it out, or inject with granularity='sample'."
+            "every token is routed by itself. Leave it out, or inject with granularity='sample'."
         )

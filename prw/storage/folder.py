@@ -1,4 +1,11 @@
-"""Reads and writes the folder of a pool: configuration, weights and card; needs no model."""
+"""A pool's folder: what lies in it, how it is saved, and how it is read; reading needs no model.
+
+    adapter_model.safetensors   the weights, named as PEFT names them, and a summary of their configuration
+    adapter_config.json         the configuration
+    README.md                   the model card
+
+The summary tells two saves apart: weights are never used with the configuration of another save.
+"""
 
 from __future__ import annotations
 
@@ -10,17 +17,35 @@ from typing import Any, NamedTuple
 
 from peft import PeftConfig
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
-from safetensors import SafetensorError
-from torch import Tensor
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
 
 from prw.errors import PrwError, StorageError, UnsupportedError
+from prw.layers import container_names
 from prw.storage.atomic import DRAFT, atomic_folder
-from prw.storage.stamp import read_stamped, stamp_of, write_stamped
-from prw.tuner import PrwConfig
-from prw.tuner.card import README, model_card
+from prw.storage.sharded import one_writer, whole
+from prw.tuner import PEFT_PREFIX, Layers, PrwConfig
+from prw.tuner.card import README
 
-READS = 3
+ATTEMPTS = 3
 """How often a folder is read whose files change meanwhile."""
+SUMMARY_KEY = "prw_pool"
+"""Where in the metadata of a weights file the summary of its configuration is."""
+SUMMARISED = (
+    "experts",
+    "imported",
+    "newest_frozen",
+    "rank",
+    "alpha",
+    "granularity",
+    "gate",
+    "router_norm",
+    "train_veteran_gates",
+)
+"""Fields that give a pool's weights their meaning; the others may be edited in a saved configuration."""
+SUMMARISED_IF_SET = ("alpha_pattern", "expert_ranks", "rank_pattern", "stages", "top_k")
+"""Fields that do so too where they are not at their defaults; earlier folders have summaries without them."""
 
 
 class SavedPool(NamedTuple):
@@ -35,11 +60,51 @@ class SavedPool(NamedTuple):
     weights: dict[str, Tensor]
 
 
-def write_folder(path: Path, config: PrwConfig, weights: dict[str, Tensor]) -> None:
-    """Save a pool; the folder appears whole or not at all.
+# ---------------------------------------------------------------------------------------------------- saving
+
+
+def save_pool(path: Path, layers: Layers, adapter: str, config: PrwConfig) -> None:
+    """Save a pool; where FSDP2 has split it, every process calls this and rank 0 writes.
+
+    Args:
+        path: Folder to write.
+        layers: The projections of the pool, by path.
+        adapter: Adapter name.
+        config: The pool's configuration.
 
     Raises:
         StorageError: if `path` is a file.
+        UnsupportedError: if other modules were to be saved with the pool, which only PEFT does.
+    """
+    parameters = pool_parameters(layers, adapter)
+    weights = {name: whole(parameter) for name, parameter in parameters.items()}
+    with one_writer(parameters.values()) as writes:
+        if writes:
+            write_folder(path, config, weights)
+
+
+def pool_parameters(layers: Layers, adapter: str, experts: int | None = None) -> dict[str, nn.Parameter]:
+    """Name the weights of a pool as PEFT's files do: base_model.model.<path>.prw_A0.weight.
+
+    Args:
+        layers: The projections of the pool, by path.
+        adapter: Adapter name.
+        experts: Only those of the first so many experts; None means all.
+    """
+    wanted = None if experts is None else {name for i in range(experts) for name in container_names(i)}
+    return {
+        f"{PEFT_PREFIX}{path}.{name}.weight": getattr(layer, name)[adapter].weight
+        for path, layer in layers.items()
+        for name in layer.adapter_layer_names
+        if adapter in getattr(layer, name) and (wanted is None or name in wanted)
+    }
+
+
+def write_folder(path: Path, config: PrwConfig, weights: dict[str, Tensor]) -> None:
+    """Write a pool's folder; it appears whole or not at all.
+
+    Raises:
+        StorageError: if `path` is a file, or holds an adapter of another kind.
         UnsupportedError: if other modules were to be saved with the pool, which only PEFT does.
     """
     if config.modules_to_save:
@@ -49,10 +114,30 @@ def write_folder(path: Path, config: PrwConfig, weights: dict[str, Tensor]) -> N
             "transformers model, and PeftModel.from_pretrained or load_adapter to load."
         )
     refuse_other_kind(path, "PRW")
-    with atomic_folder(path) as draft:
-        write_stamped(draft / SAFETENSORS_WEIGHTS_NAME, weights, config)
+    with atomic_folder(path, last=CONFIG_NAME) as draft:
+        write_weights(draft / SAFETENSORS_WEIGHTS_NAME, weights, config)
         write_config(draft, config)
-        (draft / README).write_text(model_card(config), encoding="utf-8")
+        config.card().save(draft / README)
+
+
+def write_weights(file: Path, weights: dict[str, Tensor], config: PrwConfig) -> None:
+    """Write weights with the summary of their configuration; equal pools give equal bytes."""
+    save_file(weights, file, metadata={"format": "pt", SUMMARY_KEY: config_summary(config)})
+    with file.open("r+b") as opened:  # safetensors writes its metadata in a random order, so sort it in place
+        size = int.from_bytes(opened.read(8), "little")
+        header = json.loads(opened.read(size))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode().ljust(size)
+        if len(text) == size:
+            opened.seek(8)
+            opened.write(text)
+
+
+def config_summary(config: PrwConfig) -> str:
+    """Write down the fields of a configuration without which its weights mean nothing, as JSON."""
+    default = PrwConfig()
+    changed = [name for name in SUMMARISED_IF_SET if getattr(config, name) != getattr(default, name)]
+    return json.dumps({name: getattr(config, name) for name in (*SUMMARISED, *changed)}, sort_keys=True)
 
 
 def write_config(folder: Path, config: PeftConfig) -> None:
@@ -63,6 +148,24 @@ def write_config(folder: Path, config: PeftConfig) -> None:
     (folder / CONFIG_NAME).write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
+def refuse_other_kind(path: Path, kind: str) -> None:
+    """Refuse to write one kind of adapter over another: over the pool that it came from, or a user's LoRA.
+
+    Raises:
+        StorageError: says what is there.
+    """
+    if (path / CONFIG_NAME).is_file():
+        found = read_config(path).get("peft_type")
+        if found != kind:
+            raise StorageError(
+                f"{path} holds a {found} adapter, which a {kind} adapter would overwrite. Give another "
+                "folder, or remove that one first."
+            )
+
+
+# --------------------------------------------------------------------------------------------------- reading
+
+
 def read_folder(path: Path) -> SavedPool:
     """Read a pool's folder, also while it is being saved into.
 
@@ -70,20 +173,20 @@ def read_folder(path: Path) -> SavedPool:
         StorageError: if the folder or a file is missing, damaged, or not of a pool; says which. Also if
             configuration and weights are of two saves.
     """
-    for _ in range(READS):
+    for _ in range(ATTEMPTS):
         config = read_pool_config(path)
-        weights, stamp = read_stamped_weights(path)
-        if stamp in (None, stamp_of(config)):
+        weights, summary = read_summarised_weights(path)
+        if summary in (None, config_summary(config)):
             return SavedPool(config, weights)
-        for draft in path.glob(f"{DRAFT}*"):  # of a save that goes on just now, or was cut off
+        for draft in path.glob(f"{DRAFT}*"):  # of a save that is under way, or was cut off
             with suppress(StorageError):
                 config = read_pool_config(draft)
-                if stamp == stamp_of(config):
+                if summary == config_summary(config):
                     return SavedPool(config, weights)
     raise StorageError(
-        f"{path} mixes two saves: {SAFETENSORS_WEIGHTS_NAME} was saved with {stamp}, {CONFIG_NAME} says "
-        f"{stamp_of(read_pool_config(path))}. One of the two was copied, edited or cut off; save the folder "
-        "again, or put back what the weights were saved with."
+        f"{path} mixes two saves: {SAFETENSORS_WEIGHTS_NAME} was saved with {summary}, {CONFIG_NAME} says "
+        f"{config_summary(read_pool_config(path))}. One of the two was copied, edited or cut off; save the "
+        "folder again, or restore the configuration that the weights were saved with."
     )
 
 
@@ -108,8 +211,8 @@ def pool_config(values: dict[str, Any], file: Path) -> PrwConfig:
     """
     if values.get("peft_type") != "PRW":
         raise StorageError(
-            f"{file} is of a {values.get('peft_type')} adapter, not of a PRW pool. A plain LoRA comes in "
-            "with weave.import_lora(path, name=...)."
+            f"{file} is of a {values.get('peft_type')} adapter, not of a PRW pool. Import a plain LoRA with "
+            "weave.import_lora(path, name=...)."
         )
     try:
         config = PeftConfig.from_peft_type(**values)  # type: ignore[no-untyped-call]
@@ -124,15 +227,15 @@ def read_config(path: Path) -> dict[str, Any]:
     """Read a folder's PEFT configuration as plain values.
 
     Raises:
-        StorageError: if it is missing or no JSON object.
+        StorageError: if it is missing or not a JSON object.
     """
     file = path / CONFIG_NAME
     if not file.is_file():
-        there = (
+        found = (
             ", ".join(sorted(entry.name for entry in path.iterdir())) if path.is_dir() else "no such folder"
         )
         raise StorageError(
-            f"{path} is not a saved adapter: it has no {CONFIG_NAME} (there is: {there or 'nothing'})."
+            f"{path} is not a saved adapter: it has no {CONFIG_NAME} (there is: {found or 'nothing'})."
         )
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
@@ -151,11 +254,13 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     Raises:
         StorageError: if the file is missing or damaged.
     """
-    return read_stamped_weights(path)[0]
+    return read_summarised_weights(path)[0]
 
 
-def read_stamped_weights(path: Path) -> tuple[dict[str, Tensor], str | None]:
-    """Read a folder's weights, and what they say of their configuration.
+def read_summarised_weights(path: Path) -> tuple[dict[str, Tensor], str | None]:
+    """Read a folder's weights onto the CPU, and the summary of their configuration.
+
+    Files that PEFT wrote have no summary.
 
     Raises:
         StorageError: if the file is missing or damaged.
@@ -165,12 +270,23 @@ def read_stamped_weights(path: Path) -> tuple[dict[str, Tensor], str | None]:
         raise StorageError(
             f"{path} has a {CONFIG_NAME} but no {SAFETENSORS_WEIGHTS_NAME}. Copy or save it again."
         )
+    weights, metadata = read_safetensors(file)
+    return {plain_name(name): weight for name, weight in weights.items()}, metadata.get(SUMMARY_KEY)
+
+
+def read_safetensors(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Read a safetensors file onto the CPU: the tensors by name, and the file's metadata.
+
+    Raises:
+        StorageError: if it is damaged.
+    """
     try:
-        weights, stamp = read_stamped(file)
-        return {plain_name(name): weight for name, weight in weights.items()}, stamp
+        with safe_open(file, framework="pt") as opened:
+            weights = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118  # no mapping
+            return weights, opened.metadata() or {}
     except (SafetensorError, OSError, ValueError) as error:
         raise StorageError(
-            f"{file} is damaged, it cannot be read: {error}. Copy or save the folder again."
+            f"{file} is damaged, it cannot be read as a safetensors file: {error}. Copy or save it again."
         ) from error
 
 
@@ -180,18 +296,3 @@ def plain_name(name: str) -> str:
     Where a LoRA was put around a pool, transformers' own saving once wrote <path>.base_layer.prw_A0.weight.
     """
     return re.sub(r"(\.base_layer)+(?=\.(prw|lora)_)", "", name)
-
-
-def refuse_other_kind(path: Path, kind: str) -> None:
-    """Refuse to write one kind of adapter over another: the pool that it came from, or a user's LoRA.
-
-    Raises:
-        StorageError: says what is there.
-    """
-    if (path / CONFIG_NAME).is_file():
-        there = read_config(path).get("peft_type")
-        if there != kind:
-            raise StorageError(
-                f"{path} holds a {there} adapter, which a {kind} adapter would overwrite. Give another "
-                "folder, or remove that one first."
-            )

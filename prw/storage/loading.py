@@ -1,4 +1,4 @@
-"""Puts the pool of a folder into a model, or an earlier stage's pool into its larger one."""
+"""Loads the pool of a folder into a model, or an earlier stage's pool into its larger one, checking first."""
 
 from __future__ import annotations
 
@@ -11,10 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from prw.errors import StorageError, TargetError
-from prw.storage.folder import SavedPool, read_folder
+from prw.errors import StorageError, TargetError, first_few
+from prw.storage.folder import SavedPool, pool_parameters, read_folder
 from prw.storage.sharded import put
-from prw.storage.state import fill
 from prw.tuner import (
     PEFT_PREFIX,
     Layers,
@@ -36,7 +35,7 @@ from prw.tuner import (
 
 
 def load_pool(model: nn.Module, path: Path, adapter: str) -> None:
-    """Load a folder into a model; whatever is wrong with the folder, the model is as before.
+    """Load a folder into a model; if anything is wrong with the folder, the model is as before.
 
     Raises:
         StorageError: if the folder is missing, damaged, foreign or does not fit.
@@ -58,7 +57,7 @@ def place_pool(model: nn.Module, saved: SavedPool, path: Path, adapter: str) -> 
     """
     inner = inner_model(model)
     saved, embeddings = without_embeddings(inner, saved, path)
-    saved = up_to_date(saved, inner)
+    saved = with_current_targets(saved, inner)
     configs = getattr(inner, "peft_config", {})
     if adapter in configs:
         fill_earlier(pool_layers(inner, adapter), adapter, configs[adapter], saved)
@@ -72,12 +71,12 @@ def place_pool(model: nn.Module, saved: SavedPool, path: Path, adapter: str) -> 
             "modules_to_save to null in adapter_config.json and remove those modules' weights."
         )
     saved.config.inference_mode = False
-    left = passed_over(inner, saved.config)
-    if left:
+    uncovered = passed_over(inner, saved.config)
+    if uncovered:
         raise StorageError(
-            f"the pool in {path} does not cover this model: {passed_over_note(left, saved.config)}. Likely "
-            "it is of a smaller base model; to load it for the others alone, set resolved_from to null in "
-            "adapter_config.json."
+            f"the pool in {path} does not cover this model: {passed_over_note(uncovered, saved.config)}. "
+            "Likely it is of a smaller base model; to load it for the others alone, set resolved_from to "
+            "null in adapter_config.json."
         )
     try:
         put_in(model_for_pool(model), saved.config, adapter)
@@ -92,12 +91,76 @@ def place_pool(model: nn.Module, saved: SavedPool, path: Path, adapter: str) -> 
         put(parameter, weight)
 
 
+def with_current_targets(saved: SavedPool, model: nn.Module) -> SavedPool:
+    """Give a saved pool the names that this model's projections have now, where they have moved since.
+
+    The targets then name every projection that the weights belong to: earlier versions put experts on paths
+    that merely end like a target, and ignored layers_to_transform.
+    """
+    paths, targets = paths_in(saved.weights), saved.config.target_modules
+    if isinstance(targets, list | tuple | set):
+        saved.config.target_modules = [*targets, *sorted(paths.difference(targets))]
+    renamed = current_paths(model, paths, projections_of(model).keys())
+    return SavedPool(with_current_paths(saved.config, renamed), with_current_names(saved.weights, renamed))
+
+
+def fill_earlier(layers: Layers, adapter: str, config: PrwConfig, saved: SavedPool) -> None:
+    """Load an earlier stage's pool into a larger one.
+
+    Raises:
+        StorageError: if its experts are not the pool's first ones or settings differ; nothing changed then.
+    """
+    theirs, ours = saved.config.experts, config.experts
+    if theirs != ours[: len(theirs)] or saved.config.settings() != config.settings():
+        raise StorageError(
+            f"the saved pool ({', '.join(theirs)}; {saved.config.settings()}) is no earlier stage of the "
+            f"model's pool ({', '.join(ours)}; {config.settings()}). Eject the pool first, or load into a "
+            "fresh model."
+        )
+    fill(layers, adapter, saved.weights, experts=len(theirs))
+
+
+def fill(layers: Layers, adapter: str, weights: Mapping[str, Tensor], experts: int | None = None) -> None:
+    """Copy weights into a pool, all of them or none.
+
+    Args:
+        layers: The projections of the pool, by path.
+        adapter: Adapter name.
+        weights: Weights as in a pool's file.
+        experts: How many of the pool's first experts the weights are of, at every site; None means all.
+
+    Raises:
+        StorageError: if weights are missing, left over or of another shape; nothing was changed then.
+    """
+    parameters = pool_parameters(layers, adapter, experts)
+    unknown, missing = sorted(set(weights) - set(parameters)), sorted(set(parameters) - set(weights))
+    if unknown or missing:
+        raise StorageError(
+            f"the saved pool does not fit this model: {len(missing)} weights are missing "
+            f"({first_few(missing)}), {len(unknown)} have no place ({first_few(unknown)}). Likely another "
+            "base model, or other targets."
+        )
+    odd = [name for name, weight in weights.items() if weight.shape != parameters[name].shape]
+    if odd:
+        name = odd[0]
+        raise StorageError(
+            f"the saved pool does not fit this model: {name} has shape {tuple(weights[name].shape)}, the "
+            f"model needs {tuple(parameters[name].shape)} ({len(odd)} such weights). Likely another base "
+            "model."
+        )
+    for name, weight in weights.items():
+        put(parameters[name], weight)
+
+
+# ------------------------------------------------------------------------- embeddings that PEFT saved with it
+
+
 def without_embeddings(
     model: nn.Module, saved: SavedPool, path: Path
 ) -> tuple[SavedPool, dict[str, tuple[nn.Parameter, Tensor]]]:
-    """Part a folder from embeddings of the base, which PEFT saves with it once they were resized.
+    """Separate a pool from embeddings of the base, which PEFT saves with it once they were resized.
 
-    Any other weight of the base stays with the pool, which has no place for it.
+    Any other weight of the base stays with the pool, which refuses it.
 
     Returns:
         The pool alone; and by its name in the model, each of the embeddings' parameters with what was saved.
@@ -106,9 +169,11 @@ def without_embeddings(
         StorageError: if the model's is of another size.
     """
     parameters = {} if saved.config.modules_to_save else embeddings_of(model)
-    plain = {base_path(name.removeprefix(PEFT_PREFIX)): name for name in saved.weights}
+    names = {base_path(name.removeprefix(PEFT_PREFIX)): name for name in saved.weights}
     found = {
-        short: (parameters[short], saved.weights[plain[short]]) for short in plain if short in parameters
+        short: (parameters[short], saved.weights[name])
+        for short, name in names.items()
+        if short in parameters
     }
     for name, (parameter, weight) in found.items():
         rows = tuple(weight.shape)
@@ -118,16 +183,15 @@ def without_embeddings(
                 f"{tuple(parameter.shape)} in this model. Call model.resize_token_embeddings({rows[0]}) "
                 "before loading it."
             )
-    theirs = {plain[name] for name in found}
-    pool = saved._replace(weights={name: w for name, w in saved.weights.items() if name not in theirs})
-    return pool, found
+    own = {name: saved.weights[name] for short, name in names.items() if short not in found}
+    return saved._replace(weights=own), found
 
 
 def embeddings_of(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Name the parameters of a transformers model's embeddings, going in and out; tied ones by both names."""
+    """Name the parameters of a transformers model's embeddings, input and output; tied ones by both names."""
     layers = []
     for name in ("get_input_embeddings", "get_output_embeddings"):
-        with suppress(AttributeError, NotImplementedError):  # a model without them, or that cannot tell
+        with suppress(AttributeError, NotImplementedError):  # a model without them, or that does not say
             layers.append(getattr(model, name)())
     wanted = {id(weight) for layer in layers if isinstance(layer, nn.Module) for weight in layer.parameters()}
     named = model.named_parameters(remove_duplicate=False)
@@ -146,35 +210,6 @@ def name_other_embeddings(embeddings: Mapping[str, tuple[nn.Parameter, Tensor]],
 
 
 def same(parameter: nn.Parameter, weight: Tensor) -> bool:
-    """Tell whether a parameter holds what was saved; of one that is not loaded that is not known."""
+    """Say whether a parameter holds what was saved; one on the meta device never does."""
     here = parameter.full_tensor() if isinstance(parameter, DTensor) else parameter.detach()
     return not here.is_meta and torch.equal(here, weight.to(here.device, here.dtype))
-
-
-def up_to_date(saved: SavedPool, model: nn.Module) -> SavedPool:
-    """Let names and targets of a saved pool be this model's, where its projections have moved since.
-
-    Earlier versions put experts on paths that merely end like a target, and passed over layers_to_transform,
-    so the targets name every projection that the weights are of.
-    """
-    paths, targets = paths_in(saved.weights), saved.config.target_modules
-    if isinstance(targets, list | tuple | set):
-        saved.config.target_modules = [*targets, *sorted(paths.difference(targets))]
-    renamed = current_paths(model, paths, projections_of(model).keys())
-    return SavedPool(with_current_paths(saved.config, renamed), with_current_names(saved.weights, renamed))
-
-
-def fill_earlier(layers: Layers, adapter: str, config: PrwConfig, saved: SavedPool) -> None:
-    """Put an earlier stage's pool into a larger one.
-
-    Raises:
-        StorageError: if its experts are not the pool's first ones or settings differ; nothing changed then.
-    """
-    theirs, ours = saved.config.experts, config.experts
-    if theirs != ours[: len(theirs)] or saved.config.settings() != config.settings():
-        raise StorageError(
-            f"the saved pool ({', '.join(theirs)}; {saved.config.settings()}) is no earlier stage of the "
-            f"model's pool ({', '.join(ours)}; {config.settings()}). Eject the pool first, or load into a "
-            "fresh model."
-        )
-    fill(layers, adapter, saved.weights, experts=len(theirs))

@@ -1,31 +1,33 @@
-"""One expert as a plain LoRA for stock PEFT or diffusers, with a card that says what it is and is not.
+"""Exports one expert as a plain LoRA for PEFT or diffusers, and measures how far that is from its pool.
 
-The router stays behind: an exported expert acts on every token with weight one, which is what it did where
-the router was sure of it (probability gate) or always (unit gate).
+The router stays behind: an exported expert acts on every token with weight one. In the pool it does so only
+where the router chose it, and with `gate="prob"` only where the router was certain. The card says so.
 """
 
 from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
+import torch
 from peft import LoraConfig
-from peft.utils import SAFETENSORS_WEIGHTS_NAME
+from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
-from prw.errors import ConfigError
+from prw.errors import ConfigError, UnsupportedError
 from prw.layers import pair_of
+from prw.routing import Routing, per_token
 from prw.storage.atomic import atomic_folder
-from prw.storage.folder import refuse_other_kind, write_config
+from prw.storage.folder import pool_parameters, refuse_other_kind, write_config
 from prw.storage.lora_files import DIFFUSERS_WEIGHTS_NAME
 from prw.storage.lora_import import scaled
-from prw.storage.measure import Measured
 from prw.storage.sharded import one_writer, whole
-from prw.storage.state import pool_parameters
-from prw.tuner import PEFT_PREFIX, Layers, PrwConfig, pool_of
+from prw.tuner import PEFT_PREFIX, Layers, PrwAttention, PrwConfig, PrwLinear, pool_of
 from prw.tuner.card import README
 
 Layout = Literal["peft", "diffusers"]
@@ -50,7 +52,7 @@ EXACT = (
 PARTLY = """In its pool this expert has weight one wherever the model lets the pool act. **That was not every
 token of the measured inputs**, and this LoRA acts on every one."""
 GATED = """**It is not what the pool does.** The pool has {size} experts ({experts}); its router sends each
-{item} to {top_k} of them and weighs an expert by {gate}. This LoRA acts on every token with weight one."""
+{item} to {top_k} of them and weights an expert by {gate}. This LoRA acts on every token with weight one."""
 MEASURED = """
 Measured on the inputs given at export:
 
@@ -77,8 +79,8 @@ class LoraExport(NamedTuple):
     Attributes:
         path: The folder.
         expert: Name of the expert.
-        exact: Whether the pool gives this expert weight one everywhere, so that the LoRA is the pool. What
-            was measured counts: a model may let the pool act on some tokens only.
+        exact: Whether the pool gives this expert weight one everywhere, so that the LoRA equals the pool. A
+            measurement can say no: a model may let the pool act on some tokens only.
         chosen: Fraction of items that the router sent to it.
         mean_gate: Its mean weight there.
         mean_difference: Relative norm of the difference between the expert's gated and its plain output at a
@@ -101,74 +103,76 @@ class LoraExport(NamedTuple):
     difference_as_of: float | None = None
 
 
-def write_lora(
-    path: Path,
+def export_lora(
+    model: nn.Module,
     layers: Layers,
     adapter: str,
-    expert: str,
     config: PrwConfig,
-    layout: Layout = "peft",
-    component: str = "transformer",
-    measured: Measured | None = None,
+    expert: str,
+    path: Path,
+    layout: Layout,
+    inputs: Any = None,
 ) -> LoraExport:
     """Save one expert as a plain LoRA.
 
     Args:
-        path: Folder to write.
+        model: The model.
         layers: The projections of the pool, by path.
         adapter: Adapter name.
-        expert: Name of the expert.
         config: The pool's configuration.
+        expert: Name of the expert.
+        path: Folder to write.
         layout: `peft`: A and B as they are, and their scale in the configuration. `diffusers`: one file for
             `load_lora_weights` and `load_lora_adapter`, with the scale in B.
-        component: What diffusers calls the model in a pipeline.
-        measured: What was measured, for the card.
+        inputs: What to measure the difference on: keyword arguments of the model, its one argument, or a
+            function that runs the model. None measures nothing.
 
     Raises:
         PoolError: if the pool has no such expert.
         ConfigError: if there is no such layout.
+        UnsupportedError: if there are inputs, and a site is an nn.MultiheadAttention.
     """
     pool = pool_of(layers, adapter)
-    index = pool.index(expert)
+    index, experts = pool.index(expert), pool.experts[: pool.scope.size]
     if layout not in ("peft", "diffusers"):
         raise ConfigError(f"export_lora writes the layouts 'peft' and 'diffusers', got {layout!r}.")
+    report = LoraExport(path, expert, exact=len(experts) == 1)
+    if inputs is not None:
+        report = measured(report, model, layers, adapter, index, inputs)
     pairs = pairs_of(layers, adapter, index, skip_empty=expert in config.imported)
-    experts = pool.experts[: pool.scope.size]
-    exact = len(experts) == 1 and (measured is None or measured.max_difference == 0.0)
-    report = LoraExport(path, expert, exact, *(measured or ()))
-    scales = {name: layers[name].scales[adapter] for name in pairs}
+    component = "unet" if "UNet" in type(model).__name__ else "transformer"
+    text = card(report, config, layout, len(pairs), component, experts)
     with one_writer(pool_parameters(layers, adapter).values()) as writes:
         if writes:
-            lora = lora_config(pairs, scales, config, layers)
-            write_lora_folder(pairs, scales, report, config, layout, component, lora, experts)
+            lora = lora_config(pairs, layers, adapter, config)
+            scales = {name: layers[name].scales[adapter] for name in pairs}
+            write_lora(path, pairs, scales, layout, component, lora, text)
     return report
 
 
-def write_lora_folder(
+def write_lora(
+    path: Path,
     pairs: dict[str, tuple[Tensor, Tensor]],
     scales: dict[str, float],
-    report: LoraExport,
-    config: PrwConfig,
     layout: Layout,
     component: str,
     lora: LoraConfig,
-    experts: tuple[str, ...],
+    text: str,
 ) -> None:
-    """Write a LoRA's folder; it appears whole or not at all."""
-    refuse_other_kind(report.path, "LORA")
-    with atomic_folder(report.path) as draft:
+    """Write a LoRA's folder with its card; it appears whole or not at all."""
+    refuse_other_kind(path, "LORA")
+    with atomic_folder(path, last=CONFIG_NAME) as draft:
         if layout == "peft":
             write_config(draft, lora)
             file, prefix, factors = SAFETENSORS_WEIGHTS_NAME, PEFT_PREFIX, dict.fromkeys(pairs, 1.0)
         else:
             file, prefix, factors = DIFFUSERS_WEIGHTS_NAME, f"{component}.", scales
         save_file(tensors_for(pairs, prefix, factors), draft / file, metadata={"format": "pt"})
-        text = card(report, config, layout, len(pairs), component, experts)
         (draft / README).write_text(text, encoding="utf-8")
 
 
 def pairs_of(layers: Layers, adapter: str, index: int, skip_empty: bool) -> dict[str, tuple[Tensor, Tensor]]:
-    """Collect an expert's A and B by projection, perhaps without those that add nothing."""
+    """Collect an expert's A and B by projection, on the CPU; `skip_empty` omits those that add nothing."""
     pairs = {path: pair_of(layer, adapter, index, whole) for path, layer in layers.items()}
     adding = {path: pair for path, pair in pairs.items() if bool(pair[1].any())}
     return adding if skip_empty and adding else pairs
@@ -187,11 +191,11 @@ def tensors_for(
 
 
 def lora_config(
-    pairs: dict[str, tuple[Tensor, Tensor]], scales: dict[str, float], config: PrwConfig, layers: Layers
+    pairs: dict[str, tuple[Tensor, Tensor]], layers: Layers, adapter: str, config: PrwConfig
 ) -> LoraConfig:
     """Write PEFT's configuration of the LoRA: the usual rank and alpha, and patterns for the others."""
     ranks = {path: down.shape[0] for path, (down, _) in pairs.items()}
-    alphas = {path: scales[path] * rank for path, rank in ranks.items()}
+    alphas = {path: layers[path].scales[adapter] * rank for path, rank in ranks.items()}
     rank, alpha = (Counter(values.values()).most_common(1)[0][0] for values in (ranks, alphas))
     return LoraConfig(
         r=int(rank),
@@ -213,7 +217,7 @@ def card(
     component: str,
     experts: tuple[str, ...],
 ) -> str:
-    """Write the README of an exported expert, as one of the experts that are in use at export."""
+    """Write the README of an exported expert; `experts` are those in use at export."""
     settings = config.settings()
     values = {
         **report._asdict(),
@@ -246,3 +250,158 @@ def card(
         f'`model.load_lora_adapter(folder, prefix="{component}", use_safetensors=True)`',
         difference=difference + (numbers if report.mean_gate is not None or not report.exact else ""),
     )
+
+
+# ------------------------------------------------------------------------------------------------- measuring
+
+
+def measured(
+    report: LoraExport, model: nn.Module, layers: Layers, adapter: str, index: int, inputs: Any
+) -> LoraExport:
+    """Compare the pool with the plain LoRA of one of its experts, on some inputs.
+
+    Raises:
+        UnsupportedError: if keys and values of a site never leave the attention; names it.
+    """
+    inside = next((path for path, layer in layers.items() if isinstance(layer, PrwAttention)), None)
+    if inside is not None:
+        raise UnsupportedError(
+            f"{inside} is an nn.MultiheadAttention: its keys and values cannot be observed from outside, so "
+            "the difference cannot be measured. Export without measure=."
+        )
+
+    def run() -> Any:
+        if isinstance(inputs, Mapping):
+            return model(**inputs)
+        return inputs() if callable(inputs) and not isinstance(inputs, Tensor) else model(inputs)
+
+    def replace_by_plain(path: str, layer: PrwLinear, hidden: Tensor, output: Tensor, routed: bool) -> Tensor:
+        plain = plain_output(layer, adapter, index, hidden) * layer.strengths[adapter]
+        return output + plain.reshape(output.shape).to(output.dtype)
+
+    pool = pool_of(layers, adapter)
+    with torch.no_grad(), evaluating(model):
+        pooled, routing, differences = run_pool(run, layers, adapter, index)
+        as_of: list[float] | None = differences
+        if pool.size > index + 1:
+            with pool.narrowed(size=index + 1):
+                as_of = run_pool(run, layers, adapter, index)[2]
+        elif pool.size < index + 1:
+            as_of = None  # inside a block of an earlier pool
+        with pool.narrowed(disabled=True), observed(layers, replace_by_plain):
+            alone = run()
+    chosen, gate = share_and_gate(routing, index)
+    return report._replace(
+        exact=report.exact and max(differences) == 0.0,
+        chosen=chosen,
+        mean_gate=gate,
+        mean_difference=sum(differences) / len(differences),
+        max_difference=max(differences),
+        output_difference=relative(tensors_of(pooled), tensors_of(alone)),
+        difference_as_of=None if as_of is None else sum(as_of) / len(as_of),
+    )
+
+
+def run_pool(
+    run: Callable[[], Any], layers: Layers, adapter: str, index: int
+) -> tuple[Any, Routing, list[float]]:
+    """Run the model with its pool.
+
+    Returns:
+        The output, the decisions, and by projection the relative distance of gated from plain output.
+    """
+    sums: dict[str, Tensor] = {}
+
+    def add(path: str, layer: PrwLinear, hidden: Tensor, output: Tensor, routed: bool) -> None:
+        size = plain_output(layer, adapter, index, hidden).double().square().sum(-1)  # [tokens]
+        gate = gate_of(routing, layer, adapter, index, hidden) if routed else 0.0
+        # The sum over tokens of |(1 - gate) * plain|^2, and of |plain|^2.
+        sums[path] = sums.get(path, 0.0) + torch.stack([((1.0 - gate) ** 2 * size).sum(), size.sum()])
+
+    with pool_of(layers, adapter).recording() as routing, observed(layers, add):
+        output = run()
+    pairs = [one.tolist() for one in sums.values()]
+    return output, routing, [(left / whole) ** 0.5 for left, whole in pairs if whole > 0.0] or [0.0]
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Put a model in evaluation mode inside a `with` block: no noise, no dropout."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+@contextmanager
+def observed(
+    layers: Layers, observe: Callable[[str, PrwLinear, Tensor, Tensor, bool], Any]
+) -> Iterator[None]:
+    """Call a function after every forward of the projections inside a `with` block.
+
+    Args:
+        layers: The projections, by path.
+        observe: Takes path, projection, input, output, and whether experts were to act; a result that is not
+            None replaces the output.
+    """
+    with ExitStack() as stack:
+        for path, layer in layers.items():
+
+            def after(layer: Any, args: Any, kwargs: Any, output: Tensor, path: str = path) -> Any:
+                hidden = args[0] if args else kwargs["hidden"]
+                return observe(path, layer, hidden, output, bool(kwargs.get("routed", True)))
+
+            stack.callback(layer.register_forward_hook(after, with_kwargs=True).remove)
+        yield
+
+
+def plain_output(layer: PrwLinear, adapter: str, index: int, hidden: Tensor) -> Tensor:
+    """Compute what the expert adds to every token with weight one, of shape [tokens, d_out]."""
+    down, up = pair_of(layer, adapter, index)
+    tokens = hidden.reshape(-1, hidden.shape[-1]).to(down.dtype)  # [..., d_in] -> [tokens, d_in]
+    return tokens @ down.T @ up.T * layer.scales[adapter]
+
+
+def gate_of(routing: Routing, layer: PrwLinear, adapter: str, index: int, hidden: Tensor) -> Tensor | float:
+    """Give the gate that the expert has just had for each token, of shape [tokens]."""
+    decisions = routing.decisions.get(layer.sites[adapter].name)
+    if not decisions:
+        return 0.0  # the pool is switched off
+    gates = decisions[-1].weights.reshape(decisions[-1].choices.shape)  # [batch, items, k]
+    mine = torch.where(decisions[-1].choices == index, gates, torch.zeros_like(gates)).sum(-1)
+    groups = layer.sites[adapter].groups(hidden)
+    tokens = hidden.shape[:-1].numel()
+    return (per_token(mine, tokens) if groups is None else mine.flatten()[groups.index]).double()
+
+
+def share_and_gate(routing: Routing, index: int) -> tuple[float, float]:
+    """Give the fraction of items that went to the expert, and its mean gate there."""
+    hits, items, gates = 0, 0, 0.0
+    for decision in (each for of_site in routing.decisions.values() for each in of_site):
+        mine = decision.choices == index
+        hits += int(mine.sum())
+        items += int(decision.routed.sum())
+        gates += float(decision.weights.reshape(mine.shape)[mine].double().sum())
+    return hits / max(items, 1), gates / max(hits, 1)
+
+
+def tensors_of(output: Any) -> list[Tensor]:
+    """List the floating-point tensors of a model's output."""
+    if isinstance(output, Tensor):
+        return [output] if output.is_floating_point() else []
+    parts = output.values() if isinstance(output, Mapping) else output
+    found = [tensors_of(part) for part in parts] if isinstance(output, Mapping | tuple | list) else []
+    return [tensor for tensors in found for tensor in tensors]
+
+
+def relative(values: list[Tensor], wanted: list[Tensor]) -> float | None:
+    """Give the norm of the difference over the norm of what is wanted; None without any tensors."""
+    if not wanted:
+        return None
+    pairs = zip(values, wanted, strict=True)
+    left = sum(float((value.double() - want.double()).square().sum()) for value, want in pairs)
+    whole = sum(float(want.double().square().sum()) for want in wanted)
+    return float((left / whole) ** 0.5) if whole > 0.0 else 0.0

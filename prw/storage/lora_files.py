@@ -12,12 +12,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from prw.config import fits
 from prw.errors import StorageError, first_few
-from prw.storage.folder import read_config, read_weights
+from prw.storage.folder import read_config, read_safetensors, read_weights
 from prw.tuner import PEFT_PREFIX
 
 DIFFUSERS_WEIGHTS_NAME = "pytorch_lora_weights.safetensors"
@@ -32,10 +31,10 @@ EXTRAS = (
     "use_bdlora",
     "use_qalora",
 )
-"""Fields of a LoRA's configuration that change what every A and B mean, for which an expert has no place."""
+"""Fields of a LoRA's configuration that change what A and B mean, which an expert cannot reproduce."""
 CHANGED_BASE = ("pissa", "olora", "corda", "lora_ga", "loftq")
-"""Starts of a LoRA that change the base's own weights, so that A and B belong to that changed base only."""
-PART = re.compile(
+"""Initialisations of a LoRA that change the base's weights, so that A and B fit that changed base only."""
+WEIGHT_NAME = re.compile(
     r"^(?P<module>.+?)(?:\.lora_(?P<peft>[AB])(?:\.(?!weight$)[^.]+)?|[._]lora[._](?P<other>down|up))\.weight$"
 )
 """`x.lora_A.weight`, `x.lora_A.<adapter>.weight`, `x.lora.down.weight`, `x_lora.down.weight`,
@@ -62,7 +61,7 @@ class ForeignLora(NamedTuple):
     Attributes:
         source: Where it was read from, for messages.
         pairs: Module to its LoRA.
-        others: Names of weights that are no A or B: biases, magnitudes, whole modules.
+        others: Names of weights that are neither A nor B: biases, magnitudes, whole modules.
     """
 
     source: str
@@ -78,10 +77,10 @@ def read_foreign(source: str | Path | Mapping[str, Tensor]) -> ForeignLora:
             diffusers' `lora_state_dict` gives them.
 
     Raises:
-        StorageError: if it is missing, damaged, or no plain LoRA.
+        StorageError: if it is missing, damaged, or not a plain LoRA.
     """
     if isinstance(source, Mapping):
-        return sorted_out("the given weights", source, {})
+        return pairs_by_module("the given weights", source, {})
     if not isinstance(source, str | Path):
         raise StorageError(f"a LoRA is a path or weights by name, got a {type(source).__name__}.")
     path = Path(source)
@@ -90,26 +89,21 @@ def read_foreign(source: str | Path | Mapping[str, Tensor]) -> ForeignLora:
     if path.is_dir() and (path / DIFFUSERS_WEIGHTS_NAME).is_file() and not (path / CONFIG_NAME).is_file():
         path = path / DIFFUSERS_WEIGHTS_NAME
     if path.is_file():
-        return sorted_out(str(path), *read_file(path))
+        return pairs_by_module(str(path), *read_file(path))
     values = read_config(path)
     check_plain(str(path), values)
-    return sorted_out(str(path), read_weights(path), {"": values})
+    return pairs_by_module(str(path), read_weights(path), {"": values})
 
 
 def read_file(path: Path) -> tuple[dict[str, Tensor], dict[str, dict[str, Any]]]:
     """Read a safetensors file, and the LoRA configurations in its metadata by component.
 
     Raises:
-        StorageError: if it is damaged, or its metadata says that it is no plain LoRA.
+        StorageError: if it is damaged, or its metadata says that it is not a plain LoRA.
     """
-    try:
-        with safe_open(path, framework="pt") as opened:
-            noted = json.loads((opened.metadata() or {}).get(DIFFUSERS_METADATA, "{}"))
-            weights = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118  # no mapping
-    except (SafetensorError, OSError, ValueError) as error:
-        raise StorageError(f"{path} cannot be read as a safetensors file: {error}.") from error
+    weights, metadata = read_safetensors(path)
     configs: dict[str, dict[str, Any]] = {}
-    for key, value in noted.items():
+    for key, value in diffusers_config(metadata, path).items():
         component, _, field = key.rpartition(".")
         configs.setdefault(component, {})[field] = value
     for config in configs.values():
@@ -117,8 +111,21 @@ def read_file(path: Path) -> tuple[dict[str, Tensor], dict[str, dict[str, Any]]]
     return weights, configs
 
 
+def diffusers_config(metadata: Mapping[str, str], file: Path) -> dict[str, Any]:
+    """Read the adapter's configuration that diffusers writes into the metadata of its weights file.
+
+    Raises:
+        StorageError: if it is not JSON.
+    """
+    try:
+        values: dict[str, Any] = json.loads(metadata.get(DIFFUSERS_METADATA, "{}"))
+    except ValueError as error:
+        raise StorageError(f"{file} is damaged: its metadata is not JSON: {error}. Save it again.") from error
+    return values
+
+
 def check_plain(source: str, values: Mapping[str, Any]) -> None:
-    """Refuse adapters that are no LoRA, or whose A and B mean something else than a plain LoRA's.
+    """Refuse adapters that are not LoRAs, or whose A and B mean something else than a plain LoRA's.
 
     Raises:
         StorageError: says what it is.
@@ -129,19 +136,19 @@ def check_plain(source: str, values: Mapping[str, Any]) -> None:
             f"{source} is not a plain LoRA: it is a {values.get('peft_type')} adapter with "
             f"{', '.join(extras) or 'no extras'}. Only A and B on linear projections can become an expert."
         )
-    start = str(values.get("init_lora_weights", True)).lower()
-    if start.startswith(CHANGED_BASE):
+    init = values.get("init_lora_weights", True)
+    if str(init).lower().startswith(CHANGED_BASE):
         raise StorageError(
-            f"the LoRA in {source} has init_lora_weights={values['init_lora_weights']!r}: its A and B go "
-            "with a base whose weights were changed when it was made, and this model's were not. Save it "
-            "again with save_pretrained(..., path_initial_model_for_weight_conversion=...), as a plain LoRA."
+            f"the LoRA in {source} has init_lora_weights={init!r}: its A and B belong to a base whose "
+            "weights were changed when it was made, and this model's were not. Save it again with "
+            "save_pretrained(..., path_initial_model_for_weight_conversion=...), as a plain LoRA."
         )
 
 
-def sorted_out(
+def pairs_by_module(
     source: str, weights: Mapping[str, Tensor], configs: Mapping[str, Mapping[str, Any]]
 ) -> ForeignLora:
-    """Sort weights by module.
+    """Find each module's A, B and scale among weights.
 
     Args:
         source: Where they are from.
@@ -156,7 +163,7 @@ def sorted_out(
     alphas: dict[str, float] = {}
     others = []
     for key, weight in weights.items():
-        part = PART.match(key)
+        part = WEIGHT_NAME.match(key)
         if part is not None:
             side = downs if (part["peft"] or part["other"]) in ("A", "down") else ups
             side[part["module"].replace(".processor.", ".")] = weight
@@ -166,11 +173,14 @@ def sorted_out(
             others.append(key)
     if set(downs) != set(ups):
         raise StorageError(
-            f"{source} is damaged: A without B, or B without A ({first_few(sorted(set(downs) ^ set(ups)))})."
+            f"{source} is damaged: A without B, or B without A ({first_few(sorted(set(downs) ^ set(ups)))}). "
+            "Copy or save it again."
         )
     odd = [name for name in downs if downs[name].shape[0] != ups[name].shape[1]]
     if odd:
-        raise StorageError(f"{source} is damaged: A and B are of different rank ({first_few(odd)}).")
+        raise StorageError(
+            f"{source} is damaged: A and B are of different rank ({first_few(odd)}). Copy or save it again."
+        )
     pairs = {
         name: LoraPair(down, ups[name], scale_of(name, down.shape[0], alphas, configs))
         for name, down in downs.items()

@@ -1,4 +1,7 @@
-"""A plain LoRA as an expert: its K and V part at the pool's projections, its scale folded into B."""
+"""Imports a plain LoRA as an expert: finds its projections in the pool, then copies A and B into an expert.
+
+The LoRA's scale is folded into B. Of a fused projection only the rows of keys and values become an expert.
+"""
 
 from __future__ import annotations
 
@@ -8,22 +11,22 @@ from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from prw.config import PoolSettings
 from prw.errors import StorageError, first_few
-from prw.layers import pair_names
+from prw.kernels import OutputSlice
+from prw.layers import expert_names, pair_names
 from prw.layers.experts import weight_of
-from prw.storage.fitting import place, rank_needed, rows_left_out
 from prw.storage.lora_files import ForeignLora, LoraPair
+from prw.storage.sharded import put
 from prw.tuner import PEFT_PREFIX, Layers, PrwLinear, holds
 
 COMPONENTS = ("transformer", "unet", "diffusion_model", "text_encoder", "text_encoder_2", "text_encoder_3")
 """What a pipeline's LoRA file puts before the paths of one of its models."""
 FLAT = re.compile(r"^lora_(?:unet|transformer|te\d?|prior_unet)_")
 """What kohya puts before a path whose dots it has turned into underscores."""
-
-
 OTHER_ROWS = "rows that are neither keys nor values"
 FLUX_FUSED = re.compile(
     r"(?:double_blocks[._](?P<double>\d+)[._](?P<stream>img|txt)_attn[._]qkv"
@@ -39,7 +42,7 @@ class LoraImport(NamedTuple):
         expert: Name of the expert.
         source: Where it came from.
         ranks: Projection to the rank that it has there, for the projections that the LoRA adapts.
-        dropped: What the LoRA adapts besides, which is not in the expert: it acts less than the LoRA did.
+        dropped: What else the LoRA adapts, which the expert leaves out.
         without: Projections of the pool that the LoRA does not adapt; there the expert adds nothing.
     """
 
@@ -53,20 +56,21 @@ class LoraImport(NamedTuple):
 def fit_lora(
     lora: ForeignLora, layers: Layers, adapter: str, name: str, strict: bool
 ) -> tuple[dict[str, LoraPair], LoraImport]:
-    """Find the LoRA's part at the pool's projections.
+    """Find the LoRA's A and B for each of the pool's projections.
 
     Args:
         lora: The LoRA.
         layers: The projections of the pool, by path.
         adapter: Adapter name.
         name: Name that the expert will have.
-        strict: Whether to refuse a LoRA that has more than that.
+        strict: Whether to refuse a LoRA that adapts anything else.
 
     Returns:
         Projection to its LoRA, and the report.
 
     Raises:
-        StorageError: if nothing fits, or something there is no A or B, or `strict` and something is dropped.
+        StorageError: if nothing fits, if a projection has other weights than A and B, or if `strict` and
+            something is dropped.
     """
     pairs: dict[str, LoraPair] = {}
     dropped = []
@@ -86,36 +90,41 @@ def fit_lora(
                 dropped.append(f"{path} ({others} {OTHER_ROWS})")
             pairs[path] = part
     refuse_more_than_lora(lora, layers)
-    dropped += [key.removeprefix(PEFT_PREFIX) for key in lora.others]
-    if not pairs:
+    dropped = sorted(dropped + [key.removeprefix(PEFT_PREFIX) for key in lora.others])
+    check_fit(lora, layers, bool(pairs), dropped, strict)
+    ranks = {path: rank_needed(layers[path], adapter, pair.down, pair.up) for path, pair in pairs.items()}
+    without = tuple(path for path in layers if path not in pairs)
+    return pairs, LoraImport(name, lora.source, ranks, tuple(dropped), without)
+
+
+def check_fit(lora: ForeignLora, layers: Layers, fits: bool, dropped: list[str], strict: bool) -> None:
+    """Refuse a LoRA that fits nowhere, or one that would lose something where that is not allowed.
+
+    Raises:
+        StorageError: names the pool's projections and what else the LoRA adapts.
+    """
+    if not fits:
         raise StorageError(
-            f"the LoRA in {lora.source} adapts none of the pool's projections "
-            f"({first_few(sorted(layers))}), only "
-            f"{len(dropped)} others ({first_few(sorted(dropped))}). "
-            "Likely another base model, no LoRA on keys and "
-            "values, or another library's names: those that diffusers knows it translates, as in "
+            f"the LoRA in {lora.source} adapts none of the pool's projections ({first_few(sorted(layers))}), "
+            f"only {len(dropped)} others ({first_few(dropped)}). Likely another base model, no LoRA on keys "
+            "and values, or another library's names: those that diffusers knows it translates, as in "
             "import_lora(FluxPipeline.lora_state_dict(file), ...), with the pipeline of this model."
         )
     if strict and dropped:
         raise StorageError(
             f"the LoRA in {lora.source} adapts {len(dropped)} modules that have no experts "
-            f"({first_few(sorted(dropped))}), so it cannot become an expert without loss. "
-            "The pool's projections "
-            f"are ({first_few(sorted(layers))}). With strict=False its part there is taken, "
-            "and the rest reported."
+            f"({first_few(dropped)}), so it cannot become an expert without loss. The pool's projections are "
+            f"{first_few(sorted(layers))}. With strict=False only those are imported, and the rest reported."
         )
-    ranks = {path: rank_needed(layers[path], adapter, pair.down, pair.up) for path, pair in pairs.items()}
-    without = tuple(path for path in layers if path not in pairs)
-    return pairs, LoraImport(name, lora.source, ranks, tuple(sorted(dropped)), without)
 
 
 def places_of(
     module: str, pair: LoraPair, layers: Layers, flat: Mapping[str, int]
 ) -> tuple[dict[str, LoraPair], int]:
-    """Find the projections that a LoRA's module is, and its part at each.
+    """Find the projections that a LoRA's module stands for, and A and B of each.
 
     Returns:
-        Projection to its LoRA, and how many rows that the LoRA changes have no place.
+        Projection to its LoRA, and how many rows that the LoRA changes belong to no projection.
     """
     path = place_of(module, layers, flat)
     if path is not None:
@@ -140,7 +149,9 @@ def flux_places(fused: re.Match[str], pair: LoraPair, layers: Layers) -> tuple[d
         return {}, 0
     height = pair.up.shape[0]
     if height < 3 * width or (fused["single"] is None and height > 3 * width):
-        return {path: pair for path in paths if path in layers}, 0  # of another width: the caller's error
+        return {
+            path: pair for path in paths if path in layers
+        }, 0  # of another width, which the caller reports
     rows = {path: slice(place * width, (place + 1) * width) for place, path in enumerate(paths)}
     taken = {path: used_ranks(pair, rows[path]) for path in paths if path in layers}
     left = pair.up.clone()
@@ -165,7 +176,7 @@ def without_prefix(module: str) -> str:
 
 
 def place_of(module: str, layers: Layers, flat: Mapping[str, int]) -> str | None:
-    """Find the projection that a LoRA's module is, by any of the names that files use for it."""
+    """Find the projection that a LoRA's module stands for, by any of the names that files use for it."""
     name = module.removeprefix(PEFT_PREFIX)
     first, _, rest = name.partition(".")
     for path in (name, rest) if first in COMPONENTS else (name,):
@@ -193,7 +204,7 @@ def check_widths(path: str, pair: LoraPair, layer: PrwLinear) -> None:
 
 
 def refuse_more_than_lora(lora: ForeignLora, layers: Layers) -> None:
-    """Refuse weights at the pool's own projections that are no A or B: leaving them out changes K and V.
+    """Refuse weights at the pool's projections that are neither A nor B, without which K and V would differ.
 
     Raises:
         StorageError: names them.
@@ -205,8 +216,8 @@ def refuse_more_than_lora(lora: ForeignLora, layers: Layers) -> None:
         path = next((path for path in layers if inside.startswith(f"{path}.")), None)
         if path is not None:
             raise StorageError(
-                f"{lora.source} is not a plain LoRA: at {path} it has {key} as well, for which an expert has "
-                "no place. Only A and B on linear projections can become an expert."
+                f"{lora.source} is not a plain LoRA: at {path} it also has {key}, which an expert cannot "
+                "hold. Only A and B on linear projections can become an expert."
             )
 
 
@@ -220,17 +231,49 @@ def rank_pattern(report: LoraImport, layers: Layers, settings: PoolSettings) -> 
 
 
 def place_lora(pairs: Mapping[str, LoraPair], layers: Layers, adapter: str, index: int) -> None:
-    """Write a LoRA into an expert's A and B: scale and all where it adapts, zeros elsewhere."""
+    """Copy a LoRA into an expert, scale included; where the LoRA adapts nothing, the expert gets zeros."""
     for path, layer in layers.items():
         if path in pairs:
             pair = pairs[path]
-            up = scaled(pair.up, pair.scale / layer.scales[adapter])
-            place(layer, adapter, index, pair.down, up)
+            place(layer, adapter, index, pair.down, scaled(pair.up, pair.scale / layer.scales[adapter]))
             continue
         with torch.no_grad():
             for name in pair_names(index):
                 if holds(layer, name, adapter):
                     weight_of(layer, name, adapter).zero_()
+
+
+def place(layer: PrwLinear, adapter: str, index: int, down: Tensor, up: Tensor) -> None:
+    """Overwrite one expert at one projection by A and B of a plain LoRA, padded with zeros to its rank."""
+    for letter, output_slice in layer.slices_of(adapter).items():
+        names = expert_names(index, letter)
+        here, there = weight_of(layer, names.down, adapter), weight_of(layer, names.up, adapter)
+        down_cut, up_cut = cut(output_slice, down, up)  # [used ranks, d_in], [size of slice, used ranks]
+        missing = here.shape[0] - down_cut.shape[0]
+        put(here, F.pad(down_cut, (0, 0, 0, missing)))  # [used ranks, d_in] -> [rank, d_in]
+        put(there, F.pad(up_cut, (0, missing)))  # [size, used ranks] -> [size, rank]
+
+
+def rank_needed(layer: PrwLinear, adapter: str, down: Tensor, up: Tensor) -> int:
+    """Say which rank an expert needs at this projection to hold a plain LoRA; at least one."""
+    return max(1, *(cut(one, down, up)[0].shape[0] for one in layer.slices_of(adapter).values()))
+
+
+def rows_left_out(layer: PrwLinear, adapter: str, up: Tensor) -> int:
+    """Count the rows that a plain LoRA changes and experts do not: of a fused projection, its queries."""
+    others = torch.ones(layer.out_features, dtype=torch.bool)
+    for one in layer.slices_of(adapter).values():
+        others[slice(None) if one is None else one.indices()] = False
+    return int(up[others].any(dim=1).sum())
+
+
+def cut(output_slice: OutputSlice | None, down: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
+    """Keep what of a LoRA acts on an output slice: its rows of B, and the ranks that those rows use."""
+    if output_slice is None:
+        return down, up
+    rows = up[output_slice.indices()]  # [d_out, rank] -> [size of slice, rank]
+    used = rows.any(dim=0)
+    return down[used], rows[:, used]
 
 
 def scaled(weight: Tensor, factor: float) -> Tensor:

@@ -15,8 +15,11 @@ from prw.tuner.growth import (
 )
 from prw.tuner.injection import (
     adapters_with_pools,
+    changed_since,
     find_pool,
     model_for_pool,
+    note_beside,
+    parameters_beside,
     pool_layers,
     put_in,
     refuse_no_model,
@@ -38,7 +41,6 @@ from prw.tuner.module_paths import (
     with_current_paths,
 )
 from prw.tuner.targets import excluded_paths, passed_over, passed_over_note, projections_of, refuse_outside
-from prw.tuner.trained_beside import changed_since, note_beside, parameters_beside
 
 register(PrwModel)
 

@@ -1,26 +1,21 @@
-"""The model card that goes into a pool's folder: how to load it, and that `import prw` comes first."""
+"""The model card of a pool's folder: how to load it, and that `import prw` comes first."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from prw.tuner.config import PrwConfig
+from huggingface_hub import ModelCard, ModelCardData
+from yaml import YAMLError
+
+from prw.config import PoolSettings
 
 README = "README.md"
+TAGS = ["prw", "routed-lora"]
 FIRST = "import prw"
-"""What a reader of the card must do before anything else, and how a card that says so is told."""
+"""What a reader of the card must do before anything else; a card that says so is left alone."""
 
-CARD = """---
-library_name: peft
-tags:
-- prw
-- routed-lora
-base_model: {base}
----
-
-# A PRW pool: {experts}
+CARD = """# A PRW pool: {experts}
 
 Routed LoRA experts on key and value projections. One router per attention block sends every {item} to one
 expert.
@@ -42,40 +37,44 @@ After `import prw`, `peft.PeftModel.from_pretrained(model, "path/to/this/folder"
 """
 
 
-def model_card(config: PrwConfig) -> str:
-    """Write the card of a pool."""
-    settings = config.settings()
-    return CARD.format(
-        base=config.base_model_name_or_path or "unknown",
-        experts=", ".join(config.experts) or "none yet",
+def model_card(experts: Sequence[str], settings: PoolSettings, base: str | None) -> ModelCard:
+    """Write the card of a pool.
+
+    Args:
+        experts: Names of the experts, oldest first.
+        settings: The pool's settings.
+        base: Name or path of the base model, where it is known.
+    """
+    data = ModelCardData(library_name="peft", tags=TAGS, base_model=base or "unknown")
+    text = CARD.format(
+        experts=", ".join(experts) or "none yet",
         rank=settings.rank,
         scale=settings.scale,
         item=settings.granularity,
         gate=settings.gate,
     )
+    return ModelCard(f"---\n{data.to_yaml()}\n---\n\n{text}")
 
 
-def put_card(folder: Path, config: PrwConfig) -> None:
-    """Make a folder's card say `import prw`, keeping what a host or a user wrote into it.
+def put_card(folder: Path, card: ModelCard) -> None:
+    """Put a pool's card into a folder, keeping what a host or a user wrote into the one that is there.
 
-    PEFT writes a card that does not know of prw, transformers none at all; where there is one, how to load
+    PEFT writes a card that does not mention prw, transformers none at all; where there is one, how to load
     the pool comes right after its header.
     """
     file = folder / README
     if not file.is_file():
-        file.write_text(model_card(config), encoding="utf-8")
+        card.save(file)
         return
     text = file.read_text(encoding="utf-8")
     if FIRST in text:
         return
-    header, body = split_header(text)
-    ours = split_header(model_card(config))[1]
-    file.write_text(f"{header}{ours.strip()}\n\n{body.lstrip()}", encoding="utf-8")
-
-
-def split_header(text: str) -> tuple[str, str]:
-    """Split a card into its YAML header, which may be missing, and its body."""
-    start, *rest = text.split("\n---\n", 1)
-    if not text.startswith("---\n") or not rest:
-        return "", text
-    return f"{start}\n---\n\n", rest[0]
+    try:
+        found = ModelCard(text)
+    except (ValueError, YAMLError):  # a header that cannot be read
+        file.write_text(f"{text.rstrip()}\n\n{card.text.strip()}\n", encoding="utf-8")
+        return
+    if not found.data.to_dict():  # type: ignore[no-untyped-call]
+        found.data = card.data
+    found.text = f"\n{card.text.strip()}\n\n{found.text.lstrip()}"
+    found.save(file)

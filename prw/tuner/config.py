@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field, make_dataclass
 from pathlib import Path
 from typing import Any, Self
 
 import peft
+from huggingface_hub import ModelCard
 from peft import PeftConfig
 from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
 from peft.tuners.tuners_utils import BaseTuner
@@ -15,7 +17,7 @@ from peft.utils import PeftType, register_peft_method
 
 from prw.config import OF_LORA, PoolSettings, one_form
 from prw.errors import ConfigError, UnsupportedError
-from prw.tuner.card import put_card
+from prw.tuner.card import model_card, put_card
 
 OLDEST_PEFT = (0, 21)
 """The first PEFT that asks a method how its weights are saved."""
@@ -101,22 +103,22 @@ class PrwConfig(_Mirror):  # type: ignore[misc, unused-ignore]
             `target_modules="all-linear"`.
         layout: How such a projection is laid out where its block does not show it: "q|k|v", "8*(q|k|v)", ...
         experts: Names of the experts, oldest first.
-        expert_ranks: Expert to rank pattern, for imported experts with ranks of their own.
-        imported: Names of the experts whose A and B came from elsewhere and never train.
-        newest_frozen: Whether the newest expert is frozen too: its stage has ended.
+        expert_ranks: Expert to rank pattern, for imported experts, which have their own ranks.
+        imported: Names of the imported experts, whose A and B never train.
+        newest_frozen: Whether the newest expert is frozen too, since its stage has ended.
         stages: Settings of the stage that trained each expert, and how many of its steps are done, by name;
             kept by `prw.Curriculum`, empty without one.
         trained_beside: Checksums of what trained beside the pool when an expert's stage ended, by expert and
             name of the parameter; such parameters are not saved with the pool.
-        exclude_modules: Modules that are left alone although they match, as in PEFT.
+        exclude_modules: Modules that get no experts although they match, as in PEFT.
         layers_to_transform: Only layers with these indices, as in PEFT.
         layers_pattern: What precedes the layer index, as in PEFT.
-        modules_to_save: Other modules that are trained and saved whole, as in PEFT.
+        modules_to_save: Other modules that train and are saved whole, as in PEFT.
         target_parameters: Not supported; PEFT reads the field.
         bias: Not supported beyond "none"; PEFT reads the field.
 
     Raises:
-        ConfigError: if a setting has a value that cannot be used.
+        ConfigError: if a setting has an unusable value.
     """
 
     target_modules: Any = "kv"
@@ -137,13 +139,13 @@ class PrwConfig(_Mirror):  # type: ignore[misc, unused-ignore]
     bias: str = "none"
 
     def __new__(cls, *args: Any, **options: Any) -> Self:
-        """Say what options of a LoRA are called here, where the dataclass would say that it has none such.
+        """Refuse options of a LoRA with the names that they have here.
 
-        Other unknown options are left to the dataclass: PEFT takes its error for the sign of a file that a
-        later version has written, and drops them with a warning.
+        Other unknown options are left to the dataclass: from its error PEFT concludes that a later version
+        wrote the file, and drops them with a warning.
 
         Raises:
-            ConfigError: names every option and what it is called here.
+            ConfigError: names every option and its name here.
         """
         unknown = [name for name in options if name in OF_LORA and name not in cls.__dataclass_fields__]
         if unknown:
@@ -159,10 +161,7 @@ class PrwConfig(_Mirror):  # type: ignore[misc, unused-ignore]
         self.settings()
         if isinstance(self.target_modules, str) and self.target_modules not in WHOLE_MODEL:
             self.target_modules = [self.target_modules]  # else PEFT would read a name or glob as a pattern
-        if self.target_modules == ALL_LINEAR:
-            self.rows = EVERY_ROW
-        elif self.target_modules in ("k", "v"):
-            self.rows = self.target_modules
+        self.rows = self.rows_of(self.target_modules)
         if self.rows not in (*STRUCTURAL, EVERY_ROW):
             raise ConfigError(f'rows is "kv", "k", "v" or "all", got {self.rows!r}.')
         if self.rows == EVERY_ROW and self.layout is not None:
@@ -175,12 +174,10 @@ class PrwConfig(_Mirror):  # type: ignore[misc, unused-ignore]
                 f"experts is a list of names, got the string {self.experts!r}; for one expert write "
                 f"experts=[{self.experts!r}]."
             )
-        self.experts = [one_form(name) for name in self.experts]
-        self.imported = [one_form(name) for name in self.imported]
-        for by_name in ("expert_ranks", "stages", "trained_beside"):
-            setattr(self, by_name, {one_form(name): of for name, of in getattr(self, by_name).items()})
-        for position, name in enumerate(self.experts):
-            check_name(name, self.experts[:position])
+        names = [one_form(name) for name in self.experts]
+        for position, name in enumerate(names):
+            check_name(name, names[:position])
+        self.change_names(one_form)
         if self.bias != "none" or self.target_parameters:
             raise ConfigError(
                 f"PRW adds experts to projections only; got bias={self.bias!r} and "
@@ -188,30 +185,52 @@ class PrwConfig(_Mirror):  # type: ignore[misc, unused-ignore]
                 "at None."
             )
 
+    def rows_of(self, target: Any) -> str:
+        """Return which rows of a fused projection a target means: its own letter, or those of the setting."""
+        return EVERY_ROW if target == ALL_LINEAR else target if target in ("k", "v") else self.rows
+
+    def change_names(self, change: Callable[[str], str | None]) -> None:
+        """Change the experts' names everywhere; an expert whose new name is None is taken out.
+
+        Args:
+            change: Returns the new name of an expert.
+        """
+        for field_name in ("experts", "imported"):
+            names = map(change, getattr(self, field_name))
+            setattr(self, field_name, [name for name in names if name is not None])
+        for field_name in ("expert_ranks", "stages", "trained_beside"):
+            values = {change(name): value for name, value in getattr(self, field_name).items()}
+            values.pop(None, None)
+            setattr(self, field_name, values)
+
     def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
-        """Save the configuration, as PEFT and transformers do when they save a pool, and a card beside it.
+        """Save the configuration and a card beside it, as PEFT and transformers do when they save a pool.
 
         Args:
             save_directory: Folder to write into.
             **kwargs: Passed to PEFT.
         """
         super().save_pretrained(save_directory, **kwargs)
-        put_card(Path(save_directory), self)
+        put_card(Path(save_directory), self.card())
+
+    def card(self) -> ModelCard:
+        """Write the model card of the pool."""
+        return model_card(self.experts, self.settings(), self.base_model_name_or_path)
 
     def settings(self) -> PoolSettings:
-        """Give the pool's settings, checked.
+        """Return the pool's settings, checked.
 
         Raises:
-            ConfigError: if a setting has a value that cannot be used.
+            ConfigError: if a setting has an unusable value.
         """
         return PoolSettings.checked(**{name: getattr(self, name) for name in PoolSettings.model_fields})
 
 
 def check_name(name: object, taken: list[str]) -> None:
-    """Refuse an expert's name that is no name, is reserved, or is taken.
+    """Refuse an expert's name that is unusable, reserved or taken.
 
     Raises:
-        ConfigError: says which, and what to do.
+        ConfigError: says which of these, and what to do.
     """
     if not isinstance(name, str) or not name:
         raise ConfigError(f"an expert's name is a non-empty string, got {name!r}.")

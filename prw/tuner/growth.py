@@ -161,11 +161,7 @@ def remove(layers: Layers, adapter: str, config: PrwConfig, name: str) -> None:
     for layer in layers.values():
         shift_experts(layer, adapter, index, last)
     config.newest_frozen = config.newest_frozen or index == last
-    config.experts = [expert for expert in config.experts if expert != name]
-    config.imported = [expert for expert in config.imported if expert != name]
-    config.expert_ranks = {expert: own for expert, own in config.expert_ranks.items() if expert != name}
-    config.stages = {stage: entry for stage, entry in config.stages.items() if stage != name}
-    config.trained_beside = {stage: sums for stage, sums in config.trained_beside.items() if stage != name}
+    config.change_names(lambda expert: None if expert == name else expert)
     sync_names(pool, config)
     refresh_training(layers, adapter, config)
 
@@ -180,19 +176,14 @@ def rename(layers: Layers, adapter: str, config: PrwConfig, old: str, new: str) 
     pool, old, new = pool_of(layers, adapter), one_form(old), one_form(new)
     pool.index(old)
     check_name(new, config.experts)
-    config.experts = [new if expert == old else expert for expert in config.experts]
-    config.imported = [new if expert == old else expert for expert in config.imported]
-    config.expert_ranks = {new if expert == old else expert: r for expert, r in config.expert_ranks.items()}
-    config.stages = {
-        new if stage == old else stage: {key: new if value == old else value for key, value in entry.items()}
-        for stage, entry in config.stages.items()
-    }
-    config.trained_beside = {new if stage == old else stage: s for stage, s in config.trained_beside.items()}
+    config.change_names(lambda expert: new if expert == old else expert)
+    for stage, entry in config.stages.items():  # an entry names its stage, and the one that it starts from
+        config.stages[stage] = {key: new if value == old else value for key, value in entry.items()}
     sync_names(pool, config)
 
 
 def holds(layer: PrwLinear, name: str, adapter: str) -> bool:
-    """Whether a layer has a container with an adapter's weight in it; another pool may have it to itself."""
+    """Return whether a layer's container has a weight of an adapter; another pool may have it to itself."""
     return name in layer.adapter_layer_names and adapter in getattr(layer, name)
 
 

@@ -1,17 +1,25 @@
-"""Puts a pool into a model through PEFT and takes it out again; everything else stays as it was."""
+"""Puts a pool into a model through PEFT and takes it out again; keeps track of what else of the base trains.
+
+A pool is saved and recalled stage by stage; what trains beside it, such as an unfrozen head, is not. So the
+end of each stage stores its checksums in the pool's configuration, which show later whether it has changed.
+"""
 
 from __future__ import annotations
 
 import copy
 import warnings
+import zlib
 from collections.abc import Iterator
 from typing import Any, NoReturn
 from weakref import WeakKeyDictionary
 
+import torch
 from peft import PeftModel, inject_adapter_in_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
+from torch.distributed.tensor import DTensor
+from torch.utils.weak import WeakIdKeyDictionary
 
 from prw.errors import PoolError, TargetError, UnsupportedError
 from prw.layers import Pool
@@ -19,7 +27,6 @@ from prw.tuner.config import PrwConfig
 from prw.tuner.growth import refresh_training
 from prw.tuner.layer import PrwLinear
 from prw.tuner.module_paths import PEFT_PREFIX, base_path, inner_model, refuse_fixed
-from prw.tuner.other_adapters import OTHERS
 
 TrainedBefore = list[tuple[str, nn.Parameter, bool]]
 """A parameter's name without adapters, the parameter, and whether it trained."""
@@ -29,9 +36,18 @@ SWITCHES = (BaseTunerLayer, AuxiliaryTrainingWrapper)
 
 _FLAGS: WeakKeyDictionary[nn.Module, TrainedBefore] = WeakKeyDictionary()
 """What trained in a model's base before its first pool; kept here and not on the model."""
+OTHERS = "Adapters that were active before this pool"
+"""How the warning starts that a host is about to switch other adapters off."""
 HOST_FLAG = "_hf_peft_config_loaded"
 """The flag by which transformers and diffusers know of adapters; without it transformers' `save_pretrained`
 writes the wrapped base under names that no base model has, and the projections are lost on loading."""
+
+
+UNKNOWN = -1
+"""The checksum of a weight that is on no device, like an offloaded one."""
+
+_SUMS = WeakIdKeyDictionary()
+"""A parameter's version and place in memory, and the checksum of its bits then."""
 
 
 def model_for_pool(model: nn.Module) -> nn.Module:
@@ -54,12 +70,7 @@ def model_for_pool(model: nn.Module) -> nn.Module:
 
 
 def put_in(model: nn.Module, config: PrwConfig, adapter: str) -> None:
-    """Inject a pool beside the adapters that are active; a failure leaves the model as it was.
-
-    Args:
-        model: What `model_for_pool` returned.
-        config: The pool's configuration, which is copied.
-        adapter: Adapter name.
+    """Inject a pool into a model that `model_for_pool` returned; a failure leaves the model as it was.
 
     Raises:
         PoolError: if the adapter's name is unusable, or the model already has an adapter of that name.
@@ -98,11 +109,7 @@ def put_in(model: nn.Module, config: PrwConfig, adapter: str) -> None:
 
 
 def refuse_no_model(model: object) -> None:
-    """Refuse what is not a torch model but, say, a pipeline of several.
-
-    Raises:
-        TargetError: says what came, and which part of a pipeline to pass.
-    """
+    """Refuse what is not a torch model but, say, a pipeline of several."""
     if not isinstance(model, nn.Module):
         raise TargetError(
             f"expected a torch model, got a {type(model).__name__}. Of a diffusers pipeline pass the "
@@ -304,3 +311,77 @@ def no_pool(model: nn.Module, adapter: str) -> NoReturn:
         "injected, or taken out by unload_lora_weights() of diffusers. Call prw.inject(model) or "
         "prw.load(model, path)."
     )
+
+
+# -------------------------------------------------------------------------------- parameters beside the pool
+
+
+def parameters_beside(model: nn.Module, adapter: str) -> dict[str, nn.Parameter]:
+    """List what trains and belongs to no adapter, and a pool's own copies of modules_to_save.
+
+    Returns:
+        By name without wrappers and adapters.
+    """
+    return dict(base_parameters(model, adapter, only_training=True))
+
+
+def note_beside(model: nn.Module, adapter: str, config: PrwConfig) -> None:
+    """Store the checksums of what trained beside the newest expert, as its stage ends."""
+    beside = parameters_beside(model, adapter)
+    if beside:
+        sums = {name: checksum(parameter) for name, parameter in beside.items()}
+        config.trained_beside = {**config.trained_beside, config.experts[-1]: sums}
+
+
+def changed_since(model: nn.Module, adapter: str, config: PrwConfig, expert: str) -> list[str]:
+    """List the parameters beside the pool that are not known to be as they were when a stage ended.
+
+    Args:
+        model: The model.
+        adapter: Name of the pool's adapter.
+        config: The pool's configuration.
+        expert: The stage's expert; the newest one, while it trains, is what it is.
+    """
+    place = config.experts.index(expert)
+    if torch.compiler.is_compiling():
+        return []
+    if place == len(config.experts) - 1 and not config.newest_frozen:
+        return []
+    beside = parameters_beside(model, adapter)
+    if not beside and not config.trained_beside:
+        return []
+    suspects = set(beside)
+    for later in config.experts[place:]:
+        suspects.update(config.trained_beside.get(later, {}))
+    then = config.trained_beside.get(expert, {})
+    now = {name: found for name, found in base_parameters(model, adapter) if name in suspects}
+    sums = {name: checksum(found) for name, found in now.items() if name in then}
+    same = {name for name, total in sums.items() if total == then[name] != UNKNOWN}
+    return sorted(suspects - same)
+
+
+def checksum(parameter: nn.Parameter) -> int:
+    """Return the checksum of a parameter's bits; it is computed once until the parameter changes.
+
+    Where it is split over several processes, all of them must call this. A change that torch does not count,
+    such as `parameter.data.mul_(2)`, goes unnoticed.
+
+    Returns:
+        The checksum; UNKNOWN where accelerate has offloaded the weights.
+    """
+    if parameter.is_meta:
+        return UNKNOWN
+    if parameter.is_inference():
+        return crc(parameter)
+    state = (parameter._version, parameter.data_ptr() if not isinstance(parameter, DTensor) else 0)
+    if parameter not in _SUMS or _SUMS[parameter][0] != state:
+        _SUMS[parameter] = (state, crc(parameter))
+    total: int = _SUMS[parameter][1]
+    return total
+
+
+def crc(parameter: nn.Parameter) -> int:
+    """Compute the checksum of a parameter's bits."""
+    weight = parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
+    bits = weight.detach().cpu().contiguous().flatten().view(torch.uint8)
+    return zlib.crc32(bits.numpy().data)

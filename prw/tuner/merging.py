@@ -17,7 +17,7 @@ from prw.tuner.layer import PrwLinear
 
 
 def constant_weights(pool: Pool, size: int | None = None) -> bool:
-    """Whether each of a pool's first experts has weight one for every token, whatever the input."""
+    """Return whether each of a pool's first experts has weight one for every token, whatever the input."""
     size = len(pool.experts) if size is None else size
     return size == 1 or (pool.settings.gate == "unit" and pool.settings.top_k >= size > 0)
 
@@ -163,7 +163,7 @@ def plain_weight(path: str, layer: PrwLinear, owners: int) -> nn.Parameter:
 
 
 def is_transposed(base: nn.Module) -> bool:
-    """Whether a projection is transformers' Conv1D, with a weight of [d_in, d_out]."""
+    """Return whether a projection is transformers' Conv1D, with a weight of [d_in, d_out]."""
     return type(base).__name__ == "Conv1D" and type(base).__module__ == "transformers.pytorch_utils"
 
 

@@ -32,11 +32,7 @@ Rename = Callable[[str], str]
 
 
 def base_path(weight: str) -> str:
-    """Return the name of a weight without the wrappers and adapters around its projection.
-
-    Args:
-        weight: Name of a parameter, or of a pool's weight.
-    """
+    """Return the name of a weight without the wrappers and adapters around its projection."""
     return AROUND.sub("", plain_path(weight))
 
 
@@ -66,16 +62,12 @@ def wrapped_by(model: nn.Module) -> nn.Module | None:
 
 
 def is_fixed(model: nn.Module) -> bool:
-    """Whether a wrapper would not synchronise parameters that come later."""
+    """Return whether a wrapper would not synchronise parameters that come later."""
     return any(kind.__name__ in PARAMETERS_FIXED for kind in type(model).__mro__)
 
 
 def refuse_fixed(model: nn.Module) -> None:
-    """Refuse a model whose wrapper has noted its parameters already.
-
-    Raises:
-        UnsupportedError: names the wrapper and says what comes first.
-    """
+    """Refuse a model whose wrapper has noted its parameters already."""
     outer: nn.Module | None = model
     while outer is not None:
         if is_fixed(outer):

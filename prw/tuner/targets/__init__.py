@@ -3,13 +3,13 @@
 from prw.tuner.targets.plan import (
     PoolPlan,
     SitePlan,
+    excluded_paths,
     passed_over,
     passed_over_note,
     plan_pool,
     refuse_outside,
 )
 from prw.tuner.targets.projections import projections_of, unwrapped, widths_of
-from prw.tuner.targets.selection import excluded_paths
 
 __all__ = [
     "PoolPlan",

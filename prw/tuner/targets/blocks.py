@@ -12,8 +12,7 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-from prw.tuner.targets.names import role_of
-from prw.tuner.targets.projections import Projection, uses_of
+from prw.tuner.targets.projections import Projection, role_of, uses_of
 
 Group = tuple[Projection, ...]
 """Projections that share a routing decision: a key and its value, or one projection alone."""
@@ -86,13 +85,13 @@ def makers(group: Group, letters: str) -> Group:
 
 
 def is_replaced(projection: Projection) -> bool:
-    """Whether diffusers has fused the block, so that its separate projections are no longer called."""
+    """Return whether diffusers has fused the block, so that its separate projections are no longer called."""
     fused = getattr(projection.parent, "fused_projections", False) is True
     return fused and len(projection.role.letters) == 1
 
 
 def is_bypassed(projection: Projection) -> bool:
-    """Whether the block, or its processor, computes with the projection's weight and never calls it.
+    """Return whether the block, or its processor, computes with the projection's weight and never calls it.
 
     Experts would have no effect there, as in WavLM, which hands the weights to torch's attention.
     """
@@ -102,7 +101,7 @@ def is_bypassed(projection: Projection) -> bool:
 
 
 def keys_are_values(projection: Projection) -> bool:
-    """Whether a key projection makes the values too: its block has a place for theirs, left empty."""
+    """Return whether a key projection makes the values too: its block has a place for theirs, left empty."""
     name, parent = projection.name, projection.parent
     if projection.role.letters != "k":
         return False
@@ -112,7 +111,7 @@ def keys_are_values(projection: Projection) -> bool:
 
 
 def is_feed_forward(key: Projection, value: Projection) -> bool:
-    """Whether a "key" and a "value" are the two layers of a feed-forward block, as in RWKV."""
+    """Return whether a "key" and a "value" are the two layers of a feed-forward block, as in RWKV."""
     has_query = any(role_of(name).letters == "q" for name, _ in key.parent.named_children())
     chained = key.in_features != value.in_features and key.out_features == value.in_features
     return chained and not has_query

@@ -210,7 +210,7 @@ def sizes_of(projection: Projection, heads: Heads | None) -> dict[str, int] | No
 
 
 def splits_per_head(projection: Projection) -> bool:
-    """Whether a block splits the fused output head by head."""
+    """Return whether a block splits the fused output head by head."""
     if len(projection.letters) < 3:
         return False
     kind: Any = type(projection.parent)  # mypy takes a module's class for unhashable

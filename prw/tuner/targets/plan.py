@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import copy
+import fnmatch
+import functools
+import re
 import warnings
 from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
 from typing import Any, NamedTuple
 
+from peft.tuners.tuners_utils import (
+    _ExcludedModule,
+    _maybe_include_all_linear_layers,
+    check_target_module_exists,
+)
 from torch import nn
 
 from prw.errors import ConfigError, TargetError, first_few
 from prw.kernels import OutputSlice
 from prw.tuner.config import ALL_LINEAR, BY_STRUCTURE, PrwConfig
-from prw.tuner.module_paths import current_paths, plain_path, with_current_paths
+from prw.tuner.module_paths import current_paths, inner_model, module_at, plain_path, with_current_paths
 from prw.tuner.targets.blocks import (
     Group,
     find_by_structure,
@@ -23,16 +31,7 @@ from prw.tuner.targets.blocks import (
     site_name,
 )
 from prw.tuner.targets.layouts import output_slices
-from prw.tuner.targets.projections import projections_of, unwrapped
-from prw.tuner.targets.selection import (
-    Known,
-    in_layers,
-    is_allowed,
-    linear_layers,
-    matching,
-    nothing_found,
-    with_parents,
-)
+from prw.tuner.targets.projections import Known, Projection, nothing_found, projections_of, unwrapped
 
 
 class SitePlan(NamedTuple):
@@ -52,13 +51,13 @@ class PoolPlan(NamedTuple):
 
     Attributes:
         config: A copy of the configuration, with the model's own paths in `target_modules`.
-        sites: The sites.
+        sites: The site of each projection by the projection's path, in the model's order.
         asked: Paths of the projections that the configuration asks for; `sites` may have others, if a
             state dict does.
     """
 
     config: PrwConfig
-    sites: list[SitePlan]
+    sites: Mapping[str, SitePlan]
     asked: frozenset[str]
 
 
@@ -86,14 +85,15 @@ def plan_pool(model: nn.Module, config: PrwConfig, in_state: Collection[str] = (
     else:
         asked = "kv" if config.target_modules is None else config.target_modules
         config.resolved_from = asked if isinstance(asked, str) else sorted(asked)
+        config.rows = config.rows_of(asked)
         groups = find_groups(model, known, asked, config)
         refuse_missing_layers(config, groups)
     asked_for = frozenset(projection.path for group in groups for projection in group)
     if not known.keys().isdisjoint(in_state):
         groups = group_pairs(known[path] for path in known if path in in_state)
-    sites = plan_sites(groups, config.rows, config.layout)
-    planned = {path for site in sites for path in site.slices}
-    config.target_modules = [path for path in known if path in planned]
+    by_path = {path: site for site in plan_sites(groups, config.rows, config.layout) for path in site.slices}
+    sites = {path: by_path[path] for path in known if path in by_path}
+    config.target_modules = list(sites)
     config.settings().check_patterns(config.target_modules)
     if config.granularity == "sample":
         refuse_causal(model, config.target_modules)
@@ -180,15 +180,139 @@ def plan_sites(groups: Iterable[Group], letters: str, layout: str | None) -> lis
     return list(sites.values())
 
 
+# ----------------------------------------------------------------------------------------- what is asked for
+
+
+def matching(model: nn.Module, known: Known, entries: list[str]) -> list[Projection]:
+    """List the projections that names, globs or patterns match, in the model's order.
+
+    Raises:
+        TargetError: if an entry matches nothing.
+    """
+    if not entries:
+        raise TargetError(nothing_found("the list of targets is empty", model, known))
+    chosen: set[str] = set()
+    for entry in entries:
+        hits = [entry] if entry in known else [path for path in known if matches(path, entry)]
+        if not hits:
+            raise TargetError(
+                nothing_found(f"target {entry!r} matched nothing that can carry experts", model, known)
+            )
+        chosen.update(hits)
+    return [projection for path, projection in known.items() if path in chosen]
+
+
+def matches(path: str, entry: str) -> bool:
+    """Return whether an entry names a path: whole, by its end, as a glob, or as a regular expression."""
+    if path == entry or path.endswith(f".{entry}") or fnmatch.fnmatchcase(path, entry):
+        return True
+    pattern = as_pattern(entry)
+    return pattern is not None and pattern.fullmatch(path) is not None
+
+
+@functools.cache
+def as_pattern(entry: str) -> re.Pattern[str] | None:
+    """Read an entry as a regular expression; None if it is not one, like many a glob."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # "[[" is legal in a glob and suspect in a pattern
+            return re.compile(entry)
+    except re.error:
+        return None
+
+
+def linear_layers(model: nn.Module, known: Known, config: PrwConfig) -> list[Projection]:
+    """List the layers that PEFT's "all-linear" means: all linear ones but the output head or a classifier's.
+
+    Layers that their block never calls, since it reads their weight or a fused layer took their place, are
+    left out.
+
+    Raises:
+        TargetError: if a layer cannot carry experts and is not excluded.
+    """
+    request = copy.copy(config)
+    request.target_modules = ALL_LINEAR
+    _maybe_include_all_linear_layers(request, inner_model(model))  # writes into the copy
+    paths = {plain_path(path) for path in request.target_modules}
+    odd = sorted(path for path in paths.difference(known) if is_allowed(config, path))
+    if odd:
+        kind = type(module_at(model, odd[0].rpartition(".")[0])).__name__
+        raise TargetError(
+            f"target='all-linear' means {odd[0]} too, which cannot carry experts: it is a part of a {kind} "
+            f"({len(odd)} such layers). Leave it out with exclude={odd[0].rpartition('.')[2]!r}, or name the "
+            "projections in target."
+        )
+    return [known[path] for path in known if path in paths and is_called(known[path])]
+
+
+def is_called(projection: Projection) -> bool:
+    """Return whether the block calls the projection, and neither reads its weight nor has fused it."""
+    return not is_bypassed(projection) and not is_replaced(projection)
+
+
+def excluded_paths(model: nn.Module, entries: str | Iterable[str]) -> list[str]:
+    """List the projections that `exclude` leaves out: those it matches, and all below modules it matches.
+
+    Raises:
+        TargetError: if an entry matches nothing that can carry experts.
+    """
+    known, left_out = projections_of(model), set()
+    for entry in [entries] if isinstance(entries, str) else entries:
+        hits = {path for path in known if any(matches(around, entry) for around in with_parents(path))}
+        if not hits:
+            raise TargetError(
+                nothing_found(f"exclude={entry!r} matched nothing that can carry experts", model, known)
+            )
+        left_out |= hits
+    return [path for path in known if path in left_out]
+
+
+def with_parents(path: str) -> list[str]:
+    """List a path and the paths of all modules around it."""
+    parts = path.split(".")
+    return [".".join(parts[:depth]) for depth in range(1, len(parts) + 1)]
+
+
+def is_allowed(config: PrwConfig, path: str, whole: Collection[str] = ()) -> bool:
+    """Return whether exclude_modules, layers_to_transform and layers_pattern allow a path, as in PEFT.
+
+    Args:
+        config: The configuration.
+        path: The path.
+        whole: Paths that are named in full, and so taken from any layer.
+    """
+    return not is_excluded(config, path) and (path in whole or in_layers(config, path))
+
+
+def is_excluded(config: PrwConfig, path: str) -> bool:
+    """Return whether exclude_modules, or modules_to_save, leaves a path out, as in PEFT."""
+    return isinstance(check_target_module_exists(asking_for(config, path), path), _ExcludedModule)
+
+
+def in_layers(config: PrwConfig, path: str) -> bool:
+    """Return whether a path is in one of the layers that layers_to_transform and layers_pattern ask for.
+
+    Source: `check_target_module_exists` in peft.tuners.tuners_utils. It looks at layers only where a path is
+    matched by its end, so it is asked about the path's last part; and it finds the index in "model.blocks.0"
+    but not in "blocks.0", so it is asked about the path below a root.
+    """
+    request = asking_for(config, path)
+    request.exclude_modules = request.modules_to_save = None
+    return bool(check_target_module_exists(request, f"model.{path}"))
+
+
+def asking_for(config: PrwConfig, path: str) -> PrwConfig:
+    """Copy a configuration and let it ask for every path that ends like one."""
+    request = copy.copy(config)
+    request.target_modules = [path.rpartition(".")[2]]
+    return request
+
+
 # ------------------------------------------------------------------------------------------- what is refused
 
 
 def refuse_unusable(model: nn.Module, groups: Iterable[Group]) -> None:
-    """Refuse projections at which experts would have no effect, or would act in one place of several.
-
-    Raises:
-        TargetError: names the first one and says what to do.
-    """
+    """Refuse projections at which experts would have no effect, or would act in one place of several."""
     places: dict[int, list[str]] = {}
     for around, parent in model.named_modules():
         for child, module in parent._modules.items():
@@ -226,11 +350,7 @@ def refuse_unusable(model: nn.Module, groups: Iterable[Group]) -> None:
 
 
 def refuse_attention_itself(model: nn.Module) -> None:
-    """Refuse a model that is nothing but an nn.MultiheadAttention.
-
-    Raises:
-        TargetError: says what to do.
-    """
+    """Refuse a model that is nothing but an nn.MultiheadAttention."""
     if isinstance(model, nn.MultiheadAttention):
         raise TargetError(
             "the model itself is an nn.MultiheadAttention, and a pool is put around modules inside a "
@@ -239,11 +359,7 @@ def refuse_attention_itself(model: nn.Module) -> None:
 
 
 def refuse_missing_layers(config: PrwConfig, groups: Iterable[Group]) -> None:
-    """Refuse a layer index that no target has.
-
-    Raises:
-        TargetError: names the index.
-    """
+    """Refuse a layer index that no target has."""
     paths = [projection.path for group in groups for projection in group]
     layers: Any = config.layers_to_transform
     for index in [layers] if isinstance(layers, int) else layers or []:
@@ -257,9 +373,6 @@ def refuse_outside(model: nn.Module, config: PrwConfig) -> None:
     """Refuse projections that are named by their whole path and lie outside the layers that are asked for.
 
     PEFT takes such a name whatever layers_to_transform says, and folders of earlier versions rely on that.
-
-    Raises:
-        TargetError: names the first one.
     """
     targets = config.target_modules
     whole = set(targets if isinstance(targets, list) else ()) & projections_of(model).keys()
@@ -272,11 +385,7 @@ def refuse_outside(model: nn.Module, config: PrwConfig) -> None:
 
 
 def refuse_causal(model: nn.Module, paths: Iterable[str]) -> None:
-    """Refuse routing by the whole sample where a token must not see later ones.
-
-    Raises:
-        ConfigError: names the projection and the causal module around it.
-    """
+    """Refuse routing by the whole sample where a token must not see later ones."""
     for path in paths:
         for around in ["", *with_parents(path)[:-1]]:
             module = model.get_submodule(around)
@@ -289,7 +398,7 @@ def refuse_causal(model: nn.Module, paths: Iterable[str]) -> None:
 
 
 def is_causal(module: nn.Module) -> bool:
-    """Whether a module says that its tokens do not see later ones; transformers has three ways to say it."""
+    """Return whether a module says that tokens do not see later ones; transformers says so in three ways."""
     can_generate = getattr(module, "can_generate", None)
     if callable(can_generate) and can_generate():
         return True
@@ -301,13 +410,7 @@ def is_causal(module: nn.Module) -> bool:
 
 
 def passed_over(model: nn.Module, config: PrwConfig, known: Known | None = None) -> list[str]:
-    """List the projections of this model that a saved pool was asked for and its saved paths leave out.
-
-    Args:
-        model: The model.
-        config: A saved configuration; one that was never planned, or is of other paths, leaves out nothing.
-        known: The model's layers that can carry experts, if they have been listed already.
-    """
+    """List what a saved pool was asked for and leaves out here; nothing if it has paths of another model."""
     known = projections_of(model) if known is None else known
     asked, paths = config.resolved_from, config.target_modules
     if asked is None or isinstance(paths, str) or not known.keys() >= set(paths or ()):

@@ -1,4 +1,4 @@
-"""The layers of a model that can carry experts: path, widths, and what their block's code does with them."""
+"""The layers of a model that can carry experts: what names, widths and the code around each of them say."""
 
 from __future__ import annotations
 
@@ -6,17 +6,40 @@ import dis
 import functools
 import inspect
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from types import CellType, CodeType, FunctionType
-from typing import Any
+from typing import Any, NamedTuple
 
 from peft.tuners.tuners_utils import BaseTunerLayer, _get_in_out_features
 from torch import nn
 
+from prw.errors import first_few
 from prw.tuner.module_paths import module_at, plain_path
-from prw.tuner.targets.names import Role, role_of, split
+
+WORDS = {
+    **dict.fromkeys(("q", "query", "queries"), "q"),
+    **dict.fromkeys(("k", "key", "keys"), "k"),
+    **dict.fromkeys(("v", "value", "values", "val"), "v"),
+}
+GLUED = re.compile(r"w?([qkv]{1,2}|qkvz?|[qkv]{3})")
+"""Letters in one word: qkv, kv, wk, wqkv; qkvz has a gate behind."""
+SAYS_NOTHING = frozenset(
+    ("to", "proj", "projection", "project", "lin", "linear", "layer", "fc", "w", "head", "self", "attn")
+).union(("cross", "attention", "impl", "content", "a", "b", "with", "mqa", "mlp"))
+"""Words besides the letters that do not name a stream."""
+ADDED = frozenset(("add", "added", "ip", "custom", "delayed"))
+"""Words of streams that were added to an attention block; "kv" leaves these out unless they are named."""
+JOINED = {**dict.fromkeys(("img", "image"), 1), **dict.fromkeys(("t", "txt", "text", "context"), 2)}
+"""Words of streams that meet in one joint attention, ranked by how far each is from being the main stream:
+that is the plainly named one (0), else the image's. "kv" takes the main one, as in FLUX."""
+NO_PROJECTION = frozenset(("mapper", "opreact", "points", "norm", "layernorm", "bias", "gate"))
+"""Words of layers that serve an attention but make no keys or values themselves."""
+WITHOUT_LETTERS = {"c_attn": "qkv", "att_proj": "qkv"}
+"""Fused projections whose names have no letters, and what they usually make."""
+WRAPPED = frozenset(("linear", "base"))
+"""Names of a linear layer inside a module that has the projection's name, as in `k_proj.linear`."""
 
 LATENT = "kv_a_"
 """Start of the projection that compresses tokens in multi-head latent attention. Its output is cached, and
@@ -24,11 +47,64 @@ the second projection (`kv_b_proj`) makes the keys and values of every head from
 the experts: its decisions depend on nothing but what is cached."""
 RETURNS_SCALE = re.compile(r"act_scaling_factor")
 """What the code of a linear layer contains that returns a scale beside its output, as in I-BERT."""
+KINDS_SHOWN = 40
+"""How many kinds of layers a message lists."""
 NOT_LINEAR = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Embedding)
 READS = ("LOAD_ATTR", "LOAD_METHOD")
 """Instructions that read an attribute; up to Python 3.11 a called one has an instruction of its own."""
 DESCRIBES = frozenset(("bias", "data", "device", "dtype", "shape", "copy_", "in_features", "out_features"))
 """Attributes of a projection or its weight that a block reads, or fills, without computing with them."""
+
+
+class Role(NamedTuple):
+    """What a projection's name says.
+
+    Attributes:
+        letters: Which of q, k and v it makes, in that order; empty if the name does not say.
+        stream: Words that distinguish it from another projection of the same kind in one block; often none.
+        pattern: The name with its letters left open, equal for a key and a value that belong together.
+    """
+
+    letters: str
+    stream: tuple[str, ...] = ()
+    pattern: tuple[str, ...] = ()
+
+    @property
+    def added(self) -> bool:
+        """Whether its stream was added to the block."""
+        return not ADDED.isdisjoint(self.stream)
+
+    @property
+    def joined(self) -> int:
+        """How far its stream is from being the main one of a joint attention; 0 for a plain name."""
+        return max((JOINED.get(word, 0) for word in self.stream), default=0)
+
+
+def split(path: str) -> tuple[str, str]:
+    """Split a projection's path into its attention block and its name there."""
+    block, _, name = path.rpartition(".")
+    outer, _, around = block.rpartition(".")
+    if name in WRAPPED and role_of(around).letters:
+        return outer, around
+    return block, name
+
+
+@functools.cache
+def role_of(name: str) -> Role:
+    """Read the name that a projection has in its block."""
+    if name.lower() in WITHOUT_LETTERS:
+        return Role(WITHOUT_LETTERS[name.lower()], (), (name.lower(),))
+    words = re.sub(r"([a-z0-9])([A-Z])", r"\1_\2", name).lower().split("_")
+    letters, pattern = "", []
+    for word in words:
+        glued = GLUED.fullmatch(word)
+        found = WORDS.get(word) or (glued.group(1).rstrip("z") if glued else "")
+        letters += found
+        pattern.append("*" if found else word)
+    if not letters or len(set(letters)) != len(letters) or not NO_PROJECTION.isdisjoint(pattern):
+        return Role("")
+    kept = tuple(word for word in pattern if word != "content")
+    return Role(letters, tuple(w for w in kept if w != "*" and w not in SAYS_NOTHING), kept)
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,6 +154,10 @@ class Projection:
         return self.name.startswith(LATENT)
 
 
+Known = Mapping[str, Projection]
+"""The layers of a model that can carry experts, by path."""
+
+
 def projections_of(model: nn.Module) -> dict[str, Projection]:
     """List the layers that can carry experts by path, in the model's order.
 
@@ -104,7 +184,7 @@ def unwrapped(module: nn.Module) -> nn.Module:
 
 
 def can_carry_experts(module: nn.Module) -> bool:
-    """Whether a module is linear, of a kind that PEFT knows, or an nn.MultiheadAttention."""
+    """Return whether a module is linear, of a kind that PEFT knows, or an nn.MultiheadAttention."""
     inner = unwrapped(module)
     if isinstance(inner, nn.Linear | nn.MultiheadAttention):
         return True
@@ -112,7 +192,7 @@ def can_carry_experts(module: nn.Module) -> bool:
 
 
 def is_quantised(module: nn.Module) -> bool:
-    """Whether a module is a quantised linear layer of a class of its own: without submodules, with widths."""
+    """Return whether a module is a quantised linear layer with its own class: no submodules, but widths."""
     if isinstance(module, NOT_LINEAR) or any(True for _ in module.children()):
         return False
     kind: Any = type(module)  # mypy takes a module's class for unhashable
@@ -131,6 +211,49 @@ def widths_of(module: nn.Module) -> tuple[int, int]:
         return int(inner.in_features), int(inner.out_features)
     in_features, out_features = _get_in_out_features(inner)
     return in_features or 0, out_features or 0
+
+
+def nothing_found(what: str, model: nn.Module, known: Known) -> str:
+    """Say what was looked for, which layers look like attention, and which call would work."""
+    alike = attention_like(known)
+    if not alike:
+        names = dict.fromkeys(path.rpartition(".")[2] for path in known)
+        call = f", as in prw.inject(model, target=[{next(iter(names))!r}])" if names else "; it has none"
+        advice = (
+            f"It has: {kinds_of(model)}. Experts go on linear projections; pass target= names of those "
+            f"meant{call}."
+        )
+    else:
+        first = [projections[0] for projections in alike.values()]
+        makers = [projection for projection in first if {"k", "v"} & set(projection.role.letters)] or first
+        named = ", ".join(dict.fromkeys(repr(one.path.rpartition(".")[2]) for one in makers[:4]))
+        lines = [f"{text} at {', '.join(one.path for one in ones[:2])}" for text, ones in alike.items()]
+        advice = (
+            f"Its linear layers that look like attention: {'; '.join(lines[:KINDS_SHOWN])}. Name those that "
+            f"make keys and values, as in prw.inject(model, target=[{named}]): whole paths, ends of paths, "
+            "globs or regular expressions; where one layer makes both, add layout='q|k|v'."
+        )
+    return f"{what} in {type(model).__name__}. {advice}"
+
+
+def attention_like(known: Known) -> dict[str, list[Projection]]:
+    """Sort the layers that look like a part of attention by name, class and widths."""
+    found: dict[str, list[Projection]] = {}
+    for path, projection in known.items():
+        last = path.rpartition(".")[2]
+        around = type(projection.parent).__name__.lower()
+        if "att" in path.lower() or "att" in around or projection.role.letters:
+            kind = type(unwrapped(projection.module)).__name__
+            text = f"{last} ({kind}) {projection.in_features} -> {projection.out_features}"
+            found.setdefault(text, []).append(projection)
+    return found
+
+
+def kinds_of(model: nn.Module) -> str:
+    """List a model's modules by the last part of each path and its class."""
+    kinds = {(name.rpartition(".")[2], type(module).__name__) for name, module in model.named_modules()}
+    leaves = sorted(f"{last} ({kind})" for last, kind in kinds if last and not last.isdigit())
+    return first_few(leaves, KINDS_SHOWN)
 
 
 # ----------------------------------------------------------------------------------- the code of a block
@@ -162,7 +285,7 @@ def uses_of(kind: type[nn.Module], name: str) -> frozenset[str]:
 
 
 def is_use(chain: tuple[str, ...], name: str) -> bool:
-    """Whether a chain of attributes begins with a name and goes on to more than a description of it."""
+    """Return whether a chain of attributes begins with a name and reads more than a description of it."""
     if chain[:1] != (name,):
         return False
     described = chain[1:2] and chain[1] != "weight" and chain[1] in DESCRIBES

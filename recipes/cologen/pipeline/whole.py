@@ -10,8 +10,9 @@ from typing import Any, ClassVar, get_args
 import torch
 from huggingface_hub import HfApi
 
-from prw import LoraExport, Weave, load_pipeline
+from prw import Weave, load_pipeline
 from prw.errors import PoolError, UnsupportedError
+from prw.storage import LoraExport
 from recipes.cologen.config_drawing import DrawingSettings, write_drawing
 from recipes.cologen.config_model import Shift
 from recipes.cologen.errors import SourceStreamError

@@ -261,7 +261,7 @@ def test_backward_under_checkpointing_belongs_inside_the_block(wake):
 )
 def test_what_is_no_index_is_refused(index):
     weave = prw.inject(TokensFirst(False), **POOL)
-    with pytest.raises(prw.ConfigError, match="samples takes how many"), weave.samples(index):
+    with pytest.raises(prw.ConfigError, match="samples takes the number"), weave.samples(index):
         pass
 
 
@@ -275,7 +275,7 @@ def test_an_index_of_other_rows_is_refused():
 
 def test_it_means_nothing_where_tokens_are_routed():
     weave = prw.inject(TokensFirst(False), rank=2)
-    with pytest.raises(prw.ConfigError, match="every token goes its own way"), weave.samples(2):
+    with pytest.raises(prw.ConfigError, match="every token is routed by itself"), weave.samples(2):
         pass
 
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import prw
-from prw.routing import Routing, RoutingDecision, statistics_of, top_1, top_k
+from prw.routing import Collapse, Routing, RoutingDecision, statistics_of, top_1, top_k
 from prw.routing.statistics import owners
 
 VIEWS = {"view", "unsqueeze", "squeeze", "select", "slice", "split", "alias", "_unsafe_view", "expand"}
@@ -233,7 +233,7 @@ def test_it_names_site_and_expert():
     routing = routing_to([0, 0, 0, 0], [0, 1, 0, 1], [1, 1, 1, 1])
     veteran, newest = routing.collapsed()
     assert veteran == ("site0", "old", 1.0, False)
-    assert newest == prw.Collapse(site="site2", expert="new", share=1.0, newest=True)
+    assert newest == Collapse(site="site2", expert="new", share=1.0, newest=True)
     assert [one.site for one in routing.collapsed(threshold=0.5)] == ["site0", "site1", "site2"]
     assert routing.statistics().collapsed() == routing.collapsed()
 

@@ -94,7 +94,7 @@ def test_saving_again_replaces_the_pool_and_keeps_other_files(saved, make_plain,
 def test_a_save_that_fails_leaves_the_old_folder(saved, tmp_path):
     _, path, _, _ = saved
     before = {entry.name: entry.read_bytes() for entry in path.iterdir()}
-    with pytest.raises(RuntimeError, match="power cut"), atomic_folder(path) as draft:
+    with pytest.raises(RuntimeError, match="power cut"), atomic_folder(path, last=CONFIG) as draft:
         (draft / WEIGHTS).write_bytes(b"half")
         raise RuntimeError("power cut")
     assert {entry.name: entry.read_bytes() for entry in path.iterdir()} == before

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from peft import LoraConfig, PeftModel, get_peft_model
 
 import prw
+from prw.storage import LoraExport
 
 
 def fresh(model):
@@ -41,7 +42,7 @@ def test_it_loads_in_stock_peft(make_plain, wake, tmp_path, patterns):
     stock = PeftModel.from_pretrained(fresh(base), tmp_path / "b").eval()
     assert torch.allclose(stock(hidden), plain(weave, "b", lambda model: model(hidden)), atol=1e-6)
     assert torch.allclose(stock.merge_and_unload()(hidden), stock(hidden), atol=1e-5)
-    assert report == prw.LoraExport(tmp_path / "b", "b", exact=False)
+    assert report == LoraExport(tmp_path / "b", "b", exact=False)
 
 
 def test_an_imported_expert_goes_out_as_it_came_in(make_plain, tmp_path):

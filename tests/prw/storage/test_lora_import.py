@@ -11,7 +11,7 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 
 import prw
-from prw.storage.lora_files import sorted_out
+from prw.storage.lora_files import pairs_by_module
 
 
 def lora_of(base, **options):
@@ -116,7 +116,9 @@ def test_more_than_a_and_b_on_a_key_or_value_is_refused(make_plain, extra):
     base = make_plain()
     weights = state_of(lora_of(base))
     weave = prw.inject(base, rank=4)
-    with pytest.raises(prw.StorageError, match=rf"at blocks.1.to_k it has transformer.blocks.1.to_k.{extra}"):
+    with pytest.raises(
+        prw.StorageError, match=rf"at blocks.1.to_k it also has transformer.blocks.1.to_k.{extra}"
+    ):
         weave.import_lora(
             {**prefixed(weights), f"transformer.blocks.1.to_k.{extra}": torch.ones(8)}, name="a"
         )
@@ -219,7 +221,7 @@ def test_damaged_files_are_refused_and_change_nothing(make_plain, tmp_path):
 
 def test_a_16_bit_lora_is_taken_without_loss():
     half = torch.randn(2, 4).bfloat16()
-    lora = sorted_out("here", {"x.lora_A.weight": half, "x.lora_B.weight": torch.ones(3, 2).half()}, {})
+    lora = pairs_by_module("here", {"x.lora_A.weight": half, "x.lora_B.weight": torch.ones(3, 2).half()}, {})
     assert lora.pairs["x"].scale == 1.0
     assert torch.equal(lora.pairs["x"].down, half)
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import ast
 import importlib
+import inspect
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import peft
@@ -22,21 +24,54 @@ import prw
 from prw.tuner.config import check_peft
 
 PACKAGE = Path(prw.__file__).parent
-OVERRIDDEN = (
-    "_cast_adapter_dtype",
-    "_check_target_module_exists",
-    "_create_and_replace",
-    "_get_adapter_state_dict",
-    "_post_injection_hook",
-    "_prepare_adapter_config",
-    "_remap_adapter_state_dict_for_load",
-    "_remove_adapter_name_from_key",
-    "_replace_module",
-    "_unload_and_optionally_merge",
-    "delete_adapter",
-    "inject_adapter",
-)
-"""Methods of PEFT's tuner that prw overrides or calls."""
+USED = {
+    tuners_utils.BaseTuner: (
+        "_cast_adapter_dtype",
+        "_check_target_module_exists",
+        "_create_and_replace",
+        "_get_adapter_state_dict",
+        "_post_injection_hook",
+        "_prepare_adapter_config",
+        "_remap_adapter_state_dict_for_load",
+        "_remove_adapter_name_from_key",
+        "_replace_module",
+        "_unload_and_optionally_merge",
+        "delete_adapter",
+        "inject_adapter",
+    ),
+    tuners_utils.BaseTunerLayer: (
+        "_all_available_adapter_names",
+        "_freeze_non_trainable_peft_weights",
+        "active_adapters",
+        "delete_adapter",
+        "get_base_layer",
+        "set_adapter",
+    ),
+    PeftConfig: ("from_peft_type", "save_pretrained"),
+}
+"""Members of PEFT's classes that prw overrides, calls, or relies on being called."""
+
+PARAMETERS = {
+    peft.inject_adapter_in_model: ("peft_config", "model", "adapter_name"),
+    peft.utils.register_peft_method: ("name", "config_cls", "model_cls"),
+    tuners_utils.BaseTuner.inject_adapter: (
+        "model",
+        "adapter_name",
+        "autocast_adapter_dtype",
+        "low_cpu_mem_usage",
+        "state_dict",
+    ),
+    tuners_utils.BaseTuner._create_and_replace: (
+        "peft_config",
+        "adapter_name",
+        "target",
+        "target_name",
+        "parent",
+        "current_key",
+    ),
+    tuners_utils.BaseTunerLayer.set_adapter: ("adapter_names", "inference_mode"),
+}
+"""Parameters that prw passes, or takes, by name."""
 
 
 def imported_from_peft() -> set[str]:
@@ -55,9 +90,17 @@ def test_peft_still_has(name: str) -> None:
     assert hasattr(importlib.import_module(module), attribute), f"PEFT {peft.__version__} has moved {name}"
 
 
-@pytest.mark.parametrize("name", OVERRIDDEN)
-def test_pefts_tuner_still_has(name: str) -> None:
-    assert name in vars(tuners_utils.BaseTuner), f"PEFT {peft.__version__} has renamed BaseTuner.{name}"
+@pytest.mark.parametrize(
+    ("owner", "name"), [(owner, name) for owner, names in USED.items() for name in names]
+)
+def test_a_class_of_peft_still_has(owner: type, name: str) -> None:
+    assert hasattr(owner, name), f"PEFT {peft.__version__} has renamed {owner.__name__}.{name}"
+
+
+@pytest.mark.parametrize("function", PARAMETERS, ids=lambda function: function.__qualname__)
+def test_a_function_of_peft_still_takes(function: Callable[..., object]) -> None:
+    lacking = set(PARAMETERS[function]) - inspect.signature(function).parameters.keys()
+    assert not lacking, f"PEFT {peft.__version__} has renamed parameters of {function.__qualname__}"
 
 
 @pytest.mark.parametrize("version", ["0.20.0", "0.19.1", "0.5.0.dev0"])

@@ -24,7 +24,7 @@ from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoi
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 import prw
-from prw.tuner.module_paths import INSIDE, module_at, plain_path
+from prw.tuner.module_paths import INSIDE, base_path, module_at, plain_path
 
 # What dynamo does with the input of a second compiled block; nothing of ours.
 pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
@@ -384,3 +384,11 @@ def test_a_path_that_has_moved_nowhere_is_refused(versions, tmp_path, paths):
     with pytest.raises(prw.TargetError, match="matched nothing"):
         get_peft_model(model, prw.PrwConfig(target_modules=paths, **POOL))
     assert not hasattr(model, "peft_config")
+
+
+def test_the_base_is_named_without_wrappers_and_adapters_and_its_own_names_are_kept():
+    assert base_path("a._orig_mod.to_k.base_layer.base_layer.weight") == "a.to_k.weight"
+    assert base_path("a.base_layer.out_proj.base_layer.weight") == "a.out_proj.weight"
+    assert base_path("a.to_k.base_layer.prw_A0.weight") == "a.to_k.prw_A0.weight"
+    for name in ("a.base_layer_norm.weight", "a.base_layer.to_k.weight"):
+        assert base_path(name) == name

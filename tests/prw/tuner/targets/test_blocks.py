@@ -1,4 +1,4 @@
-"""What a second reading of both libraries found: weights that are read past, layers of two outputs, gates."""
+"""Attention blocks found by structure: pairs, streams, weights that are read past, layers of two outputs."""
 
 import functools
 
@@ -7,8 +7,6 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 from transformers import (
-    IBertConfig,
-    IBertModel,
     MambaConfig,
     MambaModel,
     Qwen3NextConfig,
@@ -18,6 +16,17 @@ from transformers import (
 )
 
 import prw
+from prw.tuner.targets import plan_pool
+
+
+def planned(model: nn.Module) -> list[str]:
+    return plan_pool(model, prw.PrwConfig()).config.target_modules
+
+
+def held(block: nn.Module) -> nn.Module:
+    model = nn.Module()
+    model.attn = block
+    return model
 
 
 class ReadPast(nn.Module):
@@ -106,26 +115,6 @@ def test_a_decorated_forward_that_calls_a_projection_counts_beside_a_method_that
     assert [site.name for site in weave.sites] == ["attention"]
 
 
-WITHOUT_SOURCE = """
-class ReadPast(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.qkv, self.bias = nn.Linear(8, 24, bias=False), nn.Parameter(torch.zeros(24))
-    def forward(self, hidden):
-        hidden = hidden.to(self.qkv.weight.dtype)
-        query, key, value = F.linear(hidden, self.qkv.weight, self.bias).chunk(3, -1)
-        return torch.softmax(query @ key.transpose(-1, -2), -1) @ value
-"""
-
-
-def test_they_are_refused_where_a_class_has_no_source_as_in_a_notebook() -> None:
-    names = {"nn": nn, "torch": torch, "F": F, "__name__": "of_nowhere"}
-    exec(WITHOUT_SOURCE, names)
-    model = nn.ModuleDict({"attention": names["ReadPast"]()})
-    with pytest.raises(prw.TargetError, match=r"ReadPast computes with the weight of attention\.qkv and"):
-        prw.inject(model, rank=2, layout="q|k|v")
-
-
 def test_projections_that_are_called_by_another_name_get_experts() -> None:
     weave = prw.inject(nn.ModuleDict({"attention": CalledInALoop()}), rank=2)
     assert [site.name for site in weave.sites] == ["attention"]
@@ -169,14 +158,6 @@ def test_wavlm_says_why_it_cannot_have_experts() -> None:
         prw.inject(WavLMModel(config), rank=2)
 
 
-def test_a_linear_layer_that_gives_a_scale_too_is_refused_before_it_crashes() -> None:
-    config = IBertConfig(
-        vocab_size=40, hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2
-    )
-    with pytest.raises(prw.TargetError):
-        prw.inject(IBertModel(config), rank=2)
-
-
 def test_keys_and_values_with_a_gate_behind_are_found(wake) -> None:
     config = Qwen3NextConfig(
         vocab_size=40,
@@ -217,3 +198,22 @@ def test_a_model_without_attention_is_shown_a_call_that_works() -> None:
         prw.inject(model, rank=2)
     name = str(refused.value).split("target=['")[1].split("'")[0]
     prw.inject(model, target=[name], rank=2)
+
+
+def test_a_wrapper_lends_its_name_and_a_missing_value_projection_makes_keys_the_values():
+    block = nn.Module()
+    for name in ("k_proj", "v_proj"):
+        wrapper = nn.Module()
+        wrapper.linear = nn.Linear(4, 4)
+        block.add_module(name, wrapper)
+    assert planned(held(block)) == ["attn.k_proj.linear", "attn.v_proj.linear"]
+    shared = nn.Module()
+    shared.k_proj, shared.v_proj = nn.Linear(4, 4), None
+    assert planned(held(shared)) == ["attn.k_proj"]
+
+
+def test_the_key_and_value_of_a_feed_forward_are_no_attention():
+    block = nn.Module()
+    block.key, block.value = nn.Linear(4, 16), nn.Linear(16, 4)
+    with pytest.raises(prw.TargetError, match="no attention block"):
+        prw.inject(held(block))

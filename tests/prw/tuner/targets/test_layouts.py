@@ -4,8 +4,6 @@ import pytest
 from torch import nn
 
 import prw
-from prw.tuner.targets import plan_pool
-from prw.tuner.targets.names import role_of
 
 
 class Block(nn.Module):
@@ -16,10 +14,6 @@ class Block(nn.Module):
         self.add_module(name, nn.Linear(8, width))
         for key, value in attributes.items():
             setattr(self, key, value)
-
-
-def planned(model: nn.Module) -> list[str]:
-    return plan_pool(model, prw.PrwConfig()).config.target_modules
 
 
 def held(block: nn.Module) -> nn.Module:
@@ -113,53 +107,3 @@ def test_a_layout_that_does_not_fit_is_refused(layout):
         layout = "q10|k10"
     with pytest.raises(prw.TargetError, match=r"does not fit attn\.mix"):
         prw.inject(held(Block("mix", 24)), target=["mix"], layout=layout, rank=2)
-
-
-@pytest.mark.parametrize(
-    ("name", "letters"),
-    [
-        ("Wk", "k"),
-        ("valuesProj", "v"),
-        ("linear_q", "q"),
-        ("queries_keys_values", "qkv"),
-        ("kv_mapper", ""),
-        ("dense", ""),
-        ("k_norm", ""),
-    ],
-)
-def test_names_say_what_a_projection_makes(name, letters):
-    assert role_of(name).letters == letters
-
-
-def test_a_wrapper_lends_its_name_and_a_missing_value_projection_makes_keys_the_values():
-    block = nn.Module()
-    for name in ("k_proj", "v_proj"):
-        wrapper = nn.Module()
-        wrapper.linear = nn.Linear(4, 4)
-        block.add_module(name, wrapper)
-    assert planned(held(block)) == ["attn.k_proj.linear", "attn.v_proj.linear"]
-    shared = nn.Module()
-    shared.k_proj, shared.v_proj = nn.Linear(4, 4), None
-    assert planned(held(shared)) == ["attn.k_proj"]
-
-
-def test_the_key_and_value_of_a_feed_forward_are_no_attention():
-    block = nn.Module()
-    block.key, block.value = nn.Linear(4, 16), nn.Linear(16, 4)
-    with pytest.raises(prw.TargetError, match="no attention block"):
-        prw.inject(held(block))
-
-
-def test_exclude_and_layers_limit_and_what_matches_nothing_is_an_error(make_plain):
-    def places(**limits):
-        model = make_plain(blocks=3)
-        return [path for site in prw.inject(model, rank=2, **limits).sites for path in site.modules]
-
-    assert places(exclude="blocks.1") == ["blocks.0.to_k", "blocks.0.to_v", "blocks.2.to_k", "blocks.2.to_v"]
-    assert places(exclude=["to_v", "blocks.[01].*"]) == ["blocks.2.to_k"]
-    assert places(layers=[1]) == places(layers=1) == ["blocks.1.to_k", "blocks.1.to_v"]
-    assert places(layers=[0, 2], exclude="to_k") == ["blocks.0.to_v", "blocks.2.to_v"]
-    with pytest.raises(prw.TargetError, match=r"exclude='blocks\.7' matched nothing"):
-        places(exclude=["to_k", "blocks.7"])
-    with pytest.raises(prw.TargetError, match="index 7"):
-        places(layers=[0, 7])

@@ -9,7 +9,7 @@ from transformers import LlamaForSequenceClassification, LlamaModel, T5Config, T
 
 import prw
 from prw.tuner.targets import plan_pool
-from prw.tuner.targets.selection import matches
+from prw.tuner.targets.plan import matches
 
 FLUX_KV = [
     f"{kind}.0.attn.{part}"
@@ -158,9 +158,11 @@ def test_every_projection_is_in_exactly_one_site(parts):
     for block, name in sorted(parts):
         blocks[block][name] = nn.Linear(2, 2)
     plan = plan_pool(nn.ModuleDict(blocks), prw.PrwConfig(target_modules=[".*"]))
-    paths = [path for site in plan.sites for path in site.slices]
-    assert sorted(paths) == sorted(".".join(part) for part in parts)
-    assert len({site.name for site in plan.sites}) == len(plan.sites)
+    assert sorted(plan.sites) == sorted(".".join(part) for part in parts)
+    for path, site in plan.sites.items():
+        assert all(plan.sites[member] is site for member in site.slices)
+        assert path in site.slices
+    assert len({site.name for site in plan.sites.values()}) == len({id(site) for site in plan.sites.values()})
 
 
 SAMPLE = {"rank": 2, "granularity": "sample", "experts": ["a"]}
@@ -200,3 +202,24 @@ def test_what_sees_the_whole_sequence_is_not_refused(make_host, make_plain):
     weave = prw.inject(both, target=r"vision\..*\.to_[kv]", **SAMPLE)
     assert len(weave.sites) == 2
     assert both.vision(torch.randn(2, 3, 8)).isfinite().all()
+
+
+def test_a_plan_names_sites_and_output_slices_and_changes_nothing(make_plain):
+    model = nn.ModuleDict({"plain": make_plain(blocks=1), "fused": nn.ModuleDict({"qkv": nn.Linear(8, 24)})})
+    config = prw.PrwConfig()
+    plan = plan_pool(model, config)
+    assert {path: (site.name, list(site.slices)) for path, site in plan.sites.items()} == {
+        "plain.blocks.0.to_k": ("plain.blocks.0", ["plain.blocks.0.to_k", "plain.blocks.0.to_v"]),
+        "plain.blocks.0.to_v": ("plain.blocks.0", ["plain.blocks.0.to_k", "plain.blocks.0.to_v"]),
+        "fused.qkv": ("fused", ["fused.qkv"]),
+    }
+    assert list(plan.sites["fused.qkv"].slices["fused.qkv"]) == ["k", "v"]
+    assert plan.config.resolved_from == config.target_modules == "kv"
+    assert plan.asked == set(plan.config.target_modules)
+    assert not any(isinstance(module, prw.tuner.PrwLinear) for module in model.modules())
+
+
+def test_the_projections_of_a_state_dict_replace_those_that_are_asked_for(make_plain):
+    plan = plan_pool(make_plain(), prw.PrwConfig(), in_state={"blocks.1.to_k", "blocks.1.to_v"})
+    assert {site.name for site in plan.sites.values()} == {"blocks.1"}
+    assert {"blocks.0.to_k", "blocks.0.to_v"} < plan.asked

@@ -1,4 +1,4 @@
-"""Adds a loss of the recorded decisions to the `loss` of a model's output, by hooks that can be removed."""
+"""Adds a loss of the recorded decisions to the `loss` of a model's output, with hooks that can be removed."""
 
 from __future__ import annotations
 
@@ -16,10 +16,23 @@ from prw.layers.reached import name_unreached
 from prw.routing import Routing
 
 AuxiliaryLoss = Callable[..., Tensor]
-"""Takes a `Routing`, and `mask=` where the batch says which tokens count; gives a scalar."""
+"""Takes a `Routing`, and `mask=` where the batch says which tokens count; returns a scalar."""
 
-SHIFTED = ("ForCausalLM", "ForConditionalGeneration", "CsmForConditionalGeneration")
-"""Loss types of transformers that predict the next token, so that the first label of a row is no target."""
+PartOfBatch = Callable[[nn.Module, Mapping[str, Any]], Tensor | float | None]
+"""Takes a model and its forward's keyword arguments; gives the part of an accumulated batch that the forward
+is, or None where it does not know the caller."""
+CALLERS: list[PartOfBatch] = []
+"""What `knows_caller` has registered."""
+
+
+def knows_caller(part_of_batch: PartOfBatch) -> PartOfBatch:
+    """Register a function that knows how a training loop divides a batch into forwards; a decorator.
+
+    A loop that divides a model's loss by the size of the whole batch and sums over forwards needs an added
+    loss weighted alike. Packages that know such a loop (`prw.integrations`) register here.
+    """
+    CALLERS.append(part_of_batch)
+    return part_of_batch
 
 
 class AddedLoss:
@@ -42,7 +55,7 @@ class AddedLoss:
         ]
 
     def remove(self) -> None:
-        """Add nothing any more; a second call changes nothing."""
+        """Stop adding the loss; a second call changes nothing."""
         for hook in self._hooks:
             hook.remove()
         self._close()
@@ -55,7 +68,7 @@ class AddedLoss:
 
     def _begin(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Start to record, in a training forward with the experts switched on."""
-        self._close()  # what an interrupted forward has left open
+        self._close()  # what an interrupted forward left open
         if model.training and not self._pool.scope.disabled:
             if self._pool.recorder is not None:
                 raise PoolError(
@@ -70,7 +83,7 @@ class AddedLoss:
         """Add the loss of what was recorded to the output's."""
         routing = self._close()
         if routing is None or (output is None and sys.exc_info()[0] is not None):
-            return None  # nothing was recorded, or the forward has failed, which its own error tells
+            return None  # nothing was recorded, or the forward has failed with an error of its own
         name_unreached(self._pool, routing, forward=True)
         if routing.experts and not routing.decisions:
             return None  # the adapter is off, or the batch does not use the blocks with experts
@@ -79,8 +92,9 @@ class AddedLoss:
         loss = self._loss(routing) if mask is None else self._loss(routing, mask=mask.bool())
         if not isinstance(loss, Tensor) or loss.dim() > 0:
             found = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
-            raise RoutingError(f"an added loss gives a scalar tensor; this one gave {found}. Take its mean.")
-        return with_loss(output, own + (loss * part_of_batch(model, kwargs)).to(own.device))
+            raise RoutingError(f"an added loss returns a scalar tensor; got {found}. Take its mean.")
+        parts = (part for part_of in CALLERS if (part := part_of(model, kwargs)) is not None)
+        return with_loss(output, own + (loss * next(parts, 1.0)).to(own.device))
 
     def _close(self) -> Routing | None:
         recording, routing = self._recording, self._routing
@@ -94,7 +108,7 @@ def check_request(model: nn.Module, loss: object, mask: str | None) -> None:
     """Refuse what could only fail, or silently do nothing, in a forward.
 
     Raises:
-        ConfigError: if the loss is no function, or no argument of the model's forward has the mask's name.
+        ConfigError: if the loss is not a function, or no argument of the model's forward has the mask's name.
     """
     if not callable(loss):
         raise ConfigError(
@@ -135,7 +149,7 @@ def own_loss(output: Any, model: nn.Module) -> Tensor:
 
 
 def with_loss(output: Any, loss: Tensor) -> Any:
-    """Put a loss in the place of a model's own: in the very output where it can be changed."""
+    """Replace a model's own loss in its output; in place where the output can be changed."""
     if isinstance(output, tuple | list):
         rest = output[1:]
         return type(output)(loss, *rest) if hasattr(output, "_fields") else type(output)([loss, *rest])
@@ -144,38 +158,3 @@ def with_loss(output: Any, loss: Tensor) -> Any:
     else:
         output.loss = loss
     return output
-
-
-def part_of_batch(model: nn.Module, kwargs: Mapping[str, Any]) -> Tensor | float:
-    """Say how much of an accumulated batch a forward is.
-
-    A Hugging Face Trainer passes `num_items_in_batch`, the labels of all forwards of a step on all
-    processes; the model divides its loss by it, and the losses are then summed. What is added has to be
-    weighed the same way, or it would grow with the number of forwards.
-
-    Source: `Trainer.get_batch_samples` and `compute_loss` of transformers 5.
-
-    Raises:
-        RoutingError: if the forward is part of a batch and has no labels to be counted.
-    """
-    total = kwargs.get("num_items_in_batch")
-    if total is None:
-        return 1.0
-    labels = kwargs.get("shift_labels")
-    if labels is None:
-        labels = kwargs.get("labels")
-        if labels is not None and shifts_labels(model):
-            labels = labels[..., 1:]
-    if labels is None:
-        raise RoutingError(
-            f"{type(model).__name__} was called with num_items_in_batch but without labels, so how much of "
-            "the batch this forward is cannot be told. Pass labels, or leave num_items_in_batch out."
-        )
-    part: Tensor = labels.ne(-100).sum() / total
-    return part
-
-
-def shifts_labels(model: nn.Module) -> bool:
-    """Tell whether a transformers model predicts the next token, as its Trainer does."""
-    encodes = getattr(getattr(model, "config", None), "is_encoder_decoder", False)
-    return getattr(model, "loss_type", None) in SHIFTED and not encodes

@@ -6,10 +6,9 @@ import pytest
 import torch
 from peft import get_peft_model
 from torch import nn
-from transformers.loss.loss_utils import LOSS_MAPPING, ForCausalLMLoss
 
 import prw
-from prw.layers.auxiliary import SHIFTED, part_of_batch
+from prw.layers.added_loss import knows_caller
 
 # transformers and peft disagree about the name of this property; nothing of ours.
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
@@ -180,18 +179,22 @@ def test_any_output_with_a_loss_will_do(make_plain, kind):
         model(hidden)
 
 
-def test_labels_are_shifted_where_transformers_shifts_them(trainee):
-    model, _, batch = trainee
-    assert set(SHIFTED) == {kind for kind, loss in LOSS_MAPPING.items() if loss is ForCausalLMLoss}
-    labels = batch["labels"].clone()
-    labels[0, :3] = -100
-    kwargs = {"labels": labels, "num_items_in_batch": torch.tensor(20)}
-    assert float(part_of_batch(model, kwargs)) == pytest.approx((4 + 6) / 20)
-    assert float(part_of_batch(nn.Linear(1, 1), kwargs)) == pytest.approx((4 + 7) / 20)
-    assert float(part_of_batch(model, {**kwargs, "shift_labels": labels})) == pytest.approx(11 / 20)
-    assert part_of_batch(model, batch) == 1.0
-    with pytest.raises(prw.RoutingError, match="without labels"):
-        part_of_batch(model, {"num_items_in_batch": 3})
+def test_a_registered_loop_weights_the_added_loss(trainee, monkeypatch):
+    model, weave, batch = trainee
+    own = model(**batch).loss
+    monkeypatch.setattr("prw.layers.added_loss.CALLERS", [])
+
+    @knows_caller
+    def nobody(model, kwargs):
+        return None
+
+    @knows_caller
+    def quarter(model, kwargs):
+        assert set(kwargs) == set(batch)
+        return 0.25
+
+    with weave.add_to_loss(lambda routing: torch.tensor(8.0)):
+        assert torch.equal(model(**batch).loss, own + 2.0)
 
 
 def test_what_could_only_fail_or_do_nothing_is_refused(trainee, make_plain):

@@ -246,3 +246,18 @@ def test_a_projection_in_two_places_is_refused(make_plain):
     whole = make_plain()
     whole.again = whole.blocks  # a block in two places is fine: experts are put into the block itself
     assert len(prw.inject(whole, **PLACES).sites) == 2
+
+
+def test_exclude_and_layers_limit_and_what_matches_nothing_is_an_error(make_plain):
+    def places(**limits):
+        model = make_plain(blocks=3)
+        return [path for site in prw.inject(model, rank=2, **limits).sites for path in site.modules]
+
+    assert places(exclude="blocks.1") == ["blocks.0.to_k", "blocks.0.to_v", "blocks.2.to_k", "blocks.2.to_v"]
+    assert places(exclude=["to_v", "blocks.[01].*"]) == ["blocks.2.to_k"]
+    assert places(layers=[1]) == places(layers=1) == ["blocks.1.to_k", "blocks.1.to_v"]
+    assert places(layers=[0, 2], exclude="to_k") == ["blocks.0.to_v", "blocks.2.to_v"]
+    with pytest.raises(prw.TargetError, match=r"exclude='blocks\.7' matched nothing"):
+        places(exclude=["to_k", "blocks.7"])
+    with pytest.raises(prw.TargetError, match="index 7"):
+        places(layers=[0, 7])

@@ -6,8 +6,7 @@ from peft import LoraConfig, get_peft_model, inject_adapter_in_model
 from transformers import BertConfig, BertForSequenceClassification
 
 import prw
-import prw.tuner.trained_beside as module
-from prw.tuner.module_paths import base_path
+from prw.tuner import injection as module
 
 TINY = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
 HEAD = ["classifier.weight", "classifier.bias"]
@@ -199,11 +198,3 @@ def test_recalling_a_stage_costs_one_walk_where_nothing_trained_beside_and_sums_
     train(model, weave)
     with pytest.warns(UserWarning, match="classifier"), weave.as_of("b"):
         assert len(sums) == 4
-
-
-def test_the_base_is_named_without_wrappers_and_adapters_and_its_own_names_are_kept():
-    assert base_path("a._orig_mod.to_k.base_layer.base_layer.weight") == "a.to_k.weight"
-    assert base_path("a.base_layer.out_proj.base_layer.weight") == "a.out_proj.weight"
-    assert base_path("a.to_k.base_layer.prw_A0.weight") == "a.to_k.prw_A0.weight"
-    for name in ("a.base_layer_norm.weight", "a.base_layer.to_k.weight"):
-        assert base_path(name) == name
