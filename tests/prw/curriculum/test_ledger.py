@@ -1,121 +1,20 @@
-"""Curricula as data, and what a pool remembers of the stages that trained it: saved with it, and binding."""
+"""What a pool remembers of the stages that trained it: saved with it, and binding."""
 
 import json
 
 import pytest
-import torch
-import yaml
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from peft import PeftModel, get_peft_model
 
 import prw
+from tests.prw.curriculum.courses import curriculum, halfway, stage
 
 # transformers and peft disagree about the name of this property; nothing of ours.
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
-
-NAMES = ("inpainting", "grounding", "control")
-
-
-def stage(name, **changes):
-    return prw.Stage(name, **{"rho": 0.8, "alpha": 0.5, "steps": 10, "lr": 1e-4, **changes})
-
-
-def curriculum(**changes):
-    """Three stages; changes are of the second."""
-    return prw.Curriculum([stage(name, **(changes if name == "grounding" else {})) for name in NAMES])
 
 
 @pytest.fixture
 def weave(make_plain):
     return prw.inject(make_plain(), rank=2)
-
-
-STAGES = st.builds(
-    prw.Stage,
-    st.text(st.characters(exclude_categories=("C", "Z")), min_size=1, max_size=8).filter("zero".__ne__),
-    rho=st.floats(0, 1),
-    alpha=st.floats(0, 10),
-    steps=st.integers(1, 10**6),
-    lr=st.floats(1e-9, 1),
-)
-
-
-@settings(max_examples=25)
-@given(stages=st.lists(STAGES, min_size=1, max_size=4, unique_by=lambda one: one.name))
-def test_data_and_file_give_the_same_stages_back(stages, tmp_path_factory):
-    made = prw.Curriculum(stages)
-    file = tmp_path_factory.mktemp("curriculum") / "new" / "stages.json"
-    made.save(file)
-    forms = [
-        prw.Curriculum.load(file),
-        prw.Curriculum.from_dict(made.to_dict()),
-        prw.Curriculum.from_dict(yaml.safe_load(yaml.safe_dump(made.to_dict()))),
-    ]
-    assert all(tuple(form) == tuple(made) for form in forms)
-    assert [path.name for path in file.parent.iterdir()] == ["stages.json"]
-
-
-def test_what_holds_no_stages_is_refused(tmp_path):
-    good = curriculum().to_dict()["stages"]
-    for values, message in (
-        ([], "got list"),
-        ({"stage": []}, "got stage"),
-        ({"stages": {}}, "got stages"),
-        ({"stages": [3]}, "stage 0 is a int"),
-        (
-            {"stages": [*good, {"name": "x", "rank": 3}]},
-            "stage 3 .x.*missing rho, alpha, steps, lr, unknown rank",
-        ),
-        ({"stages": []}, "at least one stage"),
-    ):
-        with pytest.raises(prw.CurriculumError, match=message):
-            prw.Curriculum.from_dict(values)
-    with pytest.raises(prw.ConfigError, match="rho"):
-        prw.Curriculum.from_dict({"stages": [{**good[0], "rho": 80}]})
-    (tmp_path / "cut.json").write_text('{"stages": [')
-    for file in (tmp_path / "cut.json", tmp_path / "missing.json"):
-        with pytest.raises(prw.StorageError, match=file.name):
-            prw.Curriculum.load(file)
-
-
-def loop(weave, course, steps=-1, folder=None):
-    """The plainest loop there is; stops after so many steps in all, saving after each."""
-    walk = course.stages(weave)
-    torch.manual_seed(len(weave.experts))  # a new expert draws its start
-    while (current := next(walk, None)) is not None:
-        optimizer = torch.optim.SGD(weave.trainable_parameters(), lr=current.lr)
-        for step in range(course.done(weave), current.steps):
-            if steps == 0:
-                return
-            torch.manual_seed(step)
-            with weave.record() as routing:
-                loss = weave.model(torch.randn(2, 4, 8)).square().mean()
-            loss = loss + prw.veteran_loss(routing, current.rho, current.alpha)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            course.advance(weave)
-            steps -= 1
-            if folder is not None:
-                weave.save_pretrained(folder)
-        torch.manual_seed(len(weave.experts))
-
-
-@pytest.mark.parametrize("stop", [1, 4, 5, 7])
-def test_any_loop_goes_on_in_the_middle_of_a_stage(make_plain, tmp_path, stop):
-    course = prw.Curriculum([stage("a", steps=5, lr=0.1), stage("b", steps=3, lr=0.1, init="a")])
-    models = [make_plain() for _ in range(3)]
-    for model in models[1:]:
-        model.load_state_dict(models[0].state_dict())
-    loop(prw.inject(models[0], rank=2), course)
-    loop(prw.inject(models[1], rank=2), course, stop, tmp_path)
-    gone_on = prw.load(models[2], tmp_path)
-    assert course.done(gone_on) == (stop if stop <= 5 else stop - 5)
-    loop(gone_on, course)
-    ours, theirs = models[0].state_dict(), models[2].state_dict()
-    assert list(ours) == list(theirs)
-    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
 def test_progress_is_told_and_checked(weave):
@@ -136,14 +35,6 @@ def test_progress_is_told_and_checked(weave):
         "grounding": 2,
         "control": 10,
     }
-
-
-def halfway(weave, course, done=4):
-    """Walk into the second stage and stop there."""
-    for current in course.stages(weave):
-        if current.name == "grounding":
-            course.advance(weave, done)
-            break
 
 
 def test_a_stage_with_all_its_steps_is_not_given_again(weave, make_plain, tmp_path):
@@ -223,37 +114,9 @@ def test_weights_of_one_step_never_go_with_the_count_of_another(weave, tmp_path)
         prw.load(weave.model, tmp_path, adapter="other")
 
 
-@pytest.mark.parametrize("start", [0, 1])
-def test_a_pool_that_is_there_is_brought_forward(weave, make_plain, wake, tmp_path, start):
-    course = curriculum()
-    halfway(weave, course)
-    wake(weave)
-    weave.save_pretrained(tmp_path)
-    other = prw.inject(make_plain(), rank=2, experts=NAMES[:start])
-    other.model.load_state_dict(
-        {name: weight for name, weight in weave.model.state_dict().items() if ".prw_" not in name},
-        strict=False,
-    )
-    course.resume(other, tmp_path)
-    ours, theirs = weave.model.state_dict(), other.model.state_dict()
-    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
-    assert {name: p.requires_grad for name, p in weave.model.named_parameters() if ".prw_" in name} == {
-        name: p.requires_grad for name, p in other.model.named_parameters() if ".prw_" in name
-    }
-    assert [current.name for current in course.stages(other)] == ["grounding", "control"]
-
-
-def test_a_pool_that_does_not_fit_is_left_as_it_was(weave, make_plain, tmp_path):
-    course = curriculum()
-    halfway(weave, course)
-    weave.save_pretrained(tmp_path)
-    with pytest.raises(prw.CurriculumError, match="begins otherwise: editing"):
-        course.resume(prw.inject(make_plain(), rank=2, experts=["editing"]), tmp_path)
-    with pytest.raises(prw.CurriculumError, match="other settings than the model's"):
-        course.resume(prw.inject(make_plain(), rank=3), tmp_path)
-    wider = prw.inject(make_plain(width=12), rank=2)
-    with pytest.raises(prw.StorageError, match="does not fit this model"):
-        course.resume(wider, tmp_path)
-    assert wider.experts == ()
-    with pytest.raises(prw.CurriculumError, match="not the first stages"):
-        prw.Curriculum([stage("editing")]).resume(prw.inject(make_plain(), rank=2), tmp_path)
+@pytest.mark.parametrize("entry", [{"rho": 0.8}, {**stage("grounding").model_dump(), "done": -1}])
+def test_a_damaged_ledger_is_refused(weave, entry):
+    halfway(weave, curriculum())
+    weave.config.stages = {**weave.config.stages, "grounding": entry}
+    with pytest.raises(prw.CurriculumError, match="the pool's ledger"):
+        next(curriculum().stages(weave))

@@ -99,11 +99,13 @@ class Orders:
     def take(self, step: tuple[str, Any]) -> None:
         """Take one step, give every LoRA its strength, and check."""
         kind, what = step
-        {"pool": self._pool, "lora": self._lora, "unload": self._unload, "fuse": self._fuse}[kind](what)
-        self._settle()
+        {"pool": self.toggle_pool, "lora": self.toggle_lora, "unload": self.unload, "fuse": self.toggle_fuse}[
+            kind
+        ](what)
+        self.settle()
         self.check()
 
-    def _settle(self) -> None:
+    def settle(self) -> None:
         if self.loaded:
             strengths = [self.strengths[name] for name in self.loaded]
             if self.pool_is_named and self.weave is not None:
@@ -111,14 +113,14 @@ class Orders:
             else:
                 self.pipe.set_adapters(list(self.loaded), strengths)
 
-    def _pool(self, _: Any) -> None:
+    def toggle_pool(self, _: Any) -> None:
         if self.weave is None:
             self.weave = self.add_pool(self.model)
         else:
             self.weave.eject()
             self.weave = None
 
-    def _lora(self, name: str) -> None:
+    def toggle_lora(self, name: str) -> None:
         if name in self.loaded:
             self.pipe.delete_adapters(name)
             self.loaded.remove(name)
@@ -126,13 +128,13 @@ class Orders:
             self.pipe.load_lora_weights(dict(self.loras[name]), adapter_name=name)
             self.loaded.append(name)
 
-    def _unload(self, _: Any) -> None:
+    def unload(self, _: Any) -> None:
         if self.pool_is_named and self.weave is not None:
             return  # stock pipelines take the pool out too
         self.pipe.unload_lora_weights()
         self.loaded.clear()
 
-    def _fuse(self, scale: float) -> None:
+    def toggle_fuse(self, scale: float) -> None:
         if self.loaded:
             names = list(self.loaded) if self.pool_is_named else None
             self.pipe.fuse_lora(lora_scale=scale, adapter_names=names)

@@ -139,7 +139,7 @@ def test_a_lora_is_swapped_in_place(family):
     orders.take(("lora", "a"))
     orders.loras["a"] = lora_of(orders.model, list(family[1]["a"]), seed=9)
     orders.pipe.load_lora_weights(dict(orders.loras["a"]), adapter_name="a", hotswap=True)
-    orders._settle()
+    orders.settle()
     orders.check()
 
 
@@ -163,7 +163,7 @@ def test_fusing_all_that_is_active_names_the_pool_and_can_be_undone(family):
     with pytest.raises(prw.UnsupportedError, match=r"fuse_lora\(adapter_names="):
         orders.pipe.fuse_lora()
     orders.pipe.unfuse_lora()
-    orders._settle()
+    orders.settle()
     orders.check()
 
 

@@ -1,16 +1,12 @@
 """Saving into a folder that exists: a kill, a reader or another writer at any moment loses nothing."""
 
-import json
 import os
-import shutil
 from pathlib import Path
 
 import pytest
-import torch
-from safetensors.torch import load_file, save_file
 
 import prw
-from prw.storage import write_folder
+from prw.storage.atomic import atomic_file, write_text
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 
@@ -24,12 +20,12 @@ def pool(make_plain):
     return prw.inject(make_plain(), rank=2, experts=["a"])
 
 
-def files(folder):
-    return sorted(path.name for path in folder.rglob("*"))
-
-
 def experts_at(folder, make_plain):
     return prw.load(make_plain(), folder).experts
+
+
+def files(folder):
+    return sorted(path.name for path in folder.rglob("*"))
 
 
 @pytest.mark.parametrize("after", range(4))
@@ -116,26 +112,17 @@ def test_everything_is_forced_to_disk_before_it_gets_its_name(pool, tmp_path, mo
     assert events == ["sync"] * 4 + named
 
 
-def test_files_of_two_saves_are_told_apart_and_old_ones_still_load(pool, make_plain, tmp_path):
-    pool.save_pretrained(tmp_path / "one")
-    pool.freeze()
-    pool.save_pretrained(tmp_path / "two")
-    shutil.copy(tmp_path / "one" / CONFIG, tmp_path / "two" / CONFIG)
-    model = make_plain()
-    with pytest.raises(prw.StorageError, match="mixes two saves"):
-        prw.load(model, tmp_path / "two")
-    assert not hasattr(model, "peft_config")
-    file = tmp_path / "two" / WEIGHTS
-    save_file(load_file(file), file, metadata={"format": "pt"})  # as earlier versions and PEFT write it
-    assert experts_at(tmp_path / "two", make_plain) == ("a",)
-    values = json.loads((tmp_path / "one" / CONFIG).read_text())
-    (tmp_path / "one" / CONFIG).write_text(json.dumps({**values, "kernel": "reference"}))
-    assert prw.load(make_plain(), tmp_path / "one").settings.kernel == "reference"
-
-
-def test_equal_pools_give_equal_bytes_every_time(pool, tmp_path):
-    weights = {"b": torch.ones(3), "a\u00e4": torch.zeros(2, 2)}
-    for index in range(12):
-        write_folder(tmp_path / str(index), pool.config, weights)
-    assert len({(tmp_path / str(index) / WEIGHTS).read_bytes() for index in range(12)}) == 1
-    assert load_file(tmp_path / "0" / WEIGHTS)["a\u00e4"].shape == (2, 2)
+@pytest.mark.parametrize("before", [None, "old"])
+def test_a_file_is_replaced_whole_or_not_at_all(tmp_path, before):
+    file = tmp_path / "new" / "notes.txt"
+    if before is not None:
+        write_text(file, before)
+    file.parent.mkdir(exist_ok=True)
+    with pytest.raises(Killed), atomic_file(file) as draft:
+        assert (draft.parent, draft.suffix) == (file.parent, ".txt")
+        draft.write_text("half", encoding="utf-8")
+        raise Killed
+    assert files(file.parent) == ([] if before is None else ["notes.txt"])
+    write_text(file, "né\n")
+    assert file.read_bytes() == "né\n".encode()
+    assert files(file.parent) == ["notes.txt"]

@@ -11,6 +11,9 @@ from peft import LoraConfig, PeftModel, get_peft_model
 
 import prw
 from prw.storage import LoraExport
+from tests.prw.storage.loras import lora_folder
+
+SETTINGS = {"rank": 4, "alpha": 6.0}
 
 
 def fresh(model):
@@ -224,3 +227,41 @@ def test_tokens_that_are_not_routed_count_as_weight_zero(make_plain, wake, tmp_p
     weave.add_expert("b")
     weave.export_lora("a", tmp_path / "unmeasured")
     assert "was not measured" in (tmp_path / "unmeasured" / "README.md").read_text()
+
+
+def test_a_pool_of_one_equals_peft_lora(make_plain, tmp_path):
+    base = make_plain().eval()
+    lora = lora_folder(copy.deepcopy(base), tmp_path / "lora")
+    weave = prw.inject(base, **SETTINGS)
+    weave.import_lora(tmp_path / "lora", name="style")
+    hidden = torch.randn(3, 5, 8)
+    assert torch.allclose(base(hidden), lora(hidden), atol=1e-6)
+    assert not torch.allclose(base(hidden), lora.base_model.model.blocks[0](hidden), atol=1e-3)
+    weave.export_lora("style", tmp_path / "again")
+    weave.eject()
+    stock = PeftModel.from_pretrained(base, tmp_path / "again").eval()
+    assert torch.allclose(stock(hidden), lora(hidden), atol=1e-6)
+
+
+def test_gradients_of_a_pool_of_one_equal_those_of_peft_lora(make_plain, tmp_path):
+    base = make_plain().eval()
+    lora = lora_folder(copy.deepcopy(base), tmp_path / "lora")
+    weave = prw.inject(base, experts=["a"], **SETTINGS)
+    hidden = torch.randn(3, 5, 8)
+    for name, parameter in lora.named_parameters():
+        if "lora_" in name:
+            ours = (
+                name.removeprefix("base_model.model.").replace("lora_A", "prw_A0").replace("lora_B", "prw_B0")
+            )
+            with torch.no_grad():
+                base.get_parameter(ours).copy_(parameter)
+            parameter.requires_grad_()
+    lora(hidden).square().sum().backward()
+    base(hidden).square().sum().backward()
+    for name, parameter in lora.named_parameters():
+        if "lora_" in name:
+            ours = (
+                name.removeprefix("base_model.model.").replace("lora_A", "prw_A0").replace("lora_B", "prw_B0")
+            )
+            assert torch.allclose(base.get_parameter(ours).grad, parameter.grad, atol=1e-4)
+    assert len(weave.sites) == 2

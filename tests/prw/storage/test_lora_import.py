@@ -1,36 +1,17 @@
 """A LoRA from anywhere as a veteran: ranks and scale, its K and V part, what is dropped, every format."""
 
 import copy
-import json
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 
 import prw
-from prw.storage.lora_files import pairs_by_module
+from tests.prw.storage.loras import lora_folder, lora_of, prefixed, state_of
 
-
-def lora_of(base, **options):
-    """A stock PEFT LoRA that does something, on a copy of a model."""
-    options = {"r": 3, "lora_alpha": 7, "target_modules": ["to_k", "to_v"], **options}
-    wrapped = get_peft_model(copy.deepcopy(base), LoraConfig(**options))
-    for name, parameter in wrapped.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.normal_(parameter, std=0.3)
-    return wrapped.eval()
-
-
-def state_of(lora):
-    """The LoRA's weights as PEFT's file names them, without PEFT's prefix."""
-    names = {name: p for name, p in lora.named_parameters() if ".lora_" in name}
-    return {
-        name.removeprefix("base_model.model.").replace(".default", ""): p.detach().clone()
-        for name, p in names.items()
-    }
+SETTINGS = {"rank": 4, "alpha": 6.0}
 
 
 @pytest.mark.parametrize(
@@ -125,68 +106,6 @@ def test_more_than_a_and_b_on_a_key_or_value_is_refused(make_plain, extra):
     assert weave.experts == ()
 
 
-def prefixed(weights, prefix="transformer."):
-    return {f"{prefix}{name}": weight for name, weight in weights.items()}
-
-
-FORMATS = {
-    "diffusers": lambda n: f"transformer.{n}",
-    "bare": lambda n: n,
-    "peft with adapter name": lambda n: f"base_model.model.{n.replace('.weight', '.default.weight')}",
-    "diffusers, older": lambda n: "unet." + n.replace("lora_A", "lora.down").replace("lora_B", "lora.up"),
-    "diffusers, oldest": lambda n: (
-        n.replace(".to_", ".processor.to_").replace(".lora_A", "_lora.down").replace(".lora_B", "_lora.up")
-    ),
-    "kohya": lambda n: (
-        "lora_unet_"
-        + n.rsplit(".", 2)[0].replace(".", "_")
-        + n[-len(".lora_A.weight") :].replace("lora_A", "lora_down").replace("lora_B", "lora_up")
-    ),
-}
-
-
-@pytest.mark.parametrize("form", FORMATS)
-@pytest.mark.parametrize("place", ["file", "folder", "mapping"])
-def test_every_file_format_is_read(make_plain, tmp_path, form, place):
-    base = make_plain().eval()
-    lora = lora_of(base, lora_alpha=3)  # without a noted alpha the scale is one
-    weights = {FORMATS[form](name): weight for name, weight in state_of(lora).items()}
-    name = "style.safetensors" if place == "file" else "pytorch_lora_weights.safetensors"
-    save_file(weights, tmp_path / name)
-    weave = prw.inject(base, rank=4)
-    source = {"file": tmp_path / name, "folder": str(tmp_path), "mapping": weights}[place]
-    report = weave.import_lora(source, name="style", strict=True)
-    assert len(report.ranks) == 4
-    hidden = torch.randn(3, 5, 8)
-    assert torch.allclose(base(hidden), lora(hidden), atol=1e-6)
-
-
-def test_alphas_and_metadata_of_a_file_are_heeded(make_plain, tmp_path):
-    base = make_plain().eval()
-    lora = lora_of(base, lora_alpha=7, alpha_pattern={"to_v": 2})
-    weights = prefixed(state_of(lora))
-    hidden = torch.randn(3, 5, 8)
-    noted = {"transformer.r": 3, "transformer.lora_alpha": 7, "transformer.alpha_pattern": {"to_v": 2}}
-    metadata = {"format": "pt", "lora_adapter_metadata": json.dumps(noted)}
-    save_file(weights, tmp_path / "noted.safetensors", metadata=metadata)
-    alphas = {
-        name.replace("lora_A.weight", "alpha"): torch.tensor(2.0 if "to_v" in name else 7.0)
-        for name in weights
-        if "lora_A" in name
-    }
-    save_file({**weights, **alphas}, tmp_path / "alphas.safetensors")
-    for file in ("noted", "alphas"):
-        weave = prw.inject(base, rank=4)
-        weave.import_lora(tmp_path / f"{file}.safetensors", name="style", strict=True)
-        assert torch.allclose(base(hidden), lora(hidden), atol=1e-6)
-        weave.eject()
-    metadata["lora_adapter_metadata"] = json.dumps({**noted, "transformer.use_dora": True})
-    save_file(weights, tmp_path / "dora.safetensors", metadata=metadata)
-    weave = prw.inject(base, rank=4)
-    with pytest.raises(prw.StorageError, match="use_dora"):
-        weave.import_lora(tmp_path / "dora.safetensors", name="style")
-
-
 def test_other_models_of_a_pipeline_are_dropped_unless_they_collide(make_plain):
     base = make_plain()
     weights = state_of(lora_of(base))
@@ -197,33 +116,6 @@ def test_other_models_of_a_pipeline_are_dropped_unless_they_collide(make_plain):
     assert report.dropped == ("text_encoder.layers.0.q_proj",)
     with pytest.raises(prw.StorageError, match=r"two LoRAs for blocks.0.to_k"):
         weave.import_lora({**prefixed(weights), **prefixed(weights, "unet.")}, name="b")
-
-
-def test_damaged_files_are_refused_and_change_nothing(make_plain, tmp_path):
-    base = make_plain()
-    weights = state_of(lora_of(base))
-    weave = prw.inject(base, rank=4, experts=["a"])
-    first = next(iter(weights))
-    with pytest.raises(prw.StorageError, match=r"A without B, or B without A \(blocks.0.to_k\)"):
-        weave.import_lora({k: v for k, v in weights.items() if k != first}, name="b")
-    with pytest.raises(prw.StorageError, match="different rank"):
-        weave.import_lora({**weights, first: torch.ones(2, 8)}, name="b")
-    with pytest.raises(prw.StorageError, match="9 -> 8 wide"):
-        weave.import_lora({**weights, first: torch.ones(3, 9)}, name="b")
-    (tmp_path / "cut.safetensors").write_bytes(b"no tensors here")
-    with pytest.raises(prw.StorageError, match="cannot be read as a safetensors file"):
-        weave.import_lora(tmp_path / "cut.safetensors", name="b")
-    with pytest.raises(prw.ConfigError, match="already has an expert 'a'"):
-        weave.import_lora(weights, name="a")
-    assert weave.experts == ("a",)
-    assert weave.config.expert_ranks == {}
-
-
-def test_a_16_bit_lora_is_taken_without_loss():
-    half = torch.randn(2, 4).bfloat16()
-    lora = pairs_by_module("here", {"x.lora_A.weight": half, "x.lora_B.weight": torch.ones(3, 2).half()}, {})
-    assert lora.pairs["x"].scale == 1.0
-    assert torch.equal(lora.pairs["x"].down, half)
 
 
 def test_an_imported_expert_survives_growth_and_as_of(make_plain, wake, tmp_path):
@@ -336,3 +228,61 @@ def test_a_lora_of_a_wider_flux_is_refused(make_host):
     with pytest.raises(prw.StorageError, match="32 -> 288 wide"):
         weave.import_lora({**weights, **taller}, name="style")
     assert weave.experts == ()
+
+
+def test_an_imported_expert_keeps_its_weights_and_trains_its_router(make_plain, tmp_path):
+    base = make_plain().eval()
+    lora_folder(copy.deepcopy(base), tmp_path / "lora", r=2, lora_alpha=3, target_modules=["to_v"])
+    weave = prw.inject(base, experts=["a"], **SETTINGS)
+    weave.import_lora(tmp_path / "lora", name="style")
+    training = {n for n, p in base.named_parameters() if p.requires_grad}
+    assert training == {
+        f"blocks.{b}.to_k.prw_{part}1.default.weight" for b in (0, 1) for part in ("gate", "noise")
+    }
+    value, key = base.blocks[0].to_v, base.blocks[0].to_k
+    assert value.prw_B1["default"].weight.shape == (8, 2)
+    assert value.prw_B1["default"].weight.any()
+    assert not key.prw_B1["default"].weight.any()
+    weave.save_pretrained(tmp_path / "pool")
+    weave.eject()
+    assert len(prw.load(base, tmp_path / "pool").trainable_parameters()) == 4
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        (
+            {"target_modules": ["to_q"]},
+            "adapts none of the pool's projections .*to_k.*, only 2 others .*to_q",
+        ),
+        ({"use_dora": True}, "not a plain LoRA.*use_dora"),
+        ({"bias": "lora_only"}, "not a plain LoRA.*bias"),
+        (
+            {"init_lora_weights": "pissa"},
+            "'pissa'.*path_initial_model_for_weight_conversion",
+        ),
+        ({"init_lora_weights": "pissa_niter_2"}, "init_lora_weights='pissa_niter_2'"),
+        ({"init_lora_weights": "olora"}, "init_lora_weights='olora'"),
+    ],
+)
+def test_a_lora_that_is_no_expert_is_refused(make_plain, tmp_path, options, match):
+    base = make_plain()
+    lora_folder(copy.deepcopy(base), tmp_path / "lora", **options)
+    weave = prw.inject(base, experts=["a"], **SETTINGS)
+    with pytest.raises(prw.StorageError, match=match):
+        weave.import_lora(tmp_path / "lora", name="style")
+    assert weave.experts == ("a",)
+
+
+def test_a_pool_or_another_models_lora_is_refused(make_plain, tmp_path):
+    base = make_plain()
+    weave = prw.inject(base, experts=["a"], **SETTINGS)
+    weave.save_pretrained(tmp_path / "pool")
+    with pytest.raises(prw.StorageError, match="is a PRW adapter"):
+        weave.import_lora(tmp_path / "pool", name="style")
+    lora_folder(make_plain(width=6), tmp_path / "narrow")
+    with pytest.raises(prw.StorageError, match="6 -> 6 wide, the projection is 8 -> 8"):
+        weave.import_lora(tmp_path / "narrow", name="style")
+    with pytest.raises(prw.PoolError, match="no expert 'z'"):
+        weave.export_lora("z", tmp_path / "z")
+    assert not (tmp_path / "z").exists()
