@@ -124,7 +124,7 @@ class Expand(torch.autograd.Function):
             gates_C1 = scaled_gates(plan, gates_NK, scale, low_CR.dtype)
             target = output.view(-1, output.shape[-1])  # [..., d_out] -> [tokens, d_out]
             target = target if output_slice is None else output_slice.view(target)
-            plan.add_to(low_CR * gates_C1, transposed(ups_OR), target)
+            plan.add_to(low_CR * gates_C1, transposed(ups_OR), target)  # [choices, rank] -> [tokens, d_out]
         ctx.plan, ctx.scale, ctx.output_slice, ctx.gate_dtype = plan, scale, output_slice, gates_NK.dtype
         ctx.save_for_backward(low_CR, gates_C1, *ups_OR)
         ctx.mark_dirty(output)
@@ -173,6 +173,7 @@ def shrink_backward(
     used = [(grad, stack) for grad, stack in zip(grads_CR, stacks_RI, strict=True) if grad is not None]
     of_hidden_TI: Tensor | None = None
     if of_hidden_wanted and used:
+        # [choices, rank] of each slice -> [tokens, d_in], summed
         of_hidden_TI = plan.expand([grad for grad, _ in used], [stack for _, stack in used])
     # Cast only where it is read: an input of fewer bits is kept as it is.
     read_TI = hidden_TI.to(used[0][0].dtype) if used and any(of_downs_wanted) else hidden_TI
@@ -221,6 +222,7 @@ def expand_backward(
     if not of_low_wanted and not of_gates_wanted:
         return None, None, of_ups
     (back_CR,) = plan.shrink(grad_TO, [transposed(ups_OR)])  # u = B_e^T G: [tokens, d_out] -> [choices, rank]
+    # <u, h>: [choices, rank] -> [choices] -> [items, choices per item]
     of_gates_NK = plan.per_item((back_CR * low_CR).sum(-1)) * scale if of_gates_wanted else None
     return back_CR.mul_(gates_C1) if of_low_wanted else None, of_gates_NK, of_ups
 

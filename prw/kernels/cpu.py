@@ -90,7 +90,7 @@ class CpuPlan:
 
     def per_choice(self, values_NK: Tensor) -> Tensor:
         """Repeat the items' values for their choices, sorted: [items, choices per item] -> [choices]."""
-        values_C = values_NK.unsqueeze(1).expand(-1, self.shape[2], -1).reshape(-1)
+        values_C = values_NK.unsqueeze(1).expand(-1, self.shape[2], -1).reshape(-1)  # [N, K] -> [C]
         return values_C if self.order is None else values_C.index_select(0, self.order)
 
     def per_item(self, values_C: Tensor) -> Tensor:
@@ -98,7 +98,7 @@ class CpuPlan:
         items, choices, tokens = self.shape
         if self.order is not None:
             values_C = torch.empty_like(values_C).index_copy_(0, self.order, values_C)
-        return values_C.view(items, tokens, choices).sum(1)
+        return values_C.view(items, tokens, choices).sum(1)  # -> [N, tokens, K] -> [N, K]
 
 
 def plan(expert_ids_NK: Tensor, experts: int, tokens_per_item: int, fixed: bool = True) -> CpuPlan:
@@ -115,11 +115,11 @@ def plan(expert_ids_NK: Tensor, experts: int, tokens_per_item: int, fixed: bool 
     if choices == 1 and tokens_per_item > 1:
         segments = merged(expert_ids_NK.flatten().tolist(), tokens_per_item)
         return CpuPlan(shape, segments, None, None, fixed)
-    ids_C = expert_ids_NK.unsqueeze(1).expand(-1, tokens_per_item, -1).reshape(-1)
+    ids_C = expert_ids_NK.unsqueeze(1).expand(-1, tokens_per_item, -1).reshape(-1)  # [N, K] -> [C]
     if experts == 1 and choices == 1 and (not len(ids_C) or int(ids_C.min()) == 0):
         return CpuPlan(shape, (Segment(0, 0, len(ids_C)),), None, None, fixed)
     keys_C = torch.where(ids_C < 0, experts, ids_C)
-    counts = torch.bincount(keys_C, minlength=experts + 1).tolist()
+    counts = torch.bincount(keys_C, minlength=experts + 1).tolist()  # the one wait for the numbers of ids
     found, start = [], 0
     for expert, count in enumerate(counts):
         if count:
@@ -288,6 +288,7 @@ def weight_gradient(plan: CpuPlan, low_CR: Tensor, wide_TW: Tensor, expert: int,
             here = slice(segment.start, segment.stop)
             low_rows = low_CR[here, :rank].mT  # [choices, rank] -> [rank, rows of the segment]
             wide = wide_TW[here] if plan.rows is None else wide_TW.index_select(0, plan.rows[here])
+            # [rank, rows] x [rows, wide] -> [rank, wide]
             gradient_RW = low_rows @ wide if gradient_RW is None else gradient_RW.addmm_(low_rows, wide)
     return wide_TW.new_zeros(rank, wide_TW.shape[1]) if gradient_RW is None else gradient_RW
 

@@ -83,7 +83,9 @@ def routed_backward(
 ) -> list[Tensor]:
     """Compute the gradients of input, gates, A and B, in this order: those that are needed."""
     with without_autocast(hidden_TI.device):
-        plan = make_plan(kernel, ids_NK, len(downs_RI), tokens_per_item, fixed)
+        plan = make_plan(
+            kernel, ids_NK, len(downs_RI), tokens_per_item, fixed
+        )  # again: no object may be kept
         gates_C1 = scaled_gates(plan, gates_NK, scale, low_CR.dtype)
         of_hidden_needed, of_gates_needed, *of_pairs = needed
         of_downs_needed, of_ups_needed = of_pairs[: len(downs_RI)], of_pairs[len(downs_RI) :]

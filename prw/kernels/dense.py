@@ -40,18 +40,18 @@ class DensePlan:
 
     def per_choice(self, values_NK: Tensor) -> Tensor:
         """Repeat the items' values for their choices: [items, choices per item] -> [choices]."""
-        return values_NK.unsqueeze(1).expand(-1, self.shape[2], -1).reshape(-1)
+        return values_NK.unsqueeze(1).expand(-1, self.shape[2], -1).reshape(-1)  # -> [N, tokens, K] -> [C]
 
     def per_item(self, values_C: Tensor) -> Tensor:
         """Sum the choices' values over the tokens of their item: [choices] -> [items, choices per item]."""
         items, choices, tokens = self.shape
-        return values_C.view(items, tokens, choices).sum(1)
+        return values_C.view(items, tokens, choices).sum(1)  # -> [N, tokens, K] -> [N, K]
 
 
 def plan(expert_ids_NK: Tensor, experts: int, tokens_per_item: int, fixed: bool = True) -> DensePlan:
-    """Line the choices up as they come; see `prw.kernels.cpu.plan` for the arguments."""
+    """Keep the choices in token order; see `prw.kernels.cpu.plan` for the arguments."""
     items, choices = expert_ids_NK.shape
-    ids_C = expert_ids_NK.unsqueeze(1).expand(-1, tokens_per_item, -1).reshape(-1)
+    ids_C = expert_ids_NK.unsqueeze(1).expand(-1, tokens_per_item, -1).reshape(-1)  # [N, K] -> [C]
     return DensePlan(ids_C, (items, choices, tokens_per_item), fixed)
 
 
@@ -86,7 +86,7 @@ def shrink(plan: DensePlan, wide_TW: Tensor, stacks: Sequence[Sequence[Tensor]])
         where_CR, exists_CR = places(plan, matrices)
         slots = plan.per_token
         all_CS = all_TS if slots == 1 else all_TS.repeat_interleave(slots, 0)  # -> [choices, S]
-        # Chosen, not multiplied by one: 0 * inf would leak a broken expert into all rows.
+        # [choices, S] -> [choices, rank]; gathered, not multiplied by one: 0 * inf would leak into all rows.
         lows.append(torch.where(exists_CR, all_CS.gather(1, where_CR), all_TS.new_zeros(())))
     return lows
 
@@ -105,11 +105,7 @@ def spread(plan: DensePlan, low_CR: Tensor, matrices: Sequence[Tensor]) -> Tenso
     return spread_TS
 
 
-def expand(
-    plan: DensePlan,
-    lows: Sequence[Tensor],
-    stacks: Sequence[Sequence[Tensor]],
-) -> Tensor:
+def expand(plan: DensePlan, lows: Sequence[Tensor], stacks: Sequence[Sequence[Tensor]]) -> Tensor:
     """Write what the experts make of their rows, added up over lists and slots.
 
     See `prw.kernels.cpu.expand` for the arguments.
@@ -138,7 +134,7 @@ def add_to(plan: DensePlan, low_CR: Tensor, matrices: Sequence[Tensor], target: 
 
 
 def weight_gradient(plan: DensePlan, low_CR: Tensor, wide_TW: Tensor, expert: int, rank: int) -> Tensor:
-    """Add up one expert's outer products, as one product over all rows with zeros for the others.
+    """Sum one expert's outer products, as one product over all rows with zeros for the others.
 
     See `prw.kernels.cpu.weight_gradient` for the arguments.
     """
@@ -146,4 +142,4 @@ def weight_gradient(plan: DensePlan, low_CR: Tensor, wide_TW: Tensor, expert: in
     low_CR = torch.where(mine_C1, low_CR[:, :rank], low_CR.new_zeros(()))
     if plan.per_token > 1:
         low_CR = low_CR.view(-1, plan.per_token, rank).sum(1)  # [choices, rank] -> [tokens, rank]
-    return low_CR.mT @ wide_TW
+    return low_CR.mT @ wide_TW  # [rank, tokens] x [tokens, wide] -> [rank, wide]

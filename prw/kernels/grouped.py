@@ -73,10 +73,11 @@ def plan(expert_ids_NK: Tensor, experts: int, tokens_per_item: int, fixed: bool 
     if tokens_per_item > 1:
         return GroupedPlan(choices)
     keys_C = torch.where(choices.ids < 0, experts, choices.ids)
-    order = keys_C.argsort(stable=True)
-    inverse = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
-    counts = (keys_C.unsqueeze(-1) == torch.arange(experts, device=keys_C.device)).sum(0)
-    return GroupedPlan(choices, order, inverse, counts.cumsum(0).to(torch.int32))
+    order_C = keys_C.argsort(stable=True)
+    places_C = torch.arange(len(order_C), device=order_C.device)
+    inverse_C = torch.empty_like(order_C).scatter_(0, order_C, places_C)
+    counts_E = (keys_C.unsqueeze(-1) == torch.arange(experts, device=keys_C.device)).sum(0)  # [C, E] -> [E]
+    return GroupedPlan(choices, order_C, inverse_C, counts_E.cumsum(0).to(torch.int32))
 
 
 def cube(plan: GroupedPlan, matrices: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
@@ -84,19 +85,20 @@ def cube(plan: GroupedPlan, matrices: Sequence[Tensor], dtype: torch.dtype) -> T
     ranks = [matrix.shape[0] for matrix in matrices]
     height = max(ranks) if len(set(ranks)) > 1 else 0
     rows = stacked(matrices, dtype, plan.choices.fixed, height)
-    return rows.view(len(matrices), -1, rows.shape[1])
+    return rows.view(len(matrices), -1, rows.shape[1])  # [experts * rank, wide] -> [experts, rank, wide]
 
 
 def by_group(plan: GroupedPlan, rows_CX: Tensor, cube_EXY: Tensor) -> Tensor:
     """Multiply every choice's row with its expert's matrix; zeros where there is none."""
     if plan.ends is None:
         items, slots, tokens = plan.choices.shape
-        ids_C = plan.choices.ids.view(items, tokens, slots)[:, 0].reshape(-1)
+        ids_NK = plan.choices.ids.view(items, tokens, slots)[:, 0].reshape(-1)  # [C] -> [N * K]
+        # [C, X] -> [N, tokens, K, X] -> [N * K, tokens, X]: one product per item and choice
         rows = rows_CX.reshape(items, tokens, slots, rows_CX.shape[1]).transpose(1, 2).flatten(0, 1)
-        batch = torch.bmm(rows, cube_EXY.index_select(0, ids_C.clamp(min=0)))
-        out_CY = batch.unflatten(0, (items, slots)).transpose(1, 2).flatten(0, 2)
+        batch = torch.bmm(rows, cube_EXY.index_select(0, ids_NK.clamp(min=0)))  # -> [N * K, tokens, Y]
+        out_CY = batch.unflatten(0, (items, slots)).transpose(1, 2).flatten(0, 2)  # -> [C, Y]
     else:
-        out_CY = F.grouped_mm(rows_CX.contiguous(), cube_EXY, offs=plan.ends)
+        out_CY = F.grouped_mm(rows_CX.contiguous(), cube_EXY, offs=plan.ends)  # [C, X] x [E, X, Y] -> [C, Y]
     return torch.where((plan.ids >= 0).unsqueeze(-1), out_CY, out_CY.new_zeros(()))
 
 
@@ -104,7 +106,7 @@ def gathered(plan: GroupedPlan, wide_TW: Tensor) -> Tensor:
     """Gather the token's row of every choice: [tokens, wide] -> [choices, wide]."""
     slots = plan.choices.per_token
     if plan.order is None:
-        return wide_TW if slots == 1 else wide_TW.repeat_interleave(slots, 0)
+        return wide_TW if slots == 1 else wide_TW.repeat_interleave(slots, 0)  # choices in token order
     return wide_TW.index_select(0, plan.order // slots if slots > 1 else plan.order)
 
 
@@ -114,11 +116,7 @@ def shrink(plan: GroupedPlan, wide_TW: Tensor, stacks: Sequence[Sequence[Tensor]
     return [by_group(plan, wide_CW, cube(plan, matrices, wide_CW.dtype).mT) for matrices in stacks]
 
 
-def expand(
-    plan: GroupedPlan,
-    lows: Sequence[Tensor],
-    stacks: Sequence[Sequence[Tensor]],
-) -> Tensor:
+def expand(plan: GroupedPlan, lows: Sequence[Tensor], stacks: Sequence[Sequence[Tensor]]) -> Tensor:
     """Multiply with B, out of rank space; see `prw.kernels.cpu.expand` for the arguments."""
     parts = [
         by_group(plan, low_CR, cube(plan, matrices, low_CR.dtype))
@@ -128,7 +126,7 @@ def expand(
     for part_CW in parts[1:]:
         wide_CW = wide_CW + part_CW
     if plan.inverse is not None:
-        wide_CW = wide_CW.index_select(0, plan.inverse)
+        wide_CW = wide_CW.index_select(0, plan.inverse)  # sorted -> token order
     if plan.choices.per_token > 1:
         wide_CW = wide_CW.unflatten(0, (-1, plan.choices.per_token)).sum(1)  # -> [tokens, wide]
     return wide_CW
@@ -141,10 +139,10 @@ def add_to(plan: GroupedPlan, low_CR: Tensor, matrices: Sequence[Tensor], target
 
 
 def weight_gradient(plan: GroupedPlan, low_CR: Tensor, wide_TW: Tensor, expert: int, rank: int) -> Tensor:
-    """Add up one expert's outer products; see `prw.kernels.cpu.weight_gradient` for the arguments."""
+    """Sum one expert's outer products; see `prw.kernels.cpu.weight_gradient` for the arguments."""
     low_CR = torch.where((plan.ids == expert).unsqueeze(-1), low_CR[:, :rank], low_CR.new_zeros(()))
     if plan.inverse is not None:  # of narrow rows, not of wide ones
         low_CR = low_CR.index_select(0, plan.inverse)
     if plan.choices.per_token > 1:
         low_CR = low_CR.unflatten(0, (-1, plan.choices.per_token)).sum(1)  # -> [tokens, rank]
-    return low_CR.mT @ wide_TW
+    return low_CR.mT @ wide_TW  # [rank, tokens] x [tokens, wide] -> [rank, wide]

@@ -1,9 +1,11 @@
-"""All experts' matrices one above the other, copied once and not at every forward.
+"""The weight cache: all experts' matrices stacked into one, copied once and not at every forward.
 
-The copies of frozen weights are kept for as long as their storages live, and made anew when torch counts a
-change in place. The changes of a weight that trains torch does not count under a sharded optimiser, so it
-alone is copied each time; only the newest expert's does.
+Copies of frozen weights are kept as long as their storages live, and renewed when torch counts a change in
+place. Torch does not count the changes that a sharded optimiser makes, so a weight that trains is copied at
+every forward: the newest expert's, and no other.
 """
+
+# Shapes: a matrix is [rank, wide]; a stack is [sum of ranks, wide], or [experts * height, wide] if padded.
 
 from __future__ import annotations
 
@@ -32,15 +34,15 @@ class Stack:
 
     @property
     def alive(self) -> bool:
-        """Whether all that was copied is still somewhere: else an address may mean something new."""
+        """Whether all copied storages still live; else an address may belong to another weight."""
         return not any(owner.expired() for owner in self.owners)
 
 
 class WeightCache:
-    """The stacks of the living models; reading and renewing is for one thread at a time."""
+    """The stacks of all living models, for one thread at a time."""
 
     def __init__(self) -> None:
-        """Start with none."""
+        """Start empty."""
         self._stacks: dict[tuple[object, ...], Stack] = {}
         self._lock = threading.Lock()
 
@@ -49,12 +51,12 @@ class WeightCache:
         return len(self._stacks)
 
     def of(self, matrices: Sequence[Tensor], dtype: torch.dtype, height: int = 0) -> Tensor:
-        """Stack matrices; those that were stacked before and have not changed are not copied.
+        """Stack matrices; only those that are new or have changed are copied.
 
         Args:
             matrices: Each of shape [rank, wide]; ranks may differ, dtype and device may not.
             dtype: Of the stack.
-            height: Rows that each takes, zeros behind its own; 0 is as many as it has.
+            height: Rows of the stack for each matrix, padded with zeros; 0 means as many as it has.
 
         Returns:
             Of shape [sum of ranks, wide], or [matrices x height, wide].
@@ -82,7 +84,7 @@ class WeightCache:
 
 
 def renewed(stack: Stack, matrices: Sequence[Tensor], height: int) -> Tensor:
-    """Copy into a stack what is not there, and what trains in any case."""
+    """Copy into a stack what is new or has changed, and what trains in any case."""
     start = 0
     for place, matrix in enumerate(matrices):
         stop, training = start + (height or matrix.shape[0]), trains(matrix)
@@ -107,7 +109,7 @@ def trains(matrix: Tensor) -> bool:
 def mark_of(matrix: Tensor, training: bool = False) -> Mark:
     """Identify the numbers that a matrix holds: its memory, and torch's count of changes in place.
 
-    One that trains is in no state that could be met again: once it is frozen, its copy is made anew.
+    A weight that trains is never found unchanged: its copy is renewed once it is frozen.
     """
     storage: int = matrix.untyped_storage()._cdata
     version = 0 if matrix.is_inference() else matrix._version
@@ -124,16 +126,16 @@ def stacked(matrices: Sequence[Tensor], dtype: torch.dtype, fixed: bool, height:
     Args:
         matrices: Each of shape [rank, wide].
         dtype: Of the result.
-        fixed: Whether a change of a weight is counted by torch, so that copies can be kept.
-        height: Rows that each takes, zeros behind its own; 0 is as many as it has.
+        fixed: Whether torch counts changes of the weights, so that copies can be cached.
+        height: Rows of the stack for each matrix, padded with zeros; 0 means as many as it has.
     """
     first = matrices[0]
     if len(matrices) == 1 and first.dtype == dtype:
         return first
     if len(matrices) == 1 and trains(first):
-        # Laid out as a kept copy is: a product may round differently where its matrix is transposed.
+        # Contiguous like a cached copy: a product may round differently if its matrix is transposed.
         return first.to(dtype, memory_format=torch.contiguous_format)
-    # A CUDA graph must own what it reads: a kept stack may be gone, or old, when it is replayed.
+    # A CUDA graph must own what it reads: a cached stack may be gone, or stale, when it is replayed.
     recorded = first.is_cuda and torch.cuda.is_current_stream_capturing()
     if fixed and not recorded and not any(matrix.is_meta or matrix.is_inference() for matrix in matrices):
         return CACHE.of(matrices, dtype, height)

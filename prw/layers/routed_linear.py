@@ -16,7 +16,7 @@ An item is a token or a whole sample; choices are all items' tokens times the ex
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -100,14 +100,15 @@ class RoutedLinear(nn.Module):
         cached = self.sites[adapter].decide(hidden, self)
         if cached is None:
             return output
-        slices, kernel = self.slices_of(adapter), self._kernel(cached, hidden, adapter)
+        slices, experts = self.slices_of(adapter), cached.decision.num_experts
+        stacks_RI = [weights_of(self, DOWN + letter, adapter, experts) for letter in slices]
+        kernel = self._kernel(cached, hidden, adapter, stacks_RI[0])
         if traced() or kernel == "reference":
             deltas = self._plain(cached, hidden, adapter, kernel, slices, strength)
             return added(output, [(slices[letter], delta) for letter, delta in deltas.items()])
-        plan, lows = self._shrunk(cached, hidden, adapter, kernel, slices)  # one [choices, rank] per slice
-        total = writable(output, self.base_layer, hidden)
-        scale, experts = self.scales[adapter] * strength, cached.decision.num_experts
-        for letter, low_CR in lows.items():
+        plan, lows = self._shrunk(cached, hidden, adapter, kernel, stacks_RI)  # one [choices, rank] per slice
+        total, scale = writable(output, self.base_layer, hidden), self.scales[adapter] * strength
+        for letter, low_CR in zip(slices, lows, strict=True):
             ups_OR = weights_of(self, UP + letter, adapter, experts)
             total = expand(total, low_CR, cached.gates_NK, ups_OR, scale, plan, slices[letter])
         return total.view(output.shape)
@@ -135,26 +136,25 @@ class RoutedLinear(nn.Module):
         cached = self.sites[adapter].decide(hidden, self, one_sample)
         if cached is None:
             return {}
-        slices = {letter: one for letter, one in self.slices_of(adapter).items() if letter in letters}
-        kernel = self._kernel(cached, hidden, adapter)
+        letters, experts = [x for x in self.slices_of(adapter) if x in letters], cached.decision.num_experts
+        stacks_RI = [weights_of(self, DOWN + letter, adapter, experts) for letter in letters]
+        kernel = self._kernel(cached, hidden, adapter, stacks_RI[0])
         if traced() or kernel == "reference":
-            return self._plain(cached, hidden, adapter, kernel, slices, strength)
-        plan, lows = self._shrunk(cached, hidden, adapter, kernel, slices)
-        scale, experts, found = self.scales[adapter] * strength, cached.decision.num_experts, {}
-        for letter, low_CR in lows.items():
+            return self._plain(cached, hidden, adapter, kernel, letters, strength)
+        plan, lows = self._shrunk(cached, hidden, adapter, kernel, stacks_RI)
+        scale, found = self.scales[adapter] * strength, {}
+        for letter, low_CR in zip(letters, lows, strict=True):
             ups_OR = weights_of(self, UP + letter, adapter, experts)
             zeros = low_CR.new_zeros(*hidden.shape[:-1], ups_OR[0].shape[0])  # [..., columns of the slice]
             found[letter] = expand(zeros, low_CR, cached.gates_NK, ups_OR, scale, plan)
         return found
 
-    def _kernel(self, cached: CachedDecision, hidden: Tensor, adapter: str) -> str:
-        """Choose the kernel, once for all projections of the site, by what they read."""
+    def _kernel(self, cached: CachedDecision, hidden: Tensor, adapter: str, downs: Sequence[Tensor]) -> str:
+        """Choose the kernel, once for all projections of the site, by what the first one reads."""
         if cached.kernel is None:
-            site, experts = self.sites[adapter], cached.decision.num_experts
-            downs = weights_of(self, DOWN + next(iter(self.slices_of(adapter))), adapter, experts)
-            tokens = cached.tokens_per_item(hidden.shape[:-1].numel())
-            dtype, top_k = experts_dtype(downs[0], hidden), cached.decision.choices.shape[-1]
-            cached.kernel = choose(case_of(downs, dtype, top_k, tokens), site.pool.kernel)
+            tokens, top_k = hidden.shape[:-1].numel(), cached.decision.choices.shape[-1]
+            case = case_of(downs, experts_dtype(downs[0], hidden), top_k, cached.tokens_per_item(tokens))
+            cached.kernel = choose(case, self.sites[adapter].pool.kernel)
         return cached.kernel.name
 
     def _shrunk(
@@ -163,12 +163,10 @@ class RoutedLinear(nn.Module):
         hidden: Tensor,
         adapter: str,
         kernel: str,
-        slices: Mapping[str, OutputSlice | None],
-    ) -> tuple[DispatchPlan, dict[str, Tensor]]:
-        """Shrink the input for some slices, [..., d_in] -> [choices, rank] each; with the dispatch plan."""
-        site, experts = self.sites[adapter], cached.decision.num_experts
-        stacks_RI = [weights_of(self, DOWN + letter, adapter, experts) for letter in slices]
-        hidden_TI = cached.rows(hidden)  # [batch, tokens, d_in] -> [tokens, d_in]
+        stacks_RI: Sequence[Sequence[Tensor]],
+    ) -> tuple[DispatchPlan, tuple[Tensor, ...]]:
+        """Shrink the input, [..., d_in] -> one [choices, rank] per stack; with the dispatch plan."""
+        site, hidden_TI = self.sites[adapter], cached.rows(hidden)  # [batch, tokens, d_in] -> [tokens, d_in]
         dtype = experts_dtype(stacks_RI[0][0], hidden_TI)
         if site.pool.settings.dropout and self.training:  # each projection drops for itself
             hidden_TI = F.dropout(hidden_TI, site.pool.settings.dropout)
@@ -176,7 +174,7 @@ class RoutedLinear(nn.Module):
         else:
             read_TI = cached.read(hidden_TI, dtype)
         plan = cached.plan(kernel, hidden_TI.shape[0], site)
-        return plan, dict(zip(slices, shrink(hidden_TI, stacks_RI, plan, read_TI), strict=True))
+        return plan, shrink(hidden_TI, stacks_RI, plan, read_TI)
 
     def _plain(
         self,
@@ -184,13 +182,13 @@ class RoutedLinear(nn.Module):
         hidden: Tensor,
         adapter: str,
         kernel: str,
-        slices: Mapping[str, OutputSlice | None],
+        letters: Iterable[str],
         strength: float,
     ) -> dict[str, Tensor]:
         """Compute the experts' part by operations that can be traced: [..., d_in] -> [..., columns] each."""
         decision, scale, found = cached.decision, self.scales[adapter], {}
         dropout = self.sites[adapter].pool.settings.dropout
-        for letter in slices:
+        for letter in letters:
             hidden_TI = hidden.reshape(-1, hidden.shape[-1])  # [batch, tokens, d_in] -> [tokens, d_in]
             if dropout and self.training:
                 hidden_TI = F.dropout(hidden_TI, dropout)  # by torch's generator, which checkpointing replays

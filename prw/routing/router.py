@@ -220,7 +220,7 @@ def several_logits(features_BID: Tensor, lists: Sequence[Sequence[Tensor]]) -> t
     experts = len(lists[0])
     vectors = [vector.to(features_BID) for listed in lists for vector in listed]
     if traced():
-        scores = F.linear(features_BID, torch.cat(vectors))
+        scores = F.linear(features_BID, torch.cat(vectors))  # -> [batch, items, lists * experts]
     else:
         scores = Scores.apply(features_BID, experts, *vectors)  # type: ignore[no-untyped-call]
     logits: tuple[Tensor, ...] = scores.split(experts, dim=-1)
@@ -235,23 +235,25 @@ class Scores(torch.autograd.Function):
         """Return the scores of all lists, one list after the other."""
         ctx.save_for_backward(features_BID, *vectors)
         # As rows: of a strided input, torch would choose a product by whether the vector trains.
-        scores, rows_FD = [], features_BID.flatten(0, 1)
+        scores, rows_FD = [], features_BID.flatten(0, 1)  # [batch, items, d] -> [batch * items, d]
         for first in range(0, len(vectors), experts):
             scores += in_blocks(rows_FD, vectors[first : first + experts])
         items = features_BID.shape[:2]
-        return torch.cat(scores, dim=-1).view(*items, len(vectors))
+        return torch.cat(scores, dim=-1).view(*items, len(vectors))  # -> [batch, items, lists * experts]
 
     @staticmethod
     def backward(ctx: Any, grad_BIE: Tensor) -> tuple[Tensor | None, ...]:
         """Return the gradients of the features and of the vectors that train."""
         features_BID, *vectors = ctx.saved_tensors
         of_features, _, *needed = ctx.needs_input_grad
-        # One expert has all of the softmax, whose gradient is zero. Only a host can look without waiting.
+        # A single expert has all of the softmax, whose gradient is zero; only a CPU can look without waiting.
         nothing = grad_BIE.is_cpu and not grad_BIE.any()
+        # [batch, items, experts] x [experts, d] -> [batch, items, d]
         of_features_BID = grad_BIE @ torch.cat(vectors) if of_features and not nothing else None
         training = [place for place, wanted in enumerate(needed) if wanted]
         found: list[Tensor | None] = [None] * len(vectors)
         if training:
+            # [training, batch * items] x [batch * items, d] -> [training, d]
             grads = torch.stack([grad_BIE[..., place].flatten() for place in training])
             for place, gradient in zip(training, grads @ features_BID.flatten(0, 1), strict=True):
                 found[place] = gradient.unsqueeze(0)
@@ -260,9 +262,9 @@ class Scores(torch.autograd.Function):
 
 def in_blocks(rows_FD: Tensor, vectors: Sequence[Tensor]) -> list[Tensor]:
     """Score the first vectors one by one and later ones in blocks of fixed size."""
-    scores = [F.linear(rows_FD, vector) for vector in vectors[:ALONE]]
+    scores = [F.linear(rows_FD, vector) for vector in vectors[:ALONE]]  # [rows, d] -> [rows, 1] each
     for start in range(ALONE, len(vectors), BLOCK):
-        block = torch.cat(list(vectors[start : start + BLOCK]))
+        block = torch.cat(list(vectors[start : start + BLOCK]))  # [up to BLOCK, d]
         padded = F.pad(block, (0, 0, 0, BLOCK - block.shape[0]))
         scores.append(F.linear(rows_FD, padded)[..., : block.shape[0]])
     return scores

@@ -3,7 +3,7 @@
 decisions -> merged -> tally [sites, experts + measures] -> statistics, and the alarm of a collapse
 """
 
-# Shapes: an item is a token or a whole sample; `items` counts those of all decisions that are merged.
+# Shape suffixes: I items (tokens or whole samples) of all merged decisions, K choices, E experts, M measures.
 
 from __future__ import annotations
 
@@ -170,31 +170,33 @@ def tally(
     flat = [decision for of_site in decisions.values() for decision in of_site]
     homes = [site for site, of_site in enumerate(decisions.values()) for _ in of_site]
     check_sizes(flat, experts)
+    # one row per site, one column per expert, then MEASURES
     sums = torch.zeros(len(decisions), len(experts) + len(MEASURES), device=flat[0].expert_ids.device)
     for places in by_size(flat).values():
         group = [flat[place] for place in places]
-        rows = measured(merged(group, mask), len(experts))
+        rows = measured(merged(group, mask), len(experts))  # [items, experts + measures]
         sums.index_add_(0, owners(group, [homes[place] for place in places], sums.device), rows)
     return Tally(tuple(decisions), experts, sums)
 
 
 def measured(decision: RoutingDecision, num_experts: int) -> Tensor:
-    """Write each item of a decision of shape [1, items] as one row: a one for each choice, then MEASURES.
+    """Turn each item of a decision of shape [1, items] into one row: a one for each choice, then MEASURES.
 
     Returns:
         Float32 of shape [items, num_experts + measures]; zeros for an item that does not count.
     """
-    choices, probabilities = decision.choices[0], decision.probabilities[0].float()
-    counted = decision.routed[0]
-    chosen = (choices.unsqueeze(-1) == torch.arange(num_experts, device=choices.device)).sum(1)
-    best = probabilities.topk(min(2, decision.num_experts), dim=-1).values
-    margin = best[:, 0] - best[:, 1] if decision.num_experts > 1 else best[:, 0]
-    entropy = torch.special.entr(probabilities).sum(-1)
-    newest = (choices == decision.num_experts - 1).any(-1)
-    weights = decision.weights[0].float().reshape(choices.shape).sum(-1)
-    measures = torch.stack([counted, newest, weights, entropy, margin], dim=-1)
-    rows = torch.cat([chosen.float(), measures], dim=-1)
-    return torch.where(counted.unsqueeze(-1), rows, torch.zeros_like(rows))
+    choices_IK, probabilities_IE = decision.choices[0], decision.probabilities[0].float()
+    counted_I = decision.routed[0]
+    experts_E = torch.arange(num_experts, device=choices_IK.device)
+    chosen_IE = (choices_IK.unsqueeze(-1) == experts_E).sum(1)  # [I, K, E] -> [I, E]
+    best = probabilities_IE.topk(min(2, decision.num_experts), dim=-1).values
+    margin_I = best[:, 0] - best[:, 1] if decision.num_experts > 1 else best[:, 0]
+    entropy_I = torch.special.entr(probabilities_IE).sum(-1)
+    newest_I = (choices_IK == decision.num_experts - 1).any(-1)
+    gate_I = decision.weights[0].float().reshape(choices_IK.shape).sum(-1)
+    measures_IM = torch.stack([counted_I, newest_I, gate_I, entropy_I, margin_I], dim=-1)
+    rows = torch.cat([chosen_IE.float(), measures_IM], dim=-1)  # [I, E + M]
+    return torch.where(counted_I.unsqueeze(-1), rows, torch.zeros_like(rows))
 
 
 def check_sizes(decisions: Sequence[RoutingDecision], experts: tuple[str, ...]) -> None:
@@ -232,16 +234,16 @@ def merged(
     """
     device = decisions[0].expert_ids.device
 
-    def laid(parts: Sequence[Tensor]) -> Tensor:
+    def concatenated(parts: Sequence[Tensor]) -> Tensor:
         if by_sample:
-            return torch.cat([part.to(device) for part in parts], dim=1)
-        return torch.cat([part.flatten(0, 1).to(device) for part in parts]).unsqueeze(0)
+            return torch.cat([part.to(device) for part in parts], dim=1)  # -> [batch, items of all]
+        return torch.cat([part.flatten(0, 1).to(device) for part in parts]).unsqueeze(0)  # -> [1, items]
 
-    whole = RoutingDecision(*(laid(parts) for parts in zip(*decisions, strict=True)))
+    whole = RoutingDecision(*(concatenated(parts) for parts in zip(*decisions, strict=True)))
     if mask is None:
         return whole
     mask = mask.to(device) if isinstance(mask, Tensor) else mask
-    counted = laid([item_mask(mask, decision.choices[..., 0]) for decision in decisions])
+    counted = concatenated([item_mask(mask, decision.choices[..., 0]) for decision in decisions])
     if whole.expert_ids.dim() == 3:
         counted = counted.unsqueeze(-1)
     return whole._replace(
@@ -252,7 +254,7 @@ def merged(
 def owners(decisions: Sequence[RoutingDecision], homes: Sequence[int], device: torch.device) -> Tensor:
     """Number the owner of each item of `merged` decisions, int64 of shape [items].
 
-    The numbers are filled in on the device: a list of the host would be copied, and waited for.
+    The numbers are filled in on the device: a list would be copied from the host, and waited for.
 
     Args:
         decisions: The decisions.
@@ -289,7 +291,7 @@ def item_mask(mask: Tensor, expert_ids: Tensor) -> Tensor:
     if mask.shape == expert_ids.shape:
         return mask
     if mask.dim() == 2 and (mask.shape[0], 1) == tuple(expert_ids.shape):
-        return mask.any(dim=1, keepdim=True)
+        return mask.any(dim=1, keepdim=True)  # [batch, tokens] -> [batch, 1]
     raise RoutingError(
         f"the mask has shape {tuple(mask.shape)}, but a decision of shape {tuple(expert_ids.shape)} [batch, "
         "items] was recorded. It must cover the tokens that the sites see: record each forward by itself, "

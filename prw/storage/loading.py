@@ -19,18 +19,14 @@ from prw.tuner import (
     Layers,
     PrwConfig,
     base_path,
-    current_paths,
     inner_model,
     model_for_pool,
     passed_over,
     passed_over_note,
-    paths_in,
     pool_layers,
-    projections_of,
     put_in,
+    rename_saved,
     take_out,
-    with_current_names,
-    with_current_paths,
 )
 
 
@@ -57,7 +53,7 @@ def place_pool(model: nn.Module, saved: SavedPool, path: Path, adapter: str) -> 
     """
     inner = inner_model(model)
     saved, embeddings = without_embeddings(inner, saved, path)
-    saved = with_current_targets(saved, inner)
+    saved = SavedPool(*rename_saved(inner, saved.config, saved.weights))
     configs = getattr(inner, "peft_config", {})
     if adapter in configs:
         fill_earlier(pool_layers(inner, adapter), adapter, configs[adapter], saved)
@@ -89,19 +85,6 @@ def place_pool(model: nn.Module, saved: SavedPool, path: Path, adapter: str) -> 
         raise
     for parameter, weight in embeddings.values():
         put(parameter, weight)
-
-
-def with_current_targets(saved: SavedPool, model: nn.Module) -> SavedPool:
-    """Give a saved pool the names that this model's projections have now, where they have moved since.
-
-    The targets then name every projection that the weights belong to: earlier versions put experts on paths
-    that merely end like a target, and ignored layers_to_transform.
-    """
-    paths, targets = paths_in(saved.weights), saved.config.target_modules
-    if isinstance(targets, list | tuple | set):
-        saved.config.target_modules = [*targets, *sorted(paths.difference(targets))]
-    renamed = current_paths(model, paths, projections_of(model).keys())
-    return SavedPool(with_current_paths(saved.config, renamed), with_current_names(saved.weights, renamed))
 
 
 def fill_earlier(layers: Layers, adapter: str, config: PrwConfig, saved: SavedPool) -> None:

@@ -2,7 +2,6 @@
 
 from prw.tuner.config import PrwConfig, register
 from prw.tuner.growth import (
-    Layers,
     freeze_newest,
     grow,
     holds,
@@ -10,7 +9,6 @@ from prw.tuner.growth import (
     refresh_training,
     remove,
     rename,
-    trainable_modules,
     trainable_parameters,
 )
 from prw.tuner.injection import (
@@ -26,21 +24,16 @@ from prw.tuner.injection import (
     take_out,
     trained_before,
 )
-from prw.tuner.layer import PrwLinear, project
+from prw.tuner.layer import Layers, PrwLinear, project
 from prw.tuner.merging import merge
 from prw.tuner.mha import PrwAttention
 from prw.tuner.model import PrwModel
 from prw.tuner.module_paths import (
     PEFT_PREFIX,
     base_path,
-    current_paths,
     inner_model,
-    paths_in,
-    plain_path,
-    with_current_names,
-    with_current_paths,
 )
-from prw.tuner.targets import excluded_paths, passed_over, passed_over_note, projections_of, refuse_outside
+from prw.tuner.targets import excluded_paths, passed_over, passed_over_note, refuse_outside, rename_saved
 
 register(PrwModel)
 
@@ -54,7 +47,6 @@ __all__ = [
     "adapters_with_pools",
     "base_path",
     "changed_since",
-    "current_paths",
     "excluded_paths",
     "find_pool",
     "freeze_newest",
@@ -67,22 +59,17 @@ __all__ = [
     "parameters_beside",
     "passed_over",
     "passed_over_note",
-    "paths_in",
-    "plain_path",
     "pool_layers",
     "pool_of",
     "project",
-    "projections_of",
     "put_in",
     "refresh_training",
     "refuse_no_model",
     "refuse_outside",
     "remove",
     "rename",
+    "rename_saved",
     "take_out",
-    "trainable_modules",
     "trainable_parameters",
     "trained_before",
-    "with_current_names",
-    "with_current_paths",
 ]

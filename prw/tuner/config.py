@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field, make_dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -173,12 +174,10 @@ class PrwConfig(_Mirror):  # type: ignore[misc, unused-ignore]
                 f"experts is a list of names, got the string {self.experts!r}; for one expert write "
                 f"experts=[{self.experts!r}]."
             )
-        self.experts = [one_form(name) for name in self.experts]
-        self.imported = [one_form(name) for name in self.imported]
-        for by_name in ("expert_ranks", "stages", "trained_beside"):
-            setattr(self, by_name, {one_form(name): of for name, of in getattr(self, by_name).items()})
-        for position, name in enumerate(self.experts):
-            check_name(name, self.experts[:position])
+        names = [one_form(name) for name in self.experts]
+        for position, name in enumerate(names):
+            check_name(name, names[:position])
+        self.change_names(one_form)
         if self.bias != "none" or self.target_parameters:
             raise ConfigError(
                 f"PRW adds experts to projections only; got bias={self.bias!r} and "
@@ -189,6 +188,20 @@ class PrwConfig(_Mirror):  # type: ignore[misc, unused-ignore]
     def rows_of(self, target: Any) -> str:
         """Return which rows of a fused projection a target means: its own letter, or those of the setting."""
         return EVERY_ROW if target == ALL_LINEAR else target if target in ("k", "v") else self.rows
+
+    def change_names(self, change: Callable[[str], str | None]) -> None:
+        """Change the experts' names everywhere; an expert whose new name is None is taken out.
+
+        Args:
+            change: Returns the new name of an expert.
+        """
+        for field_name in ("experts", "imported"):
+            names = map(change, getattr(self, field_name))
+            setattr(self, field_name, [name for name in names if name is not None])
+        for field_name in ("expert_ranks", "stages", "trained_beside"):
+            values = {change(name): value for name, value in getattr(self, field_name).items()}
+            values.pop(None, None)
+            setattr(self, field_name, values)
 
     def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
         """Save the configuration and a card beside it, as PEFT and transformers do when they save a pool.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch import nn
@@ -10,12 +10,8 @@ from torch import nn
 from prw.config import one_form
 from prw.errors import PoolError
 from prw.layers import Pool, container_names, expert_names, pair_names
-from prw.layers.experts import NOISE
 from prw.tuner.config import PrwConfig, check_name
-from prw.tuner.layer import PrwLinear
-
-Layers = Mapping[str, PrwLinear]
-"""The projections of a pool, by their path at injection."""
+from prw.tuner.layer import Layers, PrwLinear
 
 
 def training_containers(config: PrwConfig) -> set[str]:
@@ -29,7 +25,7 @@ def training_containers(config: PrwConfig) -> set[str]:
         if config.train_veteran_gates:
             training.update(name for index in range(last) for name in expert_names(index)[2:])
     if not config.noise:
-        training = {name for name in training if not name.startswith(NOISE)}
+        training.difference_update(expert_names(index).noise for index in range(last + 1))
     return training
 
 
@@ -41,23 +37,20 @@ def refresh_training(layers: Layers, adapter: str, config: PrwConfig) -> None:
         layer.freeze_except(adapter, training, trainable=active and not config.inference_mode)
 
 
-def trainable_modules(layers: Layers, adapter: str, config: PrwConfig) -> Iterable[nn.Module]:
-    """Iterate over the modules whose weights an optimiser should get, layer by layer."""
-    training = training_containers(config)
-    for layer in layers.values():
-        for name in layer.adapter_layer_names:
-            if name in training and holds(layer, name, adapter):
-                yield getattr(layer, name)[adapter]
-
-
 def trainable_parameters(layers: Layers, adapter: str, config: PrwConfig) -> list[nn.Parameter]:
     """List what an optimiser should get, layer by layer.
 
     Raises:
         PoolError: if any of it is frozen, so that an optimiser would train less than was asked for.
     """
-    modules = trainable_modules(layers, adapter, config)
-    parameters = [parameter for module in modules for parameter in module.parameters()]
+    training = training_containers(config)
+    parameters = [
+        parameter
+        for layer in layers.values()
+        for name in layer.adapter_layer_names
+        if name in training and holds(layer, name, adapter)
+        for parameter in getattr(layer, name)[adapter].parameters()
+    ]
     off = sum(not parameter.requires_grad for parameter in parameters)
     if off:
         raise PoolError(
@@ -70,11 +63,7 @@ def trainable_parameters(layers: Layers, adapter: str, config: PrwConfig) -> lis
 
 
 def pool_of(layers: Layers, adapter: str) -> Pool:
-    """Return the pool that the layers belong to.
-
-    Raises:
-        PoolError: if there are no layers.
-    """
+    """Return the pool that the layers belong to; without any layers that is a PoolError."""
     for layer in layers.values():
         return layer.sites[adapter].pool
     raise PoolError(f"the model has no experts under adapter {adapter!r}; call prw.inject(model) first.")
@@ -93,11 +82,10 @@ def grow(
     Args:
         layers: The projections of the pool, by path.
         adapter: Adapter name.
-        config: The adapter's configuration, which is updated.
+        config: The pool's configuration, which is updated.
         name: Name of the new expert.
-        init: None or "zero" starts at zero output; a veteran's name copies its ranks, A and B, but not its
-            router vectors.
-        ranks: Ranks of its own, as a pattern; None means the settings'.
+        init: None or "zero" starts at zero output; the name of a veteran copies its ranks, A and B.
+        ranks: The expert's own ranks, as a pattern; None means the settings'.
 
     Raises:
         ConfigError: if the name is unusable.
@@ -161,11 +149,7 @@ def remove(layers: Layers, adapter: str, config: PrwConfig, name: str) -> None:
     for layer in layers.values():
         shift_experts(layer, adapter, index, last)
     config.newest_frozen = config.newest_frozen or index == last
-    config.experts = [expert for expert in config.experts if expert != name]
-    config.imported = [expert for expert in config.imported if expert != name]
-    config.expert_ranks = {expert: own for expert, own in config.expert_ranks.items() if expert != name}
-    config.stages = {stage: entry for stage, entry in config.stages.items() if stage != name}
-    config.trained_beside = {stage: sums for stage, sums in config.trained_beside.items() if stage != name}
+    config.change_names(lambda expert: None if expert == name else expert)
     sync_names(pool, config)
     refresh_training(layers, adapter, config)
 
@@ -180,14 +164,9 @@ def rename(layers: Layers, adapter: str, config: PrwConfig, old: str, new: str) 
     pool, old, new = pool_of(layers, adapter), one_form(old), one_form(new)
     pool.index(old)
     check_name(new, config.experts)
-    config.experts = [new if expert == old else expert for expert in config.experts]
-    config.imported = [new if expert == old else expert for expert in config.imported]
-    config.expert_ranks = {new if expert == old else expert: r for expert, r in config.expert_ranks.items()}
-    config.stages = {
-        new if stage == old else stage: {key: new if value == old else value for key, value in entry.items()}
-        for stage, entry in config.stages.items()
-    }
-    config.trained_beside = {new if stage == old else stage: s for stage, s in config.trained_beside.items()}
+    config.change_names(lambda expert: new if expert == old else expert)
+    for stage, entry in config.stages.items():  # an entry names its stage, and the one that it starts from
+        config.stages[stage] = {key: new if value == old else value for key, value in entry.items()}
     sync_names(pool, config)
 
 

@@ -56,11 +56,7 @@ def asked_by(names: Collection[str], depth: int = DEPTH) -> FrameType | None:
 
 
 def refuse_fusing(sites: Mapping[str, Site]) -> None:
-    """Refuse diffusers' fusing of projections, of which a layer notices only that its weight is read.
-
-    Raises:
-        UnsupportedError: names the projections of the site.
-    """
+    """Refuse diffusers' fusing of projections, of which a layer notices only that its weight is read."""
     if sites and asked_by(FUSING):
         raise UnsupportedError(
             f"fuse_qkv_projections() would copy the base of {paths_of(sites)} into one new projection and "
@@ -74,9 +70,6 @@ def refuse_saving(sites: Mapping[str, Site]) -> None:
 
     It would write the base of a projection under the name that it has inside its layer. On loading, that
     projection is then missing, and what it gives is undefined.
-
-    Raises:
-        UnsupportedError: names the projections of the site, and the calls that save a pool.
     """
     if sites and asked_by(SAVING, DEPTH_OF_STATE):
         raise UnsupportedError(
@@ -89,11 +82,7 @@ def refuse_saving(sites: Mapping[str, Site]) -> None:
 
 
 def refuse_without_settings() -> None:
-    """Refuse to save a pool through diffusers in a file that cannot hold the pool's settings.
-
-    Raises:
-        UnsupportedError: says what to leave out.
-    """
+    """Refuse to save a pool through diffusers in a file that cannot hold the pool's settings."""
     saving = asked_by(SAVING_ADAPTER)
     if saving and not saving.f_locals.get("safe_serialization", True):
         raise UnsupportedError(

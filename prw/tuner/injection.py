@@ -70,12 +70,7 @@ def model_for_pool(model: nn.Module) -> nn.Module:
 
 
 def put_in(model: nn.Module, config: PrwConfig, adapter: str) -> None:
-    """Inject a pool beside the adapters that are active; a failure leaves the model as it was.
-
-    Args:
-        model: What `model_for_pool` returned.
-        config: The pool's configuration, which is copied.
-        adapter: Adapter name.
+    """Inject a pool into a model that `model_for_pool` returned; a failure leaves the model as it was.
 
     Raises:
         PoolError: if the adapter's name is unusable, or the model already has an adapter of that name.
@@ -114,11 +109,7 @@ def put_in(model: nn.Module, config: PrwConfig, adapter: str) -> None:
 
 
 def refuse_no_model(model: object) -> None:
-    """Refuse what is not a torch model but, say, a pipeline of several.
-
-    Raises:
-        TargetError: says what came, and which part of a pipeline to pass.
-    """
+    """Refuse what is not a torch model but, say, a pipeline of several."""
     if not isinstance(model, nn.Module):
         raise TargetError(
             f"expected a torch model, got a {type(model).__name__}. Of a diffusers pipeline pass the "
@@ -130,12 +121,9 @@ def take_out(model: nn.Module, adapter: str, before: TrainedBefore | None = None
     """Put back the very modules that were there and, with the last adapter, whether the base trained.
 
     Args:
-        model: The model.
+        model: The model; a PeftModel is refused.
         adapter: Adapter name.
         before: What `trained_before` returned while the pool was there; None asks it now.
-
-    Raises:
-        UnsupportedError: if PEFT wraps the model.
     """
     if isinstance(model, PeftModel):
         raise UnsupportedError("this model is wrapped by peft.get_peft_model; call model.unload() instead.")
@@ -270,11 +258,7 @@ def forget(model: nn.Module, adapter: str) -> None:
 
 
 def pool_layers(model: nn.Module, adapter: str) -> dict[str, PrwLinear]:
-    """Find the projections of a pool, by their path at injection.
-
-    Raises:
-        PoolError: if the model has no pool under that adapter name.
-    """
+    """Find the projections of a pool, by their path at injection; without any that is a PoolError."""
     found: dict[str, PrwLinear] = {}
     for module in layers_of(model, adapter):
         members = module.sites[adapter].projections
@@ -283,11 +267,7 @@ def pool_layers(model: nn.Module, adapter: str) -> dict[str, PrwLinear]:
 
 
 def find_pool(model: nn.Module, adapter: str) -> Pool:
-    """Find a pool by the first of its projections.
-
-    Raises:
-        PoolError: if the model has no pool under that adapter name.
-    """
+    """Find a pool by the first of its projections; without one that is a PoolError."""
     layer = next(layers_of(model, adapter), None)
     return no_pool(model, adapter) if layer is None else layer.sites[adapter].pool
 
@@ -304,11 +284,7 @@ def adapters_with_pools(model: nn.Module) -> list[str]:
 
 
 def no_pool(model: nn.Module, adapter: str) -> NoReturn:
-    """Refuse a model that has no pool under an adapter name; says which pools it has.
-
-    Raises:
-        PoolError: always.
-    """
+    """Refuse a model that has no pool under an adapter name; says which pools it has."""
     others = adapters_with_pools(model)
     if others:
         raise PoolError(
@@ -326,15 +302,7 @@ def no_pool(model: nn.Module, adapter: str) -> NoReturn:
 
 
 def parameters_beside(model: nn.Module, adapter: str) -> dict[str, nn.Parameter]:
-    """List what trains and belongs to no adapter, and a pool's own copies of modules_to_save.
-
-    Args:
-        model: The model.
-        adapter: Name of the pool's adapter; what other adapters train is theirs.
-
-    Returns:
-        By name without wrappers and adapters.
-    """
+    """List by plain name what trains and belongs to no adapter, and a pool's copies of modules_to_save."""
     return dict(base_parameters(model, adapter, only_training=True))
 
 
@@ -347,13 +315,9 @@ def note_beside(model: nn.Module, adapter: str, config: PrwConfig) -> None:
 
 
 def changed_since(model: nn.Module, adapter: str, config: PrwConfig, expert: str) -> list[str]:
-    """List the parameters beside the pool that are not known to be as they were when a stage ended.
+    """List the parameters beside the pool that are not known to be as they were when an expert's stage ended.
 
-    Args:
-        model: The model.
-        adapter: Name of the pool's adapter.
-        config: The pool's configuration.
-        expert: The stage's expert; the newest one, while it trains, is what it is.
+    The newest expert's stage has not ended while it trains, so nothing has changed since.
     """
     place = config.experts.index(expert)
     if torch.compiler.is_compiling():

@@ -237,6 +237,10 @@ class PrwLinear(RoutedLinear, BaseTunerLayer):
         return False
 
 
+Layers = Mapping[str, PrwLinear]
+"""The projections of a pool, by their path at injection."""
+
+
 def refuse_elsewhere(weight: Tensor | None, offloaded: bool) -> None:
     """Refuse to put experts beside a weight that is split or offloaded: theirs would be neither.
 

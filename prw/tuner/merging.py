@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from prw.errors import PoolError, UnsupportedError
 from prw.layers import Pool, pair_of
-from prw.tuner.growth import Layers
+from prw.tuner.growth import pool_of
 from prw.tuner.injection import TrainedBefore, pool_layers, take_out
-from prw.tuner.layer import PrwLinear
+from prw.tuner.layer import Layers, PrwLinear
 
 
 def constant_weights(pool: Pool, size: int | None = None) -> bool:
@@ -23,22 +23,13 @@ def constant_weights(pool: Pool, size: int | None = None) -> bool:
 
 
 def merged_weights(model: nn.Module, layers: Layers, adapter: str, size: int) -> dict[nn.Parameter, Tensor]:
-    """Compute what the base's weights become; nothing is changed yet.
-
-    Args:
-        model: The model.
-        layers: The projections of the pool, by path.
-        adapter: Adapter name.
-        size: How many of the pool's experts, from the oldest.
-
-    Returns:
-        Base weight to its new value.
+    """Compute what the base's weights become with the `size` oldest experts; nothing is changed yet.
 
     Raises:
         UnsupportedError: if it would not be exact, or the base is not a plain Linear; says why.
         PoolError: if a `with` block is open, or the pool is switched off.
     """
-    pool = next(iter(layers.values())).sites[adapter].pool
+    pool = pool_of(layers, adapter)
     pool.check_settled("merging")
     if isinstance(model, PeftModel):
         raise UnsupportedError(
@@ -74,15 +65,7 @@ def merged_weights(model: nn.Module, layers: Layers, adapter: str, size: int) ->
 def merge(
     model: nn.Module, layers: Layers, adapter: str, size: int, trained_before: TrainedBefore | None
 ) -> None:
-    """Add the experts to the base's weights and take the pool out; see `merged_weights` for what is refused.
-
-    Args:
-        model: The model.
-        layers: The projections of the pool, by path.
-        adapter: Adapter name.
-        size: How many of the pool's experts, from the oldest.
-        trained_before: See `take_out`.
-    """
+    """Add the `size` oldest experts to the base's weights and take the pool out; see `merged_weights`."""
     merged = merged_weights(model, layers, adapter, size)
     take_out(model, adapter, trained_before)
     with torch.no_grad():
@@ -93,10 +76,6 @@ def merge(
 def merge_all(model: nn.Module, adapters: Iterable[str]) -> dict[nn.Parameter, Tensor]:
     """Compute what the base's weights become if several pools are merged; nothing is changed yet.
 
-    Args:
-        model: The model, without PEFT's wrapper.
-        adapters: Adapter names of the pools.
-
     Raises:
         UnsupportedError: if it would not be exact for one of them; says why.
         PoolError: if one has no experts, is switched off, or is no pool.
@@ -104,7 +83,7 @@ def merge_all(model: nn.Module, adapters: Iterable[str]) -> dict[nn.Parameter, T
     merged: dict[nn.Parameter, Tensor] = {}
     for adapter in adapters:
         layers = pool_layers(model, adapter)
-        pool = next(iter(layers.values())).sites[adapter].pool
+        pool = pool_of(layers, adapter)
         if not pool.experts:
             raise PoolError(f"the pool {adapter!r} is empty: call model.unload() to take it out.")
         for weight, value in merged_weights(model, layers, adapter, len(pool.experts)).items():

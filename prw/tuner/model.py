@@ -341,11 +341,7 @@ class AdapterConfigs(dict[str, PeftConfig]):
 
 
 def refuse_taken(model: nn.Module, adapter: str) -> None:
-    """Refuse a name under which the model has an adapter already.
-
-    Raises:
-        PoolError: says where that adapter is.
-    """
+    """Refuse a name under which the model has an adapter already."""
     for path, module in model.named_modules():
         if isinstance(module, BaseTunerLayer) and adapter in module._all_available_adapter_names():
             raise PoolError(

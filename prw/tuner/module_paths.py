@@ -32,11 +32,7 @@ Rename = Callable[[str], str]
 
 
 def base_path(weight: str) -> str:
-    """Return the name of a weight without the wrappers and adapters around its projection.
-
-    Args:
-        weight: Name of a parameter, or of a pool's weight.
-    """
+    """Return the name of a weight without the wrappers and adapters around its projection."""
     return AROUND.sub("", plain_path(weight))
 
 
@@ -71,11 +67,7 @@ def is_fixed(model: nn.Module) -> bool:
 
 
 def refuse_fixed(model: nn.Module) -> None:
-    """Refuse a model whose wrapper has noted its parameters already.
-
-    Raises:
-        UnsupportedError: names the wrapper and says what comes first.
-    """
+    """Refuse a model whose wrapper has noted its parameters already."""
     outer: nn.Module | None = model
     while outer is not None:
         if is_fixed(outer):
@@ -97,12 +89,7 @@ def paths_in(weights: Iterable[str]) -> set[str]:
 
 
 def with_current_names(weights: Mapping[str, Tensor], renamed: Mapping[str, str]) -> dict[str, Tensor]:
-    """Name a pool's saved weights after the present paths of their projections.
-
-    Args:
-        weights: The saved weights by name.
-        renamed: Saved path to present path; see `current_paths`.
-    """
+    """Name a pool's saved weights after the present paths of their projections; see `current_paths`."""
     found = {}
     for name, weight in weights.items():
         path, _, rest = name.removeprefix(PEFT_PREFIX).rpartition(".prw_")
@@ -169,12 +156,7 @@ def by_registry(conversion: Any, name: str) -> str:
 
 
 def with_current_paths(config: PrwConfig, renamed: Mapping[str, str]) -> PrwConfig:
-    """Return a copy of a configuration with the present paths in the place of the saved ones.
-
-    Args:
-        config: The configuration.
-        renamed: Saved path to present path; see `current_paths`.
-    """
+    """Return a copy of a configuration with present paths in the place of saved ones; see `current_paths`."""
     new = copy.copy(config)
     for name in ("target_modules", "exclude_modules"):
         paths = getattr(new, name)

@@ -8,6 +8,7 @@ from prw.tuner.targets.plan import (
     passed_over_note,
     plan_pool,
     refuse_outside,
+    rename_saved,
 )
 from prw.tuner.targets.projections import projections_of, unwrapped, widths_of
 
@@ -20,6 +21,7 @@ __all__ = [
     "plan_pool",
     "projections_of",
     "refuse_outside",
+    "rename_saved",
     "unwrapped",
     "widths_of",
 ]

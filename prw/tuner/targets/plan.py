@@ -16,12 +16,20 @@ from peft.tuners.tuners_utils import (
     _maybe_include_all_linear_layers,
     check_target_module_exists,
 )
-from torch import nn
+from torch import Tensor, nn
 
 from prw.errors import ConfigError, TargetError, first_few
 from prw.kernels import OutputSlice
 from prw.tuner.config import ALL_LINEAR, BY_STRUCTURE, PrwConfig
-from prw.tuner.module_paths import current_paths, inner_model, module_at, plain_path, with_current_paths
+from prw.tuner.module_paths import (
+    current_paths,
+    inner_model,
+    module_at,
+    paths_in,
+    plain_path,
+    with_current_names,
+    with_current_paths,
+)
 from prw.tuner.targets.blocks import (
     Group,
     find_by_structure,
@@ -109,6 +117,22 @@ def with_present_names(model: nn.Module, known: Known, config: PrwConfig) -> Prw
     return with_current_paths(config, renamed) if renamed else config
 
 
+def rename_saved(
+    model: nn.Module, config: PrwConfig, weights: Mapping[str, Tensor]
+) -> tuple[PrwConfig, dict[str, Tensor]]:
+    """Return a saved configuration and its weights with the paths that this model has now.
+
+    The targets then name every projection that the weights belong to: earlier versions put experts on paths
+    that merely end like a target, and ignored layers_to_transform.
+    """
+    paths, config = paths_in(weights), copy.copy(config)
+    if isinstance(config.target_modules, list | tuple | set):
+        missing = sorted(paths.difference(config.target_modules))
+        config.target_modules = [*config.target_modules, *missing]
+    renamed = current_paths(model, paths, projections_of(model))
+    return with_current_paths(config, renamed), with_current_names(weights, renamed)
+
+
 def saved_paths(known: Known, config: PrwConfig) -> list[str] | None:
     """Return the paths of a configuration that was planned for a model like this one; None if it was not."""
     if config.resolved_from is None or isinstance(config.target_modules, str) or not config.target_modules:
@@ -118,7 +142,7 @@ def saved_paths(known: Known, config: PrwConfig) -> list[str] | None:
 
 
 def find_groups(model: nn.Module, known: Known, asked: str | Iterable[str], config: PrwConfig) -> list[Group]:
-    """Find the projections that something asked for means, as far as the other options allow them.
+    """Find the projections that a target means, as far as the configuration's other options allow them.
 
     Args:
         model: The model.
@@ -126,9 +150,6 @@ def find_groups(model: nn.Module, known: Known, asked: str | Iterable[str], conf
         asked: "kv", "k", "v", "all-kv" or "all-linear"; or module names (whole, or the end of a path), globs
             or regular expressions. A whole name is taken whatever `layers_to_transform` says.
         config: Says what is excluded and which layers are meant.
-
-    Returns:
-        Groups of one or two projections that share a decision, key first.
 
     Raises:
         TargetError: if it means nothing that can carry experts; lists what the model has.
@@ -159,16 +180,7 @@ def find_groups(model: nn.Module, known: Known, asked: str | Iterable[str], conf
 
 
 def plan_sites(groups: Iterable[Group], letters: str, layout: str | None) -> list[SitePlan]:
-    """Make a site of every group; a key and a value with inputs of different widths are a site each.
-
-    Args:
-        groups: Projections that share a decision, key first.
-        letters: Which rows of a fused projection get experts: "kv", "k", "v" or "all".
-        layout: The layout of fused projections as a user wrote it; None finds it by structure.
-
-    Raises:
-        TargetError: if the rows of a fused projection cannot be found.
-    """
+    """Make a site of every group; a key and a value with inputs of different widths are a site each."""
     sites: dict[str, SitePlan] = {}
     for group in groups:
         one_width = len({projection.in_features for projection in group}) == 1
@@ -184,11 +196,7 @@ def plan_sites(groups: Iterable[Group], letters: str, layout: str | None) -> lis
 
 
 def matching(model: nn.Module, known: Known, entries: list[str]) -> list[Projection]:
-    """List the projections that names, globs or patterns match, in the model's order.
-
-    Raises:
-        TargetError: if an entry matches nothing.
-    """
+    """List the projections that names, globs or patterns match, in the model's order; each must match one."""
     if not entries:
         raise TargetError(nothing_found("the list of targets is empty", model, known))
     chosen: set[str] = set()
@@ -276,10 +284,7 @@ def with_parents(path: str) -> list[str]:
 def is_allowed(config: PrwConfig, path: str, whole: Collection[str] = ()) -> bool:
     """Return whether exclude_modules, layers_to_transform and layers_pattern allow a path, as in PEFT.
 
-    Args:
-        config: The configuration.
-        path: The path.
-        whole: Paths that are named in full, and so taken from any layer.
+    Paths in `whole` are named in full, and so taken from any layer.
     """
     return not is_excluded(config, path) and (path in whole or in_layers(config, path))
 
@@ -312,11 +317,7 @@ def asking_for(config: PrwConfig, path: str) -> PrwConfig:
 
 
 def refuse_unusable(model: nn.Module, groups: Iterable[Group]) -> None:
-    """Refuse projections at which experts would have no effect, or would act in one place of several.
-
-    Raises:
-        TargetError: names the first one and says what to do.
-    """
+    """Refuse projections at which experts would have no effect, or would act in one place of several."""
     places: dict[int, list[str]] = {}
     for around, parent in model.named_modules():
         for child, module in parent._modules.items():
@@ -354,11 +355,7 @@ def refuse_unusable(model: nn.Module, groups: Iterable[Group]) -> None:
 
 
 def refuse_attention_itself(model: nn.Module) -> None:
-    """Refuse a model that is nothing but an nn.MultiheadAttention.
-
-    Raises:
-        TargetError: says what to do.
-    """
+    """Refuse a model that is nothing but an nn.MultiheadAttention."""
     if isinstance(model, nn.MultiheadAttention):
         raise TargetError(
             "the model itself is an nn.MultiheadAttention, and a pool is put around modules inside a "
@@ -367,11 +364,7 @@ def refuse_attention_itself(model: nn.Module) -> None:
 
 
 def refuse_missing_layers(config: PrwConfig, groups: Iterable[Group]) -> None:
-    """Refuse a layer index that no target has.
-
-    Raises:
-        TargetError: names the index.
-    """
+    """Refuse a layer index that no target has."""
     paths = [projection.path for group in groups for projection in group]
     layers: Any = config.layers_to_transform
     for index in [layers] if isinstance(layers, int) else layers or []:
@@ -385,9 +378,6 @@ def refuse_outside(model: nn.Module, config: PrwConfig) -> None:
     """Refuse projections that are named by their whole path and lie outside the layers that are asked for.
 
     PEFT takes such a name whatever layers_to_transform says, and folders of earlier versions rely on that.
-
-    Raises:
-        TargetError: names the first one.
     """
     targets = config.target_modules
     whole = set(targets if isinstance(targets, list) else ()) & projections_of(model).keys()
@@ -400,11 +390,7 @@ def refuse_outside(model: nn.Module, config: PrwConfig) -> None:
 
 
 def refuse_causal(model: nn.Module, paths: Iterable[str]) -> None:
-    """Refuse routing by the whole sample where a token must not see later ones.
-
-    Raises:
-        ConfigError: names the projection and the causal module around it.
-    """
+    """Refuse routing by the whole sample where a token must not see later ones."""
     for path in paths:
         for around in ["", *with_parents(path)[:-1]]:
             module = model.get_submodule(around)
@@ -429,13 +415,7 @@ def is_causal(module: nn.Module) -> bool:
 
 
 def passed_over(model: nn.Module, config: PrwConfig, known: Known | None = None) -> list[str]:
-    """List the projections of this model that a saved pool was asked for and its saved paths leave out.
-
-    Args:
-        model: The model.
-        config: A saved configuration; one that was never planned, or is of other paths, leaves out nothing.
-        known: The model's layers that can carry experts, if they have been listed already.
-    """
+    """List what a saved pool was asked for and leaves out here; nothing if it has paths of another model."""
     known = projections_of(model) if known is None else known
     asked, paths = config.resolved_from, config.target_modules
     if asked is None or isinstance(paths, str) or not known.keys() >= set(paths or ()):

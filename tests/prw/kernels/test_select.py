@@ -4,8 +4,7 @@ import pytest
 import torch
 
 import prw
-from prw.kernels import NAMES, VARIABLE, Case, choose, cpu, dense, forced, grouped
-from prw.kernels.dispatch_plan import backend_of
+from prw.kernels import NAMES, VARIABLE, Case, choose, cpu, dense, forced
 from prw.kernels.select import DENSE_UP_TO
 
 CUDA, LIMIT = torch.device("cuda"), DENSE_UP_TO["cuda"]
@@ -87,8 +86,6 @@ def test_unknown_names_are_refused_wherever_they_come_from(make_plain, monkeypat
     monkeypatch.setenv(VARIABLE, "fast")
     with pytest.raises(prw.ConfigError, match=f"{VARIABLE} is 'fast'.*kernels are auto"):
         prw.inject(make_plain(), rank=2)
-    with pytest.raises(prw.ConfigError, match="no backend"):
-        backend_of("reference", torch.device("cpu"))
 
 
 def test_the_environment_goes_before_the_setting_and_is_read_when_the_pool_is_made(
@@ -130,8 +127,3 @@ def test_the_setting_decides_what_computes(make_plain, wake, name, monkeypatch):
     model(torch.randn(1, 4, 8))
     expected = {"grouped": "prw.kernels.cpu", "dense": "prw.kernels.dense"}.get(name, name)
     assert called == [expected] * 4, "once for K and once for V, at two sites"
-
-
-def test_grouped_on_a_cpu_is_not_the_way_of_cuda():
-    assert backend_of("grouped", torch.device("cpu")) is cpu
-    assert backend_of("grouped", CUDA) is grouped
