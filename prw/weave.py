@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from prw import storage, tuner
 from prw.config import PoolSettings
 from prw.errors import ConfigError, PoolError, first_few
-from prw.layers import AddedLoss, AuxiliaryLoss, Pool, SiteRecord, explained, name_unreached
+from prw.layers import AddedLoss, AuxiliaryLoss, Pool, SiteRecord, describe_kernel, name_unreached
 from prw.layers.samples import Samples, refuse_tokens
 from prw.routing import Routing
 from prw.storage import Layout, LoraExport, LoraImport
@@ -474,5 +474,5 @@ class Weave:
         """Describe the pool: sites, experts, settings, kernel and why, parameters, bytes."""
         layers = self._layers()
         parameters = list(storage.pool_parameters(layers, self.adapter).values())
-        kernel = explained(next(iter(layers.values())).sites[self.adapter])
+        kernel = describe_kernel(next(iter(layers.values())).sites[self.adapter])
         return describe(type(self.model).__name__, self.config, self.sites, parameters, kernel)

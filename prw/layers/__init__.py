@@ -12,7 +12,7 @@ from prw.layers.experts import (
 )
 from prw.layers.pool import Pool, Scope
 from prw.layers.reached import name_unreached
-from prw.layers.routed_linear import WHOLE, RoutedLinear, explained
+from prw.layers.routed_linear import WHOLE, RoutedLinear, describe_kernel
 from prw.layers.site import Site, SiteRecord
 
 __all__ = [
@@ -28,8 +28,8 @@ __all__ = [
     "add_expert_weights",
     "add_router_vectors",
     "container_names",
+    "describe_kernel",
     "expert_names",
-    "explained",
     "name_unreached",
     "pair_names",
     "pair_of",

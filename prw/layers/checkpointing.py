@@ -1,4 +1,4 @@
-"""Gradient checkpointing: which forwards backward may run again, and under which `with` blocks they ran."""
+"""Gradient checkpointing: the forwards that backward may recompute, and the `with` blocks they ran under."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from prw.layers.pool import Scope
 
 
 class Note:
-    """One forward that backward may run again; it is alive as long as that forward's graph."""
+    """One forward that backward may recompute; it lives as long as that forward's graph."""
 
     def __init__(self, scope: Scope) -> None:
         """Keep the forward's scope."""
@@ -21,10 +21,10 @@ class Note:
 
 
 class CheckpointedForwards:
-    """The forwards of one site that backward may run again, since the last backward that did.
+    """The forwards of one site that backward may recompute, since the last backward that did.
 
-    Backward runs a forward again under the `with` blocks that are open then, and cannot tell which forward it
-    is. So the gradients are right only if all that could be meant ran under those blocks.
+    Backward recomputes a forward under the `with` blocks that are open at that time, and does not know which
+    forward it is. So the gradients are correct only if every candidate ran under those blocks.
     """
 
     def __init__(self) -> None:
@@ -38,12 +38,12 @@ class CheckpointedForwards:
         return CheckpointedForwards, ()
 
     def add(self, scope: Scope, *tensors: Tensor) -> None:
-        """Note a forward, if it runs under checkpointing.
+        """Register a forward, if it runs under checkpointing.
 
         Args:
-            scope: What the open `with` blocks ask for.
-            tensors: What the forward read or made; the first with a graph decides how long the note lives, so
-                that an output that is dropped without backward is forgotten.
+            scope: The scope of the open `with` blocks.
+            tensors: Input and results of the forward; the note lives as long as the graph of the first that
+                has one, so that an output that is dropped without backward is forgotten.
         """
         if not under_checkpointing():
             return
@@ -60,10 +60,10 @@ class CheckpointedForwards:
             self._without_graph.append(note)
 
     def check(self, scope: Scope, site: str) -> None:
-        """Refuse to run a forward again under other `with` blocks than its own.
+        """Refuse to recompute a forward under other `with` blocks than its own.
 
         Raises:
-            RoutingError: if a forward that could be meant ran under others.
+            RoutingError: if a candidate ran under others.
         """
         self._ran_again = True
         others = [note.scope for note in (*self._alive, *self._without_graph) if not note.scope.agrees(scope)]

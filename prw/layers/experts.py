@@ -2,10 +2,10 @@
 
 `prw_A0`, `prw_A1`, ... hold A; `prw_B*` hold B; `prw_gate*` and `prw_noise*` hold a site's router vectors.
 A projection that is keys and values at once has a pair for each: `prw_Ak0`, `prw_Bk0`, `prw_Av0`, `prw_Bv0`.
-One Parameter per expert and not one stacked tensor: a frozen expert is then absent from the optimiser (weight
-decay would move a slice with a masked gradient), and the checkpoint of an earlier stage is a subset of a
-later one's. No `nn.Linear` either: hosts that quantise, cast (fp8), wrap or offload every Linear of a model
-would do it to the experts, whose weights are read together and multiplied as one.
+Each expert has Parameters of its own instead of a slice of one tensor: the optimiser never sees a frozen
+expert (weight decay would move a slice whose gradient is masked), and the checkpoint of an earlier stage is a
+subset of a later one's. They are not `nn.Linear`: hosts that quantise, cast (fp8), wrap or offload every
+Linear of a model would do so to the experts, whose weights are read and multiplied together.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from torch.distributed.tensor import DTensor
 from prw.kernels import OutputSlice
 
 ALIGNMENT = 64
-"""Bytes; torch's own memory on a host starts at multiples of it."""
+"""Bytes; torch allocates CPU memory at multiples of it."""
 DOWN, UP, GATE, NOISE = "prw_A", "prw_B", "prw_gate", "prw_noise"
 
 

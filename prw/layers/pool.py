@@ -80,11 +80,12 @@ class Pool:
         kernel_from: Where it was requested: in the settings, or in the environment.
         experts: Names of the experts, oldest first.
         expert_ranks: Expert to rank pattern, for experts whose ranks are not the settings'.
-        scope: What the open `with` blocks ask for. It is shared by all threads, because the autograd engine
-            recomputes checkpointed blocks in threads of its own; so one thread at a time may open blocks.
+        scope: The combined effect of the open `with` blocks. All threads share it, because the autograd
+            engine recomputes checkpointed blocks in threads of its own; so one thread at a time may open
+            blocks.
         recorder: Where decisions go, or None.
         batch_sizes: What the running forward of the model was called with; None where tokens are routed.
-        settled: Names of the sites that a recorded forward has reached, or that were named as not reached.
+        settled: Names of the sites that a recorded forward has reached, or that were reported as not reached.
         all_settled: Whether that is every site.
         weights_read: Ids of the projections whose weights were read since the recording began.
         called: Ids of the projections that were called since then; not kept once all sites are settled.
@@ -113,7 +114,7 @@ class Pool:
         self._blocks: list[Block] = []
 
     def __getstate__(self) -> dict[str, Any]:
-        """Copy and pickle without the open blocks, which nobody would close in the copy."""
+        """Copy and pickle without the open blocks, which nothing would close in the copy."""
         return {**self.__dict__, "scope": EVERYTHING, "recorder": None, "_blocks": []}
 
     @property

@@ -220,7 +220,7 @@ def case_of(downs: Sequence[Tensor], dtype: torch.dtype, top_k: int, tokens_per_
     return Case(first.device, dtype, len(downs), rank, top_k, tokens_per_item, wide=first.shape[1])
 
 
-def explained(site: Site) -> str:
+def describe_kernel(site: Site) -> str:
     """Describe which kernel computes a site's experts, and why.
 
     Autocast, and whether gradients are wanted, may change it.

@@ -41,7 +41,7 @@ class PrwLinear(RoutedLinear, BaseTunerLayer):
     def __init__(self, base_layer: nn.Module, in_features: int, out_features: int) -> None:
         """Wrap a projection; it has no experts yet."""
         super().__init__(base_layer, in_features, out_features)
-        self.training = self.get_base_layer().training  # a LoRA between is made in training mode by PEFT
+        self.training = self.get_base_layer().training  # PEFT creates a LoRA in between in training mode
         self.adapter_layer_names: tuple[str, ...] = ()
         self.frozen_peft_weight_names: dict[str, tuple[str, ...]] = {}
         self.merged_adapters: list[str] = []
@@ -63,7 +63,7 @@ class PrwLinear(RoutedLinear, BaseTunerLayer):
 
     @property
     def lora_A(self) -> dict[str, nn.Module]:  # noqa: N802  # PEFT's name
-        """A pool has no weights of a LoRA: none are there for diffusers, which asks every layer to move them.
+        """No weights: diffusers asks every layer for its LoRA's to move them, and a pool is not a LoRA.
 
         Raises:
             UnsupportedError: if the pool itself is to be moved as a LoRA.
@@ -82,7 +82,7 @@ class PrwLinear(RoutedLinear, BaseTunerLayer):
     def join(
         self, adapter: str, site: Site, path: str, slices: Mapping[str, OutputSlice | None] = WHOLE
     ) -> None:
-        """Make this projection a member of a site and give it the weights of the pool's experts."""
+        """Add this projection to a site, with weights for each of the pool's experts."""
         self.sites[adapter] = site
         self.slices[adapter] = slices
         self.strengths[adapter] = 1.0
@@ -92,7 +92,7 @@ class PrwLinear(RoutedLinear, BaseTunerLayer):
             self.add_expert(adapter, index)
 
     def add_expert(self, adapter: str, index: int) -> None:
-        """Make the weights of one more expert, and its router vectors if this keeps the router.
+        """Add the weights of one more expert, and its router vectors if this keeps the site's router.
 
         Raises:
             UnsupportedError: if the projection is split over processes or offloaded already.
