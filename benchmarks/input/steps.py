@@ -17,7 +17,7 @@ from rich.console import Console
 from benchmarks.input.schema import StepShare
 from benchmarks.measuring import tidy
 from recipes.cologen.caching import encoder
-from recipes.cologen.config import RunConfig, load_config
+from recipes.cologen.config.run import RunConfig, load_config
 from recipes.cologen.flux.model import FluxModel
 from recipes.cologen.training import loop, step
 from recipes.cologen.training.run import train

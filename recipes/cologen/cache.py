@@ -17,8 +17,8 @@ from rich.console import Console
 
 from prw.errors import PrwError
 from recipes.cologen.caching.encoder import Encoder, open_encoder
-from recipes.cologen.config import RunConfig, load_config
-from recipes.cologen.config_overrides import with_data
+from recipes.cologen.config.overrides import with_data
+from recipes.cologen.config.run import RunConfig, load_config
 from recipes.cologen.errors import CologenError, DataError
 from recipes.cologen.stages import select_stages
 from recipes.cologen.terminal import silence_loading_bars

@@ -12,11 +12,11 @@ from typing import Annotated
 
 from pydantic import Field, ValidationError
 
-from recipes.cologen.config import RunConfig
-from recipes.cologen.config_annotators import AnnotatorTable
-from recipes.cologen.config_errors import ConfigError, explain
-from recipes.cologen.config_input import Side
-from recipes.cologen.config_model import MOST_TEXT_TOKENS, Settings, Shift
+from recipes.cologen.config.annotators import AnnotatorTable
+from recipes.cologen.config.errors import ConfigError, explain
+from recipes.cologen.config.input import Side
+from recipes.cologen.config.model import MOST_TEXT_TOKENS, Settings, Shift
+from recipes.cologen.config.run import RunConfig
 from recipes.cologen.data.buckets import Buckets, buckets_of
 from recipes.cologen.data.scene import SIDE
 from recipes.cologen.flux.base import SourceTimestep

@@ -12,7 +12,7 @@ from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
-from recipes.cologen.config import REPOSITORY, RunConfig, load_config
+from recipes.cologen.config.run import REPOSITORY, RunConfig, load_config
 from recipes.cologen.costs.activations import StepBytes, step_bytes
 from recipes.cologen.costs.arithmetic import step_flops
 from recipes.cologen.costs.gpus import GPUS

@@ -20,8 +20,8 @@ from typing import Any
 from rich.console import Console
 
 from prw.errors import PrwError
-from recipes.cologen.config import load_config
-from recipes.cologen.config_overrides import with_data
+from recipes.cologen.config.overrides import with_data
+from recipes.cologen.config.run import load_config
 from recipes.cologen.costs.gpus import GPUS, gpu_memory, memory_size
 from recipes.cologen.diagnosis.diagnose import Asked, Diagnosis, Gpu, add_probe, diagnose
 from recipes.cologen.diagnosis.environment import gpu_bytes

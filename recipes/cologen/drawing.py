@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 
 import prw
-from recipes.cologen.config_annotators import OPTIONS
+from recipes.cologen.config.annotators import OPTIONS
 from recipes.cologen.data.annotators.drawing import draw_map
 from recipes.cologen.data.record import Image
 from recipes.cologen.data.views import VIEWS

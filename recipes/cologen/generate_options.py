@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from recipes.cologen.config_annotators import MAP_KINDS
+from recipes.cologen.config.annotators import MAP_KINDS
 from recipes.cologen.data.views import VIEWS
 from recipes.cologen.generate_grid import axis
 from recipes.cologen.picture_settings import FULL_POOL, MOST_STEPS

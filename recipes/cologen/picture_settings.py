@@ -25,7 +25,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from pydantic_core import PydanticCustomError
 from rich.console import Console
 
-from recipes.cologen.config import RunConfig, load_config
+from recipes.cologen.config.run import RunConfig, load_config
 from recipes.cologen.data.record import Image
 from recipes.cologen.errors import CologenError, PictureError
 from recipes.cologen.picture_faults import in_words

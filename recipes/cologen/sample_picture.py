@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from recipes.cologen.config import RunConfig
+from recipes.cologen.config.run import RunConfig
 from recipes.cologen.config_drawing import drawing_settings
 from recipes.cologen.data.control import PROMPTS
 from recipes.cologen.data.record import Image

@@ -14,8 +14,8 @@ from rich.console import Console
 from rich.markup import escape
 
 from prw.errors import PrwError
-from recipes.cologen.config import RunConfig, load_config
-from recipes.cologen.config_overrides import with_data
+from recipes.cologen.config.overrides import with_data
+from recipes.cologen.config.run import RunConfig, load_config
 from recipes.cologen.errors import CologenError
 from recipes.cologen.report import build_report
 from recipes.cologen.score_table import score_table

@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 from typing import NamedTuple
 
-from recipes.cologen.config import RunConfig
+from recipes.cologen.config.run import RunConfig
 from recipes.cologen.data.record import Image
 from recipes.cologen.data.scene import BACKGROUNDS, COLOURS, PLACES, SHAPES, SIDE, SIZES
 from recipes.cologen.data.views import VIEWS

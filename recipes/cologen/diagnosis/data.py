@@ -10,7 +10,7 @@ import torch
 import transformers
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from recipes.cologen.config import RunConfig
+from recipes.cologen.config.run import RunConfig
 from recipes.cologen.costs.shapes import BaseShape, read_json
 from recipes.cologen.data.annotators.drawing import Annotators
 from recipes.cologen.data.buckets import Bucket

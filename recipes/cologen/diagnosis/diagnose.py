@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from huggingface_hub import try_to_load_from_cache
 
-from recipes.cologen.config import RunConfig
+from recipes.cologen.config.run import RunConfig
 from recipes.cologen.costs.memory import FLOAT32, Memory, estimate_memory, is_tight, load_of, what_would_fit
 from recipes.cologen.costs.memory import trained_parameters as trained
 from recipes.cologen.costs.parameters import Counts, count_parameters

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 import torch
 from diffusers.models import attention_dispatch
 
-from recipes.cologen.config import RunConfig
+from recipes.cologen.config.run import RunConfig
 from recipes.cologen.diagnosis.unchecked import Unchecked
 from recipes.cologen.errors import CologenError, MachineError
 from recipes.cologen.flux.placement import check_compile_backend

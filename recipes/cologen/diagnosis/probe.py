@@ -12,8 +12,8 @@ from typing import NamedTuple
 import torch
 from rich.console import Console
 
-from recipes.cologen.config import RunConfig
-from recipes.cologen.config_input import CacheSettings
+from recipes.cologen.config.input import CacheSettings
+from recipes.cologen.config.run import RunConfig
 from recipes.cologen.training.run import train
 
 WARM, TIMED = 1, 3

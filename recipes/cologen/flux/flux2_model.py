@@ -23,7 +23,7 @@ from diffusers.pipelines.flux2.pipeline_flux2_klein import compute_empirical_mu
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase, Qwen3ForCausalLM
 
-from recipes.cologen.config_model import Quantisation
+from recipes.cologen.config.model import Quantisation
 from recipes.cologen.errors import PromptError
 from recipes.cologen.flux.folder import Layout, load_components, read_index
 from recipes.cologen.flux.source_stream import install_source_stream

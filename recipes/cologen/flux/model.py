@@ -17,7 +17,7 @@ from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxPipeli
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer, T5EncoderModel, T5Tokenizer
 
-from recipes.cologen.config_model import MOST_TEXT_TOKENS, Quantisation
+from recipes.cologen.config.model import MOST_TEXT_TOKENS, Quantisation
 from recipes.cologen.errors import PromptError
 from recipes.cologen.flux.base import SourceTimestep
 from recipes.cologen.flux.folder import load_components

@@ -13,7 +13,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt
 from torch import Tensor
 
-from recipes.cologen.config_model import Shift
+from recipes.cologen.config.model import Shift
 from recipes.cologen.errors import ShapeError, SourceStreamError
 from recipes.cologen.flux.base import FluxBase, SourceTimestep
 from recipes.cologen.flux.shift import scheduler_for

@@ -10,7 +10,7 @@ from torch import nn
 from prw import PrwConfig, Weave
 from prw.errors import PoolError
 from prw.tuner import pool_layers
-from recipes.cologen.config import load_config
+from recipes.cologen.config.run import load_config
 from recipes.cologen.config_drawing import DrawingSettings, drawing_settings, read_drawing
 from recipes.cologen.errors import RunFolderError, SourceStreamError
 from recipes.cologen.flux.source_stream import flux_attentions, has_source_stream

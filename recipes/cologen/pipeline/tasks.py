@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from PIL import Image as PilImage
 
-from recipes.cologen.config_annotators import AnnotatorSettings
+from recipes.cologen.config.annotators import AnnotatorSettings
 from recipes.cologen.data.annotators.drawing import Annotators, to_picture
 from recipes.cologen.data.control import PROMPTS, canny, lineart, soft_edge
 from recipes.cologen.data.framing import CLASS_MAPS

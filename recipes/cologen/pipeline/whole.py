@@ -12,8 +12,8 @@ from huggingface_hub import HfApi
 
 from prw import LoraExport, Weave, load_pipeline
 from prw.errors import PoolError, UnsupportedError
+from recipes.cologen.config.model import Shift
 from recipes.cologen.config_drawing import DrawingSettings, write_drawing
-from recipes.cologen.config_model import Shift
 from recipes.cologen.errors import SourceStreamError
 from recipes.cologen.flux.base import SourceTimestep
 from recipes.cologen.flux.folder import Layout

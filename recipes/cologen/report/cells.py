@@ -21,7 +21,7 @@ from PIL import Image as PilImage
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 import prw
-from recipes.cologen.config_model import Shift
+from recipes.cologen.config.model import Shift
 from recipes.cologen.data.annotators.drawing import Annotators
 from recipes.cologen.data.record import Example
 from recipes.cologen.flux.base import FluxBase

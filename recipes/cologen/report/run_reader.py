@@ -10,7 +10,7 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from recipes.cologen.config import RunConfig, load_config
+from recipes.cologen.config.run import RunConfig, load_config
 from recipes.cologen.errors import RunFolderError
 from recipes.cologen.stages import stage_index
 

@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from recipes.cologen.caching.fingerprints import picture_key, prompt_key
-from recipes.cologen.config_input import CacheSettings
-from recipes.cologen.config_training import DropoutSettings
+from recipes.cologen.config.input import CacheSettings
+from recipes.cologen.config.training import DropoutSettings
 from recipes.cologen.data.buckets import Bucket, BucketedRecords
 from recipes.cologen.data.record import Example, MissingMetadataError
 from recipes.cologen.data.sampler import BatchSampler, Draw, derive_seed

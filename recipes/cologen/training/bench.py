@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from accelerate.utils import broadcast_object_list, gather_object
 
-from recipes.cologen.config import RunConfig
+from recipes.cologen.config.run import RunConfig
 from recipes.cologen.config_drawing import drawing_settings, write_drawing
 from recipes.cologen.training.checkpoint import (
     ForeignCheckpointError,

@@ -9,8 +9,8 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from recipes.cologen.config import FREE_SETTINGS, FREE_TO_CHANGE, RunConfig
-from recipes.cologen.config_yaml import parse_yaml
+from recipes.cologen.config.files import parse_yaml
+from recipes.cologen.config.run import FREE_SETTINGS, FREE_TO_CHANGE, RunConfig
 from recipes.cologen.errors import RunFolderError
 
 

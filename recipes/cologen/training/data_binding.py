@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from recipes.cologen.config import RunConfig
+from recipes.cologen.config.run import RunConfig
 from recipes.cologen.data.annotators.drawing import Annotators
 from recipes.cologen.data.content import folder_content, set_content
 from recipes.cologen.stages import COLOGEN_STAGES

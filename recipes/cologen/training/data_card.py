@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from recipes.cologen.config import RunConfig
+from recipes.cologen.config.run import RunConfig
 from recipes.cologen.data.annotators.drawing import Annotators
 from recipes.cologen.data.licences import PERMISSIVE
 from recipes.cologen.data.sets import DataSet

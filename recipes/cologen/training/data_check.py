@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from recipes.cologen.config import RunConfig
+from recipes.cologen.config.run import RunConfig
 from recipes.cologen.data.record import MissingMetadataError
 from recipes.cologen.data.sampler import derive_seed
 from recipes.cologen.data.views import VIEWS

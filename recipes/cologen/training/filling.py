@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from recipes.cologen.caching.encoder import Encoder
 from recipes.cologen.caching.store import TensorStore
-from recipes.cologen.config_training import DropoutSettings
+from recipes.cologen.config.training import DropoutSettings
 from recipes.cologen.data.fixed import fixed_examples
 from recipes.cologen.data.record import Example, MissingMetadataError
 from recipes.cologen.errors import BrokenPictureError

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 
 import prw
-from recipes.cologen.config import RunConfig
+from recipes.cologen.config.run import RunConfig
 from recipes.cologen.data.sampler import derive_seed
 from recipes.cologen.flux.base import FluxBase
 from recipes.cologen.flux.families import load_base_model

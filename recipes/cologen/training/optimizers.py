@@ -10,7 +10,7 @@ import torch
 from diffusers.training_utils import EMAModel
 from torch import nn
 
-from recipes.cologen.config_model import OptimizerSettings
+from recipes.cologen.config.model import OptimizerSettings
 from recipes.cologen.errors import MachineError
 
 AVERAGE = "average"

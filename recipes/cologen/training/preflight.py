@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from recipes.cologen.config import RunConfig
-from recipes.cologen.config_data import DataSettings
+from recipes.cologen.config.data import DataSettings
+from recipes.cologen.config.run import RunConfig
 from recipes.cologen.costs.shapes import pixels_per_token
 from recipes.cologen.data.bucket_order import BucketOrder
 from recipes.cologen.data.buckets import buckets_of

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from recipes.cologen.config_training import DropoutSettings
+from recipes.cologen.config.training import DropoutSettings
 from recipes.cologen.data.sampler import Draw, derive_seed
 from recipes.cologen.flux.transfer import to_device
 from recipes.cologen.training.batches import STREAM_END, Batch, Examples, Prepared

@@ -14,7 +14,7 @@ from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwar
 from rich.console import Console
 
 from recipes.cologen.caching.encoder import Encoder, open_encoder
-from recipes.cologen.config import RunConfig
+from recipes.cologen.config.run import RunConfig
 from recipes.cologen.data.annotators.drawing import Annotators
 from recipes.cologen.errors import LaunchError
 from recipes.cologen.flux.base import FluxBase

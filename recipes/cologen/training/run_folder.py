@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from recipes.cologen.config import RunConfig
+from recipes.cologen.config.run import RunConfig
 from recipes.cologen.errors import BaseModelError, RunFolderError
 from recipes.cologen.training.checkpoint import read_stage_name, recover, write_folder, write_text
 from recipes.cologen.training.config_changes import DifferentConfigError, check_config

@@ -21,8 +21,8 @@ from prw import Weave
 from prw.routing import Routing
 from prw.routing.tally import MEASURES
 from recipes.cologen.caching.encoder import Encoder
-from recipes.cologen.config import RunConfig
-from recipes.cologen.config_model import OptimizerSettings
+from recipes.cologen.config.model import OptimizerSettings
+from recipes.cologen.config.run import RunConfig
 from recipes.cologen.data.annotators.drawing import Annotators
 from recipes.cologen.errors import CologenError
 from recipes.cologen.flux.base import FluxBase

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from PIL import Image as PilImage
 
-from recipes.cologen.config import RunConfig
+from recipes.cologen.config.run import RunConfig
 from recipes.cologen.data.record import Example
 from recipes.cologen.training.bench import Bench, note_progress
 from recipes.cologen.training.held_out_encoding import encode_examples

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from prw import Weave
-from recipes.cologen.config_model import Shift
+from recipes.cologen.config.model import Shift
 from recipes.cologen.data import oracle
 from recipes.cologen.data.record import Example, Image, MissingMetadataError
 from recipes.cologen.data.sampler import derive_seed

@@ -3,7 +3,7 @@
 import pytest
 import yaml
 
-from recipes.cologen.config import CONFIGS, REPOSITORY, ConfigError, load_config, parse_config
+from recipes.cologen.config.run import CONFIGS, REPOSITORY, ConfigError, load_config, parse_config
 from recipes.cologen.stages import COLOGEN_STAGES, UnknownStageError
 
 MINIMAL = {"name": "minimal", "base": {"path": "somewhere"}}

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from recipes.cologen.config import CONFIGS, RunConfig, load_config
+from recipes.cologen.config.errors import ConfigError, known_keys
+from recipes.cologen.config.run import CONFIGS, RunConfig, load_config
 from recipes.cologen.config_drawing import (
     DRAWING_FILE,
     NOT_REPEATED,
@@ -15,7 +16,6 @@ from recipes.cologen.config_drawing import (
     read_drawing,
     write_drawing,
 )
-from recipes.cologen.config_errors import ConfigError, known_keys
 
 KEYS = tuple(known_keys(RunConfig))
 GROUPS = {key.rpartition(".")[0] for key in KEYS} - {""}

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 
 from recipes.cologen import cost_page
-from recipes.cologen.config import parse_config
+from recipes.cologen.config.run import parse_config
 from recipes.cologen.costs.memory import estimate_memory, load_of
 from recipes.cologen.costs.parameters import count_parameters
 from recipes.cologen.costs.shapes import find_shape

@@ -5,7 +5,7 @@ from accelerate import init_empty_weights
 from diffusers import FluxTransformer2DModel
 
 import prw
-from recipes.cologen.config import CONFIGS, ConfigError, load_config
+from recipes.cologen.config.run import CONFIGS, ConfigError, load_config
 from recipes.cologen.data.layouts import LAYOUTS
 from recipes.cologen.flux import install_source_stream
 from recipes.cologen.stages import COLOGEN_STAGES

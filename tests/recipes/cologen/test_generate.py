@@ -12,7 +12,7 @@ from PIL import Image
 from rich.console import Console
 
 from recipes.cologen import generate as command
-from recipes.cologen.config import load_config
+from recipes.cologen.config.run import load_config
 from recipes.cologen.data.annotators.opencv import draw_canny
 from recipes.cologen.data.world import World
 from recipes.cologen.generate import _source, main

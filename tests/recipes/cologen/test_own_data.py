@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from accelerate.state import AcceleratorState
 
-from recipes.cologen.config import CONFIGS, load_config, parse_config
-from recipes.cologen.config_errors import ConfigError
-from recipes.cologen.config_overrides import with_data
+from recipes.cologen.config.errors import ConfigError
+from recipes.cologen.config.overrides import with_data
+from recipes.cologen.config.run import CONFIGS, load_config, parse_config
 from recipes.cologen.stages import UnknownStageError
 from tests.test_docs import FENCE, python_blocks
 

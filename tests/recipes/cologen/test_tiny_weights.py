@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 import prw
 from recipes.cologen import generate, random_weights, train
 from recipes.cologen.caching.encoder import Encoder
-from recipes.cologen.config import load_config
+from recipes.cologen.config.run import load_config
 from recipes.cologen.data.sampler import BatchSampler
 from recipes.cologen.stages import COLOGEN_STAGES
 from recipes.cologen.training.batches import batches

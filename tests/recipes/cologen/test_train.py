@@ -12,7 +12,7 @@ from PIL import Image
 from rich.console import Console
 
 from recipes.cologen import train as command
-from recipes.cologen.config import CONFIGS
+from recipes.cologen.config.run import CONFIGS
 from recipes.cologen.score_table import score_table
 from recipes.cologen.training import bench, loop, run_lock
 from tests.recipes.cologen.training.conftest import base_path, make_config

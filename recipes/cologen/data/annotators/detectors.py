@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from recipes.cologen.config_annotators import AnnotatorSettings
+from recipes.cologen.config.annotators import AnnotatorSettings
 from recipes.cologen.data.annotators.transformer_models import check_drawn, hash_weights
 from recipes.cologen.errors import AnnotatorError
 

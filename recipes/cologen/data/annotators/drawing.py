@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from recipes.cologen.config_annotators import AnnotatorSettings
+from recipes.cologen.config.annotators import AnnotatorSettings
 from recipes.cologen.data.annotators.annotator import Annotator
 from recipes.cologen.data.annotators.detectors import DetectorAnnotator
 from recipes.cologen.data.annotators.opencv import DRAWERS, OpenCvAnnotator, open_cv

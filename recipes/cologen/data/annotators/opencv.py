@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from recipes.cologen.config_annotators import OPTIONS, AnnotatorSettings
+from recipes.cologen.config.annotators import OPTIONS, AnnotatorSettings
 from recipes.cologen.data.record import Image
 
 _FORMS = {"canny": 2, "lineart": 2}

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import AutoImageProcessor, AutoModelForDepthEstimation, AutoModelForSemanticSegmentation
 from transformers.utils import is_torchvision_available
 
-from recipes.cologen.config_annotators import AnnotatorSettings
+from recipes.cologen.config.annotators import AnnotatorSettings
 from recipes.cologen.data.class_colours import CLASS_COLOURS, CLASSES
 from recipes.cologen.errors import AnnotatorError
 

@@ -7,7 +7,7 @@ import pytest
 from recipes.cologen.app.about import about, first_try, words
 from recipes.cologen.app.answers import Answers, Asked
 from recipes.cologen.app.limits import Limits
-from recipes.cologen.config import RunConfig, parse_config
+from recipes.cologen.config.run import RunConfig, parse_config
 from recipes.cologen.data.views import VIEWS
 from recipes.cologen.data.vocabulary import PRETRAINING_VERBS, SPARE_WORDS, VOCABULARY
 from recipes.cologen.drawing import DrawingRoom

@@ -10,7 +10,7 @@ from accelerate.state import AcceleratorState
 import prw
 from prw.config import PoolSettings
 from recipes.cologen.caching.encoder import Encoder
-from recipes.cologen.config import parse_config
+from recipes.cologen.config.run import parse_config
 from recipes.cologen.costs import activations
 from recipes.cologen.costs.activations import Load, StepBytes, step_bytes
 from recipes.cologen.costs.cuda_numerics import CudaNumerics, backward, quantise

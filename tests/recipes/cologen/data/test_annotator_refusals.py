@@ -9,9 +9,9 @@ import torch
 from torch import nn
 from transformers import Dinov2Config, Dinov2Model, DPTImageProcessor, GLPNConfig, GLPNForDepthEstimation
 
-from recipes.cologen.config import parse_config
-from recipes.cologen.config_annotators import AnnotatorSettings
-from recipes.cologen.config_errors import ConfigError
+from recipes.cologen.config.annotators import AnnotatorSettings
+from recipes.cologen.config.errors import ConfigError
+from recipes.cologen.config.run import parse_config
 from recipes.cologen.data.annotators.drawing import Annotators
 from recipes.cologen.errors import AnnotatorError
 from tests.recipes.cologen.annotator_folders import save_depth_anything, save_segformer

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from transformers import DPTImageProcessor
 
-from recipes.cologen.config_annotators import AnnotatorSettings
+from recipes.cologen.config.annotators import AnnotatorSettings
 from recipes.cologen.data.annotated import AnnotatedRecords
 from recipes.cologen.data.annotators.drawing import Annotators, draw_map, worker_annotators
 from recipes.cologen.data.annotators.opencv import OpenCvAnnotator

@@ -4,7 +4,7 @@ import datasets
 import pytest
 from PIL import Image
 
-from recipes.cologen.config_data import DataSettings, SetSettings
+from recipes.cologen.config.data import DataSettings, SetSettings
 from recipes.cologen.data import content
 from recipes.cologen.data.content import set_content
 from recipes.cologen.data.sets import DataSet

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from recipes.cologen.config_data import DataSettings, SetSettings
-from recipes.cologen.config_training import DropoutSettings
+from recipes.cologen.config.data import DataSettings, SetSettings
+from recipes.cologen.config.training import DropoutSettings
 from recipes.cologen.data.decoding import as_rgb, open_upright, stored_size, upright_stand_in
 from recipes.cologen.data.folder import PictureFolder
 from recipes.cologen.data.sampler import Draw

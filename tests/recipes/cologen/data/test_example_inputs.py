@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from recipes.cologen.config_data import DataSettings, SetSettings
+from recipes.cologen.config.data import DataSettings, SetSettings
 from recipes.cologen.data.example_inputs import write_example_inputs
 from recipes.cologen.data.sets import DataSet
 from recipes.cologen.data.views import VIEWS

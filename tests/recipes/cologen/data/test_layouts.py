@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from recipes.cologen.config_data import DataSettings
+from recipes.cologen.config.data import DataSettings
 from recipes.cologen.data.layouts import LAYOUTS, Reading
 from recipes.cologen.data.sets import DataSet
 from recipes.cologen.data.views import VIEWS

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image
 
-from recipes.cologen.config_annotators import AnnotatorSettings
-from recipes.cologen.config_data import DataSettings, SetSettings
+from recipes.cologen.config.annotators import AnnotatorSettings
+from recipes.cologen.config.data import DataSettings, SetSettings
 from recipes.cologen.data.annotators.drawing import Annotators, draw_map
 from recipes.cologen.data.annotators.opencv import draw_canny
 from recipes.cologen.data.annotators.transformer_models import depth_levels

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from recipes.cologen.config_data import DataSettings, SetSettings
+from recipes.cologen.config.data import DataSettings, SetSettings
 from recipes.cologen.data.content import set_content
 from recipes.cologen.data.licences import PERMISSIVE, UNSTATED, is_allowed
 from recipes.cologen.data.record import Record

@@ -13,7 +13,7 @@ import webdataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recipes.cologen.config_data import DataSettings, SetSettings
+from recipes.cologen.config.data import DataSettings, SetSettings
 from recipes.cologen.data.layouts.regions import decoded_segmentation
 from recipes.cologen.data.sets import DataSet
 from recipes.cologen.data.sources.json_files import JsonRows

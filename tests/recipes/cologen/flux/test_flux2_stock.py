@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import prw
-from recipes.cologen.config import load_config
+from recipes.cologen.config.run import load_config
 from recipes.cologen.errors import ShapeError
 from recipes.cologen.flux import Flux2Model, SourceKV, TextTokens, generate
 from recipes.cologen.flux.random_flux2 import build_random_flux2

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from recipes.cologen.config_model import MachineSettings
+from recipes.cologen.config.model import MachineSettings
 from recipes.cologen.flux import FluxModel, generate, load_base_model
 from recipes.cologen.flux.base import FluxBase
 from recipes.cologen.flux.offloading import OffloadedPart, compute_device

@@ -8,7 +8,7 @@ import torch
 from diffusers.models.attention_dispatch import _AttentionBackendRegistry
 
 import prw
-from recipes.cologen.config_model import MachineSettings
+from recipes.cologen.config.model import MachineSettings
 from recipes.cologen.errors import MachineError
 from recipes.cologen.flux import FluxModel, ImageTokens, TextTokens
 from recipes.cologen.flux.placement import place

@@ -11,7 +11,7 @@ import torch
 from diffusers import FluxPipeline
 from PIL import Image
 
-from recipes.cologen.config import load_config, parse_config
+from recipes.cologen.config.run import load_config, parse_config
 from recipes.cologen.config_drawing import DrawingSettings, read_drawing
 from recipes.cologen.data.annotators.opencv import draw_canny
 from recipes.cologen.errors import AnnotatorError, GuidanceError, PictureError

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from recipes.cologen import train
-from recipes.cologen.config import load_config
+from recipes.cologen.config.run import load_config
 from recipes.cologen.errors import RunFolderError
 from recipes.cologen.report.run_reader import RunReader
 from recipes.cologen.stages import UnknownStageError, select_stages

@@ -13,7 +13,7 @@ from typing import Any
 
 from rich.console import Console
 
-from recipes.cologen.config import RunConfig, load_config
+from recipes.cologen.config.run import RunConfig, load_config
 from recipes.cologen.training import bench, loop, run_folder, step, validating
 from recipes.cologen.training.run import train
 

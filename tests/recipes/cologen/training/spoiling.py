@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from recipes.cologen.config import load_config
+from recipes.cologen.config.run import load_config
 from recipes.cologen.training import step
 from tests.recipes.cologen.training.killing import quiet
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from recipes.cologen.config_training import DropoutSettings
+from recipes.cologen.config.training import DropoutSettings
 from recipes.cologen.data.record import Example
 from recipes.cologen.data.sampler import BatchSampler
 from recipes.cologen.data.views import VIEWS

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from recipes.cologen.config_errors import ConfigError
+from recipes.cologen.config.errors import ConfigError
 from recipes.cologen.data import decoding, size_index
 from recipes.cologen.data.sources import rows
 from recipes.cologen.training import loop

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from recipes.cologen.config_errors import ConfigError
+from recipes.cologen.config.errors import ConfigError
 from recipes.cologen.training import step as step_module
 from tests.recipes.cologen.training.test_on_files import ROW, arrow_cache, config, write_folder
 

@@ -3,7 +3,7 @@
 import pytest
 
 from recipes.cologen import cache, train
-from recipes.cologen.config_errors import ConfigError
+from recipes.cologen.config.errors import ConfigError
 from recipes.cologen.data.fixed import fixed_examples
 from recipes.cologen.data.record import ALL_FIXED
 from recipes.cologen.data.sampler import derive_seed

@@ -12,7 +12,7 @@ import yaml
 from PIL import Image
 from rich.console import Console
 
-from recipes.cologen.config_training import DropoutSettings
+from recipes.cologen.config.training import DropoutSettings
 from recipes.cologen.data.sampler import BatchSampler
 from recipes.cologen.errors import DataSetError, FolderDataError
 from recipes.cologen.training import loop

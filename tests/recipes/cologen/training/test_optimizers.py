@@ -8,7 +8,7 @@ from importlib.util import find_spec
 import pytest
 import torch
 
-from recipes.cologen.config_model import OptimizerSettings
+from recipes.cologen.config.model import OptimizerSettings
 from recipes.cologen.errors import MachineError
 from recipes.cologen.training import loop, validating
 from recipes.cologen.training.optimizers import AVERAGE, make_average, make_optimizer

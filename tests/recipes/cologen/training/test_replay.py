@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from recipes.cologen.config_errors import ConfigError
-from recipes.cologen.config_training import DropoutSettings
+from recipes.cologen.config.errors import ConfigError
+from recipes.cologen.config.training import DropoutSettings
 from recipes.cologen.data.sampler import BatchSampler, Draw
 from recipes.cologen.data.world import World
 from recipes.cologen.stages import COLOGEN_STAGES

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from recipes.cologen.config_errors import ConfigError
+from recipes.cologen.config.errors import ConfigError
 from recipes.cologen.errors import PictureError
 from recipes.cologen.stages import PAIRED_TASKS
 from tests.recipes.cologen.training.conftest import make_config

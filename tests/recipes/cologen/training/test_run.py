@@ -6,7 +6,7 @@ import shutil
 import pytest
 import torch
 
-from recipes.cologen.config import load_config
+from recipes.cologen.config.run import load_config
 from recipes.cologen.config_drawing import drawing_settings
 from recipes.cologen.errors import BaseModelError, RunFolderError
 from recipes.cologen.pipeline.pool import find_pool
@@ -257,7 +257,7 @@ def test_a_damaged_pool_says_what_to_remove_or_to_train_again(config, run, stop_
 def test_stages_in_another_order_are_refused(base_path, config, run, tmp_path):
     run(config, tmp_path / "run", "inpainting..grounding")
     stages = {name: STAGES[name] for name in ("grounding", "inpainting", "control")}
-    from recipes.cologen.config import parse_config
+    from recipes.cologen.config.run import parse_config
 
     turned = parse_config(
         {

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from recipes.cologen.config_data import DataSettings, SetSettings
-from recipes.cologen.config_training import DropoutSettings
+from recipes.cologen.config.data import DataSettings, SetSettings
+from recipes.cologen.config.training import DropoutSettings
 from recipes.cologen.data.folder import PictureFolder
 from recipes.cologen.data.sampler import BatchSampler
 from recipes.cologen.data.sets import DataSet

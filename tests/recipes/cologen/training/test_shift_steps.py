@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 import prw
 from recipes.cologen.caching.encoder import Encoder
-from recipes.cologen.config import load_config
+from recipes.cologen.config.run import load_config
 from recipes.cologen.flux.random_flux2 import build_random_flux2
 from recipes.cologen.flux.shift import shift_factor, shift_times
 from recipes.cologen.training.batches import Batch

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from recipes.cologen.config_data import DataSettings, SetSettings
+from recipes.cologen.config.data import DataSettings, SetSettings
 from recipes.cologen.data.world import World
 from recipes.cologen.errors import DataSetError, FolderDataError
 from recipes.cologen.training.sources import StageSource, held_out_records, training_records

@@ -13,7 +13,7 @@ from accelerate import Accelerator
 
 import prw
 from recipes.cologen.caching.encoder import Encoder
-from recipes.cologen.config_training import DropoutSettings
+from recipes.cologen.config.training import DropoutSettings
 from recipes.cologen.data.record import Pair, Record
 from recipes.cologen.data.sampler import BatchSampler, Draw
 from recipes.cologen.data.world import World

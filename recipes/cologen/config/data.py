@@ -6,8 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from recipes.cologen.config_annotators import AnnotatorTable
-from recipes.cologen.config_input import BucketSettings, CacheSettings
+from recipes.cologen.config.annotators import AnnotatorTable
+from recipes.cologen.config.input import BucketSettings, CacheSettings
 from recipes.cologen.stages import COLOGEN_STAGES
 
 Side = Annotated[int, Field(gt=0)]

@@ -8,8 +8,8 @@ from typing import Any
 
 import yaml
 
-from recipes.cologen.config_errors import ConfigError
-from recipes.cologen.config_yaml import parse_yaml
+from recipes.cologen.config.errors import ConfigError
+from recipes.cologen.config.files import parse_yaml
 from recipes.cologen.stages import stage_index
 
 

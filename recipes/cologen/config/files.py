@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from recipes.cologen.config_errors import ConfigError
+from recipes.cologen.config.errors import ConfigError
 
 
 class _OnceOnly(yaml.SafeLoader):

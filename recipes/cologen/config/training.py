@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from recipes.cologen.config_model import Settings, Shift
+from recipes.cologen.config.model import Settings, Shift
 
 
 class VeteranSettings(Settings):

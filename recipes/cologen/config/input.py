@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
-from recipes.cologen.config_model import Settings
+from recipes.cologen.config.model import Settings
 
 Side = Annotated[int, Field(gt=0)]
 """Pixels along one side of a picture."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from recipes.cologen.config_data import DataSettings
-from recipes.cologen.config_model import MachineSettings
+from recipes.cologen.config.data import DataSettings
+from recipes.cologen.config.model import MachineSettings
 from recipes.cologen.stages import PAIRED_TASKS, StageSettings
 
 

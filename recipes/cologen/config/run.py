@@ -18,19 +18,20 @@ import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from prw.config import PoolSettings
-from recipes.cologen.config_data import DataSettings
-from recipes.cologen.config_errors import ConfigError, explain
-from recipes.cologen.config_extends import extended
-from recipes.cologen.config_model import (
+from recipes.cologen.config.data import DataSettings
+from recipes.cologen.config.errors import ConfigError, explain
+from recipes.cologen.config.extends import extended
+from recipes.cologen.config.files import read_yaml
+from recipes.cologen.config.model import (
     BaseSettings,
     FlowSettings,
     MachineSettings,
     OptimizerSettings,
     Settings,
 )
-from recipes.cologen.config_overrides import apply_override
-from recipes.cologen.config_stages import check_cached_stages, check_replay
-from recipes.cologen.config_training import (
+from recipes.cologen.config.overrides import apply_override
+from recipes.cologen.config.stages import check_cached_stages, check_replay
+from recipes.cologen.config.training import (
     DropoutSettings,
     LoggingSettings,
     ReportSettings,
@@ -38,11 +39,10 @@ from recipes.cologen.config_training import (
     ValidationSettings,
     VeteranSettings,
 )
-from recipes.cologen.config_yaml import read_yaml
 from recipes.cologen.stages import COLOGEN_STAGES, StageSettings, stage_index
 
-CONFIGS = Path(__file__).parent / "configs"
-REPOSITORY = Path(__file__).resolve().parents[2]
+CONFIGS = Path(__file__).parents[1] / "configs"
+REPOSITORY = Path(__file__).resolve().parents[3]
 FREE_TO_CHANGE = ("machine", "logging", "validation", "sampling", "report")
 """Groups that a run may be continued with in another form: none of them changes what is learnt."""
 FREE_SETTINGS = {

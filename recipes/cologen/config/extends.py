@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from recipes.cologen.config_errors import ConfigError
+from recipes.cologen.config.errors import ConfigError
 
 EXTENDS = "extends"
 WHOLE = ("sets", "held_out_sets")
