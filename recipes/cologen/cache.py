@@ -17,15 +17,15 @@ from rich.console import Console
 
 from prw.errors import PrwError
 from recipes.cologen.caching.encoder import Encoder, open_encoder
+from recipes.cologen.cli import silence_loading_bars
 from recipes.cologen.config.overrides import with_data
 from recipes.cologen.config.run import RunConfig, load_config
+from recipes.cologen.data.opening import DataSource, training_records
 from recipes.cologen.errors import CologenError, DataError
 from recipes.cologen.stages import select_stages
-from recipes.cologen.terminal import silence_loading_bars
-from recipes.cologen.training.filling import Filled, FixedExamples, fill
 from recipes.cologen.training.growth import load_base
+from recipes.cologen.training.input.filling import Filled, FixedExamples, fill
 from recipes.cologen.training.run import join_processes
-from recipes.cologen.training.sources import DataSource, training_records
 
 _SHOWN = 3
 

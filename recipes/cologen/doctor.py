@@ -20,6 +20,7 @@ from typing import Any
 from rich.console import Console
 
 from prw.errors import PrwError
+from recipes.cologen.cli import positive, silence_loading_bars
 from recipes.cologen.config.overrides import with_data
 from recipes.cologen.config.run import load_config
 from recipes.cologen.costs.gpus import GPUS, gpu_memory, memory_size
@@ -29,7 +30,6 @@ from recipes.cologen.diagnosis.probe import probe
 from recipes.cologen.diagnosis.show import show
 from recipes.cologen.errors import CologenError
 from recipes.cologen.stages import select_stages
-from recipes.cologen.terminal import positive, silence_loading_bars
 from recipes.cologen.training.preflight import Problem
 
 NOT_ALL_CHECKED = 3

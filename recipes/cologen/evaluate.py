@@ -16,14 +16,14 @@ from rich.console import Console
 from rich.table import Table
 
 from prw.errors import PrwError
+from recipes.cologen.cli import positive, silence_loading_bars
 from recipes.cologen.errors import CologenError
 from recipes.cologen.report.cells import Scorer
 from recipes.cologen.report.opening import open_scorer
+from recipes.cologen.report.score_table import score_table, table_of
 from recipes.cologen.report.scores import measure_scores, task_cells, write_scores
-from recipes.cologen.score_table import score_table, table_of
+from recipes.cologen.runs.interruption import STOPPED
 from recipes.cologen.stages import select_stages
-from recipes.cologen.terminal import positive, silence_loading_bars
-from recipes.cologen.training.interruption import STOPPED
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -17,6 +17,7 @@ import torch
 from rich.console import Console
 
 from prw.errors import PrwError
+from recipes.cologen.cli import silence_loading_bars
 from recipes.cologen.data.annotators.drawing import draw_map
 from recipes.cologen.data.record import Image
 from recipes.cologen.errors import CologenError, PictureError, RunFolderError
@@ -42,11 +43,10 @@ from recipes.cologen.pictures import (
     write_picture,
 )
 from recipes.cologen.pipeline.tasks import worded
-from recipes.cologen.report.run_reader import RunReader
+from recipes.cologen.runs.interruption import STOPPED
+from recipes.cologen.runs.reader import RunReader
 from recipes.cologen.sample_picture import Source, sample_picture, source_of
-from recipes.cologen.terminal import silence_loading_bars
 from recipes.cologen.training.growth import load_base, load_stage
-from recipes.cologen.training.interruption import STOPPED
 from recipes.cologen.words import check_prompt_given, check_words
 
 

@@ -23,6 +23,7 @@ from pydantic import ValidationError
 from rich.console import Console
 
 from prw.errors import PrwError
+from recipes.cologen.cli import silence_loading_bars
 from recipes.cologen.data.record import Image
 from recipes.cologen.drawing import DrawingRoom
 from recipes.cologen.errors import CologenError, PictureError
@@ -30,9 +31,8 @@ from recipes.cologen.jobs import Job, read_jobs
 from recipes.cologen.picture_faults import in_words
 from recipes.cologen.picture_settings import Command, PictureSettings, split_at
 from recipes.cologen.pictures import check_writable, read_mask, read_source
-from recipes.cologen.report.run_reader import RunReader
-from recipes.cologen.terminal import silence_loading_bars
-from recipes.cologen.training.interruption import STOPPED
+from recipes.cologen.runs.interruption import STOPPED
+from recipes.cologen.runs.reader import RunReader
 
 OPTION = "--batch"
 OF_A_JOB = {

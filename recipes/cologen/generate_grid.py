@@ -26,7 +26,7 @@ from recipes.cologen.picture_settings import (
     wanted_by,
 )
 from recipes.cologen.pictures import enlarge, read_mask, read_source
-from recipes.cologen.report.run_reader import RunReader
+from recipes.cologen.runs.reader import RunReader
 from recipes.cologen.sample_picture import map_notice
 
 AXES = tuple(AXIS_OPTIONS)

@@ -14,16 +14,16 @@ from rich.console import Console
 from rich.markup import escape
 
 from prw.errors import PrwError
+from recipes.cologen.cli import silence_loading_bars
 from recipes.cologen.config.overrides import with_data
 from recipes.cologen.config.run import RunConfig, load_config
 from recipes.cologen.errors import CologenError
 from recipes.cologen.report import build_report
-from recipes.cologen.score_table import score_table
-from recipes.cologen.terminal import silence_loading_bars
-from recipes.cologen.training.interruption import STOPPED
+from recipes.cologen.report.score_table import score_table
+from recipes.cologen.runs.folder import stage_file
+from recipes.cologen.runs.interruption import STOPPED
+from recipes.cologen.runs.lock import hold_run_together
 from recipes.cologen.training.run import Outcome, join_processes, train
-from recipes.cologen.training.run_folder import stage_file
-from recipes.cologen.training.run_lock import hold_run_together
 
 
 def main(arguments: Sequence[str] | None = None, console: Console | None = None) -> int:

@@ -15,10 +15,10 @@ from rich.console import Console
 from prw.errors import PrwError
 from recipes.cologen.app.address import check_address, port
 from recipes.cologen.app.limits import Limits
+from recipes.cologen.cli import positive, silence_loading_bars
 from recipes.cologen.drawing import DrawingRoom
 from recipes.cologen.errors import CologenError
-from recipes.cologen.report.run_reader import RunReader
-from recipes.cologen.terminal import positive, silence_loading_bars
+from recipes.cologen.runs.reader import RunReader
 
 try:
     from recipes.cologen.app.serving import LOOPBACK, serve

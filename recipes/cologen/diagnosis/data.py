@@ -14,17 +14,17 @@ from recipes.cologen.config.run import RunConfig
 from recipes.cologen.costs.shapes import BaseShape, read_json
 from recipes.cologen.data.annotators.drawing import Annotators
 from recipes.cologen.data.buckets import Bucket
+from recipes.cologen.data.opening import DataSource, held_out_records, training_records
 from recipes.cologen.diagnosis.unchecked import Unchecked
 from recipes.cologen.errors import CologenError
 from recipes.cologen.flux.flux2_model import Flux2Model
 from recipes.cologen.flux.folder import INDEX_FILE
 from recipes.cologen.flux.model import FluxModel
 from recipes.cologen.stages import PAIRED_TASKS
-from recipes.cologen.training.data_card import make_card
-from recipes.cologen.training.data_check import check_held_out, check_sources
+from recipes.cologen.training.input.data_card import make_card
+from recipes.cologen.training.input.data_check import check_held_out, check_sources
 from recipes.cologen.training.preflight import Problem
-from recipes.cologen.training.sources import DataSource, held_out_records, training_records
-from recipes.cologen.training.validating import validated_tasks
+from recipes.cologen.training.validation.schedule import validated_tasks
 
 
 class DataFacts(NamedTuple):

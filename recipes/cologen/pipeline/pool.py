@@ -15,7 +15,7 @@ from recipes.cologen.config_drawing import DrawingSettings, drawing_settings, re
 from recipes.cologen.errors import RunFolderError, SourceStreamError
 from recipes.cologen.flux.source_stream import flux_attentions, has_source_stream
 from recipes.cologen.flux.two_step import TwoStepProcessor
-from recipes.cologen.report.run_reader import RunReader
+from recipes.cologen.runs.reader import RunReader
 
 RUN_CONFIG = "config.yaml"
 """The file by which a run's folder is known."""

@@ -23,13 +23,13 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 import prw
 from recipes.cologen.config.model import Shift
 from recipes.cologen.data.annotators.drawing import Annotators
+from recipes.cologen.data.opening import DataSource
 from recipes.cologen.data.record import Example
 from recipes.cologen.flux.base import FluxBase
-from recipes.cologen.report.run_reader import RunReader
-from recipes.cologen.training.checkpoint import write_text
+from recipes.cologen.runs.checkpoint import write_text
+from recipes.cologen.runs.reader import RunReader
 from recipes.cologen.training.growth import base_folder
-from recipes.cologen.training.sources import DataSource
-from recipes.cologen.training.validation import (
+from recipes.cologen.training.validation.scores import (
     TaskScore,
     evaluate_task,
     held_out_examples,

@@ -8,8 +8,8 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from recipes.cologen.report.run_reader import TrainRow, ValidationRow
 from recipes.cologen.report.style import MUTED, TARGET_LINE, TASK_COLOURS, save_png
+from recipes.cologen.runs.reader import TrainRow, ValidationRow
 
 
 def draw_training(rows: Sequence[TrainRow], rho: Mapping[str, float], path: Path) -> Path:

@@ -8,12 +8,12 @@ from pathlib import Path
 import torch
 
 from recipes.cologen.data.annotators.drawing import Annotators
+from recipes.cologen.data.opening import held_out_records
 from recipes.cologen.errors import RunFolderError
 from recipes.cologen.flux.base import FluxBase
 from recipes.cologen.report.cells import Scorer
-from recipes.cologen.report.run_reader import RunReader
+from recipes.cologen.runs.reader import RunReader
 from recipes.cologen.training.growth import load_base
-from recipes.cologen.training.sources import held_out_records
 
 
 def open_scorer(

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from recipes.cologen.report.cells import Cell, Measurement, Mode, Scorer
-from recipes.cologen.training.checkpoint import write_text
+from recipes.cologen.runs.checkpoint import write_text
 
 BASE = "base"
 MODES: tuple[Mode, ...] = ("full_pool", "as_of")

@@ -12,21 +12,21 @@ from accelerate.utils import broadcast_object_list, gather_object
 
 from recipes.cologen.config.run import RunConfig
 from recipes.cologen.config_drawing import drawing_settings, write_drawing
-from recipes.cologen.training.checkpoint import (
+from recipes.cologen.data.opening import DataSource
+from recipes.cologen.runs.checkpoint import (
     ForeignCheckpointError,
     load_tensors,
     save_tensors,
     write_folder,
     write_state,
 )
-from recipes.cologen.training.interruption import StopSignals
+from recipes.cologen.runs.folder import RunFolder, StageRecord, now
+from recipes.cologen.runs.interruption import StopSignals
+from recipes.cologen.runs.state import StageState, capture_rng, restore_rng
+from recipes.cologen.training.distributed.parallel import load_whole_state, splits, whole_state
+from recipes.cologen.training.input.skips import SkipTally
 from recipes.cologen.training.metrics import MetricsLog
-from recipes.cologen.training.parallel import load_whole_state, splits, whole_state
 from recipes.cologen.training.progress import ProgressView
-from recipes.cologen.training.run_folder import RunFolder, StageRecord, now
-from recipes.cologen.training.skips import SkipTally
-from recipes.cologen.training.sources import DataSource
-from recipes.cologen.training.state import StageState, capture_rng, restore_rng
 from recipes.cologen.training.step import Trainee
 
 

@@ -16,10 +16,10 @@ from recipes.cologen.flux.base import FluxBase
 from recipes.cologen.flux.families import load_base_model
 from recipes.cologen.flux.locate import locate_base
 from recipes.cologen.flux.placement import place
-from recipes.cologen.training.checkpoint import ForeignCheckpointError, read_state
-from recipes.cologen.training.parallel import waits_for_split
-from recipes.cologen.training.run_folder import RunFolder
-from recipes.cologen.training.state import StageState, seed_all
+from recipes.cologen.runs.checkpoint import ForeignCheckpointError, read_state
+from recipes.cologen.runs.folder import RunFolder
+from recipes.cologen.runs.state import StageState, seed_all
+from recipes.cologen.training.distributed.parallel import waits_for_split
 
 
 class OpenedPool(NamedTuple):

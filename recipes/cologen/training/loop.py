@@ -16,14 +16,14 @@ from torch.utils.data import Dataset
 from recipes.cologen.data.bucket_order import BucketOrder
 from recipes.cologen.data.sampler import BatchSampler, derive_seed
 from recipes.cologen.errors import CologenError
-from recipes.cologen.training.batches import Batch, Examples, Prepared, kept_tasks, loaded
+from recipes.cologen.runs.state import StageState
 from recipes.cologen.training.bench import Bench, note_progress, restore_latest, save_latest
-from recipes.cologen.training.long_prompts import LongPrompts
+from recipes.cologen.training.input.batches import Batch, Examples, Prepared, kept_tasks, loaded
+from recipes.cologen.training.input.long_prompts import LongPrompts
+from recipes.cologen.training.input.replay import ReplayedExamples
 from recipes.cologen.training.optimizers import ExpertAverage, make_average, make_optimizer
-from recipes.cologen.training.replay import ReplayedExamples
-from recipes.cologen.training.state import StageState
 from recipes.cologen.training.step import NonFiniteError, StepLosses, learning_rate, train_step
-from recipes.cologen.training.validating import validate
+from recipes.cologen.training.validation.schedule import validate
 
 
 class DivergedError(CologenError, ArithmeticError):

@@ -16,28 +16,28 @@ from rich.console import Console
 from recipes.cologen.caching.encoder import Encoder, open_encoder
 from recipes.cologen.config.run import RunConfig
 from recipes.cologen.data.annotators.drawing import Annotators
+from recipes.cologen.data.opening import DataSource, held_out_records, training_records
 from recipes.cologen.errors import LaunchError
 from recipes.cologen.flux.base import FluxBase
 from recipes.cologen.flux.distilled import base_warnings
+from recipes.cologen.runs.data_binding import contents
+from recipes.cologen.runs.folder import RunFolder, base_fingerprint, open_run, stage_file
+from recipes.cologen.runs.interruption import StopSignals
+from recipes.cologen.runs.state import StageState
 from recipes.cologen.stages import select_stages, stage_index
 from recipes.cologen.training.bench import Bench, finish_stage, steps_before
-from recipes.cologen.training.data_binding import contents
-from recipes.cologen.training.data_card import write_card
-from recipes.cologen.training.data_check import check_held_out, check_sources
+from recipes.cologen.training.distributed.parallel import Parallel, deepspeed_is_ours, sharding_plugin, splits
 from recipes.cologen.training.growth import base_folder, begin_state, curriculum, grow, load_base, open_pool
-from recipes.cologen.training.interruption import StopSignals
+from recipes.cologen.training.input.data_card import write_card
+from recipes.cologen.training.input.data_check import check_held_out, check_sources
+from recipes.cologen.training.input.skips import SkipTally
 from recipes.cologen.training.loop import train_stage
 from recipes.cologen.training.metrics import MetricsLog
-from recipes.cologen.training.parallel import Parallel, deepspeed_is_ours, sharding_plugin, splits
 from recipes.cologen.training.preflight import refuse_what_cannot_work
 from recipes.cologen.training.progress import ProgressView, progress_view
-from recipes.cologen.training.run_folder import RunFolder, base_fingerprint, open_run, stage_file
-from recipes.cologen.training.skips import SkipTally
-from recipes.cologen.training.sources import DataSource, held_out_records, training_records
-from recipes.cologen.training.state import StageState
 from recipes.cologen.training.step import Trainee
 from recipes.cologen.training.trackers import check_trackers
-from recipes.cologen.training.validating import validated_tasks
+from recipes.cologen.training.validation.schedule import validated_tasks
 
 LONGEST_WAIT = timedelta(hours=12)
 """How long processes wait for one another: for as long as rank 0 may download a base, prepare data sets or

@@ -30,10 +30,10 @@ from recipes.cologen.flux.shift import shift_factor, shift_times
 from recipes.cologen.flux.tokens import ImageTokens, TextTokens
 from recipes.cologen.flux.transfer import to_device
 from recipes.cologen.stages import StageSettings
-from recipes.cologen.training.batches import Batch
+from recipes.cologen.training.distributed.parallel import Parallel, clip
 from recipes.cologen.training.flow import FlowSample, draw_noise, draw_timesteps, flow_sample
-from recipes.cologen.training.parallel import Parallel, clip
-from recipes.cologen.training.replay import own_tokens
+from recipes.cologen.training.input.batches import Batch
+from recipes.cologen.training.input.replay import own_tokens
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,8 @@ import shutil
 import pytest
 from rich.console import Console
 
-from recipes.cologen import doctor, random_weights
+from recipes.cologen import doctor
+from recipes.cologen.tools import random_weights
 
 ASKED = ["--config", "flux_dev_tiny_weights", "--set", "name=klein", "base.max_text_tokens=128"]
 

@@ -14,7 +14,7 @@ from recipes.cologen import generate_batch
 from recipes.cologen.data.world import World
 from recipes.cologen.generate import main
 from recipes.cologen.jobs import read_jobs
-from recipes.cologen.report.run_reader import RunReader
+from recipes.cologen.runs.reader import RunReader
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 PICTURE = World(3).record(0).image

@@ -14,7 +14,7 @@ from recipes.cologen.generate import main
 from recipes.cologen.generate_grid import CELL_PIXELS, GAP, LABEL, Axis, axis
 from recipes.cologen.picture_settings import PictureSettings, settings_file
 from recipes.cologen.pictures import enlarge
-from recipes.cologen.report.run_reader import RunReader
+from recipes.cologen.runs.reader import RunReader
 
 
 @pytest.fixture

@@ -9,9 +9,9 @@ from recipes.cologen.data import oracle
 from recipes.cologen.data.vocabulary import MAX_TEXT_TOKENS, VOCABULARY
 from recipes.cologen.flux import FluxModel, generate
 from recipes.cologen.flux.vocabulary import unknown_words
-from recipes.cologen.pretraining.scores import HELD_OUT
-from recipes.cologen.pretraining.tasks import text_to_image
-from recipes.cologen.training.validation import to_pictures
+from recipes.cologen.tools.pretraining.scores import HELD_OUT
+from recipes.cologen.tools.pretraining.tasks import text_to_image
+from recipes.cologen.training.validation.scores import to_pictures
 
 
 @pytest.fixture(scope="module")

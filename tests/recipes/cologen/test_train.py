@@ -13,8 +13,9 @@ from rich.console import Console
 
 from recipes.cologen import train as command
 from recipes.cologen.config.run import CONFIGS
-from recipes.cologen.score_table import score_table
-from recipes.cologen.training import bench, loop, run_lock
+from recipes.cologen.report.score_table import score_table
+from recipes.cologen.runs import lock as run_lock
+from recipes.cologen.training import bench, loop
 from tests.recipes.cologen.training.conftest import base_path, make_config
 
 __all__ = ["base_path"]

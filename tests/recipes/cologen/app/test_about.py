@@ -12,7 +12,7 @@ from recipes.cologen.data.views import VIEWS
 from recipes.cologen.data.vocabulary import PRETRAINING_VERBS, SPARE_WORDS, VOCABULARY
 from recipes.cologen.drawing import DrawingRoom
 from recipes.cologen.picture_settings import FULL_POOL
-from recipes.cologen.report.run_reader import RunReader
+from recipes.cologen.runs.reader import RunReader
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,7 @@ from recipes.cologen.errors import CologenError
 from recipes.cologen.generate import main
 from recipes.cologen.pictures import enlarge
 from recipes.cologen.pipeline import pipeline_over
-from recipes.cologen.report.run_reader import RunReader
+from recipes.cologen.runs.reader import RunReader
 
 PICTURE = World(3).record(0).image
 HOLE = np.zeros((64, 64, 3), np.uint8)

@@ -28,7 +28,7 @@ from recipes.cologen.app.uploads import MOST_BLOBS, Upload, only_read_here
 from recipes.cologen.drawing import DrawingRoom
 from recipes.cologen.errors import PictureError
 from recipes.cologen.picture_settings import read_settings
-from recipes.cologen.report.run_reader import RunReader
+from recipes.cologen.runs.reader import RunReader
 
 
 @pytest.fixture(scope="module")

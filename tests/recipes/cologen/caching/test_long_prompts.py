@@ -9,8 +9,8 @@ from recipes.cologen.config.input import CacheSettings
 from recipes.cologen.data.record import Example
 from recipes.cologen.errors import PromptError
 from recipes.cologen.flux.tiny import build_tiny_flux
-from recipes.cologen.training.batches import Prepared, collate
-from recipes.cologen.training.filling import RecordBatches, fill
+from recipes.cologen.training.input.batches import Prepared, collate
+from recipes.cologen.training.input.filling import RecordBatches, fill
 
 LONG, SHORT = " ".join(["red circle on tan"] * 20), "red circle"
 

@@ -19,7 +19,7 @@ from recipes.cologen.costs.shapes import read_shape
 from recipes.cologen.data.vocabulary import VOCABULARY
 from recipes.cologen.flux.model import FluxModel
 from recipes.cologen.flux.tiny import build_tiny_flux, save_tiny_flux
-from recipes.cologen.training.batches import Batch
+from recipes.cologen.training.input.batches import Batch
 from recipes.cologen.training.step import Trainee, batch_loss
 
 LEAST, MOST_SAVED, MOST_HELD = 0.99, 1.08, 1.18

@@ -20,7 +20,7 @@ from recipes.cologen.data.sampler import Draw
 from recipes.cologen.data.sets import DataSet
 from recipes.cologen.errors import BrokenPictureError, FolderDataError, PictureError
 from recipes.cologen.pictures import read_picture
-from recipes.cologen.training.batches import Examples
+from recipes.cologen.training.input.batches import Examples
 from tests.recipes.cologen.data.published import PICTURE, TEXT, parquet, picture, pixels, png
 
 

@@ -11,9 +11,9 @@ from recipes.cologen.flux import FluxModel, generate, load_base_model
 from recipes.cologen.flux.base import FluxBase
 from recipes.cologen.flux.offloading import OffloadedPart, compute_device
 from recipes.cologen.flux.placement import place
-from recipes.cologen.flux.random_flux2 import write_random_flux2
-from recipes.cologen.flux.random_weights import write_random_flux
 from recipes.cologen.pipeline import pipeline_over
+from recipes.cologen.tools.random_flux1 import write_random_flux
+from recipes.cologen.tools.random_flux2 import write_random_flux2
 
 CPU = torch.device("cpu")
 WRITERS: dict[str, Callable[..., object]] = {"FLUX.1": write_random_flux, "FLUX.2": write_random_flux2}

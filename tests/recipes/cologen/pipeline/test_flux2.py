@@ -9,10 +9,10 @@ from diffusers import Flux2KleinPipeline
 
 from recipes.cologen.errors import GuidanceError, PromptError
 from recipes.cologen.flux.families import load_base_model
-from recipes.cologen.flux.random_flux2 import build_random_flux2
 from recipes.cologen.flux.sampling import generate
 from recipes.cologen.flux.two_step import SourceKV
 from recipes.cologen.pipeline import CoLoGenFlux2Pipeline, pipeline_over
+from recipes.cologen.tools.random_flux2 import build_random_flux2
 
 both_timesteps = pytest.mark.parametrize("timestep", ["same", "zero"])
 

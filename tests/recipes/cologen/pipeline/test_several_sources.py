@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from recipes.cologen.errors import PictureError, RoutingQuestionError
-from recipes.cologen.flux.random_flux2 import build_random_flux2
 from recipes.cologen.flux.sampling import generate
 from recipes.cologen.flux.two_step import SourceKV
 from recipes.cologen.pipeline import pipeline_over, plot_routing
+from recipes.cologen.tools.random_flux2 import build_random_flux2
 
 both_timesteps = pytest.mark.parametrize("timestep", ["same", "zero"])
 SIZE = {"height": 48, "width": 32}

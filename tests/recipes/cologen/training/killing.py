@@ -14,8 +14,10 @@ from typing import Any
 from rich.console import Console
 
 from recipes.cologen.config.run import RunConfig, load_config
-from recipes.cologen.training import bench, loop, run_folder, step, validating
+from recipes.cologen.runs import folder as run_folder
+from recipes.cologen.training import bench, loop, step
 from recipes.cologen.training.run import train
+from recipes.cologen.training.validation.scores import schedule as validating
 
 MOMENTS = (
     "in a step",

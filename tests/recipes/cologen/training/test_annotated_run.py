@@ -12,16 +12,16 @@ from PIL import Image
 import prw
 from recipes.cologen.caching.encoder import Encoder
 from recipes.cologen.data.annotators.drawing import Annotators
+from recipes.cologen.data.opening import training_records
 from recipes.cologen.data.sampler import BatchSampler
 from recipes.cologen.errors import AnnotatorError
 from recipes.cologen.generate import main as draw_picture
 from recipes.cologen.report.opening import open_scorer
 from recipes.cologen.training import step as step_module
-from recipes.cologen.training.batches import batches, withhold
 from recipes.cologen.training.growth import load_base
-from recipes.cologen.training.sources import training_records
+from recipes.cologen.training.input.batches import batches, withhold
 from recipes.cologen.training.step import Trainee, encode
-from recipes.cologen.training.validation import evaluate_task, held_out_examples
+from recipes.cologen.training.validation.scores import evaluate_task, held_out_examples
 from tests.recipes.cologen.annotator_folders import save_depth_anything, save_segformer
 from tests.recipes.cologen.training.conftest import make_config
 

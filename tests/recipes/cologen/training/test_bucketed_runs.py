@@ -8,10 +8,10 @@ from PIL import Image
 
 from recipes.cologen.config.errors import ConfigError
 from recipes.cologen.data import decoding, size_index
+from recipes.cologen.data.opening import training_records
 from recipes.cologen.data.sources import rows
 from recipes.cologen.training import loop
-from recipes.cologen.training.batches import Examples
-from recipes.cologen.training.sources import training_records
+from recipes.cologen.training.input.batches import Examples
 from tests.recipes.cologen.training import test_on_files
 from tests.recipes.cologen.training.conftest import make_config
 from tests.recipes.cologen.training.test_on_files import WRITERS, arrow_cache, lines, png

@@ -7,9 +7,9 @@ import torch
 
 import prw
 from recipes.cologen.errors import BaseModelError
-from recipes.cologen.training.checkpoint import ForeignCheckpointError
+from recipes.cologen.runs.checkpoint import ForeignCheckpointError
+from recipes.cologen.runs.folder import open_run
 from recipes.cologen.training.growth import begin_state, curriculum, grow, load_base, open_pool
-from recipes.cologen.training.run_folder import open_run
 from tests.recipes.cologen.training.conftest import make_config
 
 CPU = torch.device("cpu")

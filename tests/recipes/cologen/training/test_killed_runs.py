@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from recipes.cologen import train as command
+from recipes.cologen.runs.checkpoint import recover
 from recipes.cologen.training import metrics
-from recipes.cologen.training.checkpoint import recover
 from tests.recipes.cologen.training.conftest import make_config
 from tests.recipes.cologen.training.killing import MOMENTS, arrange, in_child, quiet
 from tests.recipes.cologen.training.test_run import assert_same_run

@@ -10,11 +10,11 @@ import torch
 import prw
 from recipes.cologen.caching.encoder import Encoder
 from recipes.cologen.flux import ImageTokens, TextTokens, transfer
-from recipes.cologen.flux.random_flux2 import build_random_flux2
 from recipes.cologen.flux.tiny import build_tiny_flux
 from recipes.cologen.flux.transfer import to_device
-from recipes.cologen.training import batches as loading
-from recipes.cologen.training import filling
+from recipes.cologen.tools.random_flux2 import build_random_flux2
+from recipes.cologen.training.input import batches as loading
+from recipes.cologen.training.input import filling
 from recipes.cologen.training.step import batch_loss
 from tests.recipes.cologen.training.test_step import some_batches, stage, trainee_of
 from tests.waiting import Waits

@@ -13,13 +13,13 @@ from PIL import Image
 from rich.console import Console
 
 from recipes.cologen.config.training import DropoutSettings
+from recipes.cologen.data.opening import training_records
 from recipes.cologen.data.sampler import BatchSampler
 from recipes.cologen.errors import DataSetError, FolderDataError
+from recipes.cologen.runs.config_changes import DifferentConfigError
 from recipes.cologen.training import loop
-from recipes.cologen.training.batches import batches
-from recipes.cologen.training.config_changes import DifferentConfigError
+from recipes.cologen.training.input.batches import batches
 from recipes.cologen.training.run import train
-from recipes.cologen.training.sources import training_records
 from tests.recipes.cologen.training.conftest import make_config
 
 WIDTH, HEIGHT = 24, 16

@@ -10,10 +10,10 @@ from recipes.cologen.config.run import load_config
 from recipes.cologen.config_drawing import drawing_settings
 from recipes.cologen.errors import BaseModelError, RunFolderError
 from recipes.cologen.pipeline.pool import find_pool
+from recipes.cologen.runs.checkpoint import ForeignCheckpointError
+from recipes.cologen.runs.config_changes import DifferentConfigError
+from recipes.cologen.runs.folder import StageOrderError
 from recipes.cologen.stages import UnknownStageError
-from recipes.cologen.training.checkpoint import ForeignCheckpointError
-from recipes.cologen.training.config_changes import DifferentConfigError
-from recipes.cologen.training.run_folder import StageOrderError
 from tests.recipes.cologen.training.conftest import STAGES, make_config
 
 TOTAL = sum(stage["steps"] for stage in STAGES.values())

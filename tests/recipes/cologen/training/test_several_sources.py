@@ -9,14 +9,14 @@ from PIL import Image
 from recipes.cologen.config.data import DataSettings, SetSettings
 from recipes.cologen.config.training import DropoutSettings
 from recipes.cologen.data.folder import PictureFolder
+from recipes.cologen.data.opening import training_records
 from recipes.cologen.data.sampler import BatchSampler
 from recipes.cologen.data.sets import DataSet
 from recipes.cologen.data.views import VIEWS
 from recipes.cologen.errors import DataSetError, FolderDataError, PictureError
 from recipes.cologen.generate import main as draw_picture
 from recipes.cologen.training import step as step_module
-from recipes.cologen.training.batches import batches, withhold
-from recipes.cologen.training.sources import training_records
+from recipes.cologen.training.input.batches import batches, withhold
 from tests.recipes.cologen.training.conftest import make_config
 
 HEIGHT, WIDTH = 16, 24

@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 import prw
 from recipes.cologen.caching.encoder import Encoder
 from recipes.cologen.config.run import load_config
-from recipes.cologen.flux.random_flux2 import build_random_flux2
 from recipes.cologen.flux.shift import shift_factor, shift_times
-from recipes.cologen.training.batches import Batch
-from recipes.cologen.training.config_changes import DifferentConfigError, check_config
+from recipes.cologen.runs.config_changes import DifferentConfigError, check_config
+from recipes.cologen.tools.random_flux2 import build_random_flux2
 from recipes.cologen.training.flow import draw_timesteps
+from recipes.cologen.training.input.batches import Batch
 from recipes.cologen.training.step import Trainee, encode
 from tests.recipes.cologen.training.conftest import make_config
 

@@ -1,0 +1,164 @@
+"""Writes folders so that a kill at any moment leaves the old or the new one; what a resumed stage reads.
+
+A new folder is written beside the old one, forced to disk and renamed into place. That takes two renames,
+with a moment between them in which no folder has that name; `recover` then puts the old one back.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+from safetensors import SafetensorError
+
+from recipes.cologen.errors import RunFolderError
+from recipes.cologen.runs.state import StageState
+
+
+class ForeignCheckpointError(RunFolderError):
+    """A checkpoint does not belong to this run, or was not written by this recipe."""
+
+
+def write_folder(folder: Path, write: Callable[[Path], None]) -> None:
+    """Replace `folder` by what `write` puts into a new one, all or nothing.
+
+    Raises:
+        OSError: There is no room, or the disk fails; what was there is kept, and nothing half-written.
+    """
+    new, old = _new(folder), _old(folder)
+    shutil.rmtree(new, ignore_errors=True)
+    new.mkdir(parents=True)
+    try:
+        write(new)
+        sync_tree(new)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(new, ignore_errors=True)
+        raise error if isinstance(error, OSError) else OSError(f"{folder}: {error}") from error
+    recover(folder)
+    if folder.exists():
+        folder.rename(old)
+    new.rename(folder)
+    sync_path(folder.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def recover(folder: Path) -> None:
+    """Finish or undo a replacement that was cut off."""
+    old = _old(folder)
+    if old.exists() and not folder.exists():
+        old.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace a text file, all or nothing."""
+    new = _new(path)
+    new.write_text(text, encoding="utf-8")
+    sync_path(new)
+    new.replace(path)
+    sync_path(path.parent)
+
+
+def sync_tree(folder: Path) -> None:
+    """Force every file of a folder, and the folder itself, to disk."""
+    for path in sorted(folder.rglob("*")):
+        sync_path(path)
+    sync_path(folder)
+
+
+def sync_path(path: Path) -> None:
+    """Force one file or folder entry to disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_state(folder: Path, state: StageState, fingerprint: str) -> None:
+    """Write where a stage is, and of which run, as state.json."""
+    content = {"format": "cologen-stage-1", "fingerprint": fingerprint, **state.model_dump()}
+    (folder / "state.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def read_state(folder: Path, fingerprint: str) -> StageState:
+    """Read state.json.
+
+    Raises:
+        ForeignCheckpointError: It is missing, in another format, or of another run.
+    """
+    file = folder / "state.json"
+    fix = f"Remove {folder} to start the stage anew, or give another --output."
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ForeignCheckpointError(
+            f"{folder} is no checkpoint of this recipe: {file.name}: {error}. {fix}"
+        ) from error
+    if not isinstance(content, dict) or content.pop("format", None) != "cologen-stage-1":
+        raise ForeignCheckpointError(
+            f"{file} is not in the format cologen-stage-1, so another program or version wrote it. {fix}"
+        )
+    found = content.pop("fingerprint", None)
+    if found != fingerprint:
+        raise ForeignCheckpointError(
+            f"{folder} belongs to another run: its fingerprint is {found}, this run's is {fingerprint}. {fix}"
+        )
+    try:
+        return StageState.model_validate(content)
+    except ValidationError as error:
+        raise ForeignCheckpointError(f"{file} does not say where a stage is: {error}. {fix}") from error
+
+
+def read_stage_name(folder: Path) -> str | None:
+    """The stage that a folder's state.json tells of, of whatever run; None where that cannot be read."""
+    try:
+        content = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    name = content.get("stage") if isinstance(content, dict) else None
+    return name if isinstance(name, str) else None
+
+
+def save_tensors(folder: Path, name: str, values: dict[str, Any]) -> None:
+    """Write tensors and plain values, as torch saves them.
+
+    Raises:
+        OSError: There is no room, or the disk fails.
+    """
+    file = folder / f"{name}.pt"
+    try:
+        torch.save(values, file)
+    except RuntimeError as error:  # what torch makes of a full disk
+        raise OSError(f"{file} cannot be written ({error})") from error
+
+
+def load_tensors(folder: Path, name: str) -> dict[str, Any]:
+    """Read what `save_tensors` wrote; nothing in the file is executed.
+
+    Raises:
+        ForeignCheckpointError: The file is missing or cannot be read.
+    """
+    file = folder / f"{name}.pt"
+    try:
+        values: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many kinds for a broken file
+        raise ForeignCheckpointError(
+            f"{file} cannot be read ({type(error).__name__}: {error}). Remove {folder} to start the stage "
+            "anew."
+        ) from error
+    return values
+
+
+def _new(path: Path) -> Path:
+    return path.with_name(f".{path.name}.new")
+
+
+def _old(path: Path) -> Path:
+    return path.with_name(f".{path.name}.old")

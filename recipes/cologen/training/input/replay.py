@@ -1,0 +1,84 @@
+"""Mixes examples of earlier stages' tasks into a stage, so that the router keeps seeing them.
+
+Whether a draw is replayed, which task and which record it gets, all follow from the draw's own seed. So
+nothing needs to be kept for a resumed run, and neither ranks nor micro-batches change what a draw is. A
+replayed record is drawn with replacement from that task's source, which has no epochs here.
+
+Replayed examples have the task loss only: the veteran loss, and the share that is logged, are of the stage's
+own examples, since rho says how much of *its* task the newest expert is to answer, and should answer nothing
+of the others'.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from recipes.cologen.config.training import DropoutSettings
+from recipes.cologen.data.opening import DataSource
+from recipes.cologen.data.sampler import Draw, derive_seed
+from recipes.cologen.flux.transfer import to_device
+from recipes.cologen.training.input.batches import STREAM_END, Batch, Examples, Prepared
+
+
+class Replayed(NamedTuple):
+    """One earlier task that a stage replays."""
+
+    task: str
+    below: float
+    """It gets the draws whose random number is below this, and above that of the task before."""
+    examples: Examples
+    num_records: int
+
+
+class ReplayedExamples(Dataset[Prepared]):
+    """Examples of a stage's own task, and at times of an earlier one.
+
+    Args:
+        own: Of the stage's own task.
+        data: Where the others' records come from.
+        replay: Fraction of the draws of each earlier task.
+        dropout: As for the stage's own.
+
+    Raises:
+        DataSetError: No data set serves an earlier task.
+    """
+
+    def __init__(
+        self, own: Examples, data: DataSource, replay: Mapping[str, float], dropout: DropoutSettings
+    ) -> None:
+        """Open what is replayed; see the class."""
+        self._own = own
+        self._replayed: list[Replayed] = []
+        below = 0.0
+        for task, fraction in replay.items():
+            below += fraction
+            source = data.stage(task)
+            examples = Examples(source.records, task, dropout)
+            self._replayed.append(Replayed(task, below, examples, source.num_records or STREAM_END))
+
+    def __getitem__(self, draw: Draw) -> Prepared:
+        """The example of a draw.
+
+        Raises:
+            TooManyBrokenError: No row can be read among many.
+        """
+        number = np.random.default_rng(derive_seed(draw.seed, "replay")).random()
+        for replayed in self._replayed:
+            if number < replayed.below:
+                index = derive_seed(draw.seed, "replayed", replayed.task) % replayed.num_records
+                return replayed.examples[Draw(index, draw.seed)]._replace(replayed=True)
+        return self._own[draw]
+
+
+def own_tokens(batch: Batch, num_tokens: int, device: torch.device) -> Tensor | None:
+    """Which source tokens are of the stage's own task: bool [batch, tokens]; None where all are."""
+    if not any(batch.replayed):
+        return None
+    own = to_device(torch.tensor(batch.replayed), device).logical_not()
+    return own[:, None].expand(-1, num_tokens)

@@ -1,0 +1,43 @@
+"""Encodes held-out examples as training encodes its own: as many at once, through the same caches."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from recipes.cologen.data.record import Example, Image
+from recipes.cologen.flux.tokens import ImageTokens, TextTokens
+from recipes.cologen.training.input.batches import kept_tasks, keys_of
+from recipes.cologen.training.step import Trainee
+
+
+class EncodedExamples(NamedTuple):
+    """Prompts and sources as the transformer reads them."""
+
+    text: TextTokens
+    sources: tuple[ImageTokens, ...]
+
+
+def encode_examples(trainee: Trainee, examples: Sequence[Example]) -> EncodedExamples:
+    """Encode prompts and sources of some examples of one task and size."""
+    keys = keys_of(examples, kept_tasks(trainee.config.data.cache))
+    places = zip(*((example.source, *example.further) for example in examples), strict=True)
+    first, *further = (_stacked(pictures) for pictures in places)
+    return EncodedExamples(
+        trainee.encoder.prompts([example.prompt for example in examples], keys.prompts),
+        (trainee.encoder.images(first, keys.source), *map(trainee.encoder.images, further)),
+    )
+
+
+def encode_targets(trainee: Trainee, examples: Sequence[Example]) -> ImageTokens:
+    """Encode the targets of some examples of one task and size."""
+    keys = keys_of(examples, kept_tasks(trainee.config.data.cache))
+    return trainee.encoder.images(_stacked([example.target for example in examples]), keys.target)
+
+
+def _stacked(pictures: Sequence[Image]) -> Tensor:
+    return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2)
