@@ -11,6 +11,9 @@ from recipes.cologen.config.run import load_config
 from recipes.cologen.errors import RunFolderError
 from recipes.cologen.runs.reader import RunReader
 from recipes.cologen.stages import UnknownStageError, select_stages
+from tests.recipes.cologen.conftest import run
+
+__all__ = ["run"]  # the finished run of the root conftest, not one that trains
 
 
 def test_a_stage_is_finished_when_its_checkpoint_is_whole(run: Path) -> None:

@@ -17,7 +17,7 @@ from recipes.cologen.config.run import RunConfig, load_config
 from recipes.cologen.runs import folder as run_folder
 from recipes.cologen.training import bench, loop, step
 from recipes.cologen.training.run import train
-from recipes.cologen.training.validation.scores import schedule as validating
+from recipes.cologen.training.validation import schedule as validating
 
 MOMENTS = (
     "in a step",

@@ -12,7 +12,7 @@ from recipes.cologen.config.model import OptimizerSettings
 from recipes.cologen.errors import MachineError
 from recipes.cologen.training import loop
 from recipes.cologen.training.optimizers import AVERAGE, make_average, make_optimizer
-from recipes.cologen.training.validation.scores import schedule as validating
+from recipes.cologen.training.validation import schedule as validating
 from tests.recipes.cologen.training.conftest import make_config
 
 needs_bitsandbytes = pytest.mark.skipif(

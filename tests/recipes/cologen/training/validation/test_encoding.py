@@ -10,10 +10,10 @@ from recipes.cologen.data.world import World
 from recipes.cologen.flux.model import FluxModel
 from recipes.cologen.flux.shift import shift_factor, shift_times
 from recipes.cologen.training.flow import flow_sample
+from recipes.cologen.training.validation import loss as module
+from recipes.cologen.training.validation import schedule as validating
 from recipes.cologen.training.validation.loss import TIMES, held_out_loss
 from recipes.cologen.training.validation.scores import evaluate_task, held_out_examples
-from recipes.cologen.training.validation.scores import loss as module
-from recipes.cologen.training.validation.scores import schedule as validating
 from tests.recipes.cologen.training.conftest import make_config
 from tests.recipes.cologen.training.test_step import trainee_of
 

@@ -13,8 +13,8 @@ from recipes.cologen.data.world import World
 from recipes.cologen.errors import BrokenPictureError, FolderDataError
 from recipes.cologen.training.growth import load_base
 from recipes.cologen.training.input.data_check import check_sources
+from recipes.cologen.training.validation import scores as validation
 from recipes.cologen.training.validation.scores import held_out_examples
-from recipes.cologen.training.validation.scores import scores as validation
 from tests.recipes.cologen.training.conftest import make_config
 from tests.recipes.cologen.training.test_on_files import write_folder
 

@@ -16,10 +16,10 @@ from recipes.cologen.runs.reader import RunReader
 from recipes.cologen.training.growth import load_base
 from recipes.cologen.training.run import train
 from recipes.cologen.training.trackers import TrackerError, check_trackers
+from recipes.cologen.training.validation import schedule as validating
 from recipes.cologen.training.validation.loss import TIMES, held_out_loss
 from recipes.cologen.training.validation.sample_grid import CELL, GAP, LABEL
 from recipes.cologen.training.validation.scores import held_out_examples
-from recipes.cologen.training.validation.scores import schedule as validating
 from tests.recipes.cologen.training.conftest import make_config
 from tests.recipes.cologen.training.test_step import trainee_of
 
@@ -130,7 +130,7 @@ def held_out_examples_of(task):
 def test_a_loss_of_a_model_that_is_right_is_zero(trainee_of, monkeypatch):
     trainee, examples = trainee_of(), held_out_examples_of("grounding")
     from recipes.cologen.flux.model import FluxModel
-    from recipes.cologen.training.validation.scores import loss as module
+    from recipes.cologen.training.validation import loss as module
 
     velocities, original = [], module.flow_sample
 

@@ -19,8 +19,8 @@ from recipes.cologen.data.vocabulary import VOCABULARY
 from recipes.cologen.data.world import World
 from recipes.cologen.flux.model import FluxModel
 from recipes.cologen.flux.tiny import build_tiny_flux
+from recipes.cologen.training.validation import scores as validation
 from recipes.cologen.training.validation.scores import evaluate_task, held_out_examples, to_pictures
-from recipes.cologen.training.validation.scores import scores as validation
 
 HOW: dict[str, Any] = {"steps": 2, "seed": 3, "batch_size": 4, "source_timestep": "zero"}
 
