@@ -12,7 +12,7 @@ import torch
 from benchmarks.input.pictures import SOURCES, base, settings, write
 from benchmarks.measuring import Case
 from recipes.cologen.caching.encoder import Encoder, open_encoder
-from recipes.cologen.config.input import CacheSettings
+from recipes.cologen.config.data import CacheSettings
 from recipes.cologen.config.training import DropoutSettings
 from recipes.cologen.data.opening import training_records
 from recipes.cologen.data.sampler import BatchSampler

@@ -18,7 +18,7 @@ from rich.console import Console
 from prw.errors import PrwError
 from recipes.cologen.caching.encoder import Encoder, open_encoder
 from recipes.cologen.cli import silence_loading_bars
-from recipes.cologen.config.overrides import with_data
+from recipes.cologen.config.files import with_data
 from recipes.cologen.config.run import RunConfig, load_config
 from recipes.cologen.data.opening import DataSource, training_records
 from recipes.cologen.errors import CologenError, DataError

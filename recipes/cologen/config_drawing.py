@@ -13,8 +13,8 @@ from typing import Annotated
 from pydantic import Field, ValidationError
 
 from recipes.cologen.config.annotators import AnnotatorTable
+from recipes.cologen.config.data import Side
 from recipes.cologen.config.errors import ConfigError, explain
-from recipes.cologen.config.input import Side
 from recipes.cologen.config.model import MOST_TEXT_TOKENS, Settings, Shift
 from recipes.cologen.config.run import RunConfig
 from recipes.cologen.data.buckets import Buckets, buckets_of

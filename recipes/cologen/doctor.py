@@ -21,7 +21,7 @@ from rich.console import Console
 
 from prw.errors import PrwError
 from recipes.cologen.cli import positive, silence_loading_bars
-from recipes.cologen.config.overrides import with_data
+from recipes.cologen.config.files import with_data
 from recipes.cologen.config.run import load_config
 from recipes.cologen.costs.gpus import GPUS, gpu_memory, memory_size
 from recipes.cologen.diagnosis.diagnose import Asked, Diagnosis, Gpu, add_probe, diagnose

@@ -24,11 +24,11 @@ from rich.console import Console
 
 from prw.errors import PrwError
 from recipes.cologen.cli import silence_loading_bars
+from recipes.cologen.config.errors import fault_lines
 from recipes.cologen.data.record import Image
 from recipes.cologen.drawing import DrawingRoom
 from recipes.cologen.errors import CologenError, PictureError
 from recipes.cologen.jobs import Job, read_jobs
-from recipes.cologen.picture_faults import in_words
 from recipes.cologen.picture_settings import Command, PictureSettings, split_at
 from recipes.cologen.pictures import check_writable, read_mask, read_source
 from recipes.cologen.runs.interruption import STOPPED
@@ -135,7 +135,7 @@ def _ready(room: DrawingRoom, job: Job, beside: Path) -> Ready:
     try:
         wanted = PictureSettings.model_validate(values)
     except ValidationError as error:
-        raise PictureError(f"{in_words(error, PictureSettings)[0]}.") from error
+        raise PictureError(f"{fault_lines(error, PictureSettings)[0]}.") from error
     read = [read_source(beside / job.image)] + ([] if job.mask is None else [read_mask(beside / job.mask)])
     image, mask = read[0].image, read[1].image if len(read) > 1 else None
     # Without a size, the key is the one from before jobs had sizes: such a picture is not drawn again.

@@ -11,8 +11,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from recipes.cologen.config.errors import fault_lines
 from recipes.cologen.errors import PictureError
-from recipes.cologen.picture_faults import in_words
 
 MOST_SAID = 20
 """Faults of one file that are said."""
@@ -105,7 +105,7 @@ def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _said(error: ValueError) -> list[str]:
     if isinstance(error, ValidationError):
-        return in_words(error, Job)
+        return fault_lines(error, Job)
     return [f"not JSON ({error})" if isinstance(error, json.JSONDecodeError) else str(error)]
 
 

@@ -25,10 +25,10 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from pydantic_core import PydanticCustomError
 from rich.console import Console
 
+from recipes.cologen.config.errors import fault_lines
 from recipes.cologen.config.run import RunConfig, load_config
 from recipes.cologen.data.record import Image
 from recipes.cologen.errors import CologenError, PictureError
-from recipes.cologen.picture_faults import in_words
 from recipes.cologen.stages import COLOGEN_STAGES
 
 FULL_POOL = "full-pool"
@@ -181,8 +181,8 @@ def read_settings(path: Path) -> SettingsFile:
         raise PictureError(f"{OPTION} {path} cannot be read ({error}); check the path.") from error
     except ValidationError as error:
         raise PictureError(
-            f"{OPTION} {path} is not a picture's settings: {in_words(error, SettingsFile)[0]}. Take the file "
-            "that the page's download button gives."
+            f"{OPTION} {path} is not a picture's settings: {fault_lines(error, SettingsFile)[0]}. Take "
+            "the file that the page's download button gives."
         ) from error
 
 
@@ -308,7 +308,7 @@ def wanted_by(
     try:
         return PictureSettings.model_validate({**values, **changed})
     except ValidationError as error:
-        fault = in_words(error, PictureSettings)[0]
+        fault = fault_lines(error, PictureSettings)[0]
         option = "--grid " if fault.partition(":")[0] in changed else "--"
         raise PictureError(f"{option}{fault}.") from error
 

@@ -15,7 +15,7 @@ from rich.markup import escape
 
 from prw.errors import PrwError
 from recipes.cologen.cli import silence_loading_bars
-from recipes.cologen.config.overrides import with_data
+from recipes.cologen.config.files import with_data
 from recipes.cologen.config.run import RunConfig, load_config
 from recipes.cologen.errors import CologenError
 from recipes.cologen.report import build_report

@@ -9,10 +9,10 @@ from pydantic import ValidationError
 
 from recipes.cologen.app.limits import MOST_SEED, Limits, check_prompt, size_within, whole
 from recipes.cologen.app.shares import shares_picture
+from recipes.cologen.config.errors import fault_lines
 from recipes.cologen.data.record import Image
 from recipes.cologen.drawing import DrawingRoom
 from recipes.cologen.errors import PictureError
-from recipes.cologen.picture_faults import in_words
 from recipes.cologen.picture_settings import PictureSettings, settings_file
 from recipes.cologen.pictures import enlarge
 
@@ -108,7 +108,7 @@ class Answers:
                 }
             )
         except ValidationError as error:
-            raise PictureError(f"{in_words(error, PictureSettings)[0]}.") from error
+            raise PictureError(f"{fault_lines(error, PictureSettings)[0]}.") from error
 
 
 def shown(image: Image) -> Image:

@@ -142,7 +142,11 @@ def _look(answers: Answers, name: str, given: list[Any], easels: list[Any], resu
     refused = (gr.update(visible=False), None) if name == "inpainting" else (None,) * len(shown)
     for field in given if name == "control" else given[:1]:
         field.change(
-            in_words(look, refused), given, [*shown, notes], show_progress="hidden", api_visibility="private"
+            in_words(look, refused),
+            given,
+            [*shown, notes],
+            show_progress="hidden",
+            api_visibility="private",
         )
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from recipes.cologen.caching.fingerprints import text_fingerprint, vae_fingerprint
 from recipes.cologen.caching.store import Parts, TensorStore
-from recipes.cologen.config.input import CacheSettings
+from recipes.cologen.config.data import CacheSettings
 from recipes.cologen.flux.base import FluxBase
 from recipes.cologen.flux.pixels import to_unit_range
 from recipes.cologen.flux.tokens import ImageTokens, TextTokens

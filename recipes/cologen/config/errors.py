@@ -1,12 +1,13 @@
-"""Turns what pydantic says about wrong settings into sentences: the dotted key, the nearest one, the fix."""
+"""Turns pydantic's errors into sentences: the dotted key, what was expected, what came, the nearest key."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
 
 from recipes.cologen.errors import CologenError
 from recipes.cologen.stages import COLOGEN_STAGES
@@ -18,6 +19,22 @@ class ConfigError(CologenError, ValueError):
 
 ANY_NAME = "*"
 """Stands for the names of groups that the user chooses, such as data sets."""
+_WORDS: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
+    "literal_error": lambda limits: f"expected {limits['expected']}",
+    "greater_than": lambda limits: f"expected more than {limits['gt']}",
+    "greater_than_equal": lambda limits: f"expected {limits['ge']} or more",
+    "less_than_equal": lambda limits: f"expected {limits['le']} or less",
+    "less_than": lambda limits: f"expected less than {limits['lt']}",
+    "finite_number": lambda _: "expected a finite number",
+    "model_type": lambda _: "expected an object of names and values",
+    "string_type": lambda _: "expected text",
+    "path_type": lambda _: "expected text, the path of a picture",
+    "string_too_long": lambda limits: f"expected at most {limits['max_length']} letters",
+    "string_pattern_mismatch": lambda _: (
+        "expected letters, digits and . _ -, a letter or digit or _ first (it names a file)"
+    ),
+}
+"""What was expected, by pydantic's name of the fault."""
 
 
 def known_keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
@@ -66,20 +83,50 @@ def _neighbours(key: str, model: type[BaseModel]) -> str:
 
 
 def explain(error: ValidationError, model: type[BaseModel], origin: str) -> str:
-    """One line for each thing that is wrong with the settings read from `origin`."""
+    """One line for each fault of the settings read from `origin`; what is missing may be given by `--set`."""
     lines = [f"{origin}:"]
-    for fault in error.errors():
-        key = ".".join(str(part) for part in fault["loc"])
-        if fault["type"] == "extra_forbidden":
-            near = nearest_key(key, model)
-            lines.append(
-                f"  {key}: unknown setting." + (f" Did you mean {near}?" if near else _neighbours(key, model))
-            )
-        elif fault["type"] == "missing":
-            lines.append(f"  {key}: missing; give it in the file, or with --set {key}=VALUE.")
-        elif not key or isinstance(fault["input"], Mapping):  # a message about a whole group names its parts
-            key = f"{key}: " if key else ""
-            lines.append(f"  {key}{fault['msg'].removeprefix('Value error, ')}.")
-        else:
-            lines.append(f"  {key}: {fault['msg']}, got {fault['input']!r}.")
+    for fault, line in zip(error.errors(), fault_lines(error, model), strict=True):
+        key = _key(fault)
+        fix = f"; give it in the file, or with --set {key}=VALUE" if fault["type"] == "missing" else ""
+        lines.append(f"  {line}{fix}" + ("" if line.endswith((".", "?")) else "."))
     return "\n".join(lines)
+
+
+def fault_lines(error: ValidationError, model: type[BaseModel]) -> list[str]:
+    """A line for each fault: the key, what was expected, what came.
+
+    Args:
+        error: What pydantic found.
+        model: The class of the settings that were read.
+    """
+    return [_line(fault, model) for fault in error.errors()]
+
+
+def _key(fault: ErrorDetails) -> str:
+    return ".".join(map(str, fault["loc"]))
+
+
+def _line(fault: ErrorDetails, model: type[BaseModel]) -> str:
+    key, kind = _key(fault), fault["type"]
+    if kind == "extra_forbidden":
+        near = nearest_key(key, model)
+        return f"{key}: unknown setting." + (f" Did you mean {near}?" if near else _neighbours(key, model))
+    if kind == "json_invalid":
+        return f"not JSON ({fault.get('ctx', {}).get('error', fault['msg'])})"
+    place = f"{key}: " if key else ""
+    if kind == "missing":
+        return f"{place}missing"
+    if kind.startswith("int_"):
+        words = "expected a whole number"
+    elif kind.startswith("float_"):
+        words = "expected a number"
+    else:
+        words = _WORDS[kind](fault.get("ctx", {})) if kind in _WORDS else fault["msg"]
+    words = words.removeprefix("Value error, ")
+    if not key or isinstance(fault["input"], Mapping):  # a message about a whole group names its parts
+        return f"{place}{words}"
+    return f"{place}{words}, got {_short(repr(fault['input']))}"
+
+
+def _short(text: str, most: int = 80) -> str:
+    return text if len(text) <= most else f"{text[: most - 3]}..."

@@ -20,8 +20,7 @@ from pydantic import Field, ValidationError, model_validator
 from prw.config import PoolSettings
 from recipes.cologen.config.data import DataSettings
 from recipes.cologen.config.errors import ConfigError, explain
-from recipes.cologen.config.extends import extended
-from recipes.cologen.config.files import read_yaml
+from recipes.cologen.config.files import apply_override, extended, read_yaml
 from recipes.cologen.config.model import (
     BaseSettings,
     FlowSettings,
@@ -29,8 +28,6 @@ from recipes.cologen.config.model import (
     OptimizerSettings,
     Settings,
 )
-from recipes.cologen.config.overrides import apply_override
-from recipes.cologen.config.stages import check_cached_stages, check_replay
 from recipes.cologen.config.training import (
     DropoutSettings,
     LoggingSettings,
@@ -39,7 +36,7 @@ from recipes.cologen.config.training import (
     ValidationSettings,
     VeteranSettings,
 )
-from recipes.cologen.stages import COLOGEN_STAGES, StageSettings, stage_index
+from recipes.cologen.stages import COLOGEN_STAGES, PAIRED_TASKS, StageSettings, stage_index
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 REPOSITORY = Path(__file__).resolve().parents[3]
@@ -53,7 +50,7 @@ FREE_SETTINGS = {
 """Settings of other groups of which that is true too: where the base lies (a run knows its base by its
 weights), what is measured on, how much may be broken, what is kept in caches and lists of sizes, and when a
 run gives up. Where data sets and annotators lie is free too, once a run knows what they hold
-(training/data_binding.py)."""
+(runs/data_binding.py)."""
 
 
 class RunConfig(Settings):
@@ -91,8 +88,8 @@ class RunConfig(Settings):
             )
         if self.data.source == "world" and self.data.seed == self.data.held_out_seed:
             raise ValueError("data.held_out_seed equals data.seed: validation would show what is trained on")
-        check_replay(self.data, self.machine, self.stages)
-        check_cached_stages(self.data, self.stages)
+        _check_replay(self.data, self.machine, self.stages)
+        _check_cached_stages(self.data, self.stages)
         for position, (name, stage) in enumerate(self.stages.items()):
             earlier = list(self.stages)[:position]
             if stage.init not in ("zero", "previous", *earlier):
@@ -217,3 +214,49 @@ def _fill_stages(given: Any, origin: str) -> dict[str, Any]:
             raise ConfigError(f"{origin}: stages.{name} should hold settings by name, got {settings!r}.")
         stages[name] = {**COLOGEN_STAGES[name].model_dump(), **(settings or {})}
     return stages
+
+
+def _check_replay(data: DataSettings, machine: MachineSettings, stages: dict[str, StageSettings]) -> None:
+    """Refuse replay whose batches may hold examples of several shapes.
+
+    Raises:
+        ValueError: Names the stage, why its tasks do not go together, and what to change.
+    """
+    for name, stage in stages.items():
+        if stage.replay:
+            _check_replay_of(name, stage, data, machine)
+
+
+def _check_cached_stages(data: DataSettings, stages: dict[str, StageSettings]) -> None:
+    """Refuse to keep the data of stages that there are not, as a word misspelt would keep nothing.
+
+    Raises:
+        ValueError: Names them.
+    """
+    unknown = [name for name in data.cache.stages or () if name not in stages]
+    if unknown:
+        raise ValueError(
+            f"data.cache.stages names {', '.join(unknown)}; expected stages of this run: {', '.join(stages)}"
+        )
+
+
+def _check_replay_of(name: str, stage: StageSettings, data: DataSettings, machine: MachineSettings) -> None:
+    replay = f"stages.{name}.replay mixes tasks into a batch"
+    if data.buckets.on:
+        raise ValueError(f"{replay}, and data.buckets makes every batch of one size; leave one of them out")
+    # The world's pictures are all alike, and an example alone goes with itself.
+    if data.source == "world" or machine.micro_batch == 1 or stage.batch_size == 1:
+        return
+    if data.size is None:
+        raise ValueError(
+            f"{replay}, whose pictures must then have one size, but without data.size each task's keep their "
+            "own; give them one with data.size=[512,512], or take one example at a time with "
+            "machine.micro_batch=1"
+        )
+    paired = [task for task in (name, *stage.replay) if task in PAIRED_TASKS]
+    if data.max_sources > 1 and paired:
+        raise ValueError(
+            f"{replay}, whose examples must then have as many sources, but data.max_sources="
+            f"{data.max_sources} lets those of {', '.join(paired)} have more than others; take one example "
+            "at a time with machine.micro_batch=1, or leave one of them out"
+        )

@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from recipes.cologen.config.annotators import AnnotatorSettings
-from recipes.cologen.config.data import DataSettings, SetSettings
-from recipes.cologen.config.input import BucketSettings
+from recipes.cologen.config.data import BucketSettings, DataSettings, SetSettings
 from recipes.cologen.data.annotated import AnnotatedRecords
 from recipes.cologen.data.annotators.drawing import worker_annotators
 from recipes.cologen.data.buckets import BucketedRecords, bucketed, buckets_of

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from rich.console import Console
 
-from recipes.cologen.config.input import CacheSettings
+from recipes.cologen.config.data import CacheSettings
 from recipes.cologen.config.run import RunConfig
 from recipes.cologen.training.run import train
 

@@ -139,7 +139,7 @@ def test_a_job_that_cannot_be_drawn_is_said_and_the_others_are_drawn(
         (["[]"], "line 1: "),
         (
             [json.dumps(JOBS[0]), json.dumps({**JOBS[0], "sead": 3})],
-            "line 2: sead: unknown key. Did you mean seed. Known are task, image",
+            "line 2: sead: unknown setting. Did you mean seed?",
         ),
         ([json.dumps({**JOBS[0], "name": "../x"})], "line 1: name: expected letters.*got '../x'"),
         ([json.dumps({**JOBS[0], "name": "x"})] * 2, "lines 1, 2: the name 'x' is given 2 times"),
@@ -150,7 +150,7 @@ def test_a_job_that_cannot_be_drawn_is_said_and_the_others_are_drawn(
         (['{"seed": 1, "seed": 2, ' + json.dumps(JOBS[0])[1:]], "line 1: seed: is given twice"),
         ([json.dumps({**JOBS[0], "seed": "3"})], "line 1: seed: expected a whole number, got '3'"),
         ([json.dumps({**JOBS[0], "steps": 2.5})], "line 1: steps: expected a whole number, got 2.5"),
-        (['{"task": "editing"}'], "line 1: image: is missing"),
+        (['{"task": "editing"}'], "line 1: image: missing"),
         ([""], "no job in it"),
     ],
 )

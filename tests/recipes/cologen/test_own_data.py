@@ -9,7 +9,7 @@ import pytest
 from accelerate.state import AcceleratorState
 
 from recipes.cologen.config.errors import ConfigError
-from recipes.cologen.config.overrides import with_data
+from recipes.cologen.config.files import with_data
 from recipes.cologen.config.run import CONFIGS, load_config, parse_config
 from recipes.cologen.stages import UnknownStageError
 from tests.test_docs import FENCE, python_blocks

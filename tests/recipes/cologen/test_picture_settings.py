@@ -124,7 +124,7 @@ REFUSALS: dict[str, tuple[Callable[[Path], None], str]] = {
     "another kind": (changed(lambda held: held.update(kind="x")), "kind: "),
     "an unknown key": (
         changed(lambda held: held["settings"].update(guidence=3)),
-        "settings.guidence: unknown key. Did you mean guidance. Known are task, prompt",
+        "settings.guidence: unknown setting. Did you mean settings.guidance?",
     ),
     "too many steps": (
         changed(lambda held: held["settings"].update(steps=10**8)),

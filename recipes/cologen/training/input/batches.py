@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from recipes.cologen.caching.fingerprints import picture_key, prompt_key
-from recipes.cologen.config.input import CacheSettings
+from recipes.cologen.config.data import CacheSettings
 from recipes.cologen.config.training import DropoutSettings
 from recipes.cologen.data.buckets import Bucket, BucketedRecords
 from recipes.cologen.data.opening import RecordSource

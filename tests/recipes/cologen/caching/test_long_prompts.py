@@ -5,7 +5,7 @@ import torch
 
 from recipes.cologen.caching.encoder import open_encoder
 from recipes.cologen.caching.fingerprints import prompt_key
-from recipes.cologen.config.input import CacheSettings
+from recipes.cologen.config.data import CacheSettings
 from recipes.cologen.data.record import Example
 from recipes.cologen.errors import PromptError
 from recipes.cologen.flux.tiny import build_tiny_flux
