@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +21,27 @@ from prw.errors import StorageError
 
 DRAFT = ".prw-draft-"
 """How the name of a draft inside a folder starts."""
+
+
+FILE_DRAFT = ".new-"
+"""How the name of a single file's draft starts."""
+
+
+@contextmanager
+def atomic_file(path: Path) -> Iterator[Path]:
+    """Yield the path of a draft that replaces the file `path` when the `with` block ends without an error.
+
+    The draft lies beside the file and has its ending. After an error nothing of it is left.
+    """
+    draft = path.with_name(f"{FILE_DRAFT}{uuid.uuid4().hex[:8]}-{path.name}")
+    try:
+        yield draft
+        sync(draft)
+        draft.replace(path)
+    except BaseException:
+        draft.unlink(missing_ok=True)
+        raise
+    sync(path.parent)
 
 
 @contextmanager

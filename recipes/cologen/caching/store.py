@@ -9,7 +9,6 @@ A folder that cannot be written is no error: it is said once, and from then on t
 from __future__ import annotations
 
 import logging
-import os
 import time
 import uuid
 import zlib
@@ -23,6 +22,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+
+from prw.storage.atomic import FILE_DRAFT, atomic_file
 
 Parts = Mapping[str, Tensor]
 """The tensors of one entry, by name."""
@@ -196,19 +197,15 @@ def _write(folder: Path, name: str, tensors: dict[str, Tensor], sums: dict[str, 
     Raises:
         OSError: There is no room, or the disk fails; nothing half-written is left.
     """
-    temporary = folder / f".{name}.tmp"
     try:
-        save_file({place: value.contiguous() for place, value in tensors.items()}, temporary, metadata=sums)
-        with temporary.open("rb") as written:
-            os.fsync(written.fileno())
-        temporary.replace(folder / name)
-    except (OSError, SafetensorError) as error:
-        temporary.unlink(missing_ok=True)
-        raise error if isinstance(error, OSError) else OSError(f"{folder}: {error}") from error
+        with atomic_file(folder / name) as draft:
+            save_file({place: value.contiguous() for place, value in tensors.items()}, draft, metadata=sums)
+    except SafetensorError as error:
+        raise OSError(f"{folder}: {error}") from error
 
 
 def _remove_leftovers(folder: Path) -> None:
-    for path in folder.glob(".*.tmp"):
+    for path in folder.glob(f"{FILE_DRAFT}*"):
         try:
             if time.time() - path.stat().st_mtime > _OLD_SECONDS:
                 path.unlink(missing_ok=True)

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from recipes.cologen.data.sampler import derive_seed
+from recipes.cologen.data.seeding import derive_seed
 
 _ORDERS_KEPT = 2
 """An epoch's groups are of two turns through a bucket: what was carried over, and the epoch's own."""

@@ -6,17 +6,15 @@ A sampler keeps the count of what it gave out itself and knows its rank, so it i
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from recipes.cologen.data.bucket_order import BucketOrder
+from recipes.cologen.data.seeding import derive_seed
 from recipes.cologen.errors import CologenError
-
-if TYPE_CHECKING:
-    from recipes.cologen.data.bucket_order import BucketOrder
 
 _STREAM = 2**40
 """Length of the part of an endless source that one seed reads."""
@@ -33,12 +31,6 @@ class Draw(NamedTuple):
     seed: int
     bucket: int | None = None
     """Number of the bucket that the example belongs to, where there are buckets."""
-
-
-def derive_seed(*parts: int | str) -> int:
-    """A seed (63 bits) that depends on all parts and their order, the same on every machine."""
-    digest = hashlib.blake2b("\x1f".join(f"{type(part).__name__}:{part}" for part in parts).encode()).digest()
-    return int.from_bytes(digest[:8], "big") >> 1
 
 
 class BatchSampler:

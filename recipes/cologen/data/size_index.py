@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import uuid
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from prw.storage.atomic import atomic_file
 from recipes.cologen.config.data import SetSettings
 from recipes.cologen.data.layouts.layout import Layout, Reading
 from recipes.cologen.data.raw import RawRecord
@@ -82,9 +82,8 @@ def kept_sizes(
         return known
     sizes = np.array(list(read()), dtype=np.int32).reshape(count, 4)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{uuid.uuid4().hex}.npy")
-    np.save(temporary, sizes)
-    temporary.replace(path)
+    with atomic_file(path) as draft:
+        np.save(draft, sizes)
     return sizes
 
 

@@ -7,7 +7,6 @@ with a moment between them in which no folder has that name; `recover` then puts
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +16,7 @@ import torch
 from pydantic import ValidationError
 from safetensors import SafetensorError
 
+from prw.storage.atomic import atomic_file, sync
 from recipes.cologen.errors import RunFolderError
 from recipes.cologen.runs.state import StageState
 
@@ -44,7 +44,7 @@ def write_folder(folder: Path, write: Callable[[Path], None]) -> None:
     if folder.exists():
         folder.rename(old)
     new.rename(folder)
-    sync_path(folder.parent)
+    sync(folder.parent)
     shutil.rmtree(old, ignore_errors=True)
 
 
@@ -58,27 +58,15 @@ def recover(folder: Path) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Replace a text file, all or nothing."""
-    new = _new(path)
-    new.write_text(text, encoding="utf-8")
-    sync_path(new)
-    new.replace(path)
-    sync_path(path.parent)
+    with atomic_file(path) as draft:
+        draft.write_text(text, encoding="utf-8")
 
 
 def sync_tree(folder: Path) -> None:
     """Force every file of a folder, and the folder itself, to disk."""
     for path in sorted(folder.rglob("*")):
-        sync_path(path)
-    sync_path(folder)
-
-
-def sync_path(path: Path) -> None:
-    """Force one file or folder entry to disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+        sync(path)
+    sync(folder)
 
 
 def write_state(folder: Path, state: StageState, fingerprint: str) -> None:

@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from prw.storage.atomic import FILE_DRAFT
 from recipes.cologen.config.run import RunConfig
 from recipes.cologen.errors import BaseModelError, RunFolderError
 from recipes.cologen.runs.checkpoint import read_stage_name, recover, write_folder, write_text
@@ -270,8 +271,8 @@ def _create(path: Path, config: RunConfig, ledger: Ledger) -> RunFolder:
 
 def _may_lie_there(entry: Path) -> bool:
     """A log of this very command's output, or what a creation that was cut off left."""
-    left = (LOCK_FILE, "ledger.json", ".ledger.json.new", ".config.yaml.new")
-    return entry.suffix == ".log" or entry.name in left
+    is_ours = entry.name in (LOCK_FILE, "ledger.json") or entry.name.startswith(FILE_DRAFT)
+    return is_ours or entry.suffix == ".log"
 
 
 def _read_ledger(path: Path) -> Ledger:

@@ -13,7 +13,10 @@ from typing import Self
 import torch
 from accelerate import Accelerator
 
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+STOP_SIGNALS: tuple[signal.Signals, ...] = tuple(
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)
+)
+"""Windows has no SIGUSR1."""
 STOPPED = 130
 """Exit status of a command that was asked to stop, as shells have it for Ctrl-C."""
 

@@ -1,26 +1,29 @@
-"""Keeps two commands from writing one run's folder: the first one locks it, the second one is refused.
+"""Keeps two commands from writing to one run's folder: the first one locks it, the second one is refused.
 
-The lock is the operating system's, on RUN/.lock, so it is gone with the process that held it, however that
-ended. Processes that were launched together write as one: only rank 0 takes the lock.
+The lock is the operating system's, on RUN/.lock, so it goes with the process that held it, however that
+ended; forked loader workers do not inherit it. Processes that were launched together write as one: only
+rank 0 takes the lock. Where the disk knows no locks, there is none.
 """
 
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
+from filelock import FileLock, Timeout
 
 from recipes.cologen.errors import RunFolderError
 
 LOCK_FILE = ".lock"
 _NO_LOCKS_HERE = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+_RETRY_SECONDS = 0.2
+"""Long enough to take a lock anew whose file its holder removed just now."""
 
 
 @contextmanager
@@ -45,22 +48,25 @@ def hold_run_together(path: Path, accelerator: Accelerator) -> Iterator[None]:
 
 @contextmanager
 def hold_run(path: Path) -> Iterator[None]:
-    """Hold a run's folder for this process; what was made for that and not used is removed again.
+    """Hold a run's folder for this process; folders made for the lock and left empty are removed again.
 
     Raises:
         RunFolderError: Another process holds it (its id is named), or the folder cannot be written.
     """
+    file = path / LOCK_FILE
+    lock = FileLock(file, timeout=_RETRY_SECONDS, fallback_to_soft=False)
     try:
         missing = [folder for folder in (path, *path.parents) if not folder.exists()]
         path.mkdir(parents=True, exist_ok=True)
-        handle = _lock(path / LOCK_FILE)
+        _acquire(lock, file)
     except OSError as error:
         raise cannot_write(path, error) from error
     try:
         yield
     finally:
-        (path / LOCK_FILE).unlink(missing_ok=True)
-        os.close(handle)
+        with suppress(OSError):  # Windows removes no open file
+            file.unlink()
+        lock.release()
         _remove_empty(missing)
 
 
@@ -72,36 +78,28 @@ def cannot_write(path: Path, error: OSError) -> RunFolderError:
     )
 
 
-def _lock(file: Path) -> int:
-    """Open and lock the file; anew if the holder before removed it in between."""
-    while True:
-        handle = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            # Not flock: that would be held on by forked loader workers that outlive a killed run.
-            fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno in (errno.EACCES, errno.EAGAIN):
-                holder = os.read(handle, 200).decode("utf-8", "replace") or "unknown"
-                os.close(handle)
-                raise RunFolderError(
-                    f"another command is working in {file.parent} (process {holder}). Wait for it, stop it, "
-                    "or give another --output."
-                ) from error
-            if error.errno not in _NO_LOCKS_HERE:
-                os.close(handle)
-                raise
-        if _is_same_file(handle, file):
-            os.ftruncate(handle, 0)
-            os.write(handle, f"{os.getpid()} on {socket.gethostname()}".encode())
-            return handle
-        os.close(handle)
-
-
-def _is_same_file(handle: int, file: Path) -> bool:
+def _acquire(lock: FileLock, file: Path) -> None:
+    """Take the lock and write this process's id into its file."""
     try:
-        return os.path.samestat(os.fstat(handle), file.stat())
-    except FileNotFoundError:
-        return False
+        lock.acquire()
+    except Timeout as error:
+        raise RunFolderError(
+            f"another command is working in {file.parent} (process {_holder(file)}). Wait for it, stop it, "
+            "or give another --output."
+        ) from error
+    except OSError as error:
+        if error.errno not in _NO_LOCKS_HERE:
+            raise
+        return
+    with suppress(OSError):  # on Windows the lock keeps others from the file's content, and this process too
+        file.write_text(f"{os.getpid()} on {socket.gethostname()}", encoding="utf-8")
+
+
+def _holder(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8", errors="replace")[:200] or "unknown"
+    except OSError:
+        return "unknown"
 
 
 def _remove_empty(folders: list[Path]) -> None:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from recipes.cologen.data.sampler import derive_seed
+from recipes.cologen.data.seeding import derive_seed
 from recipes.cologen.flux.transfer import to_device
 
 

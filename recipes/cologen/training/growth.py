@@ -11,7 +11,7 @@ import torch
 
 import prw
 from recipes.cologen.config.run import RunConfig
-from recipes.cologen.data.sampler import derive_seed
+from recipes.cologen.data.seeding import derive_seed
 from recipes.cologen.flux.base import FluxBase
 from recipes.cologen.flux.families import load_base_model
 from recipes.cologen.flux.locate import locate_base

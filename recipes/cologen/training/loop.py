@@ -14,7 +14,8 @@ import torch
 from torch.utils.data import Dataset
 
 from recipes.cologen.data.bucket_order import BucketOrder
-from recipes.cologen.data.sampler import BatchSampler, derive_seed
+from recipes.cologen.data.sampler import BatchSampler
+from recipes.cologen.data.seeding import derive_seed
 from recipes.cologen.errors import CologenError
 from recipes.cologen.runs.state import StageState
 from recipes.cologen.training.bench import Bench, note_progress, restore_latest, save_latest

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from prw.storage.atomic import atomic_file
 from recipes.cologen.data.record import Example
 from recipes.cologen.data.vocabulary import MAX_TEXT_TOKENS, VOCABULARY
 from recipes.cologen.flux import FluxModel, ImageTokens, SourceKV, TextTokens
@@ -155,9 +156,8 @@ class Run:
             "step": self.step,
             "identity": self.identity,
         }
-        partial = path.with_suffix(".partial")
-        torch.save(state, partial)
-        partial.replace(path)
+        with atomic_file(path) as draft:
+            torch.save(state, draft)
 
     def load(self, path: Path) -> None:
         """Go on from a saved state.

@@ -19,10 +19,12 @@ from recipes.cologen.config.training import DropoutSettings
 from recipes.cologen.data.buckets import Bucket, BucketedRecords
 from recipes.cologen.data.opening import RecordSource
 from recipes.cologen.data.record import Example, MissingMetadataError
-from recipes.cologen.data.sampler import BatchSampler, Draw, derive_seed
+from recipes.cologen.data.sampler import BatchSampler, Draw
+from recipes.cologen.data.seeding import derive_seed
 from recipes.cologen.data.views import VIEWS
 from recipes.cologen.errors import BrokenPictureError, PictureError, TooManyBrokenError
 from recipes.cologen.flux.transfer import wants_pinned
+from recipes.cologen.runs.interruption import STOP_SIGNALS
 
 _MOST_TRIES = 50
 STREAM_END = 2**40
@@ -235,8 +237,9 @@ def loaded(
 
 def _leave_interrupts_to_training(worker: int) -> None:
     # A whole job is told to stop, its workers too; they go on until the trainer lets go of them.
-    for number in (signal.SIGINT, signal.SIGUSR1):
-        signal.signal(number, signal.SIG_IGN)
+    for number in STOP_SIGNALS:
+        if number != signal.SIGTERM:
+            signal.signal(number, signal.SIG_IGN)
 
 
 def _check_counts(examples: Sequence[Example]) -> None:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 from recipes.cologen.config.run import RunConfig
 from recipes.cologen.data.opening import DataSource, RecordSource
 from recipes.cologen.data.record import MissingMetadataError
-from recipes.cologen.data.sampler import derive_seed
+from recipes.cologen.data.seeding import derive_seed
 from recipes.cologen.data.views import VIEWS
 from recipes.cologen.errors import BrokenPictureError, CologenError, FolderDataError, PromptError
 from recipes.cologen.flux.base import FluxBase

@@ -21,7 +21,8 @@ from torch.utils.data import Dataset
 
 from recipes.cologen.config.training import DropoutSettings
 from recipes.cologen.data.opening import DataSource
-from recipes.cologen.data.sampler import Draw, derive_seed
+from recipes.cologen.data.sampler import Draw
+from recipes.cologen.data.seeding import derive_seed
 from recipes.cologen.flux.transfer import to_device
 from recipes.cologen.training.input.batches import STREAM_END, Batch, Examples, Prepared
 

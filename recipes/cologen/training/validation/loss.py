@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from prw.routing import RoutingStatistics, Tally, statistics_of
 from recipes.cologen.data.record import Example
-from recipes.cologen.data.sampler import derive_seed
+from recipes.cologen.data.seeding import derive_seed
 from recipes.cologen.flux.base import Sources
 from recipes.cologen.flux.tokens import ImageTokens, TextTokens
 from recipes.cologen.flux.two_step import SourceKV

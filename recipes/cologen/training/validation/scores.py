@@ -20,8 +20,8 @@ from recipes.cologen.config.model import Shift
 from recipes.cologen.data import oracle
 from recipes.cologen.data.opening import RecordSource
 from recipes.cologen.data.record import Example, Image, MissingMetadataError
-from recipes.cologen.data.sampler import derive_seed
 from recipes.cologen.data.scene import Scene
+from recipes.cologen.data.seeding import derive_seed
 from recipes.cologen.data.views import VIEWS
 from recipes.cologen.errors import AnnotatorError, BrokenPictureError
 from recipes.cologen.flux.base import FluxBase, SourceTimestep

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recipes.cologen.data.sampler import BatchSampler, BatchSizeError, derive_seed
+from recipes.cologen.data.sampler import BatchSampler, BatchSizeError
+from recipes.cologen.data.seeding import derive_seed
 
 LAYOUTS = st.tuples(st.integers(1, 4), st.integers(1, 3), st.integers(1, 3))
 """Micro-batch, ranks, micro-batches a step."""

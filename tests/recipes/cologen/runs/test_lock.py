@@ -1,12 +1,13 @@
 """A folder has one writer at a time, whatever becomes of it, and a refusal leaves nothing behind."""
 
+import fcntl
+import os
 import subprocess
 import sys
 
 import pytest
 
 from recipes.cologen.errors import RunFolderError
-from recipes.cologen.runs import lock as run_lock
 from recipes.cologen.runs.lock import LOCK_FILE, hold_run
 
 HOLD = (
@@ -44,6 +45,45 @@ def test_a_crash_frees_the_folder(holder, tmp_path):
     assert not (tmp_path / "run" / LOCK_FILE).exists()
 
 
+FORK = (
+    "import os, pathlib, sys, time; from recipes.cologen.runs.lock import hold_run\n"
+    "with hold_run(pathlib.Path(sys.argv[1])):\n"
+    "    child = os.fork()\n"
+    "    if child:\n        print(child, flush=True)\n"
+    "    time.sleep(60)"
+)
+
+
+def test_a_forked_worker_that_outlives_its_run_does_not_hold_the_folder(tmp_path):
+    with subprocess.Popen([sys.executable, "-c", FORK, str(tmp_path)], stdout=subprocess.PIPE) as process:
+        child = int(process.stdout.readline())
+        process.kill()
+        process.wait()
+        try:
+            with hold_run(tmp_path):
+                pass
+        finally:
+            os.kill(child, 9)
+
+
+HIDDEN = """
+import importlib, pkgutil, signal, sys
+sys.modules["fcntl"] = None  # as where there is none
+del signal.SIGUSR1
+import recipes.cologen
+for module in pkgutil.walk_packages(recipes.cologen.__path__, "recipes.cologen."):
+    if not module.name.endswith("__main__") and ".assets" not in module.name:
+        importlib.import_module(module.name)
+        print(module.name)
+"""
+
+
+def test_every_module_can_be_imported_where_fcntl_and_sigusr1_do_not_exist():
+    done = subprocess.run([sys.executable, "-c", HIDDEN], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "recipes.cologen.runs.lock" in done.stdout and "recipes.cologen.train" in done.stdout
+
+
 def test_folders_made_for_the_lock_alone_are_removed_and_others_kept(tmp_path):
     with hold_run(tmp_path / "a" / "b"):
         assert (tmp_path / "a/b" / LOCK_FILE).exists()
@@ -67,15 +107,15 @@ def test_a_place_that_cannot_be_written_is_refused(tmp_path, place):
 
 
 def test_a_lock_that_its_holder_removed_meanwhile_is_taken_anew(tmp_path, monkeypatch):
-    original, opened = run_lock.fcntl.lockf, []
+    original, opened = fcntl.flock, []
 
     def removed_in_between(handle, how):
         original(handle, how)
-        opened.append(handle)
+        opened.extend([handle] if how & fcntl.LOCK_EX else [])
         if len(opened) == 1:
             (tmp_path / LOCK_FILE).unlink()
 
-    monkeypatch.setattr(run_lock.fcntl, "lockf", removed_in_between)
+    monkeypatch.setattr(fcntl, "flock", removed_in_between)
     with hold_run(tmp_path):
         assert (tmp_path / LOCK_FILE).exists()
     assert len(opened) == 2

@@ -7,7 +7,7 @@ from recipes.cologen.config.errors import ConfigError
 from recipes.cologen.data.fixed import fixed_examples
 from recipes.cologen.data.opening import training_records
 from recipes.cologen.data.record import ALL_FIXED
-from recipes.cologen.data.sampler import derive_seed
+from recipes.cologen.data.seeding import derive_seed
 from recipes.cologen.data.views import VIEWS
 from recipes.cologen.flux.model import FluxModel
 from recipes.cologen.training.input.batches import keys_of
