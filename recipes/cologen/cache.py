@@ -23,7 +23,7 @@ from recipes.cologen.config.run import RunConfig, load_config
 from recipes.cologen.data.opening import DataSource, training_records
 from recipes.cologen.errors import CologenError, DataError
 from recipes.cologen.stages import select_stages
-from recipes.cologen.training.growth import load_base
+from recipes.cologen.training.growth import load_base_to_train
 from recipes.cologen.training.input.filling import Filled, FixedExamples, fill
 from recipes.cologen.training.run import join_processes
 
@@ -55,7 +55,7 @@ def _fill(config: RunConfig, wanted: str, check: bool, console: Console) -> None
     names = _stages(config, wanted)
     with accelerator.main_process_first():
         data = training_records(config.data)
-    model = load_base(config, accelerator.device)
+    model = load_base_to_train(config, accelerator.device)
 
     def say(text: str) -> None:
         console.print(text, markup=False, highlight=False, soft_wrap=True)

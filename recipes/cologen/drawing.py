@@ -22,9 +22,9 @@ from recipes.cologen.flux.base import FluxBase
 from recipes.cologen.picture_settings import FULL_POOL, NO_EXPERTS, PictureSettings
 from recipes.cologen.pictures import fit_picture
 from recipes.cologen.pipeline.tasks import worded
+from recipes.cologen.runs.loading import load_base, load_stage
 from recipes.cologen.runs.reader import RunReader
 from recipes.cologen.sample_picture import Source, sample_picture, size_to_draw, source_of
-from recipes.cologen.training.growth import load_base, load_stage
 from recipes.cologen.words import check_prompt_given, check_words
 
 

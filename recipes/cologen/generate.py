@@ -44,9 +44,9 @@ from recipes.cologen.pictures import (
 )
 from recipes.cologen.pipeline.tasks import worded
 from recipes.cologen.runs.interruption import STOPPED
+from recipes.cologen.runs.loading import load_base, load_stage
 from recipes.cologen.runs.reader import RunReader
 from recipes.cologen.sample_picture import Source, sample_picture, source_of
-from recipes.cologen.training.growth import load_base, load_stage
 from recipes.cologen.words import check_prompt_given, check_words
 
 

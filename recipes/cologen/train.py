@@ -20,7 +20,7 @@ from recipes.cologen.config.run import RunConfig, load_config
 from recipes.cologen.errors import CologenError
 from recipes.cologen.report import build_report
 from recipes.cologen.report.score_table import score_table
-from recipes.cologen.runs.folder import stage_file
+from recipes.cologen.runs.files import CONFIG, PAGE, REPORT, SCORES, stage_file
 from recipes.cologen.runs.interruption import STOPPED
 from recipes.cologen.runs.lock import hold_run_together
 from recipes.cologen.training.run import Outcome, join_processes, train
@@ -71,12 +71,12 @@ def _finish(outcome: Outcome, config: RunConfig, output: Path, console: Console)
         done = ", ".join(outcome.trained) or "nothing was left to do"
         say(f"done: {done}; the other stages are still to be trained")
         return 0
-    page = output / "report" / "index.html"
-    if _is_older(page, [output / "config.yaml", *(stage_file(output, name) for name in config.stage_names)]):
+    page = output / REPORT / PAGE
+    if _is_older(page, [output / CONFIG, *(stage_file(output, name) for name in config.stage_names)]):
         say("all stages are finished; building the report")
         page = _build(output, console, say)
     held_out = config.data.held_out or config.data.source == "world"
-    table = score_table(page.parent / "scores.json") if held_out else None
+    table = score_table(page.parent / SCORES) if held_out else None
     if table is not None:
         console.print(table)
     say(f"all is done; the report is {page}")

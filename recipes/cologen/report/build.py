@@ -17,6 +17,7 @@ from recipes.cologen.report.page import Section, html_details, html_picture, htm
 from recipes.cologen.report.scores import BASE, Scores, measure_scores, write_scores
 from recipes.cologen.report.tables import draw_tables
 from recipes.cologen.report.usage import Usage, draw_usage
+from recipes.cologen.runs.files import CONFIG, PAGE
 from recipes.cologen.runs.reader import RunReader
 
 OVERVIEW = "overview.png"
@@ -53,7 +54,7 @@ def build_report(
     else:
         measured = _measured_sections(open_scorer(run_dir, model=model, n=n, announce=announce))
     sections = [*measured, _training_section(run), _facts_section(run)]
-    return write_page(run.report / "index.html", f"CoLoGen run: {run.settings.name}", sections)
+    return write_page(run.report / PAGE, f"CoLoGen run: {run.settings.name}", sections)
 
 
 def _measured_sections(scorer: Scorer) -> list[Section]:
@@ -209,7 +210,7 @@ def _facts_section(run: RunReader) -> Section:
         "Python": [platform.python_version()],
         **{package: [_version(package)] for package in PACKAGES},
     }
-    config = html_details("config.yaml", settings.to_yaml())
+    config = html_details(CONFIG, settings.to_yaml())
     return Section("Run", "", [html_table(["", ""], rows), config])
 
 

@@ -27,8 +27,8 @@ from recipes.cologen.data.opening import DataSource
 from recipes.cologen.data.record import Example
 from recipes.cologen.flux.base import FluxBase
 from recipes.cologen.runs.checkpoint import write_text
+from recipes.cologen.runs.loading import base_folder
 from recipes.cologen.runs.reader import RunReader
-from recipes.cologen.training.growth import base_folder
 from recipes.cologen.training.validation.scores import (
     TaskScore,
     evaluate_task,

@@ -12,8 +12,9 @@ from recipes.cologen.data.opening import held_out_records
 from recipes.cologen.errors import RunFolderError
 from recipes.cologen.flux.base import FluxBase
 from recipes.cologen.report.cells import Scorer
+from recipes.cologen.runs.files import CONFIG
+from recipes.cologen.runs.loading import load_base
 from recipes.cologen.runs.reader import RunReader
-from recipes.cologen.training.growth import load_base
 
 
 def open_scorer(
@@ -41,13 +42,13 @@ def open_scorer(
     if not run.finished_stages():
         raise RunFolderError(
             f"{path} has no finished stage yet, so there is nothing to measure. Train on: "
-            f"python -m recipes.cologen.train --config {path / 'config.yaml'} --output {path}"
+            f"python -m recipes.cologen.train --config {path / CONFIG} --output {path}"
         )
     source = held_out_records(run.settings.data)
     if source is None:
         raise RunFolderError(
             f"{path} holds no pictures out, so nothing can be scored. Name a folder of pictures that it "
-            f"was not trained on as data.held_out (folder:PATH) in {path / 'config.yaml'}"
+            f"was not trained on as data.held_out (folder:PATH) in {path / CONFIG}"
         )
     if model is None:
         model = load_base(run.settings, torch.device("cuda" if torch.cuda.is_available() else "cpu"))

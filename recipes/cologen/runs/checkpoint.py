@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 
 from prw.storage.atomic import atomic_file, sync
 from recipes.cologen.errors import RunFolderError
+from recipes.cologen.runs.files import STATE
 from recipes.cologen.runs.state import StageState
 
 
@@ -72,7 +73,7 @@ def sync_tree(folder: Path) -> None:
 def write_state(folder: Path, state: StageState, fingerprint: str) -> None:
     """Write where a stage is, and of which run, as state.json."""
     content = {"format": "cologen-stage-1", "fingerprint": fingerprint, **state.model_dump()}
-    (folder / "state.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    (folder / STATE).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def read_state(folder: Path, fingerprint: str) -> StageState:
@@ -81,7 +82,7 @@ def read_state(folder: Path, fingerprint: str) -> StageState:
     Raises:
         ForeignCheckpointError: It is missing, in another format, or of another run.
     """
-    file = folder / "state.json"
+    file = folder / STATE
     fix = f"Remove {folder} to start the stage anew, or give another --output."
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
@@ -107,7 +108,7 @@ def read_state(folder: Path, fingerprint: str) -> StageState:
 def read_stage_name(folder: Path) -> str | None:
     """The stage that a folder's state.json tells of, of whatever run; None where that cannot be read."""
     try:
-        content = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+        content = json.loads((folder / STATE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
     name = content.get("stage") if isinstance(content, dict) else None

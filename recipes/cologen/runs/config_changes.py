@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from recipes.cologen.config.files import parse_yaml
 from recipes.cologen.config.run import FREE_SETTINGS, FREE_TO_CHANGE, RunConfig
 from recipes.cologen.errors import RunFolderError
+from recipes.cologen.runs.files import CONFIG
 
 
 class DifferentConfigError(RunFolderError):
@@ -43,7 +44,7 @@ def check_config(run: Path, config: RunConfig, started: tuple[str, ...], bound: 
         raise DifferentConfigError(
             f"{run} holds a run with other settings:\n"
             + "\n".join(f"  {key}: {there!r} there, {here!r} now" for key, there, here in differing)
-            + f"\nGo on with its own settings (--config {run / 'config.yaml'}), give another --output, or "
+            + f"\nGo on with its own settings (--config {run / CONFIG}), give another --output, or "
             f"train anew what reads them (--restart {stage})."
         )
 
@@ -64,7 +65,7 @@ def _check_names(run: Path, started: tuple[str, ...], names: tuple[str, ...]) ->
 
 
 def _read_config(run: Path) -> dict[str, Any]:
-    file = run / "config.yaml"
+    file = run / CONFIG
     try:
         values = parse_yaml(file.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:

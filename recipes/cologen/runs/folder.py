@@ -1,8 +1,6 @@
 """The folder of a run: its config, its ledger of stages, checkpoints; refuses what belongs to another run.
 
-config.yaml   ledger.json   metrics.jsonl   tensorboard/   report/
-checkpoints/<stage>/{prw/, stage.json}      a finished stage
-checkpoints/latest/                         the stage in progress, resumable
+The names of its files are in runs/files.py.
 """
 
 from __future__ import annotations
@@ -23,6 +21,18 @@ from recipes.cologen.errors import BaseModelError, RunFolderError
 from recipes.cologen.runs.checkpoint import read_stage_name, recover, write_folder, write_text
 from recipes.cologen.runs.config_changes import DifferentConfigError, check_config
 from recipes.cologen.runs.data_binding import Content, check_contents, older_forms
+from recipes.cologen.runs.files import (
+    CHECKPOINTS,
+    CONFIG,
+    LATEST,
+    LEDGER,
+    POOL,
+    STAGE,
+    latest_folder,
+    pool_folder,
+    stage_file,
+    stage_folder,
+)
 from recipes.cologen.runs.lock import LOCK_FILE, cannot_write
 
 
@@ -66,15 +76,15 @@ class RunFolder:
     @property
     def latest(self) -> Path:
         """Where the stage in progress is kept."""
-        return self.path / "checkpoints" / "latest"
+        return latest_folder(self.path)
 
     def stage(self, name: str) -> Path:
         """Where a finished stage is kept."""
-        return self.path / "checkpoints" / name
+        return stage_folder(self.path, name)
 
     def pool(self, name: str) -> Path:
         """The expert pool as it was when a stage ended."""
-        return self.stage(name) / "prw"
+        return pool_folder(self.path, name)
 
     def is_finished(self, name: str) -> bool:
         """Whether a stage's checkpoint is complete."""
@@ -84,15 +94,15 @@ class RunFolder:
         """Keep a finished stage: `write` puts the pool into the folder it is given."""
 
         def fill(folder: Path) -> None:
-            write(folder / "prw")
-            (folder / "stage.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+            write(folder / POOL)
+            (folder / STAGE).write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
 
         write_folder(self.stage(name), fill)
 
     def note(self, name: str, record: StageRecord) -> None:
         """Write a stage's record into the ledger."""
         self.ledger = self.ledger.model_copy(update={"stages": {**self.ledger.stages, name: record}})
-        write_text(self.path / "ledger.json", self.ledger.model_dump_json(indent=2) + "\n")
+        write_text(self.path / LEDGER, self.ledger.model_dump_json(indent=2) + "\n")
 
     def check_order(self, wanted: tuple[str, ...], names: tuple[str, ...]) -> None:
         """Refuse stages whose predecessors are neither finished nor asked for.
@@ -110,11 +120,6 @@ class RunFolder:
                 f"Train them first: --stage {missing[0]}..{first}, or --stage all. Or leave them out of the "
                 f"run, in a folder of its own: --set 'stages=[{first}]'."
             )
-
-
-def stage_file(run: Path, name: str) -> Path:
-    """The file that says that a stage is finished."""
-    return run / "checkpoints" / name / "stage.json"
 
 
 def now() -> str:
@@ -169,12 +174,12 @@ def open_run(
         RunFolderError: The folder holds something else, or cannot be written, or the stage to forget has not
             begun.
     """
-    if not (path / "config.yaml").exists():
+    if not (path / CONFIG).exists():
         if restart is not None:
             raise _not_begun(path, restart)
         return _create(path, config, _new_ledger(config, base, held))
-    for name in ("latest", *config.stage_names):
-        recover(path / "checkpoints" / name)
+    for name in (LATEST, *config.stage_names):
+        recover(path / CHECKPOINTS / name)
     before = _read_ledger(path)
     if restart is not None and not _has_begun(path, before, restart):
         raise _not_begun(path, restart)
@@ -191,12 +196,12 @@ def open_run(
         ledger = ledger.model_copy(update={"data": {**ledger.data, **_digests(held)}})
     folder = RunFolder(path, ledger)
     if ledger != before:
-        write_text(path / "ledger.json", ledger.model_dump_json(indent=2) + "\n")
+        write_text(path / LEDGER, ledger.model_dump_json(indent=2) + "\n")
     if restart is not None:
         gone = {*before.stages, *config.stage_names[config.stage_names.index(restart) :]} - {*ledger.stages}
         _forget(folder, sorted(gone, key=[*config.stage_names, *before.stages].index))
-    if config.to_yaml().encode() != (path / "config.yaml").read_bytes():
-        write_text(path / "config.yaml", config.to_yaml())
+    if config.to_yaml().encode() != (path / CONFIG).read_bytes():
+        write_text(path / CONFIG, config.to_yaml())
     return folder
 
 
@@ -211,14 +216,14 @@ def _check_base(path: Path, config: RunConfig, there: str, here: str) -> None:
 
 def _has_checkpoints(path: Path) -> bool:
     """Whether anything trained lies in the folder, whatever the ledger says."""
-    checkpoints = path / "checkpoints"
+    checkpoints = path / CHECKPOINTS
     return checkpoints.is_dir() and any(checkpoints.iterdir())
 
 
 def _has_begun(path: Path, ledger: Ledger, stage: str) -> bool:
     """Whether a stage has left anything: a record, or a checkpoint that a cut-off restart did not remove."""
-    checkpoints = path / "checkpoints"
-    in_progress = read_stage_name(checkpoints / "latest") == stage
+    checkpoints = path / CHECKPOINTS
+    in_progress = read_stage_name(checkpoints / LATEST) == stage
     return stage in ledger.stages or (checkpoints / stage).exists() or in_progress
 
 
@@ -262,8 +267,8 @@ def _create(path: Path, config: RunConfig, ledger: Ledger) -> RunFolder:
         )
     try:
         path.mkdir(parents=True, exist_ok=True)
-        write_text(path / "ledger.json", ledger.model_dump_json(indent=2) + "\n")
-        write_text(path / "config.yaml", config.to_yaml())
+        write_text(path / LEDGER, ledger.model_dump_json(indent=2) + "\n")
+        write_text(path / CONFIG, config.to_yaml())
     except OSError as error:
         raise cannot_write(path, error) from error
     return RunFolder(path, ledger)
@@ -271,12 +276,12 @@ def _create(path: Path, config: RunConfig, ledger: Ledger) -> RunFolder:
 
 def _may_lie_there(entry: Path) -> bool:
     """A log of this very command's output, or what a creation that was cut off left."""
-    is_ours = entry.name in (LOCK_FILE, "ledger.json") or entry.name.startswith(FILE_DRAFT)
+    is_ours = entry.name in (LOCK_FILE, LEDGER) or entry.name.startswith(FILE_DRAFT)
     return is_ours or entry.suffix == ".log"
 
 
 def _read_ledger(path: Path) -> Ledger:
-    file = path / "ledger.json"
+    file = path / LEDGER
     try:
         return Ledger.model_validate_json(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from recipes.cologen.config.run import RunConfig, load_config
 from recipes.cologen.errors import RunFolderError
+from recipes.cologen.runs.files import CHECKPOINTS, CONFIG, METRICS, REPORT, pool_folder, stage_file
 from recipes.cologen.stages import stage_index
 
 
@@ -54,7 +55,7 @@ class RunReader:
 
     def __post_init__(self) -> None:
         """Refuse a folder that no training wrote."""
-        if not (self.path / "config.yaml").is_file():
+        if not (self.path / CONFIG).is_file():
             raise RunFolderError(self._no_run())
 
     def _no_run(self) -> str:
@@ -62,7 +63,7 @@ class RunReader:
         if self.path.exists() and not self.path.is_dir():
             return f"{self.path} is not a training run: it is a file. Give the folder that training wrote."
         for folder in self.path.absolute().parents:
-            if (folder / "config.yaml").is_file() and (folder / "checkpoints").is_dir():
+            if (folder / CONFIG).is_file() and (folder / CHECKPOINTS).is_dir():
                 return f"{self.path} is not a training run, but a part of one. Did you mean {folder}?"
         start = f"{self.path} is not a training run"
         if self.path.is_dir():
@@ -75,7 +76,7 @@ class RunReader:
     @property
     def report(self) -> Path:
         """Where the report of this run goes."""
-        return self.path / "report"
+        return self.path / REPORT
 
     def pool(self, stage: str) -> Path:
         """Folder of the expert pool saved when `stage` ended.
@@ -89,18 +90,17 @@ class RunReader:
             finished = ", ".join(self.finished_stages()) or "none"
             raise RunFolderError(
                 f"stage {stage!r} of {self.path} is not finished (finished: {finished}). "
-                f"Train it first: python -m recipes.cologen.train --config {self.path / 'config.yaml'} "
+                f"Train it first: python -m recipes.cologen.train --config {self.path / CONFIG} "
                 f"--stage {self.settings.stage_names[0]}..{stage} --output {self.path}"
             )
-        return self.path / "checkpoints" / stage / "prw"
+        return pool_folder(self.path, stage)
 
     def finished_stages(self) -> tuple[str, ...]:
         """Stages whose checkpoint is complete, in the order of the curriculum."""
-        folders = {stage: self.path / "checkpoints" / stage for stage in self.settings.stage_names}
         return tuple(
             stage
-            for stage, folder in folders.items()
-            if (folder / "stage.json").is_file() and (folder / "prw").is_dir()
+            for stage in self.settings.stage_names
+            if stage_file(self.path, stage).is_file() and pool_folder(self.path, stage).is_dir()
         )
 
     @cached_property
@@ -110,7 +110,7 @@ class RunReader:
         Raises:
             ConfigError: config.yaml cannot be read.
         """
-        return load_config(self.path / "config.yaml")
+        return load_config(self.path / CONFIG)
 
     def train_rows(self) -> list[TrainRow]:
         """Logged training steps, each step once (after a resume the later writing counts)."""
@@ -121,7 +121,7 @@ class RunReader:
         return self._rows(ValidationRow, "validation")
 
     def _rows(self, row_type: type[Row], kind: str) -> list[Row]:
-        path = self.path / "metrics.jsonl"
+        path = self.path / METRICS
         if not path.is_file():
             return []
         newest: dict[tuple[str, int], Row] = {}

@@ -20,6 +20,7 @@ from recipes.cologen.runs.checkpoint import (
     write_folder,
     write_state,
 )
+from recipes.cologen.runs.files import POOL, TRAINING
 from recipes.cologen.runs.folder import RunFolder, StageRecord, now
 from recipes.cologen.runs.interruption import StopSignals
 from recipes.cologen.runs.state import StageState, capture_rng, restore_rng
@@ -87,7 +88,7 @@ def save_latest(bench: Bench, state: StageState, optimizer: torch.optim.Optimize
 
     def write(pool: Callable[[Path], None]) -> None:
         def fill(folder: Path) -> None:
-            pool(folder / "prw")
+            pool(folder / POOL)
             values = {
                 "names": _trained_names(bench),
                 "optimizer": optimizer_state,
@@ -95,7 +96,7 @@ def save_latest(bench: Bench, state: StageState, optimizer: torch.optim.Optimize
                 "windows": windows,
                 "micro_batches": micro_batches(bench, state.stage),
             }
-            save_tensors(folder, "training", values)
+            save_tensors(folder, TRAINING, values)
             write_state(folder, state, bench.folder.ledger.fingerprint)
 
         write_folder(bench.folder.latest, fill)
@@ -144,7 +145,7 @@ def restore_latest(bench: Bench, state: StageState, optimizer: torch.optim.Optim
             where that changes what is learnt.
     """
     folder, accelerator = bench.folder.latest, bench.trainee.accelerator
-    values = load_tensors(folder, "training")
+    values = load_tensors(folder, TRAINING)
     names = _trained_names(bench)
     if values["names"] != names:
         unlike = sorted(set(values["names"]) ^ set(names))[:3]

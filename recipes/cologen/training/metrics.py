@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from recipes.cologen.data.record import Image
+from recipes.cologen.runs.files import METRICS
 from recipes.cologen.training.trackers import Trackers
 
 
@@ -38,7 +39,7 @@ class MetricsLog:
         project: str = "cologen",
     ) -> None:
         """Open the file and start the trackers; see the class."""
-        self.path = run / "metrics.jsonl"
+        self.path = run / METRICS
         self._enabled = enabled
         self._trackers: Trackers | None = None
         if not enabled:

@@ -21,13 +21,15 @@ from recipes.cologen.errors import LaunchError
 from recipes.cologen.flux.base import FluxBase
 from recipes.cologen.flux.distilled import base_warnings
 from recipes.cologen.runs.data_binding import contents
-from recipes.cologen.runs.folder import RunFolder, base_fingerprint, open_run, stage_file
+from recipes.cologen.runs.files import stage_file
+from recipes.cologen.runs.folder import RunFolder, base_fingerprint, open_run
 from recipes.cologen.runs.interruption import StopSignals
+from recipes.cologen.runs.loading import base_folder
 from recipes.cologen.runs.state import StageState
 from recipes.cologen.stages import select_stages, stage_index
 from recipes.cologen.training.bench import Bench, finish_stage, steps_before
 from recipes.cologen.training.distributed.parallel import Parallel, deepspeed_is_ours, sharding_plugin, splits
-from recipes.cologen.training.growth import base_folder, begin_state, curriculum, grow, load_base, open_pool
+from recipes.cologen.training.growth import begin_state, curriculum, grow, load_base_to_train, open_pool
 from recipes.cologen.training.input.data_card import write_card
 from recipes.cologen.training.input.data_check import check_held_out, check_sources
 from recipes.cologen.training.input.skips import SkipTally
@@ -155,7 +157,7 @@ def _train_stages(
     accelerator: Accelerator,
     console: Console,
 ) -> tuple[tuple[str, ...], StageState | None]:
-    model = load_base(config, accelerator.device)
+    model = load_base_to_train(config, accelerator.device)
     _look_at(sources, config, todo, model, console)
     if accelerator.is_main_process:
         write_card(folder.path, config, sources.data, sources.held_out, sources.annotators)
@@ -186,7 +188,7 @@ def _train_stages(
         )
         for name in todo:
             if trained and splits(accelerator):  # a pool that is split cannot grow
-                model = load_base(config, accelerator.device)
+                model = load_base_to_train(config, accelerator.device)
                 encoder = _encoder(config, model, accelerator, Console(quiet=True))
                 bench = replace(bench, trainee=replace(bench.trainee, encoder=encoder))
                 weave, state, resumed = open_pool(config, folder, model, name)

@@ -16,9 +16,9 @@ from recipes.cologen.errors import CologenError, PictureError, RunFolderError
 from recipes.cologen.generate import main
 from recipes.cologen.picture_settings import FULL_POOL, NO_EXPERTS, PictureSettings
 from recipes.cologen.pictures import enlarge
+from recipes.cologen.runs.loading import load_base
 from recipes.cologen.runs.reader import RunReader
 from recipes.cologen.sample_picture import sample_picture
-from recipes.cologen.training.growth import load_base
 from tests.recipes.cologen.conftest import write_run
 
 PICTURE = World(3).record(0).image

@@ -20,9 +20,9 @@ from recipes.cologen.generate_options import options
 from recipes.cologen.pictures import Fitted, enlarge
 from recipes.cologen.pipeline import CoLoGenPipeline
 from recipes.cologen.pipeline.pixels import own_size
+from recipes.cologen.runs.loading import load_base
 from recipes.cologen.runs.reader import RunReader
 from recipes.cologen.sample_picture import size_to_draw, source_of
-from recipes.cologen.training.growth import load_base
 
 PROMPTS = {
     "inpainting": "small red circle top left on gray",

@@ -16,8 +16,7 @@ from recipes.cologen.data.licences import PERMISSIVE
 from recipes.cologen.data.opening import DataSource
 from recipes.cologen.data.sets import DataSet
 from recipes.cologen.runs.checkpoint import write_text
-
-CARD = "data_card"
+from recipes.cologen.runs.files import CARD
 
 
 def write_card(

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from recipes.cologen.errors import TooManyBrokenError
+from recipes.cologen.runs.files import skipped_file
 from recipes.cologen.training.input.batches import Batch
 
 FIRST_JUDGED = 200
@@ -24,7 +25,7 @@ class SkipTally:
 
     def __init__(self, run: Path, most: float, rank: int) -> None:
         """Read what is listed already; see the class."""
-        self._file = run / ("skipped.jsonl" if rank == 0 else f"skipped-rank{rank}.jsonl")
+        self._file = skipped_file(run, rank)
         self._most, self._draws, self._skipped = most, 0, 0
         lines = self._file.read_text(encoding="utf-8").splitlines() if self._file.is_file() else []
         self._listed = set(lines)

@@ -19,9 +19,10 @@ from recipes.cologen.caching.encoder import Encoder
 from recipes.cologen.config.run import load_config
 from recipes.cologen.data.opening import training_records
 from recipes.cologen.data.sampler import BatchSampler
+from recipes.cologen.runs.loading import load_base
 from recipes.cologen.stages import COLOGEN_STAGES
 from recipes.cologen.tools import random_weights
-from recipes.cologen.training.growth import curriculum, grow, load_base
+from recipes.cologen.training.growth import curriculum, grow
 from recipes.cologen.training.input.batches import batches
 from recipes.cologen.training.step import Trainee, batch_loss, encode
 

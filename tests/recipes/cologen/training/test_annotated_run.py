@@ -17,8 +17,8 @@ from recipes.cologen.data.sampler import BatchSampler
 from recipes.cologen.errors import AnnotatorError
 from recipes.cologen.generate import main as draw_picture
 from recipes.cologen.report.opening import open_scorer
+from recipes.cologen.runs.loading import load_base
 from recipes.cologen.training import step as step_module
-from recipes.cologen.training.growth import load_base
 from recipes.cologen.training.input.batches import batches, withhold
 from recipes.cologen.training.step import Trainee, encode
 from recipes.cologen.training.validation.scores import evaluate_task, held_out_examples

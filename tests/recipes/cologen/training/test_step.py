@@ -14,7 +14,7 @@ from recipes.cologen.data.world import World
 from recipes.cologen.flux.model import FluxModel
 from recipes.cologen.flux.offloading import OffloadedPart
 from recipes.cologen.flux.tiny import build_tiny_flux, save_tiny_flux
-from recipes.cologen.training.growth import load_base
+from recipes.cologen.runs.loading import load_base
 from recipes.cologen.training.input.batches import batches
 from recipes.cologen.training.optimizers import make_optimizer
 from recipes.cologen.training.step import (

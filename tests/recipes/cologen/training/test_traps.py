@@ -19,7 +19,7 @@ from recipes.cologen.data.sampler import BatchSampler, Draw
 from recipes.cologen.data.world import World
 from recipes.cologen.errors import SourceStreamError, TooManyBrokenError
 from recipes.cologen.flux.tokens import ImageTokens
-from recipes.cologen.training.growth import load_base
+from recipes.cologen.runs.loading import load_base
 from recipes.cologen.training.input.batches import Examples, batches
 from tests.recipes.cologen.training.conftest import make_config
 from tests.recipes.cologen.training.test_step import some_batches

@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 from torch.testing import assert_close
 
 from recipes.cologen.errors import LaunchError
-from recipes.cologen.training.growth import load_base
+from recipes.cologen.runs.loading import load_base
 from tests.recipes.cologen.training.conftest import make_config
 from tests.recipes.cologen.training.distributed.launching import ZERO2, launch
 from tests.recipes.cologen.training.killing import quiet

@@ -11,7 +11,7 @@ from recipes.cologen.data.record import MissingMetadataError, Record
 from recipes.cologen.data.views import VIEWS
 from recipes.cologen.data.world import World
 from recipes.cologen.errors import BrokenPictureError, FolderDataError
-from recipes.cologen.training.growth import load_base
+from recipes.cologen.runs.loading import load_base
 from recipes.cologen.training.input.data_check import check_sources
 from recipes.cologen.training.validation import scores as validation
 from recipes.cologen.training.validation.scores import held_out_examples

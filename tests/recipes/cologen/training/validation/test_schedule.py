@@ -12,8 +12,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from recipes.cologen.data.opening import held_out_records
 from recipes.cologen.report import cells
+from recipes.cologen.runs.loading import load_base
 from recipes.cologen.runs.reader import RunReader
-from recipes.cologen.training.growth import load_base
 from recipes.cologen.training.run import train
 from recipes.cologen.training.trackers import TrackerError, check_trackers
 from recipes.cologen.training.validation import schedule as validating
