@@ -25,9 +25,9 @@ from recipes.cologen.training.run import train
 PREPARING = (
     (FluxModel, "tokenize"),
     (encoder, "to_unit_range"),
-    (step, "draw_noise"),
-    (step, "draw_timesteps"),
-    (step, "flow_sample"),
+    (step, "sample_noise"),
+    (step, "sample_timesteps"),
+    (step, "interpolate"),
 )
 """What prepares the model's input within a step."""
 WARM_UP = 4

@@ -124,3 +124,9 @@ class Example:
     fixed: frozenset[str] = frozenset()
     """Which of `source`, `target` and `prompt` are the same for every seed that makes this kind of example:
     what may be kept in a cache."""
+    seed: int = 0
+    """Of its noise and timestep, where training reads it."""
+    skipped: tuple[str, ...] = ()
+    """What was wrong with the rows in whose place it is trained."""
+    replayed: bool = False
+    """Whether it is of an earlier stage's task (training/input/replay.py)."""

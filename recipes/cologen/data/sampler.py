@@ -24,8 +24,8 @@ class BatchSizeError(CologenError, ValueError):
     """A batch cannot be dealt to the ranks and micro-batches evenly."""
 
 
-class Draw(NamedTuple):
-    """One example to make: the record's index, and the seed of its view, its noise and its dropout."""
+class SampleIndex(NamedTuple):
+    """Which example to make: the record's index, and the seed of its view, its noise and its dropout."""
 
     record_index: int
     seed: int
@@ -34,7 +34,7 @@ class Draw(NamedTuple):
 
 
 class BatchSampler:
-    """Deals an endless stream of draws to ranks in micro-batches.
+    """Deals an endless stream of sample indices to ranks in micro-batches.
 
     The stream is the source in a new random order each epoch, or, for an endless source, one long run of it.
     Batches may cross the end of an epoch, so every one is full and every rank gets as many. Position p of the
@@ -98,26 +98,26 @@ class BatchSampler:
             return self._bucket_order.epoch(self.position)
         return 0 if self._num_records is None else self.position // self._num_records
 
-    def draw(self, position: int) -> Draw:
-        """The draw at a position of the stream."""
+    def at(self, position: int) -> SampleIndex:
+        """The sample index at a position of the stream."""
         seed = derive_seed(self._seed, "draw", position)
         if self._bucket_order is not None:
             bucket, index = self._bucket_order.at(position)
-            return Draw(index, seed, bucket)
+            return SampleIndex(index, seed, bucket)
         if self._num_records is None:
-            return Draw(self._start + position, seed)
+            return SampleIndex(self._start + position, seed)
         epoch, place = divmod(position, self._num_records)
-        return Draw(int(self._order(epoch)[place]), seed)
+        return SampleIndex(int(self._order(epoch)[place]), seed)
 
-    def __iter__(self) -> Iterator[list[Draw]]:
+    def __iter__(self) -> Iterator[list[SampleIndex]]:
         """This rank's micro-batches from the position on, without end; the position moves with each step."""
         while True:
             for micro in range(self.micro_batches):
                 first = self.position + (micro * self._world_size + self._rank) * self._micro
-                draws = [self.draw(first + place) for place in range(self._micro)]
+                indices = [self.at(first + place) for place in range(self._micro)]
                 if micro == self.micro_batches - 1:
                     self.position += self.batch_size
-                yield draws
+                yield indices
 
     def state_dict(self) -> dict[str, int]:
         """What a resumed run needs."""

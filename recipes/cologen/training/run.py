@@ -27,7 +27,7 @@ from recipes.cologen.runs.interruption import StopSignals
 from recipes.cologen.runs.loading import base_folder
 from recipes.cologen.runs.state import StageState
 from recipes.cologen.stages import select_stages, stage_index
-from recipes.cologen.training.bench import Bench, finish_stage, steps_before
+from recipes.cologen.training.context import TrainingContext, finish_stage, steps_before
 from recipes.cologen.training.distributed.parallel import Parallel, deepspeed_is_ours, sharding_plugin, splits
 from recipes.cologen.training.growth import begin_state, curriculum, grow, load_base_to_train, open_pool
 from recipes.cologen.training.input.data_card import write_card
@@ -37,7 +37,7 @@ from recipes.cologen.training.loop import train_stage
 from recipes.cologen.training.metrics import MetricsLog
 from recipes.cologen.training.preflight import refuse_what_cannot_work
 from recipes.cologen.training.progress import ProgressView, progress_view
-from recipes.cologen.training.step import Trainee
+from recipes.cologen.training.step import TrainedModel
 from recipes.cologen.training.trackers import check_trackers
 from recipes.cologen.training.validation.schedule import validated_tasks
 
@@ -163,14 +163,14 @@ def _train_stages(
         write_card(folder.path, config, sources.data, sources.held_out, sources.annotators)
     weave, state, resumed = open_pool(config, folder, model, todo[0])
     walk = curriculum(config).stages(weave)
-    trained: list[str] = []
+    done: list[str] = []
     with (
         StopSignals() as stop,
         _view(config, todo, state, console) as view,
         _metrics(config, folder, state, accelerator) as metrics,
     ):
-        bench = Bench(
-            trainee=Trainee(
+        context = TrainingContext(
+            trained=TrainedModel(
                 model,
                 weave,
                 accelerator,
@@ -187,26 +187,26 @@ def _train_stages(
             skips=SkipTally(folder.path, config.data.max_broken, accelerator.process_index),
         )
         for name in todo:
-            if trained and splits(accelerator):  # a pool that is split cannot grow
+            if done and splits(accelerator):  # a pool that is split cannot grow
                 model = load_base_to_train(config, accelerator.device)
                 encoder = _encoder(config, model, accelerator, Console(quiet=True))
-                bench = replace(bench, trainee=replace(bench.trainee, encoder=encoder))
+                context = replace(context, trained=replace(context.trained, encoder=encoder))
                 weave, state, resumed = open_pool(config, folder, model, name)
                 walk = curriculum(config).stages(weave)
-            elif trained:
+            elif done:
                 state, resumed = begin_state(config, folder, name), False
             grow(config, model, walk, name, accelerator.process_index)
             parallel = Parallel(model, accelerator)
-            trainee = replace(bench.trainee, model=model, weave=weave, parallel=parallel)
-            state = train_stage(bench := replace(bench, trainee=trainee), state, resumed)
+            trained = replace(context.trained, model=model, weave=weave, parallel=parallel)
+            state = train_stage(context := replace(context, trained=trained), state, resumed)
             parallel.release()
             if state.step < config.stages[name].steps:
-                return tuple(trained), state
-            finish_stage(bench, state)
-            trained.append(name)
+                return tuple(done), state
+            finish_stage(context, state)
+            done.append(name)
             if name != todo[-1] and stop.agreed(accelerator):
-                return tuple(trained), state
-    return tuple(trained), None
+                return tuple(done), state
+    return tuple(done), None
 
 
 def _encoder(config: RunConfig, model: FluxBase, accelerator: Accelerator, console: Console) -> Encoder:

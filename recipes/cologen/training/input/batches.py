@@ -1,4 +1,12 @@
-"""From draws to batches: reads records, makes examples, withholds conditions, stacks; encodes nothing."""
+"""From sample indices to batches: reads records, makes examples, withholds conditions, stacks them.
+
+The way of a record to a training step passes five types:
+    SampleIndex    which record, and the seed of all that is random about its example; sampler.py
+    Record         one picture with everything that is known about it; data/record.py
+    Example        what one task makes of it: source, prompt and target; data/views.py
+    Batch          examples as tensors that loader workers hand over; here
+    EncodedBatch   tokens of text, sources and noisy target, and the velocity to predict; training/step.py
+"""
 
 from __future__ import annotations
 
@@ -19,7 +27,7 @@ from recipes.cologen.config.training import DropoutSettings
 from recipes.cologen.data.buckets import Bucket, BucketedRecords
 from recipes.cologen.data.opening import RecordSource
 from recipes.cologen.data.record import Example, MissingMetadataError
-from recipes.cologen.data.sampler import BatchSampler, Draw
+from recipes.cologen.data.sampler import BatchSampler, SampleIndex
 from recipes.cologen.data.seeding import derive_seed
 from recipes.cologen.data.views import VIEWS
 from recipes.cologen.errors import BrokenPictureError, PictureError, TooManyBrokenError
@@ -36,7 +44,7 @@ Keyed = bool | Collection[str]
 
 
 class BatchKeys(NamedTuple):
-    """Cache keys of a batch; None where something depends on its draw's seed, all empty without a cache."""
+    """Cache keys of a batch; None where something depends on an example's seed, empty without a cache."""
 
     source: tuple[str | None, ...] = ()
     target: tuple[str | None, ...] = ()
@@ -67,20 +75,11 @@ class Batch(NamedTuple):
     """By what caches know the pictures and prompts."""
 
 
-class Prepared(NamedTuple):
-    """An example, the seed of its noise, and what was wrong with rows that were drawn before it."""
-
-    example: Example
-    seed: int
-    skipped: tuple[str, ...] = ()
-    replayed: bool = False
-
-
-class Examples(Dataset[Prepared]):
-    """Examples of one task, addressed by draws; conditions are withheld by the draw's own seed.
+class Examples(Dataset[Example]):
+    """Examples of one task by sample index; conditions are withheld by the index's own seed.
 
     A row that cannot be read, or lacks what the task needs, is skipped: another row, which follows from the
-    draw's seed, takes its place, and the example says so. Nothing is made up.
+    seed, takes its place, and the example says so. Nothing is made up.
     """
 
     def __init__(
@@ -90,44 +89,45 @@ class Examples(Dataset[Prepared]):
         dropout: DropoutSettings,
         bucketed: BucketedRecords | None = None,
     ) -> None:
-        """Choose the task's view, and the buckets that draws are of, if they are."""
+        """Choose the task's view, and the buckets that sample indices are of, if they are."""
         self._records, self._view, self._dropout = records, VIEWS[task], dropout
         self._bucketed = bucketed
 
-    def __getitem__(self, draw: Draw) -> Prepared:
-        """The example of a draw.
+    def __getitem__(self, index: SampleIndex) -> Example:
+        """The example at a sample index.
 
         Raises:
             TooManyBrokenError: No row can be read among many.
         """
         skipped: list[str] = []
         while len(skipped) < _MOST_TRIES:
-            index = self._instead(draw, len(skipped)) if skipped else draw.record_index
+            row = self._instead(index, len(skipped)) if skipped else index.record_index
             try:
-                example = self._view(self._records.record(index), derive_seed(draw.seed, "view"))
-                self._check_bucket(example, draw)
+                example = self._view(self._records.record(row), derive_seed(index.seed, "view"))
+                self._check_bucket(example, index)
                 refuse_copy(example)
             except (BrokenPictureError, MissingMetadataError) as error:
                 skipped.append(str(error))
             else:
-                return Prepared(withhold(example, draw.seed, self._dropout), draw.seed, tuple(skipped))
+                kept = withhold(example, index.seed, self._dropout)
+                return replace(kept, seed=index.seed, skipped=tuple(skipped))
         raise TooManyBrokenError(
             f"{len(skipped)} rows in a row could not be read; the first: {skipped[0]}. Mend the data."
         )
 
-    def _instead(self, draw: Draw, skipped: int) -> int:
+    def _instead(self, index: SampleIndex, skipped: int) -> int:
         """The record that takes the place of broken ones: any, or any of the same bucket."""
-        drawn = derive_seed(draw.seed, "instead", skipped)
-        if self._bucketed is None or draw.bucket is None:
-            return drawn % STREAM_END
-        members = self._bucketed.members[draw.bucket]
-        return int(members[drawn % len(members)])
+        number = derive_seed(index.seed, "instead", skipped)
+        if self._bucketed is None or index.bucket is None:
+            return number % STREAM_END
+        members = self._bucketed.members[index.bucket]
+        return int(members[number % len(members)])
 
-    def _check_bucket(self, example: Example, draw: Draw) -> None:
-        """Refuse an example that another bucket than its draw's is for."""
-        if self._bucketed is None or draw.bucket is None:
+    def _check_bucket(self, example: Example, index: SampleIndex) -> None:
+        """Refuse an example whose bucket is not that of its index."""
+        if self._bucketed is None or index.bucket is None:
             return
-        bucket = self._bucketed.buckets[draw.bucket]
+        bucket = self._bucketed.buckets[index.bucket]
         found = Bucket(*((one.shape[0], one.shape[1]) for one in (example.target, example.source)))
         if found != bucket:
             raise BrokenPictureError(
@@ -163,29 +163,28 @@ def withhold(example: Example, seed: int, dropout: DropoutSettings) -> Example:
     )
 
 
-def collate(prepared: Sequence[Prepared], keyed: Keyed = False) -> Batch:
+def collate(examples: Sequence[Example], keyed: Keyed = False) -> Batch:
     """Stack examples into a batch, with the keys that caches know them by if they are wanted.
 
     Raises:
         PictureError: Pictures of one batch differ in size, or examples in how many sources they have; the
             message names two of them.
     """
-    found = [one.example for one in prepared]
-    _check_counts(found)
+    _check_counts(examples)
     return Batch(
-        source=_stack([(example.id, example.source) for example in found]),
-        target=_stack([(example.id, example.target) for example in found]),
-        prompts=tuple(example.prompt for example in found),
-        seeds=tuple(one.seed for one in prepared),
-        skipped=tuple(problem for one in prepared for problem in one.skipped),
-        ids=tuple(example.id for example in found),
-        replayed=tuple(one.replayed for one in prepared),
-        annotators=tuple(example.annotator for example in found),
+        source=_stack([(example.id, example.source) for example in examples]),
+        target=_stack([(example.id, example.target) for example in examples]),
+        prompts=tuple(example.prompt for example in examples),
+        seeds=tuple(example.seed for example in examples),
+        skipped=tuple(problem for example in examples for problem in example.skipped),
+        ids=tuple(example.id for example in examples),
+        replayed=tuple(example.replayed for example in examples),
+        annotators=tuple(example.annotator for example in examples),
         further=tuple(
-            _stack([(example.id, example.further[place]) for example in found])
-            for place in range(len(found[0].further))
+            _stack([(example.id, example.further[place]) for example in examples])
+            for place in range(len(examples[0].further))
         ),
-        keys=keys_of(found, keyed) if keyed else NO_KEYS,
+        keys=keys_of(examples, keyed) if keyed else NO_KEYS,
     )
 
 
@@ -219,9 +218,9 @@ def batches(
 
 
 def loaded(
-    examples: Dataset[Prepared], sampler: BatchSampler, workers: int = 0, keyed: Keyed = False
+    examples: Dataset[Example], sampler: BatchSampler, workers: int = 0, keyed: Keyed = False
 ) -> Iterator[Batch]:
-    """This rank's micro-batches of examples that are addressed by draws; with cache keys if asked."""
+    """This rank's micro-batches of examples by sample index; with cache keys if asked."""
     loader = DataLoader(
         examples,
         batch_sampler=sampler,

@@ -18,7 +18,7 @@ from recipes.cologen.data.opening import RecordSource
 from recipes.cologen.data.record import Example, MissingMetadataError
 from recipes.cologen.errors import BrokenPictureError
 from recipes.cologen.flux.transfer import wants_pinned
-from recipes.cologen.training.input.batches import Batch, Prepared, collate
+from recipes.cologen.training.input.batches import Batch, collate
 
 
 class RecordBatches(NamedTuple):
@@ -59,7 +59,7 @@ class FixedExamples(Dataset[RecordBatches]):
         except (BrokenPictureError, MissingMetadataError) as error:
             return RecordBatches((), str(error))
         withheld = list(self._withheld(examples[0]))
-        return RecordBatches(tuple(collate([Prepared(one, 0)], keyed=True) for one in examples + withheld))
+        return RecordBatches(tuple(collate([one], keyed=True) for one in examples + withheld))
 
     def _withheld(self, example: Example) -> Iterator[Example]:
         if self._dropout.text:

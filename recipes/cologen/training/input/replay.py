@@ -1,8 +1,8 @@
 """Mixes examples of earlier stages' tasks into a stage, so that the router keeps seeing them.
 
-Whether a draw is replayed, which task and which record it gets, all follow from the draw's own seed. So
-nothing needs to be kept for a resumed run, and neither ranks nor micro-batches change what a draw is. A
-replayed record is drawn with replacement from that task's source, which has no epochs here.
+Whether a sample index is replayed, and which task and record it gets, all follow from its own seed. So
+nothing needs to be kept for a resumed run, and neither ranks nor micro-batches change the examples. A
+replayed record is sampled with replacement from that task's source, which has no epochs here.
 
 Replayed examples have the task loss only: the veteran loss, and the share that is logged, are of the stage's
 own examples, since rho says how much of *its* task the newest expert is to answer, and should answer nothing
@@ -12,6 +12,7 @@ of the others'.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -21,10 +22,11 @@ from torch.utils.data import Dataset
 
 from recipes.cologen.config.training import DropoutSettings
 from recipes.cologen.data.opening import DataSource
-from recipes.cologen.data.sampler import Draw
+from recipes.cologen.data.record import Example
+from recipes.cologen.data.sampler import SampleIndex
 from recipes.cologen.data.seeding import derive_seed
 from recipes.cologen.flux.transfer import to_device
-from recipes.cologen.training.input.batches import STREAM_END, Batch, Examples, Prepared
+from recipes.cologen.training.input.batches import STREAM_END, Batch, Examples
 
 
 class Replayed(NamedTuple):
@@ -32,18 +34,18 @@ class Replayed(NamedTuple):
 
     task: str
     below: float
-    """It gets the draws whose random number is below this, and above that of the task before."""
+    """It gets the sample indices whose random number is below this, and above that of the task before."""
     examples: Examples
     num_records: int
 
 
-class ReplayedExamples(Dataset[Prepared]):
+class ReplayedExamples(Dataset[Example]):
     """Examples of a stage's own task, and at times of an earlier one.
 
     Args:
         own: Of the stage's own task.
         data: Where the others' records come from.
-        replay: Fraction of the draws of each earlier task.
+        replay: Fraction of the examples that is of each earlier task.
         dropout: As for the stage's own.
 
     Raises:
@@ -63,18 +65,18 @@ class ReplayedExamples(Dataset[Prepared]):
             examples = Examples(source.records, task, dropout)
             self._replayed.append(Replayed(task, below, examples, source.num_records or STREAM_END))
 
-    def __getitem__(self, draw: Draw) -> Prepared:
-        """The example of a draw.
+    def __getitem__(self, index: SampleIndex) -> Example:
+        """The example at a sample index.
 
         Raises:
             TooManyBrokenError: No row can be read among many.
         """
-        number = np.random.default_rng(derive_seed(draw.seed, "replay")).random()
+        number = np.random.default_rng(derive_seed(index.seed, "replay")).random()
         for replayed in self._replayed:
             if number < replayed.below:
-                index = derive_seed(draw.seed, "replayed", replayed.task) % replayed.num_records
-                return replayed.examples[Draw(index, draw.seed)]._replace(replayed=True)
-        return self._own[draw]
+                row = derive_seed(index.seed, "replayed", replayed.task) % replayed.num_records
+                return replace(replayed.examples[SampleIndex(row, index.seed)], replayed=True)
+        return self._own[index]
 
 
 def own_tokens(batch: Batch, num_tokens: int, device: torch.device) -> Tensor | None:

@@ -12,7 +12,7 @@ from torch import Tensor
 from recipes.cologen.data.record import Example, Image
 from recipes.cologen.flux.tokens import ImageTokens, TextTokens
 from recipes.cologen.training.input.batches import kept_tasks, keys_of
-from recipes.cologen.training.step import Trainee
+from recipes.cologen.training.step import TrainedModel
 
 
 class EncodedExamples(NamedTuple):
@@ -22,21 +22,21 @@ class EncodedExamples(NamedTuple):
     sources: tuple[ImageTokens, ...]
 
 
-def encode_examples(trainee: Trainee, examples: Sequence[Example]) -> EncodedExamples:
+def encode_examples(trained: TrainedModel, examples: Sequence[Example]) -> EncodedExamples:
     """Encode prompts and sources of some examples of one task and size."""
-    keys = keys_of(examples, kept_tasks(trainee.config.data.cache))
+    keys = keys_of(examples, kept_tasks(trained.config.data.cache))
     places = zip(*((example.source, *example.further) for example in examples), strict=True)
     first, *further = (_stacked(pictures) for pictures in places)
     return EncodedExamples(
-        trainee.encoder.prompts([example.prompt for example in examples], keys.prompts),
-        (trainee.encoder.images(first, keys.source), *map(trainee.encoder.images, further)),
+        trained.encoder.prompts([example.prompt for example in examples], keys.prompts),
+        (trained.encoder.images(first, keys.source), *map(trained.encoder.images, further)),
     )
 
 
-def encode_targets(trainee: Trainee, examples: Sequence[Example]) -> ImageTokens:
+def encode_targets(trained: TrainedModel, examples: Sequence[Example]) -> ImageTokens:
     """Encode the targets of some examples of one task and size."""
-    keys = keys_of(examples, kept_tasks(trainee.config.data.cache))
-    return trainee.encoder.images(_stacked([example.target for example in examples]), keys.target)
+    keys = keys_of(examples, kept_tasks(trained.config.data.cache))
+    return trained.encoder.images(_stacked([example.target for example in examples]), keys.target)
 
 
 def _stacked(pictures: Sequence[Image]) -> Tensor:

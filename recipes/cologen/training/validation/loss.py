@@ -22,8 +22,8 @@ from recipes.cologen.data.seeding import derive_seed
 from recipes.cologen.flux.base import Sources
 from recipes.cologen.flux.tokens import ImageTokens, TextTokens
 from recipes.cologen.flux.two_step import SourceKV
-from recipes.cologen.training.flow import draw_noise, flow_sample
-from recipes.cologen.training.step import Trainee, trained_times
+from recipes.cologen.training.flow import interpolate, sample_noise
+from recipes.cologen.training.step import TrainedModel, trained_times
 from recipes.cologen.training.validation.encoding import encode_examples, encode_targets
 from recipes.cologen.training.validation.scores import same_sized
 
@@ -47,53 +47,53 @@ class HeldOutLoss(NamedTuple):
 
 @torch.no_grad()
 def held_out_loss(
-    trainee: Trainee, examples: Sequence[Example], *, seed: int, batch_size: int
+    trained: TrainedModel, examples: Sequence[Example], *, seed: int, batch_size: int
 ) -> HeldOutLoss:
     """Measure; nothing global is touched, and the transformer is left in the mode it was in.
 
     Args:
-        trainee: What is trained, with its settings.
+        trained: What is trained, with its settings.
         examples: Of one task; at least one.
         seed: Of the noise: that of example i depends on `seed` and i alone.
         batch_size: Most examples at once; all of a batch have one size.
     """
     sums, tally, done = torch.zeros(len(TIMES), dtype=torch.float64), None, 0
-    with _evaluating(trainee.model.transformer):
+    with _evaluating(trained.model.transformer):
         while done < len(examples):
             batch = same_sized(examples[done:], batch_size)
             seeds = [derive_seed(seed, "loss", done + place) for place in range(len(batch))]
-            errors, counted = _errors(trainee, batch, seeds)
+            errors, counted = _errors(trained, batch, seeds)
             sums += errors * len(batch)
             tally, done = counted.plus(tally), done + len(batch)
     return HeldOutLoss(tuple((sums / len(examples)).tolist()), statistics_of(_some(tally)))
 
 
-def _errors(trainee: Trainee, batch: Sequence[Example], seeds: Sequence[int]) -> tuple[Tensor, Tally]:
+def _errors(trained: TrainedModel, batch: Sequence[Example], seeds: Sequence[int]) -> tuple[Tensor, Tally]:
     """Mean error of a batch at each time, float64 [times], and its decisions."""
-    model = trainee.model
-    (text, sources), clean = encode_examples(trainee, batch), encode_targets(trainee, batch)
-    noise, errors, tally = draw_noise(seeds, clean.tokens.shape[1:]), [], None
-    for time in trained_times(trainee, torch.tensor(TIMES), clean.tokens.shape[1]):
-        sample = flow_sample(clean.tokens, noise, time.expand(len(batch)))
-        with trainee.accelerator.autocast(), trainee.weave.record() as routing:
+    model = trained.model
+    (text, sources), clean = encode_examples(trained, batch), encode_targets(trained, batch)
+    noise, errors, tally = sample_noise(seeds, clean.tokens.shape[1:]), [], None
+    for time in trained_times(trained, torch.tensor(TIMES), clean.tokens.shape[1]):
+        noisy, times, target = interpolate(clean.tokens, noise, time.expand(len(batch)))
+        with trained.accelerator.autocast(), trained.weave.record() as routing:
             velocity = model.velocity(
-                clean.with_tokens(sample.noisy),
-                sample.timestep,
+                clean.with_tokens(noisy),
+                times,
                 text,
-                _read(trainee, sources, text),
-                source_timestep=trainee.config.flow.source_timestep,
-                guidance=trainee.guidance,
+                _read(trained, sources, text),
+                source_timestep=trained.config.flow.source_timestep,
+                guidance=trained.guidance,
             )
-        errors.append(F.mse_loss(velocity.float(), sample.velocity).double().cpu())
+        errors.append(F.mse_loss(velocity.float(), target).double().cpu())
         tally = routing.tally().plus(tally)
     return torch.stack(errors), _some(tally)
 
 
-def _read(trainee: Trainee, sources: Sequence[ImageTokens], text: TextTokens) -> Sources | SourceKV:
+def _read(trained: TrainedModel, sources: Sequence[ImageTokens], text: TextTokens) -> Sources | SourceKV:
     """The sources as a forward takes them; at timestep 0 as keys and values, made in a pass of their own."""
-    if trainee.config.flow.source_timestep == "same":
+    if trained.config.flow.source_timestep == "same":
         return sources
-    return trainee.model.source_kv(sources, text, trainee.guidance)
+    return trained.model.source_kv(sources, text, trained.guidance)
 
 
 def _some(tally: Tally | None) -> Tally:

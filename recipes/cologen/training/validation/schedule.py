@@ -14,7 +14,7 @@ from recipes.cologen.config.run import RunConfig
 from recipes.cologen.data.opening import DataSource
 from recipes.cologen.data.record import Example
 from recipes.cologen.runs.state import StageState
-from recipes.cologen.training.bench import Bench, note_progress
+from recipes.cologen.training.context import TrainingContext, note_progress
 from recipes.cologen.training.distributed.parallel import splits
 from recipes.cologen.training.validation.encoding import encode_examples
 from recipes.cologen.training.validation.loss import TIMES, HeldOutLoss, held_out_loss
@@ -42,63 +42,63 @@ def validated_tasks(config: RunConfig, stage: str) -> tuple[str, ...]:
     return tuple(reversed(names[: names.index(stage) + 1]))
 
 
-def validate(bench: Bench, state: StageState, held_out: DataSource) -> None:
+def validate(context: TrainingContext, state: StageState, held_out: DataSource) -> None:
     """Measure on held-out examples; rank 0 does it, or all ranks where each holds a part of the model."""
-    accelerator, config = bench.trainee.accelerator, bench.trainee.config
+    accelerator, config = context.trained.accelerator, context.trained.config
     if accelerator.is_main_process or splits(accelerator):
         tasks = validated_tasks(config, state.stage)
-        with held_out_rule(bench.trainee.model, config):
-            measured = {task: _measure(bench, state, held_out, task) for task in tasks}
+        with held_out_rule(context.trained.model, config):
+            measured = {task: _measure(context, state, held_out, task) for task in tasks}
         if accelerator.is_main_process:
-            _write(bench, state, measured)
+            _write(context, state, measured)
     accelerator.wait_for_everyone()
 
 
-def _measure(bench: Bench, state: StageState, held_out: DataSource, task: str) -> Measured:
-    trainee, config = bench.trainee, bench.trainee.config
+def _measure(context: TrainingContext, state: StageState, held_out: DataSource, task: str) -> Measured:
+    trained, config = context.trained, context.trained.config
     settings, seed = config.validation, config.data.held_out_seed
     batch_size = config.machine.micro_batch or config.stages[state.stage].batch_size
     problems: list[str] = []
     records = held_out.stage(task).records
     made = held_out_examples(records, task, settings.samples, seed=seed, skipped=problems.append)
-    if trainee.accelerator.is_main_process:
-        bench.skips.add_held_out(task, problems)
-    examples = trainee.annotators.complete(made, trainee.accelerator.device)
+    if trained.accelerator.is_main_process:
+        context.skips.add_held_out(task, problems)
+    examples = trained.annotators.complete(made, trained.accelerator.device)
     score = evaluate_task(
-        trainee.model,
-        trainee.weave,
+        trained.model,
+        trained.weave,
         examples,
         steps=config.sampling.steps,
         seed=seed,
         batch_size=batch_size,
         source_timestep=config.flow.source_timestep,
-        guidance=config.sampling.guidance if trainee.model.reads_guidance else None,
+        guidance=config.sampling.guidance if trained.model.reads_guidance else None,
         true_cfg_scale=config.sampling.true_cfg_scale,
         negative_prompt=config.sampling.negative_prompt,
         shift=config.sampling.shift,
-        encode=partial(encode_examples, trainee),
+        encode=partial(encode_examples, trained),
     )
     few = examples[: settings.loss_samples]
-    loss = held_out_loss(trainee, few, seed=seed, batch_size=batch_size) if few else None
+    loss = held_out_loss(trained, few, seed=seed, batch_size=batch_size) if few else None
     return Measured(examples, score, loss, len(problems))
 
 
-def _write(bench: Bench, state: StageState, measured: dict[str, Measured]) -> None:
+def _write(context: TrainingContext, state: StageState, measured: dict[str, Measured]) -> None:
     """Write the row and the pictures, and say how it went."""
-    overall, own = bench.steps_before(state.stage) + state.step, measured[state.stage]
-    bench.metrics.validation(overall, _row(bench, state, measured))
+    overall, own = context.steps_before(state.stage) + state.step, measured[state.stage]
+    context.metrics.validation(overall, _row(context, state, measured))
     for task, of_task in measured.items():
-        _draw(bench, state, task, of_task, overall)
+        _draw(context, state, task, of_task, overall)
     said = "" if own.loss is None else f", loss {own.loss.loss:.4f}"
-    bench.progress.say(
+    context.progress.say(
         f"{state.stage} {state.step}: score {own.score.score:.2f} on {len(own.score.values)} held out{said}"
     )
-    note_progress(bench, state, "started", score=own.score.score)
+    note_progress(context, state, "started", score=own.score.score)
 
 
-def _row(bench: Bench, state: StageState, measured: dict[str, Measured]) -> dict[str, Any]:
+def _row(context: TrainingContext, state: StageState, measured: dict[str, Measured]) -> dict[str, Any]:
     """What metrics.jsonl gets; `by_kind` and `usage` are of the stage's own task."""
-    own, weave = measured[state.stage].score, bench.trainee.weave
+    own, weave = measured[state.stage].score, context.trained.weave
     row: dict[str, Any] = {
         "stage": state.stage,
         "step": state.step,
@@ -124,13 +124,15 @@ def _row(bench: Bench, state: StageState, measured: dict[str, Measured]) -> dict
     return row
 
 
-def _draw(bench: Bench, state: StageState, task: str, measured: Measured, step_overall: int) -> None:
+def _draw(
+    context: TrainingContext, state: StageState, task: str, measured: Measured, step_overall: int
+) -> None:
     """Write the grid of a task into the run's folder, and show it to the trackers."""
-    count = bench.trainee.config.validation.pictures
+    count = context.trained.config.validation.pictures
     if not count:
         return
     grid = sample_grid(measured.examples[:count], measured.score.images[:count])
-    folder = bench.folder.path / "validation"
+    folder = context.folder.path / "validation"
     folder.mkdir(exist_ok=True)
     PilImage.fromarray(grid).save(folder / f"{state.stage}-{state.step:07}-{task}.png")
-    bench.metrics.picture(step_overall, f"validation/{task}", grid)
+    context.metrics.picture(step_overall, f"validation/{task}", grid)

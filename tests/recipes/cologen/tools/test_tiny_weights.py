@@ -24,7 +24,7 @@ from recipes.cologen.stages import COLOGEN_STAGES
 from recipes.cologen.tools import random_weights
 from recipes.cologen.training.growth import curriculum, grow
 from recipes.cologen.training.input.batches import batches
-from recipes.cologen.training.step import Trainee, batch_loss, encode
+from recipes.cologen.training.step import TrainedModel, batch_loss, encode
 
 
 @pytest.fixture(scope="module")
@@ -127,7 +127,7 @@ def test_a_run_with_every_setting_for_a_small_machine_stops_and_goes_on(there, m
 
 
 @pytest.fixture
-def trainee(there):
+def in_training(there):
     """The second stage's pool on the bfloat16 base, as a run grows it."""
     config = load_config("flux_dev_tiny_weights", ["flow.shift=base", "pool.rank=4"])
     model = load_base(config, torch.device("cpu"))
@@ -135,29 +135,31 @@ def trainee(there):
     walk = curriculum(config).stages(weave)
     for name in ("inpainting", "grounding"):
         grow(config, model, walk, name, 0)
-    return Trainee(model, weave, Accelerator(mixed_precision="bf16"), config, Encoder(model, model.device))
+    return TrainedModel(
+        model, weave, Accelerator(mixed_precision="bf16"), config, Encoder(model, model.device)
+    )
 
 
-def some_batch(trainee, size=2):
-    source = training_records(trainee.config.data).stage("grounding")
+def some_batch(in_training, size=2):
+    source = training_records(in_training.config.data).stage("grounding")
     sampler = BatchSampler(source.num_records, batch_size=size, seed=1)
-    return next(batches(source.records, "grounding", sampler, trainee.config.dropout))
+    return next(batches(source.records, "grounding", sampler, in_training.config.dropout))
 
 
-def test_experts_gates_losses_and_gradients_are_float32_under_a_bfloat16_base(trainee):
+def test_experts_gates_losses_and_gradients_are_float32_under_a_bfloat16_base(in_training):
     """T1 of trainers.md: experts made on a model in bfloat16 would lose small updates."""
     base = {
-        value.dtype for name, value in trainee.model.transformer.named_parameters() if ".prw_" not in name
+        value.dtype for name, value in in_training.model.transformer.named_parameters() if ".prw_" not in name
     }
     assert base == {torch.bfloat16}
-    parameters = trainee.weave.trainable_parameters()
+    parameters = in_training.weave.trainable_parameters()
     assert {value.dtype for value in parameters} == {torch.float32}
-    loss, _ = batch_loss(trainee, trainee.config.stages["grounding"], some_batch(trainee))
+    loss, _ = batch_loss(in_training, in_training.config.stages["grounding"], some_batch(in_training))
     loss.backward()
     assert loss.dtype is torch.float32
     gradients = [value.grad for value in parameters if value.grad is not None]
     assert {gradient.dtype for gradient in gradients} == {torch.float32} and len(gradients) > 8
-    gates = dict(trainee.model.transformer.named_parameters())
+    gates = dict(in_training.model.transformer.named_parameters())
     gate = gates["transformer_blocks.0.attn.to_k.prw_gate1.default.weight"]
     before = gate.detach().clone()
     torch.optim.AdamW(parameters, lr=1e-7, weight_decay=0.0).step()
@@ -166,17 +168,17 @@ def test_experts_gates_losses_and_gradients_are_float32_under_a_bfloat16_base(tr
     assert changed > 0.9 and in_sixteen_bits < 0.1
 
 
-def test_times_are_drawn_by_the_law_of_the_settings_in_float32(trainee):
-    batch = some_batch(trainee)
-    plain = trainee.config.model_copy(
-        update={"flow": trainee.config.flow.model_copy(update={"shift": "none"})}
+def test_times_are_drawn_by_the_law_of_the_settings_in_float32(in_training):
+    batch = some_batch(in_training)
+    plain = in_training.config.model_copy(
+        update={"flow": in_training.config.flow.model_copy(update={"shift": "none"})}
     )
-    shifted = encode(trainee, batch).flow.timestep
-    drawn = encode(replace(trainee, config=plain), batch).flow
+    shifted = encode(in_training, batch).timestep
+    drawn = encode(replace(in_training, config=plain), batch).flow
     factor = np.exp(0.5 + (6 - 256) * (1.15 - 0.5) / (4096 - 256))  # FluxPipeline's mu for 2 x 3 tokens
     assert shifted.dtype is torch.float32
     torch.testing.assert_close(shifted, factor * drawn.timestep / (1 + (factor - 1) * drawn.timestep))
     velocity, noisy = drawn.velocity, drawn.noisy
     clean = noisy - drawn.timestep.view(-1, 1, 1) * velocity  # x_t = x0 + t (noise - x0)
-    again = encode(trainee, batch).flow
+    again = encode(in_training, batch).flow
     torch.testing.assert_close(again.noisy, clean + shifted.view(-1, 1, 1) * velocity, rtol=1e-4, atol=1e-5)

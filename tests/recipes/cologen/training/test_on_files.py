@@ -102,9 +102,9 @@ def test_two_steps_of_every_stage_from_every_kind_of_source(kind, base_path, tmp
     seen = []
     original = loop.train_step
 
-    def watching(trainee, stage, step, optimizer, micro):
+    def watching(trained, stage, step, optimizer, micro):
         seen.extend(micro)
-        return original(trainee, stage, step, optimizer, micro)
+        return original(trained, stage, step, optimizer, micro)
 
     monkeypatch.setattr(loop, "train_step", watching)
     held_out = ["data.held_out=sets", "data.held_out_sets.other.layout=own", "validation.samples=1"]

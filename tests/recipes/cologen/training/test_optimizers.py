@@ -128,9 +128,9 @@ def test_the_average_is_validated_kept_and_grown_on(base_path, run, tmp_path, mo
         scored.append([value.detach().clone() for value in weave.trainable_parameters()])
         return original_score(model, weave, *arguments, **options)
 
-    def step(trainee, *arguments):
-        measured = original_step(trainee, *arguments)
-        last[:] = [value.detach().clone() for value in trainee.weave.trainable_parameters()]
+    def step(trained, *arguments):
+        measured = original_step(trained, *arguments)
+        last[:] = [value.detach().clone() for value in trained.weave.trainable_parameters()]
         return measured
 
     monkeypatch.setattr(validating, "evaluate_task", score)

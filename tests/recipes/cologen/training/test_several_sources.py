@@ -102,8 +102,8 @@ def test_a_withheld_source_is_black_in_every_place(tmp_path):
 def test_runs_train_validate_and_draw_on_several_sources(base_path, tmp_path, run, monkeypatch):
     folder, seen, original = write_folder(tmp_path / "two", [1, 1, 1]), [], step_module.encode
 
-    def watching(trainee, batch):
-        seen.append(original(trainee, batch))
+    def watching(trained, batch):
+        seen.append(original(trained, batch))
         return seen[-1]
 
     monkeypatch.setattr(step_module, "encode", watching)

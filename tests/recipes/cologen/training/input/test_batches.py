@@ -13,7 +13,7 @@ from recipes.cologen.data.views import VIEWS
 from recipes.cologen.data.world import World
 from recipes.cologen.errors import PictureError
 from recipes.cologen.flux.pixels import to_unit_range
-from recipes.cologen.training.input.batches import Prepared, batches, collate, withhold
+from recipes.cologen.training.input.batches import batches, collate, withhold
 
 KEEP = DropoutSettings(text=0, source=0)
 
@@ -81,13 +81,13 @@ def test_text_and_source_are_dropped_independently_at_their_rates():
 
 def test_pictures_of_two_sizes_are_refused_with_their_names():
     with pytest.raises(PictureError, match=r"differ in size: x is \(4, 4\), x is \(6, 6\).*--set data\.size"):
-        collate([Prepared(example(4), 0), Prepared(example(6), 1)])
+        collate([example(4), example(6)])
 
 
 def test_channels_come_first_and_the_range_is_symmetric():
     picture = np.zeros((2, 3, 3), np.uint8)
     picture[0, 1, 2] = 255
-    batch = collate([Prepared(Example("x", "t", "k", picture, picture, "p"), 0)])
+    batch = collate([Example("x", "t", "k", picture, picture, "p")])
     pixels = to_unit_range(batch.target, torch.device("cpu"))
     assert pixels.shape == (1, 3, 2, 3)
     assert pixels[0, 2, 0, 1] == 1.0

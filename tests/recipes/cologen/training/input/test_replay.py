@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from recipes.cologen.config.errors import ConfigError
 from recipes.cologen.config.training import DropoutSettings
 from recipes.cologen.data.opening import DataSource, StageSource
-from recipes.cologen.data.sampler import BatchSampler, Draw
+from recipes.cologen.data.sampler import BatchSampler, SampleIndex
 from recipes.cologen.data.world import World
 from recipes.cologen.stages import COLOGEN_STAGES
 from recipes.cologen.training.input.batches import Examples, loaded
@@ -30,22 +30,22 @@ def mixed(**replay):
 
 def test_each_task_gets_its_fraction():
     examples = mixed(inpainting=0.1, control=0.3)
-    made = [examples[Draw(number, 1000 + number)] for number in range(600)]
-    tasks = [one.example.task for one in made]
+    made = [examples[SampleIndex(number, 1000 + number)] for number in range(600)]
+    tasks = [one.task for one in made]
     for task, fraction in (("inpainting", 0.1), ("control", 0.3), ("editing", 0.6)):
         assert tasks.count(task) / len(tasks) == pytest.approx(fraction, abs=0.07)
     assert [one.replayed for one in made] == [task != "editing" for task in tasks]
-    replayed = {one.example.id for one in made if one.replayed}
+    replayed = {one.id for one in made if one.replayed}
     assert len(replayed) > 200  # not the same few records again and again
 
 
 @settings(max_examples=15, deadline=None)
 @given(st.integers(0, 2**62), st.integers(0, 10**6))
 def test_a_draw_decides_by_its_seed_alone(seed, index):
-    first, again = (mixed(inpainting=0.5)[Draw(index, seed)] for _ in range(2))
-    assert (first.example.id, first.example.prompt, first.replayed) == (
-        again.example.id,
-        again.example.prompt,
+    first, again = (mixed(inpainting=0.5)[SampleIndex(index, seed)] for _ in range(2))
+    assert (first.id, first.prompt, first.replayed) == (
+        again.id,
+        again.prompt,
         again.replayed,
     )
 

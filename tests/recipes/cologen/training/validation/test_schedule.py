@@ -21,9 +21,9 @@ from recipes.cologen.training.validation.loss import TIMES, held_out_loss
 from recipes.cologen.training.validation.sample_grid import CELL, GAP, LABEL
 from recipes.cologen.training.validation.scores import held_out_examples
 from tests.recipes.cologen.training.conftest import make_config
-from tests.recipes.cologen.training.test_step import trainee_of
+from tests.recipes.cologen.training.test_step import make_trained
 
-__all__ = ["trainee_of"]
+__all__ = ["make_trained"]
 
 
 @pytest.fixture(scope="module")
@@ -105,20 +105,20 @@ def test_tensorboard_reads_back_what_was_sent(finished):
         assert (pictures[0].width, pictures[0].height) == grid.size
 
 
-def test_the_loss_is_the_same_again_whatever_the_batches_and_touches_nothing(trainee_of):
-    trainee = trainee_of()
+def test_the_loss_is_the_same_again_whatever_the_batches_and_touches_nothing(make_trained):
+    trained = make_trained()
     examples = held_out_examples_of("grounding")
     before = torch.get_rng_state()
-    modes = [module.training for module in trainee.model.transformer.modules()]
-    first, again = (held_out_loss(trainee, examples, seed=1, batch_size=4) for _ in range(2))
+    modes = [module.training for module in trained.model.transformer.modules()]
+    first, again = (held_out_loss(trained, examples, seed=1, batch_size=4) for _ in range(2))
     assert first.by_time == again.by_time and len(set(first.by_time)) == len(TIMES)
-    one_by_one = held_out_loss(trainee, examples, seed=1, batch_size=1)
+    one_by_one = held_out_loss(trained, examples, seed=1, batch_size=1)
     assert one_by_one.by_time == pytest.approx(first.by_time, rel=1e-5)
     assert one_by_one.routing.share == pytest.approx(first.routing.share)
-    assert held_out_loss(trainee, examples, seed=2, batch_size=4).by_time != first.by_time
+    assert held_out_loss(trained, examples, seed=2, batch_size=4).by_time != first.by_time
     assert torch.equal(torch.get_rng_state(), before)
-    assert [module.training for module in trainee.model.transformer.modules()] == modes
-    assert all(parameter.grad is None for parameter in trainee.model.transformer.parameters())
+    assert [module.training for module in trained.model.transformer.modules()] == modes
+    assert all(parameter.grad is None for parameter in trained.model.transformer.parameters())
 
 
 def held_out_examples_of(task):
@@ -127,12 +127,12 @@ def held_out_examples_of(task):
     return held_out_examples(World(9, held_out=True), task, 4, seed=2)
 
 
-def test_a_loss_of_a_model_that_is_right_is_zero(trainee_of, monkeypatch):
-    trainee, examples = trainee_of(), held_out_examples_of("grounding")
+def test_a_loss_of_a_model_that_is_right_is_zero(make_trained, monkeypatch):
+    trained, examples = make_trained(), held_out_examples_of("grounding")
     from recipes.cologen.flux.model import FluxModel
     from recipes.cologen.training.validation import loss as module
 
-    velocities, original = [], module.flow_sample
+    velocities, original = [], module.interpolate
 
     def noting(*arguments):
         velocities.append(original(*arguments))
@@ -140,14 +140,14 @@ def test_a_loss_of_a_model_that_is_right_is_zero(trainee_of, monkeypatch):
 
     def right(self, noise, timestep, text, source, **settings):
         FluxModel_velocity(self, noise, timestep, text, source, **settings)
-        assert torch.equal(timestep, velocities[-1].timestep)
-        return velocities[-1].velocity
+        assert torch.equal(timestep, velocities[-1][1])
+        return velocities[-1][2]
 
     FluxModel_velocity = FluxModel.velocity
-    monkeypatch.setattr(module, "flow_sample", noting)
+    monkeypatch.setattr(module, "interpolate", noting)
     monkeypatch.setattr(FluxModel, "velocity", right)
-    assert held_out_loss(trainee, examples, seed=1, batch_size=4).loss == 0.0
-    assert [sample.timestep.unique().item() for sample in velocities] == pytest.approx(TIMES)
+    assert held_out_loss(trained, examples, seed=1, batch_size=4).loss == 0.0
+    assert [times.unique().item() for _, times, _ in velocities] == pytest.approx(TIMES)
 
 
 def test_losses_and_pictures_can_be_left_out(base_path, run, tmp_path):

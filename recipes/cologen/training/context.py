@@ -28,14 +28,14 @@ from recipes.cologen.training.distributed.parallel import load_whole_state, spli
 from recipes.cologen.training.input.skips import SkipTally
 from recipes.cologen.training.metrics import MetricsLog
 from recipes.cologen.training.progress import ProgressView
-from recipes.cologen.training.step import Trainee
+from recipes.cologen.training.step import TrainedModel
 
 
 @dataclass(frozen=True)
-class Bench:
+class TrainingContext:
     """Everything that training one stage after another works with."""
 
-    trainee: Trainee
+    trained: TrainedModel
     data: DataSource
     held_out: DataSource | None
     folder: RunFolder
@@ -46,7 +46,7 @@ class Bench:
 
     def steps_before(self, stage: str) -> int:
         """Steps of all stages before this one."""
-        return steps_before(self.trainee.config, stage)
+        return steps_before(self.trained.config, stage)
 
 
 def steps_before(config: RunConfig, stage: str) -> int:
@@ -56,19 +56,19 @@ def steps_before(config: RunConfig, stage: str) -> int:
 
 
 def note_progress(
-    bench: Bench, state: StageState, status: Literal["started", "finished"], **measured: float
+    context: TrainingContext, state: StageState, status: Literal["started", "finished"], **measured: float
 ) -> None:
     """Bring the ledger's record of the stage up to date."""
-    if not bench.trainee.accelerator.is_main_process:
+    if not context.trained.accelerator.is_main_process:
         return
-    known = bench.folder.ledger.stages.get(state.stage)
+    known = context.folder.ledger.stages.get(state.stage)
     kept = {"share": known.share, "score": known.score} if known is not None else {}
-    bench.folder.note(
+    context.folder.note(
         state.stage,
         StageRecord(
             status=status,
             step=state.step,
-            steps=bench.trainee.config.stages[state.stage].steps,
+            steps=context.trained.config.stages[state.stage].steps,
             seconds=round(state.seconds, 1),
             updated=now(),
             **{**kept, **measured},
@@ -76,7 +76,7 @@ def note_progress(
     )
 
 
-def save_latest(bench: Bench, state: StageState, optimizer: torch.optim.Optimizer) -> None:
+def save_latest(context: TrainingContext, state: StageState, optimizer: torch.optim.Optimizer) -> None:
     """Write checkpoints/latest; all ranks give random state, unlogged steps and their parts, rank 0 writes.
 
     Raises:
@@ -84,41 +84,41 @@ def save_latest(bench: Bench, state: StageState, optimizer: torch.optim.Optimize
     """
     generators, optimizer_state = gather_object([capture_rng()]), whole_state(optimizer)
     windows = gather_object([state.window])
-    state = state.model_copy(update={"metrics_length": bench.metrics.length()})
+    state = state.model_copy(update={"metrics_length": context.metrics.length()})
 
     def write(pool: Callable[[Path], None]) -> None:
         def fill(folder: Path) -> None:
             pool(folder / POOL)
             values = {
-                "names": _trained_names(bench),
+                "names": _trained_names(context),
                 "optimizer": optimizer_state,
                 "generators": generators,
                 "windows": windows,
-                "micro_batches": micro_batches(bench, state.stage),
+                "micro_batches": micro_batches(context, state.stage),
             }
             save_tensors(folder, TRAINING, values)
-            write_state(folder, state, bench.folder.ledger.fingerprint)
+            write_state(folder, state, context.folder.ledger.fingerprint)
 
-        write_folder(bench.folder.latest, fill)
+        write_folder(context.folder.latest, fill)
 
-    _write_together(bench, write)
+    _write_together(context, write)
 
 
-def _write_together(bench: Bench, write: Callable[[Callable[[Path], None]], None]) -> None:
+def _write_together(context: TrainingContext, write: Callable[[Callable[[Path], None]], None]) -> None:
     """Have rank 0 write a checkpoint; the others give their parts of a split pool, and fail if it fails.
 
     Args:
-        bench: Of the run.
+        context: Of the run.
         write: Writes the checkpoint; it is given what writes the pool into a folder.
 
     Raises:
         OSError: As `write` on rank 0.
     """
-    accelerator, weave = bench.trainee.accelerator, bench.trainee.weave
+    accelerator, weave = context.trained.accelerator, context.trained.weave
 
     def save(folder: Path) -> None:
         weave.save_pretrained(folder)
-        write_drawing(folder, drawing_settings(bench.trainee.config))
+        write_drawing(folder, drawing_settings(context.trained.config))
 
     problem: OSError | None = None
     if accelerator.is_main_process:
@@ -127,7 +127,7 @@ def _write_together(bench: Bench, write: Callable[[Callable[[Path], None]], None
         except OSError as error:
             problem = error
     elif splits(accelerator):
-        weave.save_pretrained(bench.folder.path)  # only gathers: the file is rank 0's
+        weave.save_pretrained(context.folder.path)  # only gathers: the file is rank 0's
     if accelerator.num_processes > 1:
         told = [None if problem is None else str(problem)]
         broadcast_object_list(told)
@@ -137,16 +137,18 @@ def _write_together(bench: Bench, write: Callable[[Callable[[Path], None]], None
         raise problem
 
 
-def restore_latest(bench: Bench, state: StageState, optimizer: torch.optim.Optimizer) -> StageState:
+def restore_latest(
+    context: TrainingContext, state: StageState, optimizer: torch.optim.Optimizer
+) -> StageState:
     """Put optimiser and random generators back as checkpoints/latest has them; give this rank's own state.
 
     Raises:
         ForeignCheckpointError: It does not fit the pool, the number of processes, or how a batch is parted
             where that changes what is learnt.
     """
-    folder, accelerator = bench.folder.latest, bench.trainee.accelerator
+    folder, accelerator = context.folder.latest, context.trained.accelerator
     values = load_tensors(folder, TRAINING)
-    names = _trained_names(bench)
+    names = _trained_names(context)
     if values["names"] != names:
         unlike = sorted(set(values["names"]) ^ set(names))[:3]
         raise ForeignCheckpointError(
@@ -158,7 +160,7 @@ def restore_latest(bench: Bench, state: StageState, optimizer: torch.optim.Optim
             f"{folder} was written by {len(values['generators'])} process(es), this run has "
             f"{accelerator.num_processes}. Start as many as before, or remove it to start the stage anew."
         )
-    _check_parts(bench, state.stage, values.get("micro_batches"))
+    _check_parts(context, state.stage, values.get("micro_batches"))
     load_whole_state(optimizer, values["optimizer"])
     restore_rng(values["generators"][accelerator.process_index])
     if "windows" not in values:  # an older checkpoint has rank 0's alone, in state.json
@@ -166,24 +168,24 @@ def restore_latest(bench: Bench, state: StageState, optimizer: torch.optim.Optim
     return state.model_copy(update={"window": tuple(values["windows"][accelerator.process_index])})
 
 
-def micro_batches(bench: Bench, stage: str) -> int:
+def micro_batches(context: TrainingContext, stage: str) -> int:
     """Into how many parts a process takes its share of a stage's batch."""
-    share: int = bench.trainee.config.stages[stage].batch_size // bench.trainee.accelerator.num_processes
-    return share // (bench.trainee.config.machine.micro_batch or share)
+    share: int = context.trained.config.stages[stage].batch_size // context.trained.accelerator.num_processes
+    return share // (context.trained.config.machine.micro_batch or share)
 
 
-def _check_parts(bench: Bench, stage: str, before: int | None) -> None:
+def _check_parts(context: TrainingContext, stage: str, before: int | None) -> None:
     """Refuse to part batches otherwise than before, where the veteran loss is of a part's share.
 
     Args:
-        bench: Of the run.
+        context: Of the run.
         stage: That goes on.
         before: Parts of the checkpoint; None: it is older than this check.
 
     Raises:
         ForeignCheckpointError: Says which setting to put back, and which one allows it.
     """
-    config, now_parts = bench.trainee.config, micro_batches(bench, stage)
+    config, now_parts = context.trained.config, micro_batches(context, stage)
     if before is None or before == now_parts or config.machine.other_micro_batch == "allow":
         return
     if config.veteran.per == "batch" and config.stages[stage].alpha > 0:
@@ -196,37 +198,37 @@ def _check_parts(bench: Bench, stage: str, before: int | None) -> None:
         )
 
 
-def finish_stage(bench: Bench, state: StageState) -> None:
+def finish_stage(context: TrainingContext, state: StageState) -> None:
     """Keep a stage that has come to its end in checkpoints/<stage>, and say so in the ledger.
 
     Raises:
         OSError: There is no room, or the disk fails; raised on all ranks.
     """
-    trainee = bench.trainee
-    trainee.weave.freeze()
+    trained = context.trained
+    trained.weave.freeze()
 
     def write(pool: Callable[[Path], None]) -> None:
-        known = bench.folder.ledger.stages[state.stage]
+        known = context.folder.ledger.stages[state.stage]
         summary = {
-            "fingerprint": bench.folder.ledger.fingerprint,
-            "settings": trainee.config.stages[state.stage].model_dump(),
-            "experts": list(trainee.weave.experts),
+            "fingerprint": context.folder.ledger.fingerprint,
+            "settings": trained.config.stages[state.stage].model_dump(),
+            "experts": list(trained.weave.experts),
             "share": known.share,
             "score": known.score,
             "seconds": round(state.seconds, 1),
             "skipped_steps": state.skipped_steps,
-            "metrics_length": bench.metrics.length(),
+            "metrics_length": context.metrics.length(),
             "finished": now(),
         }
-        bench.folder.finish(state.stage, pool, summary)
-        note_progress(bench, state, "finished")
+        context.folder.finish(state.stage, pool, summary)
+        note_progress(context, state, "finished")
 
-    _write_together(bench, write)
-    if trainee.accelerator.is_main_process:
-        bench.progress.say(f"stage {state.stage} is finished: {bench.folder.stage(state.stage)}")
+    _write_together(context, write)
+    if trained.accelerator.is_main_process:
+        context.progress.say(f"stage {state.stage} is finished: {context.folder.stage(state.stage)}")
 
 
-def _trained_names(bench: Bench) -> list[str]:
+def _trained_names(context: TrainingContext) -> list[str]:
     """Names of the trained parameters, in the order of the optimiser."""
-    names = {id(value): name for name, value in bench.trainee.model.transformer.named_parameters()}
-    return [names[id(value)] for value in bench.trainee.weave.trainable_parameters()]
+    names = {id(value): name for name, value in context.trained.model.transformer.named_parameters()}
+    return [names[id(value)] for value in context.trained.weave.trainable_parameters()]
