@@ -19,21 +19,7 @@ from rich.console import Console
 from prw.errors import PrwError
 from recipes.cologen.cli import silence_loading_bars
 from recipes.cologen.data.annotators.drawing import draw_map
-from recipes.cologen.data.record import Image
-from recipes.cologen.errors import CologenError, PictureError, RunFolderError
-from recipes.cologen.generate_batch import also_batches
-from recipes.cologen.generate_grid import draw_grid
-from recipes.cologen.generate_options import SHOWN_PIXELS, options
-from recipes.cologen.picture_settings import (
-    FULL_POOL,
-    MOST_SIDE,
-    called,
-    reads_settings,
-    same_config,
-    same_run,
-    wanted_by,
-)
-from recipes.cologen.pictures import (
+from recipes.cologen.data.picture_files import (
     Fitted,
     check_output,
     enlarge,
@@ -42,12 +28,26 @@ from recipes.cologen.pictures import (
     read_source,
     write_picture,
 )
+from recipes.cologen.data.record import Image
+from recipes.cologen.errors import CologenError, PictureError, RunFolderError
+from recipes.cologen.generation.batch import also_batches
+from recipes.cologen.generation.grid import draw_grid
+from recipes.cologen.generation.options import SHOWN_PIXELS, options
+from recipes.cologen.generation.prompts import check_prompt_given, check_words
+from recipes.cologen.generation.sample import Source, sample_picture, source_of
+from recipes.cologen.generation.settings import (
+    FULL_POOL,
+    MOST_SIDE,
+    called,
+    reads_settings,
+    same_config,
+    same_run,
+    wanted_by,
+)
 from recipes.cologen.pipeline.tasks import worded
 from recipes.cologen.runs.interruption import STOPPED
 from recipes.cologen.runs.loading import load_base, load_stage
 from recipes.cologen.runs.reader import RunReader
-from recipes.cologen.sample_picture import Source, sample_picture, source_of
-from recipes.cologen.words import check_prompt_given, check_words
 
 
 @also_batches

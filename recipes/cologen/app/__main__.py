@@ -16,8 +16,8 @@ from prw.errors import PrwError
 from recipes.cologen.app.address import check_address, port
 from recipes.cologen.app.limits import Limits
 from recipes.cologen.cli import positive, silence_loading_bars
-from recipes.cologen.drawing import DrawingRoom
 from recipes.cologen.errors import CologenError
+from recipes.cologen.generation.session import DrawingRoom
 from recipes.cologen.runs.reader import RunReader
 
 try:

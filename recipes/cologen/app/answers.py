@@ -10,11 +10,11 @@ from pydantic import ValidationError
 from recipes.cologen.app.limits import MOST_SEED, Limits, check_prompt, size_within, whole
 from recipes.cologen.app.shares import shares_picture
 from recipes.cologen.config.errors import fault_lines
+from recipes.cologen.data.picture_files import enlarge
 from recipes.cologen.data.record import Image
-from recipes.cologen.drawing import DrawingRoom
 from recipes.cologen.errors import PictureError
-from recipes.cologen.picture_settings import PictureSettings, settings_file
-from recipes.cologen.pictures import enlarge
+from recipes.cologen.generation.session import DrawingRoom
+from recipes.cologen.generation.settings import PictureSettings, settings_file
 
 SHOWN_PIXELS = 256
 """Pixels that the shorter side of a small picture is enlarged to, as `generate` does."""

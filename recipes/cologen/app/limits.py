@@ -16,7 +16,7 @@ from pydantic_core import PydanticCustomError
 from recipes.cologen.data.reading import as_picture_of, opaque
 from recipes.cologen.data.record import Image
 from recipes.cologen.errors import PictureError, PromptError
-from recipes.cologen.picture_settings import check_size, height_and_width
+from recipes.cologen.generation.settings import check_size, height_and_width
 from recipes.cologen.pipeline.pixels import MAX_PIXELS
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP")

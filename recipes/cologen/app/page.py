@@ -20,7 +20,7 @@ from recipes.cologen.app.examples import TASKS
 from recipes.cologen.app.limits import in_short
 from recipes.cologen.app.uploads import easel, on_easel, only_read_here, unchecked, upload
 from recipes.cologen.errors import CologenError
-from recipes.cologen.picture_settings import FULL_POOL, NO_EXPERTS
+from recipes.cologen.generation.settings import FULL_POOL, NO_EXPERTS
 
 LOG = logging.getLogger(__name__)
 KEPT_SECONDS = 3600

@@ -17,7 +17,7 @@ from recipes.cologen.app.answers import Answers
 from recipes.cologen.app.guard import Guard
 from recipes.cologen.app.limits import Limits
 from recipes.cologen.app.page import CSS, build_page
-from recipes.cologen.drawing import DrawingRoom
+from recipes.cologen.generation.session import DrawingRoom
 
 LOOPBACK = frozenset({"127.0.0.1", "localhost", "[::1]", "::1"})
 

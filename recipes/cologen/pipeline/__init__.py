@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from diffusers import Flux2KleinPipeline
 
-from recipes.cologen.config_drawing import DrawingSettings
 from recipes.cologen.flux.base import FluxBase
 from recipes.cologen.pipeline.card import Card, Shown
 from recipes.cologen.pipeline.flux2_pipeline import CoLoGenFlux2Pipeline
@@ -12,6 +11,7 @@ from recipes.cologen.pipeline.output import CoLoGenPipelineOutput
 from recipes.cologen.pipeline.pipeline import CoLoGenPipeline
 from recipes.cologen.pipeline.plotting import plot_routing
 from recipes.cologen.pipeline.routing import RoutingTrace
+from recipes.cologen.runs.generation import DrawingSettings
 
 __all__ = [
     "Card",

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from prw import Weave
 from prw.errors import PoolError
-from recipes.cologen.config_drawing import DrawingSettings
 from recipes.cologen.errors import RoutingQuestionError
 from recipes.cologen.flux.base import SourceTimestep
 from recipes.cologen.pipeline.caches import refuse_caches
@@ -24,6 +23,7 @@ from recipes.cologen.pipeline.request import Asked, Callback, asked_of
 from recipes.cologen.pipeline.routing import RoutingRecorder, RoutingTrace
 from recipes.cologen.pipeline.sources import Wanted, prepare_sources
 from recipes.cologen.pipeline.tasks import Annotator, check_control, check_task
+from recipes.cologen.runs.generation import DrawingSettings
 
 
 class Calling(Parts):

@@ -11,10 +11,10 @@ from prw import PrwConfig, Weave
 from prw.errors import PoolError
 from prw.tuner import pool_layers
 from recipes.cologen.config.run import load_config
-from recipes.cologen.config_drawing import DrawingSettings, drawing_settings, read_drawing
 from recipes.cologen.errors import RunFolderError, SourceStreamError
 from recipes.cologen.flux.source_stream import flux_attentions, has_source_stream
 from recipes.cologen.flux.two_step import TwoStepProcessor
+from recipes.cologen.runs.generation import DrawingSettings, drawing_settings, read_drawing
 from recipes.cologen.runs.reader import RunReader
 
 RUN_CONFIG = "config.yaml"

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from recipes.cologen.config_drawing import DrawingSettings
 from recipes.cologen.errors import GuidanceError, PictureError, PromptError, SourceStreamError
 from recipes.cologen.flux.base import SourceTimestep
+from recipes.cologen.runs.generation import DrawingSettings
 
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 NEGATIVES = (

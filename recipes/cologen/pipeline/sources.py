@@ -10,7 +10,6 @@ from typing import Any
 from PIL import Image as PilImage
 from torch import Tensor
 
-from recipes.cologen.config_drawing import DrawingSettings
 from recipes.cologen.data.record import Image, Mask
 from recipes.cologen.errors import PictureError
 from recipes.cologen.pipeline.pixels import (
@@ -25,6 +24,7 @@ from recipes.cologen.pipeline.pixels import (
     own_size,
 )
 from recipes.cologen.pipeline.tasks import Annotator, prepared, shows_classes
+from recipes.cologen.runs.generation import DrawingSettings
 
 _logger = logging.getLogger(__name__)
 

@@ -15,10 +15,10 @@ from recipes.cologen.data.annotators.drawing import Annotators, to_picture
 from recipes.cologen.data.control import PROMPTS, canny, lineart, soft_edge
 from recipes.cologen.data.framing import CLASS_MAPS
 from recipes.cologen.data.grounding import MARK_COLOURS
+from recipes.cologen.data.picture_files import cut_hole
 from recipes.cologen.data.record import Image, Mask, Record
 from recipes.cologen.data.views import VIEWS
 from recipes.cologen.errors import AnnotatorError, PictureError, PromptError
-from recipes.cologen.pictures import cut_hole
 from recipes.cologen.pipeline.pixels import fitted
 
 TASKS = tuple(VIEWS)

@@ -13,7 +13,6 @@ from huggingface_hub import HfApi
 from prw import LoraExport, Weave, load_pipeline
 from prw.errors import PoolError, UnsupportedError
 from recipes.cologen.config.model import Shift
-from recipes.cologen.config_drawing import DrawingSettings, write_drawing
 from recipes.cologen.errors import SourceStreamError
 from recipes.cologen.flux.base import SourceTimestep
 from recipes.cologen.flux.folder import Layout
@@ -31,6 +30,7 @@ from recipes.cologen.pipeline.opening import (
 )
 from recipes.cologen.pipeline.pool import POOL, FoundPool, find_pool, pool_of
 from recipes.cologen.pipeline.tasks import ANNOTATORS, annotator_of_file
+from recipes.cologen.runs.generation import DrawingSettings, write_drawing
 
 
 class Whole(Calling):

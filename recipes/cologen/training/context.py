@@ -11,7 +11,6 @@ import torch
 from accelerate.utils import broadcast_object_list, gather_object
 
 from recipes.cologen.config.run import RunConfig
-from recipes.cologen.config_drawing import drawing_settings, write_drawing
 from recipes.cologen.data.opening import DataSource
 from recipes.cologen.runs.checkpoint import (
     ForeignCheckpointError,
@@ -22,6 +21,7 @@ from recipes.cologen.runs.checkpoint import (
 )
 from recipes.cologen.runs.files import POOL, TRAINING
 from recipes.cologen.runs.folder import RunFolder, StageRecord, now
+from recipes.cologen.runs.generation import drawing_settings, write_drawing
 from recipes.cologen.runs.interruption import StopSignals
 from recipes.cologen.runs.state import StageState, capture_rng, restore_rng
 from recipes.cologen.training.distributed.parallel import load_whole_state, splits, whole_state

@@ -14,15 +14,15 @@ from rich.console import Console
 from recipes.cologen import generate as command
 from recipes.cologen.config.run import load_config
 from recipes.cologen.data.annotators.opencv import draw_canny
+from recipes.cologen.data.picture_files import Fitted, enlarge
 from recipes.cologen.data.world import World
 from recipes.cologen.generate import _source, main
-from recipes.cologen.generate_options import options
-from recipes.cologen.pictures import Fitted, enlarge
+from recipes.cologen.generation.options import options
+from recipes.cologen.generation.sample import size_to_draw, source_of
 from recipes.cologen.pipeline import CoLoGenPipeline
 from recipes.cologen.pipeline.pixels import own_size
 from recipes.cologen.runs.loading import load_base
 from recipes.cologen.runs.reader import RunReader
-from recipes.cologen.sample_picture import size_to_draw, source_of
 
 PROMPTS = {
     "inpainting": "small red circle top left on gray",

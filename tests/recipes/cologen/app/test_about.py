@@ -10,8 +10,8 @@ from recipes.cologen.app.limits import Limits
 from recipes.cologen.config.run import RunConfig, parse_config
 from recipes.cologen.data.views import VIEWS
 from recipes.cologen.data.vocabulary import PRETRAINING_VERBS, SPARE_WORDS, VOCABULARY
-from recipes.cologen.drawing import DrawingRoom
-from recipes.cologen.picture_settings import FULL_POOL
+from recipes.cologen.generation.session import DrawingRoom
+from recipes.cologen.generation.settings import FULL_POOL
 from recipes.cologen.runs.reader import RunReader
 
 

@@ -14,13 +14,13 @@ from recipes.cologen.app.examples import TASKS
 from recipes.cologen.app.limits import Limits
 from recipes.cologen.app.serving import WARNS_OF_CLIP, keep_prompts_out_of_the_log
 from recipes.cologen.app.shares import share_maps, shares_picture
+from recipes.cologen.data.picture_files import enlarge
 from recipes.cologen.data.views import VIEWS
 from recipes.cologen.data.vocabulary import VOCABULARY
 from recipes.cologen.data.world import World
-from recipes.cologen.drawing import DrawingRoom
 from recipes.cologen.errors import CologenError
 from recipes.cologen.generate import main
-from recipes.cologen.pictures import enlarge
+from recipes.cologen.generation.session import DrawingRoom
 from recipes.cologen.pipeline import pipeline_over
 from recipes.cologen.runs.reader import RunReader
 

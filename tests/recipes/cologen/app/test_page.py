@@ -25,9 +25,9 @@ from recipes.cologen.app.limits import FLATTENED, Limits
 from recipes.cologen.app.page import NOTES, REFUSED, build_page, in_words
 from recipes.cologen.app.serving import serve
 from recipes.cologen.app.uploads import MOST_BLOBS, Upload, only_read_here
-from recipes.cologen.drawing import DrawingRoom
 from recipes.cologen.errors import PictureError
-from recipes.cologen.picture_settings import read_settings
+from recipes.cologen.generation.session import DrawingRoom
+from recipes.cologen.generation.settings import read_settings
 from recipes.cologen.runs.reader import RunReader
 
 

@@ -16,10 +16,10 @@ from recipes.cologen.config.data import DataSettings, SetSettings
 from recipes.cologen.config.training import DropoutSettings
 from recipes.cologen.data.decoding import as_rgb, open_upright, stored_size, upright_stand_in
 from recipes.cologen.data.folder import PictureFolder
+from recipes.cologen.data.picture_files import read_picture
 from recipes.cologen.data.sampler import SampleIndex
 from recipes.cologen.data.sets import DataSet
 from recipes.cologen.errors import BrokenPictureError, FolderDataError, PictureError
-from recipes.cologen.pictures import read_picture
 from recipes.cologen.training.input.batches import Examples
 from tests.recipes.cologen.data.published import PICTURE, TEXT, parquet, picture, pixels, png
 

@@ -7,12 +7,12 @@ import pytest
 import torch
 
 from recipes.cologen.config.run import load_config
-from recipes.cologen.config_drawing import drawing_settings
 from recipes.cologen.errors import BaseModelError, RunFolderError
 from recipes.cologen.pipeline.pool import find_pool
 from recipes.cologen.runs.checkpoint import ForeignCheckpointError
 from recipes.cologen.runs.config_changes import DifferentConfigError
 from recipes.cologen.runs.folder import StageOrderError
+from recipes.cologen.runs.generation import drawing_settings
 from recipes.cologen.stages import UnknownStageError
 from tests.recipes.cologen.training.conftest import STAGES, make_config
 

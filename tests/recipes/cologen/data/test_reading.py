@@ -15,10 +15,10 @@ from PIL import Image
 from recipes.cologen.app.limits import Limits, read_upload
 from recipes.cologen.data.folder import PictureFolder
 from recipes.cologen.data.framing import framed
+from recipes.cologen.data.picture_files import cut_hole, fit_picture, read_mask, read_source
 from recipes.cologen.data.raw import RawRecord
 from recipes.cologen.data.reading import mask_of, opaque
 from recipes.cologen.data.record import Record
-from recipes.cologen.pictures import cut_hole, fit_picture, read_mask, read_source
 from recipes.cologen.pipeline.sources import Wanted, prepare_sources
 from recipes.cologen.pipeline.tasks import shows_classes
 

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from recipes.cologen.data.picture_files import enlarge
 from recipes.cologen.data.world import World
 from recipes.cologen.generate import main
-from recipes.cologen.generate_grid import CELL_PIXELS, GAP, LABEL, Axis, axis
-from recipes.cologen.picture_settings import PictureSettings, settings_file
-from recipes.cologen.pictures import enlarge
+from recipes.cologen.generation.grid import CELL_PIXELS, GAP, LABEL, Axis, axis
+from recipes.cologen.generation.settings import PictureSettings, settings_file
 from recipes.cologen.runs.reader import RunReader
 
 

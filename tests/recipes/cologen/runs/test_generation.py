@@ -7,7 +7,7 @@ import pytest
 
 from recipes.cologen.config.errors import ConfigError, known_keys
 from recipes.cologen.config.run import CONFIGS, RunConfig, load_config
-from recipes.cologen.config_drawing import (
+from recipes.cologen.runs.generation import (
     DRAWING_FILE,
     NOT_REPEATED,
     REPEATED,

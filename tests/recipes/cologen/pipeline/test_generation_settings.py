@@ -12,13 +12,13 @@ from diffusers import FluxPipeline
 from PIL import Image
 
 from recipes.cologen.config.run import load_config, parse_config
-from recipes.cologen.config_drawing import DrawingSettings, read_drawing
 from recipes.cologen.data.annotators.opencv import draw_canny
 from recipes.cologen.errors import AnnotatorError, GuidanceError, PictureError
 from recipes.cologen.flux.tiny import save_tiny_flux
 from recipes.cologen.generate import main
 from recipes.cologen.pipeline import CoLoGenPipeline
 from recipes.cologen.pipeline.tasks import run_annotator
+from recipes.cologen.runs.generation import DrawingSettings, read_drawing
 
 CANNY = {"kind": "opencv", "options": {"low": 5, "high": 10}}
 

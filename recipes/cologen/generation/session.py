@@ -15,17 +15,17 @@ import torch
 import prw
 from recipes.cologen.config.annotators import OPTIONS
 from recipes.cologen.data.annotators.drawing import draw_map
+from recipes.cologen.data.picture_files import fit_picture
 from recipes.cologen.data.record import Image
 from recipes.cologen.data.views import VIEWS
 from recipes.cologen.errors import PictureError, RunFolderError
 from recipes.cologen.flux.base import FluxBase
-from recipes.cologen.picture_settings import FULL_POOL, NO_EXPERTS, PictureSettings
-from recipes.cologen.pictures import fit_picture
+from recipes.cologen.generation.prompts import check_prompt_given, check_words
+from recipes.cologen.generation.sample import Source, sample_picture, size_to_draw, source_of
+from recipes.cologen.generation.settings import FULL_POOL, NO_EXPERTS, PictureSettings
 from recipes.cologen.pipeline.tasks import worded
 from recipes.cologen.runs.loading import load_base, load_stage
 from recipes.cologen.runs.reader import RunReader
-from recipes.cologen.sample_picture import Source, sample_picture, size_to_draw, source_of
-from recipes.cologen.words import check_prompt_given, check_words
 
 
 class Drawn(NamedTuple):

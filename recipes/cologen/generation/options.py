@@ -8,8 +8,8 @@ from pathlib import Path
 from recipes.cologen.cli import positive
 from recipes.cologen.config.annotators import MAP_KINDS
 from recipes.cologen.data.views import VIEWS
-from recipes.cologen.generate_grid import axis
-from recipes.cologen.picture_settings import FULL_POOL, MOST_STEPS
+from recipes.cologen.generation.grid import axis
+from recipes.cologen.generation.settings import FULL_POOL, MOST_STEPS
 
 SHOWN_PIXELS = 256
 """Pixels that the shorter side of a small output is enlarged to, unless --scale says otherwise."""

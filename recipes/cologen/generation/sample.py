@@ -9,16 +9,16 @@ import numpy as np
 import torch
 
 from recipes.cologen.config.run import RunConfig
-from recipes.cologen.config_drawing import drawing_settings
 from recipes.cologen.data.control import PROMPTS
+from recipes.cologen.data.picture_files import cut_hole, fit_picture
 from recipes.cologen.data.record import Image
 from recipes.cologen.errors import GuidanceError, PictureError
 from recipes.cologen.flux.base import FluxBase
-from recipes.cologen.picture_settings import PictureSettings, height_and_width
-from recipes.cologen.pictures import cut_hole, fit_picture
+from recipes.cologen.generation.settings import PictureSettings, height_and_width
 from recipes.cologen.pipeline import pipeline_over
 from recipes.cologen.pipeline.pixels import MAX_PIXELS, own_size
 from recipes.cologen.pipeline.tasks import shows_classes
+from recipes.cologen.runs.generation import drawing_settings
 
 
 def sample_picture(

@@ -15,19 +15,19 @@ import numpy as np
 from PIL import Image as PilImage
 from PIL import ImageDraw
 
+from recipes.cologen.data.picture_files import enlarge, read_mask, read_source
 from recipes.cologen.data.record import Image
-from recipes.cologen.drawing import DrawingRoom
 from recipes.cologen.errors import PictureError
-from recipes.cologen.picture_settings import (
+from recipes.cologen.generation.sample import map_notice
+from recipes.cologen.generation.session import DrawingRoom
+from recipes.cologen.generation.settings import (
     AXIS_OPTIONS,
     called,
     same_config,
     same_run,
     wanted_by,
 )
-from recipes.cologen.pictures import enlarge, read_mask, read_source
 from recipes.cologen.runs.reader import RunReader
-from recipes.cologen.sample_picture import map_notice
 
 AXES = tuple(AXIS_OPTIONS)
 """Settings that may change over a sheet."""

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from recipes.cologen import generate_batch
 from recipes.cologen.data.world import World
 from recipes.cologen.generate import main
-from recipes.cologen.jobs import read_jobs
+from recipes.cologen.generation import batch as generate_batch
+from recipes.cologen.generation.jobs import read_jobs
 from recipes.cologen.runs.reader import RunReader
 
-REPOSITORY = Path(__file__).resolve().parents[3]
+REPOSITORY = Path(__file__).resolve().parents[4]
 PICTURE = World(3).record(0).image
 WORDS = "draw a red box around the blue square"
 JOBS: list[dict[str, Any]] = [

@@ -9,16 +9,16 @@ import torch
 from PIL import Image
 
 from recipes.cologen.data.control import canny
+from recipes.cologen.data.picture_files import enlarge
 from recipes.cologen.data.record import Record
 from recipes.cologen.data.world import World
-from recipes.cologen.drawing import DrawingRoom
 from recipes.cologen.errors import CologenError, PictureError, RunFolderError
 from recipes.cologen.generate import main
-from recipes.cologen.picture_settings import FULL_POOL, NO_EXPERTS, PictureSettings
-from recipes.cologen.pictures import enlarge
+from recipes.cologen.generation.sample import sample_picture
+from recipes.cologen.generation.session import DrawingRoom
+from recipes.cologen.generation.settings import FULL_POOL, NO_EXPERTS, PictureSettings
 from recipes.cologen.runs.loading import load_base
 from recipes.cologen.runs.reader import RunReader
-from recipes.cologen.sample_picture import sample_picture
 from tests.recipes.cologen.conftest import write_run
 
 PICTURE = World(3).record(0).image

@@ -25,12 +25,12 @@ from rich.console import Console
 from prw.errors import PrwError
 from recipes.cologen.cli import silence_loading_bars
 from recipes.cologen.config.errors import fault_lines
+from recipes.cologen.data.picture_files import check_writable, read_mask, read_source
 from recipes.cologen.data.record import Image
-from recipes.cologen.drawing import DrawingRoom
 from recipes.cologen.errors import CologenError, PictureError
-from recipes.cologen.jobs import Job, read_jobs
-from recipes.cologen.picture_settings import Command, PictureSettings, split_at
-from recipes.cologen.pictures import check_writable, read_mask, read_source
+from recipes.cologen.generation.jobs import Job, read_jobs
+from recipes.cologen.generation.session import DrawingRoom
+from recipes.cologen.generation.settings import Command, PictureSettings, split_at
 from recipes.cologen.runs.interruption import STOPPED
 from recipes.cologen.runs.reader import RunReader
 

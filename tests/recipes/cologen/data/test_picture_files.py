@@ -10,9 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image
 
-from recipes.cologen.data.reading import opaque
-from recipes.cologen.errors import PictureError
-from recipes.cologen.pictures import (
+from recipes.cologen.data.picture_files import (
     check_output,
     cut_hole,
     enlarge,
@@ -22,6 +20,8 @@ from recipes.cologen.pictures import (
     read_source,
     write_picture,
 )
+from recipes.cologen.data.reading import opaque
+from recipes.cologen.errors import PictureError
 
 sides = st.integers(1, 9)
 pictures = st.tuples(sides, sides).flatmap(lambda size: arrays(np.uint8, (*size, 3)))

@@ -14,7 +14,7 @@ from recipes.cologen.config.run import CONFIGS, load_config, parse_config
 from recipes.cologen.stages import UnknownStageError
 from tests.test_docs import FENCE, python_blocks
 
-PAGE = (Path(__file__).parents[3] / "docs/recipes/own_data.md").read_text(encoding="utf-8")
+PAGE = (Path(__file__).parents[4] / "docs/recipes/own_data.md").read_text(encoding="utf-8")
 MINIMAL = {"name": "t", "base": {"path": "x"}}
 SETS = {"data": {"source": "sets", "sets": {"mine": {"layout": "own", "path": "folder:x"}}}}
 

@@ -15,7 +15,7 @@ from PIL import Image
 
 from recipes.cologen.data.world import World
 from recipes.cologen.generate import main
-from recipes.cologen.picture_settings import PictureSettings, as_png, read_settings, settings_file
+from recipes.cologen.generation.settings import PictureSettings, as_png, read_settings, settings_file
 from recipes.cologen.runs.reader import RunReader
 
 PICTURE = World(3).record(0).image
