@@ -18,7 +18,7 @@ from rich.console import Console
 
 from prw.errors import PrwError
 from recipes.cologen.cli import silence_loading_bars
-from recipes.cologen.data.annotators.drawing import draw_map
+from recipes.cologen.data.annotators.annotate import annotate
 from recipes.cologen.data.picture_files import (
     Fitted,
     check_output,
@@ -31,7 +31,7 @@ from recipes.cologen.data.picture_files import (
 from recipes.cologen.data.record import Image
 from recipes.cologen.errors import CologenError, PictureError, RunFolderError
 from recipes.cologen.generation.batch import also_batches
-from recipes.cologen.generation.grid import draw_grid
+from recipes.cologen.generation.grid import generate_grid
 from recipes.cologen.generation.options import SHOWN_PIXELS, options
 from recipes.cologen.generation.prompts import check_prompt_given, check_words
 from recipes.cologen.generation.sample import Source, sample_picture, source_of
@@ -62,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         check_output(asked.output, pictures)
         _check_task(asked)
         check_prompt_given(asked.prompt)
-        drawn = draw_grid(asked, console.print) if asked.grid else _draw(asked, console)
+        drawn = generate_grid(asked, console.print) if asked.grid else _draw(asked, console)
         most = MOST_SIDE // max(drawn.shape[:2])  # a long, narrow picture is enlarged less
         scale = asked.scale or max(1, min(SHOWN_PIXELS // min(drawn.shape[:2]), most))
         if scale * max(drawn.shape[:2]) > MOST_SIDE:
@@ -100,7 +100,7 @@ def _draw(asked: argparse.Namespace, console: Console) -> Image:
     check_words(model, worded(asked.prompt, asked.task, None))
     source = _source(asked, picture, mask, partial(source_of, model, settings, size=wanted.size), console)
     if asked.draw_map is not None:
-        source = draw_map(source, asked.draw_map, settings.data.annotators, model.device)
+        source = annotate(source, asked.draw_map, settings.data.annotators, model.device)
     further = _further(asked, settings.data.max_sources, source.shape, console)
     if stage is not None:  # the pool saved at a stage's end is the later pool as of that stage, bit for bit
         name = run.finished_stages()[-1] if stage == FULL_POOL else stage

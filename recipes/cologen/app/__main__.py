@@ -17,7 +17,7 @@ from recipes.cologen.app.address import check_address, port
 from recipes.cologen.app.limits import Limits
 from recipes.cologen.cli import positive, silence_loading_bars
 from recipes.cologen.errors import CologenError
-from recipes.cologen.generation.session import DrawingRoom
+from recipes.cologen.generation.session import GenerationSession
 from recipes.cologen.runs.reader import RunReader
 
 try:
@@ -36,13 +36,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     limits = Limits(upload_bytes=asked.most_upload * 2**20, pixels=asked.most_pixels * 1_000_000)
     try:
         check_address(asked.host, asked.port)  # loading takes a while
-        room = DrawingRoom(RunReader(asked.checkpoint))
+        session = GenerationSession(RunReader(asked.checkpoint))
         if asked.host not in LOOPBACK:
             console.print(
                 f"note: the page listens on {asked.host}, so others may reach it. It asks nobody who they "
                 "are; put it behind something that does, or leave --host out."
             )
-        serve(room, limits, asked.host, asked.port, console.print)
+        serve(session, limits, asked.host, asked.port, console.print)
     except (CologenError, PrwError) as error:
         console.print(f"error: {error}")
         return 1

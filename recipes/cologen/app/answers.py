@@ -13,7 +13,7 @@ from recipes.cologen.config.errors import fault_lines
 from recipes.cologen.data.picture_files import enlarge
 from recipes.cologen.data.record import Image
 from recipes.cologen.errors import PictureError
-from recipes.cologen.generation.session import DrawingRoom
+from recipes.cologen.generation.session import GenerationSession
 from recipes.cologen.generation.settings import PictureSettings, settings_file
 
 SHOWN_PIXELS = 256
@@ -22,7 +22,7 @@ A_MAP = "a control map"
 """What is given is the map itself."""
 
 
-class Asked(NamedTuple):
+class Request(NamedTuple):
     """What a user filled in; nothing of it is trusted."""
 
     task: str
@@ -53,17 +53,19 @@ class Answer(NamedTuple):
 
 
 class Answers:
-    """Answers of one drawing room; keeps nothing between two of them."""
+    """Answers of one drawing session; keeps nothing between two of them."""
 
-    def __init__(self, room: DrawingRoom, limits: Limits) -> None:
-        """Answer with this room, within these limits."""
-        self.room, self.limits = room, limits
+    def __init__(self, session: GenerationSession, limits: Limits) -> None:
+        """Answer with this session, within these limits."""
+        self.session, self.limits = session, limits
 
     def preview(self, image: Image | None, kind: str) -> Image | None:
         """The control map that the model would see, enlarged; None without a picture."""
-        return None if image is None else shown(self.room.source("control", "", self._map(image, kind)).image)
+        return (
+            None if image is None else shown(self.session.source("control", "", self._map(image, kind)).image)
+        )
 
-    def draw(self, asked: Asked) -> Answer:
+    def generate(self, asked: Request) -> Answer:
         """Draw.
 
         Raises:
@@ -79,8 +81,8 @@ class Answers:
         if asked.task == "inpainting" and asked.mask is None and not (image == 0).all(-1).any():
             raise PictureError("nothing is painted over; paint over what is to be filled in.")
         kind = None if asked.task != "control" or asked.kind == A_MAP else asked.kind
-        drawn = self.room.draw(wanted, image, asked.mask, kind)
-        run = self.room.run
+        drawn = self.session.generate(wanted, image, asked.mask, kind)
+        run = self.session.run
         return Answer(
             picture=shown(drawn.image),
             shares=shares_picture(drawn.routing, drawn.source),
@@ -89,10 +91,10 @@ class Answers:
         )
 
     def _map(self, image: Image, kind: str, size: str | None = None) -> Image:
-        return image if kind == A_MAP else self.room.made_map(image, kind, size)
+        return image if kind == A_MAP else self.session.made_map(image, kind, size)
 
-    def _settings(self, asked: Asked) -> PictureSettings:
-        pools = self.room.pools(asked.task)
+    def _settings(self, asked: Request) -> PictureSettings:
+        pools = self.session.pools(asked.task)
         if asked.pool not in pools:
             raise PictureError(f"there is no pool {asked.pool!r} for {asked.task}; choose one of {pools}.")
         try:
@@ -103,7 +105,7 @@ class Answers:
                     "pool": asked.pool,
                     "seed": whole("seed", asked.seed, 0, MOST_SEED),
                     "steps": whole("number of steps", asked.steps, 1, self.limits.steps),
-                    "guidance": asked.guidance if self.room.reads_guidance else None,
+                    "guidance": asked.guidance if self.session.reads_guidance else None,
                     "size": size_within(asked.size, self.limits),
                 }
             )

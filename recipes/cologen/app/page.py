@@ -15,7 +15,7 @@ import gradio as gr
 
 from prw.errors import PrwError
 from recipes.cologen.app.about import about, first_try, words
-from recipes.cologen.app.answers import A_MAP, Answers, Asked, shown
+from recipes.cologen.app.answers import A_MAP, Answers, Request, shown
 from recipes.cologen.app.examples import TASKS
 from recipes.cologen.app.limits import in_short
 from recipes.cologen.app.uploads import easel, on_easel, only_read_here, unchecked, upload
@@ -38,8 +38,8 @@ footer {display: none !important;}
 
 
 def build_page(answers: Answers) -> gr.Blocks:
-    """Make the page of a drawing room."""
-    run, limits = answers.room.settings, answers.limits
+    """Make the page of a drawing session."""
+    run, limits = answers.session.settings, answers.limits
     with gr.Blocks(title="CoLoGen", analytics_enabled=False, delete_cache=(600, KEPT_SECONDS)) as page:
         gr.Markdown(f"# CoLoGen\n{about(run)}")
         with gr.Tabs():
@@ -94,7 +94,7 @@ def _tab(answers: Answers, name: str) -> None:
             trying = gr.Button("Try an example: its picture and its prompt", size="sm", elem_id=f"{name}-try")
             kind = unchecked(
                 gr.Radio(
-                    [A_MAP, *answers.room.made_maps], value=A_MAP, label="The picture is, or is made into"
+                    [A_MAP, *answers.session.made_maps], value=A_MAP, label="The picture is, or is made into"
                 )
             )
             kind.visible = name == "control"
@@ -108,8 +108,8 @@ def _tab(answers: Answers, name: str) -> None:
     def draw(given: Any, kind: str, prompt: str, *rest: Any) -> tuple[Any, ...]:
         seed, steps, guidance, size, pool, *layers = rest
         read, mask = only_read_here(given), only_read_here(layers[0]).image if layers else None
-        answer = answers.draw(
-            Asked(name, read.image, mask, prompt or "", seed, steps, guidance, pool, kind, size or "")
+        answer = answers.generate(
+            Request(name, read.image, mask, prompt or "", seed, steps, guidance, pool, kind, size or "")
         )
         file = gr.DownloadButton(value=str(_file(name, answer.settings)), interactive=True)
         notes = "\n".join(note for note in (read.notice, answer.notes) if note)
@@ -152,7 +152,7 @@ def _look(answers: Answers, name: str, given: list[Any], easels: list[Any], resu
 
 def _try(answers: Answers, name: str, button: Any, fields: list[Any]) -> None:
     """Let a button fill in an example; there is none to press where no example travels with the code."""
-    example = first_try(answers.room.settings, name)
+    example = first_try(answers.session.settings, name)
     button.visible = example is not None
     if example is not None:
         filled = shown(example.image), A_MAP, example.prompt
@@ -162,7 +162,7 @@ def _try(answers: Answers, name: str, button: Any, fields: list[Any]) -> None:
 def _offer(answers: Answers, name: str, prompt: Any) -> None:
     """Prompts to click."""
     task = TASKS[name]
-    offered = task.world if answers.room.settings.data.source == "world" else task.photos
+    offered = task.world if answers.session.settings.data.source == "world" else task.photos
     gr.Examples([[one] for one in offered], [prompt], label="Prompts to click", api_visibility="private")
 
 
@@ -192,8 +192,8 @@ def _results(name: str) -> list[Any]:
 
 def _settings(answers: Answers, name: str) -> list[Any]:
     """Seed, steps, guidance, size and pool."""
-    room, sampling = answers.room, answers.room.settings.sampling
-    pools = room.pools(name)
+    session, sampling = answers.session, answers.session.settings.sampling
+    pools = session.pools(name)
     says = {FULL_POOL: "full pool", NO_EXPERTS: "experts off"}
     with gr.Row():
         seed = unchecked(gr.Number(0, label="Seed", elem_id=f"{name}-seed"))
@@ -201,7 +201,7 @@ def _settings(answers: Answers, name: str) -> list[Any]:
         steps = unchecked(gr.Slider(1, most, value=min(sampling.steps, most), step=1, label="Steps"))
         steps.elem_id = f"{name}-steps"
     guidance = unchecked(gr.Slider(1, 10, value=sampling.guidance, label="Guidance"))
-    guidance.visible = room.reads_guidance
+    guidance.visible = session.reads_guidance
     size = unchecked(
         gr.Textbox(
             label="Size",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from recipes.cologen.data.annotators.opencv import as_gray, draw_canny, draw_lineart, draw_soft_edge
+from recipes.cologen.data.annotators.opencv import as_gray, canny_map, lineart_map, soft_edge_map
 from recipes.cologen.data.class_colours import CLASS_COLOURS, CLASSES
 from recipes.cologen.data.record import ALL_FIXED, Example, Image, MissingMetadataError, Record
 from recipes.cologen.data.seeding import view_rng
@@ -21,17 +21,17 @@ PROMPTS = {
 
 def canny(record: Record) -> Image:
     """White edges on black, by Canny's detector with thresholds 100 and 200 on the colours."""
-    return draw_canny(record.image)
+    return canny_map(record.image)
 
 
 def soft_edge(record: Record) -> Image:
     """Blurred edge strength, white on black: the look of HED maps, without its network."""
-    return draw_soft_edge(record.image)
+    return soft_edge_map(record.image)
 
 
 def lineart(record: Record) -> Image:
     """White lines on black wherever the picture changes by more than 30 levels."""
-    return draw_lineart(record.image)
+    return lineart_map(record.image)
 
 
 def depth(record: Record) -> Image:

@@ -10,7 +10,7 @@ from typing import NamedTuple, Protocol
 from recipes.cologen.config.annotators import AnnotatorSettings
 from recipes.cologen.config.data import BucketSettings, DataSettings, SetSettings
 from recipes.cologen.data.annotated import AnnotatedRecords
-from recipes.cologen.data.annotators.drawing import worker_annotators
+from recipes.cologen.data.annotators.annotate import worker_annotators
 from recipes.cologen.data.buckets import BucketedRecords, bucketed, buckets_of
 from recipes.cologen.data.folder import PictureFolder
 from recipes.cologen.data.layouts import LAYOUTS

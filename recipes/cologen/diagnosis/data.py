@@ -12,7 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from recipes.cologen.config.run import RunConfig
 from recipes.cologen.costs.shapes import BaseShape, read_json
-from recipes.cologen.data.annotators.drawing import Annotators
+from recipes.cologen.data.annotators.annotate import Annotators
 from recipes.cologen.data.buckets import Bucket
 from recipes.cologen.data.opening import DataSource, held_out_records, training_records
 from recipes.cologen.diagnosis.unchecked import Unchecked

@@ -29,7 +29,7 @@ from recipes.cologen.data.picture_files import check_writable, read_mask, read_s
 from recipes.cologen.data.record import Image
 from recipes.cologen.errors import CologenError, PictureError
 from recipes.cologen.generation.jobs import Job, read_jobs
-from recipes.cologen.generation.session import DrawingRoom
+from recipes.cologen.generation.session import GenerationSession
 from recipes.cologen.generation.settings import Command, PictureSettings, split_at
 from recipes.cologen.runs.interruption import STOPPED
 from recipes.cologen.runs.reader import RunReader
@@ -71,12 +71,12 @@ def also_batches(command: Command) -> Command:
     @functools.wraps(command)
     def main(arguments: Sequence[str] | None = None) -> int:
         given = split_at(OPTION, sys.argv[1:] if arguments is None else arguments)
-        return draw_batch(given) if OPTION in given else command(given)
+        return generate_batch(given) if OPTION in given else command(given)
 
     return main
 
 
-def draw_batch(arguments: Sequence[str]) -> int:
+def generate_batch(arguments: Sequence[str]) -> int:
     """Run the batch and return its exit status: 0 all drawn, 1 refused or some not drawn, 130 stopped."""
     asked = _asked(arguments)
     silence_loading_bars()
@@ -85,9 +85,9 @@ def draw_batch(arguments: Sequence[str]) -> int:
         jobs = read_jobs(asked.batch)
         run = RunReader(asked.checkpoint)
         _check_folder(asked.output)
-        room = DrawingRoom(run)
+        session = GenerationSession(run)
         asked.output.mkdir(parents=True, exist_ok=True)
-        failed = _draw_all(room, jobs, asked.batch.parent, asked.output, console)
+        failed = _generate_all(session, jobs, asked.batch.parent, asked.output, console)
     except (CologenError, PrwError) as error:
         console.print(f"error: {error}")
         return 1
@@ -102,15 +102,17 @@ def draw_batch(arguments: Sequence[str]) -> int:
     return 1 if failed else 0
 
 
-def _draw_all(room: DrawingRoom, jobs: list[Job], beside: Path, folder: Path, console: Console) -> int:
+def _generate_all(
+    session: GenerationSession, jobs: list[Job], beside: Path, folder: Path, console: Console
+) -> int:
     """Draw what is not there yet; a job that cannot be drawn is said, and the others go on."""
     failed = 0
     for job in jobs:
         path = folder / f"{job.name}.png"
         try:
-            ready = _ready(room, job, beside)
+            ready = _ready(session, job, beside)
             if not _is_drawn(path, ready.key):
-                drawn = room.draw(ready.wanted, ready.image, ready.mask)
+                drawn = session.generate(ready.wanted, ready.image, ready.mask)
                 _write(drawn.image, path, ready.key)
                 for notice in (*ready.notices, *drawn.notices):
                     console.print(f"note: {job.name}: {notice}")
@@ -120,9 +122,9 @@ def _draw_all(room: DrawingRoom, jobs: list[Job], beside: Path, folder: Path, co
     return failed
 
 
-def _ready(room: DrawingRoom, job: Job, beside: Path) -> Ready:
-    sampling = room.settings.sampling
-    guidance = sampling.guidance if job.guidance is None and room.reads_guidance else job.guidance
+def _ready(session: GenerationSession, job: Job, beside: Path) -> Ready:
+    sampling = session.settings.sampling
+    guidance = sampling.guidance if job.guidance is None and session.reads_guidance else job.guidance
     values = {
         "task": job.task,
         "prompt": job.prompt,
@@ -140,7 +142,7 @@ def _ready(room: DrawingRoom, job: Job, beside: Path) -> Ready:
     image, mask = read[0].image, read[1].image if len(read) > 1 else None
     # Without a size, the key is the one from before jobs had sizes: such a picture is not drawn again.
     asked = wanted.model_dump(exclude={"size"} if wanted.size is None else None)
-    state = hashlib.sha256(json.dumps([room.settings.fingerprint(), asked]).encode())
+    state = hashlib.sha256(json.dumps([session.settings.fingerprint(), asked]).encode())
     for picture in (image, mask):
         state.update(b"none" if picture is None else repr(picture.shape).encode() + picture.tobytes())
     notices = tuple(one.notice for one in read if one.notice is not None)

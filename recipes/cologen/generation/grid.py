@@ -19,7 +19,7 @@ from recipes.cologen.data.picture_files import enlarge, read_mask, read_source
 from recipes.cologen.data.record import Image
 from recipes.cologen.errors import PictureError
 from recipes.cologen.generation.sample import map_notice
-from recipes.cologen.generation.session import DrawingRoom
+from recipes.cologen.generation.session import GenerationSession
 from recipes.cologen.generation.settings import (
     AXIS_OPTIONS,
     called,
@@ -84,7 +84,7 @@ def _value(text: str) -> str | Decimal:
     return number if number.is_finite() else text
 
 
-def draw_grid(asked: argparse.Namespace, said: Callable[[str], None]) -> Image:
+def generate_grid(asked: argparse.Namespace, said: Callable[[str], None]) -> Image:
     """Draw the sheet that the options of `generate` ask for, with the model loaded once.
 
     Args:
@@ -100,26 +100,24 @@ def draw_grid(asked: argparse.Namespace, said: Callable[[str], None]) -> Image:
     same_run(run.settings.fingerprint(), asked.of_run, asked.checkpoint, asked.settings)
     read = read_source(asked.image, called(asked, "image"))
     hole = None if asked.mask is None else read_mask(asked.mask, called(asked, "mask"))
-    room = DrawingRoom(run)
+    session = GenerationSession(run)
     image, mask = read.image, None if hole is None else hole.image
     notices = [read.notice, None if hole is None else hole.notice]
     if asked.draw_map is not None:
-        image = room.made_map(image, asked.draw_map, asked.size)
+        image = session.made_map(image, asked.draw_map, asked.size)
         notices.append(map_notice(asked.prompt, asked.draw_map))
+    steps = session.settings.sampling.steps
     wanted = [
-        [
-            wanted_by(asked, room.settings.sampling.steps, _changed((across.name, right), (down.name, low)))
-            for right in across.values
-        ]
+        [wanted_by(asked, steps, _changed((across.name, right), (down.name, low))) for right in across.values]
         for low in down.values
     ]
     for one in (cell for row in wanted for cell in row):
-        room.check_pool(one.pool)
-    seen = room.source(asked.task, asked.prompt, read.image, mask, size=asked.size)
+        session.check_pool(one.pool)
+    seen = session.source(asked.task, asked.prompt, read.image, mask, size=asked.size)
     for notice in (*notices, *seen.notices):
         if notice is not None:
             said(f"note: {notice}")
-    return sheet([[room.draw(one, image, mask).image for one in row] for row in wanted], across, down)
+    return sheet([[session.generate(one, image, mask).image for one in row] for row in wanted], across, down)
 
 
 def _axes(asked: argparse.Namespace) -> tuple[Axis, Axis]:

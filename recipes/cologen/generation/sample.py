@@ -18,7 +18,7 @@ from recipes.cologen.generation.settings import PictureSettings, height_and_widt
 from recipes.cologen.pipeline import pipeline_over
 from recipes.cologen.pipeline.pixels import MAX_PIXELS, own_size
 from recipes.cologen.pipeline.tasks import shows_classes
-from recipes.cologen.runs.generation import drawing_settings
+from recipes.cologen.runs.generation import generation_settings
 
 
 def sample_picture(
@@ -42,9 +42,9 @@ def sample_picture(
     Raises:
         GuidanceError: A scale is given, and the base reads none.
     """
-    drawing = drawing_settings(settings)
-    guidance = _guidance(wanted.guidance, drawing.guidance, model)
-    pipe = pipeline_over(model, drawing)
+    generation = generation_settings(settings)
+    guidance = _guidance(wanted.guidance, generation.guidance, model)
+    pipe = pipeline_over(model, generation)
     pipe.set_progress_bar_config(disable=None if progress else True)  # None: where there is no terminal
     (images,) = pipe(
         wanted.prompt,
@@ -89,7 +89,7 @@ def size_to_draw(
     side = 2 * model.vae_scale_factor
     height, width = picture.shape[:2]
     if asked is None:
-        return drawing_settings(settings).size_of(height, width) or own_size(height, width, side)
+        return generation_settings(settings).size_of(height, width) or own_size(height, width, side)
     size = height_and_width(asked)
     if any(length % side for length in size):
         near = "x".join(str(max(side, round(length / side) * side)) for length in reversed(size))
@@ -164,7 +164,7 @@ def _have_one_shape(one: Image, other: Image) -> bool:
 def _most_notice(settings: RunConfig, image: Image, asked: str | None) -> str | None:
     """What to say where a picture is drawn smaller than it is because it has too many pixels."""
     height, width = image.shape[:2]
-    if asked is not None or drawing_settings(settings).sizes or height * width <= MAX_PIXELS:
+    if asked is not None or generation_settings(settings).sizes or height * width <= MAX_PIXELS:
         return None
     return f"at most {MAX_PIXELS} pixels are drawn where no size is asked for; ask for one (--size WxH)."
 

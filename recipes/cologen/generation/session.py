@@ -1,6 +1,6 @@
-"""The drawing room: a run's model, loaded once, that draws one picture at a time for whoever asks.
+"""A session: a run's model, loaded once, that generates one picture at a time for whoever asks.
 
-It keeps nothing about those who asked. The page (app/) and batches (generate_batch.py) draw here.
+It keeps nothing about those who asked. The page (app/), grids and batches generate here.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 
 import prw
 from recipes.cologen.config.annotators import OPTIONS
-from recipes.cologen.data.annotators.drawing import draw_map
+from recipes.cologen.data.annotators.annotate import annotate
 from recipes.cologen.data.picture_files import fit_picture
 from recipes.cologen.data.record import Image
 from recipes.cologen.data.views import VIEWS
@@ -28,7 +28,7 @@ from recipes.cologen.runs.loading import load_base, load_stage
 from recipes.cologen.runs.reader import RunReader
 
 
-class Drawn(NamedTuple):
+class Generated(NamedTuple):
     """A picture and how it came about."""
 
     image: Image
@@ -40,7 +40,7 @@ class Drawn(NamedTuple):
     """Decisions of the source's tokens; None without experts."""
 
 
-class DrawingRoom:
+class GenerationSession:
     """A finished run's model behind a lock: whoever draws waits for the one before."""
 
     def __init__(self, run: RunReader) -> None:
@@ -119,16 +119,16 @@ class DrawingRoom:
             )
         height, width = size_to_draw(self.settings, self._model, image, size)
         with self._one_at_a_time:
-            return draw_map(
+            return annotate(
                 fit_picture(image, height, width).image,
                 kind,
                 self.settings.data.annotators,
                 self._model.device,
             )
 
-    def draw(
+    def generate(
         self, wanted: PictureSettings, image: Image, mask: Image | None = None, kind: str | None = None
-    ) -> Drawn:
+    ) -> Generated:
         """Draw a picture, when all that were asked for before are drawn.
 
         Args:
@@ -153,7 +153,7 @@ class DrawingRoom:
             recording = nullcontext() if wanted.pool == NO_EXPERTS else self._weave.record()
             with recording as routing:
                 drawn = sample_picture(self._model, self.settings, wanted, [seen.image])
-        return Drawn(drawn, seen.image, seen.notices, routing)
+        return Generated(drawn, seen.image, seen.notices, routing)
 
     @contextmanager
     def _pool(self, name: str) -> Iterator[None]:

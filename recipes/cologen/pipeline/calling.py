@@ -23,7 +23,7 @@ from recipes.cologen.pipeline.request import Asked, Callback, asked_of
 from recipes.cologen.pipeline.routing import RoutingRecorder, RoutingTrace
 from recipes.cologen.pipeline.sources import Wanted, prepare_sources
 from recipes.cologen.pipeline.tasks import Annotator, check_control, check_task
-from recipes.cologen.runs.generation import DrawingSettings
+from recipes.cologen.runs.generation import GenerationSettings
 
 
 class Calling(Parts):
@@ -33,7 +33,7 @@ class Calling(Parts):
 
     @property
     @abstractmethod
-    def drawing(self) -> DrawingSettings:
+    def generation(self) -> GenerationSettings:
         """What a call repeats of the run that trained the experts."""
 
     @torch.no_grad()
@@ -100,12 +100,12 @@ class Calling(Parts):
             true_cfg_scale: Scale of true classifier-free guidance; 1 is none. None takes the run's, where a
                 prompt is given, else 1. Above 1 every step is computed twice.
             height: Pixels, a multiple of 16. None is as training had it for a source of this shape
-                (`drawing.sizes`); else follows the source in its aspect ratio, or is 1024.
+                (`generation.sizes`); else follows the source in its aspect ratio, or is 1024.
             width: Likewise.
             max_pixels: Of a picture whose size is not asked for, further sources included: a larger one is
                 read, and drawn, smaller, whatever the sizes of training. None: 1024 * 1024, as FLUX.1 Kontext
                 was trained.
-            strength: Below 1, drawing starts from `image` with that much noise (image-to-image).
+            strength: Below 1, generation starts from `image` with that much noise (image-to-image).
             num_inference_steps: Steps; None takes as many as the run that trained the experts, else 28.
             sigmas: The schedule itself, for schedulers that take it.
             guidance_scale: For guidance-distilled bases; None takes the run's, else 3.5.
@@ -137,7 +137,7 @@ class Calling(Parts):
             CologenError, PrwError: Something was asked for that cannot be done; says what, and what can.
             ValueError: As `FluxPipeline.check_inputs`.
         """
-        asked = asked_of(self.drawing, locals())
+        asked = asked_of(self.generation, locals())
         weave = self._check(asked)
         self._guidance_scale, self._joint_attention_kwargs = guidance_scale, joint_attention_kwargs
         self._interrupt, self._current_timestep = False, None
@@ -185,7 +185,7 @@ class Calling(Parts):
     def _draw(self, asked: Asked, recorded: Weave | None) -> tuple[Any, RoutingTrace | None]:
         device, several = self._execution_device, asked.num_images_per_prompt
         distilled = bool(self.transformer.config.guidance_embeds)
-        guidance = asked.guidance(distilled, self.drawing.guidance)
+        guidance = asked.guidance(distilled, self.generation.guidance)
         text, negative = self._texts(asked, device)
         pictures = text.embeds.shape[0]
         annotator = self.annotators[asked.control] if asked.control and asked.annotate else None
@@ -197,7 +197,7 @@ class Calling(Parts):
             asked.height,
             asked.width,
             max_pixels=asked.max_pixels,
-            run=self.drawing,
+            run=self.generation,
             control=asked.control,
             prompts=asked.prompts(),
         )

@@ -56,7 +56,7 @@ def export_measured(
         return pipe(**call, generator=generator, output_type="latent", return_dict=False)
 
     report = weave.export_lora(name, path, layout="diffusers", measure=drawn)
-    length = pipe.drawing.max_text_tokens
+    length = pipe.generation.max_text_tokens
     Console(stderr=True, soft_wrap=True, markup=False, highlight=False).print(said(report, weave, length))
     return report
 

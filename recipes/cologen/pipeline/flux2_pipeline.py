@@ -38,7 +38,7 @@ class CoLoGenFlux2Pipeline(Whole, Flux2KleinPipeline):  # type: ignore[misc]  # 
     """
 
     layout = FLUX2_KLEIN
-    settings = ("is_distilled", "source_timestep", "drawing", "base_schedule")
+    settings = ("is_distilled", "source_timestep", "generation", "base_schedule")
 
     def __init__(
         self,
@@ -49,14 +49,14 @@ class CoLoGenFlux2Pipeline(Whole, Flux2KleinPipeline):  # type: ignore[misc]  # 
         transformer: Flux2Transformer2DModel,
         is_distilled: bool = False,
         source_timestep: str | None = None,
-        drawing: Mapping[str, Any] | None = None,
+        generation: Mapping[str, Any] | None = None,
         base_schedule: Mapping[str, Any] | None = None,
     ) -> None:
         """Take the parts.
 
-        `source_timestep` is as the experts were trained (`same` where left out); `drawing` holds the further
-        settings of `DrawingSettings`, as a saved pipeline has them; `base_schedule` how the base itself
-        shifts steps, where a run's law has taken the place of its own.
+        `source_timestep` is as the experts were trained (`same` where left out); `generation` holds the
+        further settings of `GenerationSettings`, as a saved pipeline has them; `base_schedule` is how the
+        base itself shifts steps, where a run's law has taken the place of its own.
 
         Raises:
             SourceStreamError: as for `CoLoGenPipeline`.
@@ -69,7 +69,7 @@ class CoLoGenFlux2Pipeline(Whole, Flux2KleinPipeline):  # type: ignore[misc]  # 
             transformer=transformer,
             is_distilled=is_distilled,
         )
-        self._begin(source_timestep, drawing, base_schedule)
+        self._begin(source_timestep, generation, base_schedule)
 
     def _view(self, longest: int | None = None) -> Flux2Model:
         """The parts as the recipe's model of the family; the text parts are not needed with prompt_embeds."""

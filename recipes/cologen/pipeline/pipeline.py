@@ -67,14 +67,14 @@ class CoLoGenPipeline(Whole, FluxPipeline):  # type: ignore[misc]  # diffusers i
         image_encoder: CLIPVisionModelWithProjection | None = None,
         feature_extractor: CLIPImageProcessor | None = None,
         source_timestep: str | None = None,
-        drawing: Mapping[str, Any] | None = None,
+        generation: Mapping[str, Any] | None = None,
         base_schedule: Mapping[str, Any] | None = None,
     ) -> None:
         """Take the parts.
 
-        `source_timestep` is as the experts were trained (`same` where left out); `drawing` holds the further
-        settings of `DrawingSettings`, as a saved pipeline has them; `base_schedule` how the base itself
-        shifts steps, where a run's law has taken the place of its own.
+        `source_timestep` is as the experts were trained (`same` where left out); `generation` holds the
+        further settings of `GenerationSettings`, as a saved pipeline has them; `base_schedule` is how the
+        base itself shifts steps, where a run's law has taken the place of its own.
 
         Raises:
             SourceStreamError: The source timestep is neither `same` nor `zero`; or projections are fused or
@@ -93,7 +93,7 @@ class CoLoGenPipeline(Whole, FluxPipeline):  # type: ignore[misc]  # diffusers i
         )
         if isinstance(vae, PixelUnshuffleVAE):
             self.register_to_config(vae=PIXEL_VAE)
-        self._begin(source_timestep, drawing, base_schedule)
+        self._begin(source_timestep, generation, base_schedule)
 
     def load_ip_adapter(self, *args: Any, **kwargs: Any) -> None:
         """Refuse an IP-Adapter, whose attention processors would replace the source stream's.

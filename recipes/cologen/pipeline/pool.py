@@ -14,7 +14,7 @@ from recipes.cologen.config.run import load_config
 from recipes.cologen.errors import RunFolderError, SourceStreamError
 from recipes.cologen.flux.source_stream import flux_attentions, has_source_stream
 from recipes.cologen.flux.two_step import TwoStepProcessor
-from recipes.cologen.runs.generation import DrawingSettings, drawing_settings, read_drawing
+from recipes.cologen.runs.generation import GenerationSettings, generation_settings, read_generation
 from recipes.cologen.runs.reader import RunReader
 
 RUN_CONFIG = "config.yaml"
@@ -24,10 +24,10 @@ POOL = "prw"
 
 
 class FoundPool(NamedTuple):
-    """A pool's folder, what its run fixes for drawing, and the run's folder; None where neither is known."""
+    """A pool's folder, its run's generation settings and folder; None where these are unknown."""
 
     folder: Path
-    drawing: DrawingSettings | None
+    generation: GenerationSettings | None
     run: Path | None = None
 
 
@@ -45,14 +45,14 @@ def find_pool(path: str | Path) -> FoundPool:
             raise RunFolderError(
                 f"{folder} has no finished stage yet, so there is no pool to load; train first."
             )
-        return FoundPool(run.pool(run.finished_stages()[-1]), drawing_settings(run.settings), folder)
+        return FoundPool(run.pool(run.finished_stages()[-1]), generation_settings(run.settings), folder)
     if not (folder / "adapter_config.json").is_file() and (folder / POOL).is_dir():
         folder = folder / POOL
     # runs/NAME/checkpoints/STAGE/prw
     for around in folder.resolve().parents[:3]:
         if (around / RUN_CONFIG).is_file():
-            return FoundPool(folder, drawing_settings(load_config(around / RUN_CONFIG)), around)
-    return FoundPool(folder, read_drawing(folder))
+            return FoundPool(folder, generation_settings(load_config(around / RUN_CONFIG)), around)
+    return FoundPool(folder, read_generation(folder))
 
 
 def pool_of(transformer: Any) -> Weave | None:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from recipes.cologen.errors import GuidanceError, PictureError, PromptError, SourceStreamError
 from recipes.cologen.flux.base import SourceTimestep
-from recipes.cologen.runs.generation import DrawingSettings
+from recipes.cologen.runs.generation import GenerationSettings
 
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 NEGATIVES = (
@@ -153,13 +153,13 @@ class Asked:
             )
 
 
-def asked_of(run: DrawingSettings, arguments: Mapping[str, Any]) -> Asked:
+def asked_of(run: GenerationSettings, arguments: Mapping[str, Any]) -> Asked:
     """A call whose arguments, where they are None, are as in the run that trained the experts.
 
     The guidance scale may stay None, since not every base reads one; see `Asked.guidance`.
 
     Args:
-        run: What the run fixes for drawing.
+        run: What the run fixes for generation.
         arguments: Of the call, by name; those that `Asked` does not have are left out.
     """
     usual: dict[str, Any] = {

@@ -24,7 +24,7 @@ from recipes.cologen.pipeline.pixels import (
     own_size,
 )
 from recipes.cologen.pipeline.tasks import Annotator, prepared, shows_classes
-from recipes.cologen.runs.generation import DrawingSettings
+from recipes.cologen.runs.generation import GenerationSettings
 
 _logger = logging.getLogger(__name__)
 
@@ -67,7 +67,7 @@ class Wanted:
     width: int | None
     max_pixels: int | None = None
     """Of a picture for which neither is given; None: `MAX_PIXELS`."""
-    run: DrawingSettings = field(default_factory=DrawingSettings)
+    run: GenerationSettings = field(default_factory=GenerationSettings)
     """What the run that trained the experts fixes."""
     control: str | None = None
     """Kind of the control map, where it is known."""

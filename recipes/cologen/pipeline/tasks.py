@@ -11,7 +11,7 @@ import torch
 from PIL import Image as PilImage
 
 from recipes.cologen.config.annotators import AnnotatorSettings
-from recipes.cologen.data.annotators.drawing import Annotators, to_picture
+from recipes.cologen.data.annotators.annotate import Annotators, to_picture
 from recipes.cologen.data.control import PROMPTS, canny, lineart, soft_edge
 from recipes.cologen.data.framing import CLASS_MAPS
 from recipes.cologen.data.grounding import MARK_COLOURS
@@ -61,7 +61,9 @@ def run_annotator(
 
     def annotate(image: Image) -> Image:
         annotators, place = loaded()
-        return to_picture(annotators.draw(kind, torch.from_numpy(image).permute(2, 0, 1)[None].to(place))[0])
+        return to_picture(
+            annotators.annotate(kind, torch.from_numpy(image).permute(2, 0, 1)[None].to(place))[0]
+        )
 
     return annotate
 
@@ -86,7 +88,7 @@ def annotator_of_file(
             f"in training {settings[kind].path} drew the {kind} maps: code that the pool's settings name, "
             "which is not run because a file names it. If you trust it: "
             f"pipe.annotators[{kind!r}] = recipes.cologen.pipeline.tasks.run_annotator({kind!r}, "
-            "pipe.drawing.annotators, lambda: pipe.device)."
+            "pipe.generation.annotators, lambda: pipe.device)."
         )
 
     return refuse

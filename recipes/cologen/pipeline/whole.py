@@ -30,7 +30,7 @@ from recipes.cologen.pipeline.opening import (
 )
 from recipes.cologen.pipeline.pool import POOL, FoundPool, find_pool, pool_of
 from recipes.cologen.pipeline.tasks import ANNOTATORS, annotator_of_file
-from recipes.cologen.runs.generation import DrawingSettings, write_drawing
+from recipes.cologen.runs.generation import GenerationSettings, write_generation
 
 
 class Whole(Calling):
@@ -43,13 +43,13 @@ class Whole(Calling):
     """
 
     layout: ClassVar[Layout]
-    settings: ClassVar[tuple[str, ...]] = ("source_timestep", "drawing", "base_schedule")
+    settings: ClassVar[tuple[str, ...]] = ("source_timestep", "generation", "base_schedule")
     origin: Origin = Origin()
 
     def _begin(
         self,
         source_timestep: str | None,
-        drawing: Mapping[str, Any] | None,
+        generation: Mapping[str, Any] | None,
         base_schedule: Mapping[str, Any] | None,
     ) -> None:
         """Keep the settings and give the transformer its source stream.
@@ -63,20 +63,20 @@ class Whole(Calling):
                 f"source_timestep is {source_timestep!r}; expected 'same' or 'zero', as the experts were "
                 "trained."
             )
-        given = dict(drawing or {}) | ({"source_timestep": source_timestep} if source_timestep else {})
-        self._register(DrawingSettings.model_validate(given))
+        given = dict(generation or {}) | ({"source_timestep": source_timestep} if source_timestep else {})
+        self._register(GenerationSettings.model_validate(given))
         self.register_to_config(base_schedule=base_schedule)
         if self.transformer is not None and not has_source_stream(self.transformer):
             install_source_stream(self.transformer)
 
     @property
-    def drawing(self) -> DrawingSettings:
+    def generation(self) -> GenerationSettings:
         """What a call repeats of the run that trained the experts, where it does not say otherwise."""
-        return DrawingSettings.model_validate(
-            {**self.config.drawing, "source_timestep": self.config.source_timestep}
+        return GenerationSettings.model_validate(
+            {**self.config.generation, "source_timestep": self.config.source_timestep}
         )
 
-    def draw_as(self, settings: DrawingSettings) -> None:
+    def generate_as(self, settings: GenerationSettings) -> None:
         """Draw as a run does: its prompts' length, source timestep, steps, schedule and annotators.
 
         `load_pool` and `from_pretrained` do this with the settings of the run that trained the pool. The
@@ -99,10 +99,10 @@ class Whole(Calling):
         self.register_to_config(base_schedule=own)
         self.register_modules(scheduler=scheduler_for(base, shift))
 
-    def _register(self, settings: DrawingSettings) -> None:
+    def _register(self, settings: GenerationSettings) -> None:
         """Keep settings where diffusers keeps a pipeline's own: they go along when it is saved or reused."""
         rest = settings.model_dump(mode="json", exclude={"source_timestep"})
-        self.register_to_config(source_timestep=settings.source_timestep, drawing=rest)
+        self.register_to_config(source_timestep=settings.source_timestep, generation=rest)
         own = {
             kind: annotator_of_file(kind, settings.annotators, lambda: self._execution_device)
             for kind in settings.annotators
@@ -130,9 +130,9 @@ class Whole(Calling):
     ) -> Weave:
         """Load a pool and repeat the settings of its run, but for what the caller has given himself."""
         weave = load_pipeline(self, found.folder)
-        if found.drawing is not None:
-            own = source_timestep or found.drawing.source_timestep
-            self.draw_as(found.drawing.model_copy(update={"source_timestep": own}))
+        if found.generation is not None:
+            own = source_timestep or found.generation.source_timestep
+            self.generate_as(found.generation.model_copy(update={"source_timestep": own}))
             if scheduler is not None:
                 self.register_modules(scheduler=scheduler)
         return weave
@@ -160,8 +160,8 @@ class Whole(Calling):
                 training wrote (its newest finished stage). None takes the one that the pipeline was saved
                 with, if there is one.
             source_timestep: As the experts were trained; None reads it, with all else that the run fixes for
-                drawing (`pipe.drawing`), from the run around the pool, from the file beside the pool or from
-                the saved pipeline, and is `same` where none of them says it.
+                generation (`pipe.generation`), from the run around the pool, from the file beside the pool
+                or from the saved pipeline, and is `same` where none of them says it.
             **kwargs: As for the stock pipeline: dtype (float32 if left out), device_map,
                 revision, parts by name ...
 
@@ -227,7 +227,7 @@ class Whole(Calling):
             add_pixel_vae(folder)
         if weave is not None:
             weave.save_pretrained(folder / POOL)
-            write_drawing(folder / POOL, self.drawing)
+            write_generation(folder / POOL, self.generation)
         write_card(folder, card, Facts(type(self).__name__, self.config.source_timestep, weave, self.origin))
 
     def export_lora(self, name: str, path: str | Path, *, seed: int = 0, **call: Any) -> LoraExport:

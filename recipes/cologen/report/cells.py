@@ -22,7 +22,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 import prw
 from recipes.cologen.config.model import Shift
-from recipes.cologen.data.annotators.drawing import Annotators
+from recipes.cologen.data.annotators.annotate import Annotators
 from recipes.cologen.data.opening import DataSource
 from recipes.cologen.data.record import Example
 from recipes.cologen.flux.base import FluxBase

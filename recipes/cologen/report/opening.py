@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from recipes.cologen.data.annotators.drawing import Annotators
+from recipes.cologen.data.annotators.annotate import Annotators
 from recipes.cologen.data.opening import held_out_records
 from recipes.cologen.errors import RunFolderError
 from recipes.cologen.flux.base import FluxBase

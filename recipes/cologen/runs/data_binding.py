@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from recipes.cologen.config.run import RunConfig
-from recipes.cologen.data.annotators.drawing import Annotators
+from recipes.cologen.data.annotators.annotate import Annotators
 from recipes.cologen.data.content import folder_content, set_content
 from recipes.cologen.data.opening import DataSource
 from recipes.cologen.runs.config_changes import DifferentConfigError

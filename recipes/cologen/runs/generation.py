@@ -1,7 +1,7 @@
-"""What a run fixes for drawing: the one list of its settings that whoever draws with its pool repeats.
+"""The settings of a run that generating pictures with its pool repeats.
 
-The list is kept beside the pool (`drawing.json`). `generate`, the page, validation and the report take it
-from the run's config; the pipelines take it from the run around a pool, or from the file.
+They are kept beside the pool, in `generation.json`. `generate`, the page, validation and the report take them
+from the run's config; the pipelines take them from the run around a pool, or from the file.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from recipes.cologen.data.buckets import Buckets, buckets_of
 from recipes.cologen.data.scene import SIDE
 from recipes.cologen.flux.base import SourceTimestep
 
-DRAWING_FILE = "drawing.json"
-"""Beside a pool: its `DrawingSettings`."""
+GENERATION_FILE = "generation.json"
+"""Beside a pool: its `GenerationSettings`."""
 
 
-class DrawingSettings(Settings):
-    """What drawing with a pool repeats of the run that trained it; the defaults are those of a pool alone."""
+class GenerationSettings(Settings):
+    """What generating with a pool repeats of the run that trained it; the defaults are for a pool alone."""
 
     source_timestep: SourceTimestep = "same"
     """Timestep of the source stream."""
@@ -71,14 +71,14 @@ REPEATED: Mapping[str, str] = {
     "sampling.true_cfg_scale": "true_cfg_scale",
     "sampling.negative_prompt": "negative_prompt",
 }
-"""Settings of a run that drawing repeats, and the field of `DrawingSettings` that carries each."""
+"""Settings of a run that generation repeats, and the field of `GenerationSettings` that carries each."""
 NOT_REPEATED: Mapping[str, str] = {
     "name": "a name",
-    "base.path": "who draws names a base; a pool that does not fit it is refused",
+    "base.path": "whoever generates names a base; a pool that does not fit it is refused",
     "base.revision": "as base.path",
     "base.dtype": "the form of the base in memory: the commands repeat it, a pipeline's caller chooses it",
     "base.quantisation": "as base.dtype",
-    "base.long_prompts": "a prompt that is too long to be drawn is refused in any case",
+    "base.long_prompts": "a prompt that is too long is refused in any case",
     "data.seed": "of training's examples and noise",
     "data.held_out": "which examples are measured on",
     "data.held_out_seed": "as data.held_out",
@@ -92,10 +92,10 @@ NOT_REPEATED: Mapping[str, str] = {
     "data.cache": "where encodings are kept",
     "pool": "part of the pool's own file",
     "veteran": "a loss",
-    "flow.guidance": "the scale of training; drawing has sampling.guidance",
+    "flow.guidance": "the scale of training; generation has sampling.guidance",
     "flow.timestep_mean": "which times are trained",
     "flow.timestep_std": "as flow.timestep_mean",
-    "flow.shift": "as flow.timestep_mean; drawing has sampling.shift",
+    "flow.shift": "as flow.timestep_mean; generation has sampling.shift",
     "flow.shift_steps": "as flow.shift",
     "optimizer": "how weights are changed",
     "dropout": "what training withholds",
@@ -105,11 +105,11 @@ NOT_REPEATED: Mapping[str, str] = {
     "validation": "what is measured, and when",
     "report": "as validation",
 }
-"""Settings of a run, or groups of them, that drawing does not repeat, and why."""
+"""Settings of a run, or groups of them, that generation does not repeat, and why."""
 
 
-def drawing_settings(config: RunConfig) -> DrawingSettings:
-    """What a run fixes for drawing."""
+def generation_settings(config: RunConfig) -> GenerationSettings:
+    """What a run fixes for generation."""
     data, sampling = config.data, config.sampling
     buckets = buckets_of(data.buckets)
     sizes = () if buckets is None else buckets.sizes
@@ -117,7 +117,7 @@ def drawing_settings(config: RunConfig) -> DrawingSettings:
         sizes = ((SIDE, SIDE),)
     elif data.size is not None:
         sizes = (data.size,)
-    return DrawingSettings(
+    return GenerationSettings(
         source_timestep=config.flow.source_timestep,
         max_text_tokens=config.base.max_text_tokens,
         max_sources=data.max_sources,
@@ -131,21 +131,21 @@ def drawing_settings(config: RunConfig) -> DrawingSettings:
     )
 
 
-def write_drawing(pool: Path, settings: DrawingSettings) -> None:
+def write_generation(pool: Path, settings: GenerationSettings) -> None:
     """Write the settings beside a pool, into its folder."""
-    (pool / DRAWING_FILE).write_text(settings.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    (pool / GENERATION_FILE).write_text(settings.model_dump_json(indent=2) + "\n", encoding="utf-8")
 
 
-def read_drawing(pool: Path) -> DrawingSettings | None:
+def read_generation(pool: Path) -> GenerationSettings | None:
     """Read the settings beside a pool; None where there are none.
 
     Raises:
         ConfigError: The file is damaged, or holds settings that this version does not know.
     """
-    file = pool / DRAWING_FILE
+    file = pool / GENERATION_FILE
     if not file.is_file():
         return None
     try:
-        return DrawingSettings.model_validate_json(file.read_bytes())
+        return GenerationSettings.model_validate_json(file.read_bytes())
     except ValidationError as error:
-        raise ConfigError(explain(error, DrawingSettings, str(file))) from error
+        raise ConfigError(explain(error, GenerationSettings, str(file))) from error

@@ -21,7 +21,7 @@ from recipes.cologen.runs.checkpoint import (
 )
 from recipes.cologen.runs.files import POOL, TRAINING
 from recipes.cologen.runs.folder import RunFolder, StageRecord, now
-from recipes.cologen.runs.generation import drawing_settings, write_drawing
+from recipes.cologen.runs.generation import generation_settings, write_generation
 from recipes.cologen.runs.interruption import StopSignals
 from recipes.cologen.runs.state import StageState, capture_rng, restore_rng
 from recipes.cologen.training.distributed.parallel import load_whole_state, splits, whole_state
@@ -118,7 +118,7 @@ def _write_together(context: TrainingContext, write: Callable[[Callable[[Path], 
 
     def save(folder: Path) -> None:
         weave.save_pretrained(folder)
-        write_drawing(folder, drawing_settings(context.trained.config))
+        write_generation(folder, generation_settings(context.trained.config))
 
     problem: OSError | None = None
     if accelerator.is_main_process:

@@ -15,7 +15,7 @@ from rich.console import Console
 
 from recipes.cologen.caching.encoder import Encoder, open_encoder
 from recipes.cologen.config.run import RunConfig
-from recipes.cologen.data.annotators.drawing import Annotators
+from recipes.cologen.data.annotators.annotate import Annotators
 from recipes.cologen.data.opening import DataSource, held_out_records, training_records
 from recipes.cologen.errors import LaunchError
 from recipes.cologen.flux.base import FluxBase

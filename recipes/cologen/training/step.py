@@ -23,7 +23,7 @@ from prw.routing.tally import MEASURES
 from recipes.cologen.caching.encoder import Encoder
 from recipes.cologen.config.model import OptimizerSettings
 from recipes.cologen.config.run import RunConfig
-from recipes.cologen.data.annotators.drawing import Annotators
+from recipes.cologen.data.annotators.annotate import Annotators
 from recipes.cologen.errors import CologenError
 from recipes.cologen.flux.base import FluxBase
 from recipes.cologen.flux.shift import shift_factor, shift_times

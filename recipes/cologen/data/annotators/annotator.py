@@ -23,7 +23,7 @@ class Annotator(Protocol):
         A cache of what was made from its maps is good for this fingerprint alone.
         """
 
-    def draw(self, pixels: Tensor) -> Tensor:
+    def annotate(self, pixels: Tensor) -> Tensor:
         """The maps of a batch, none of which depends on its batch-mates.
 
         Args:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from recipes.cologen.config.annotators import AnnotatorSettings
-from recipes.cologen.data.annotators.transformer_models import check_drawn, hash_weights
+from recipes.cologen.data.annotators.transformer_models import check_maps, hash_weights
 from recipes.cologen.errors import AnnotatorError
 
 _DETECTORS = {"soft_edge": "HEDdetector", "lineart": "LineartDetector"}
@@ -58,15 +58,15 @@ class DetectorAnnotator:
         return self._fingerprint
 
     @torch.no_grad()
-    def draw(self, pixels: Tensor) -> Tensor:
+    def annotate(self, pixels: Tensor) -> Tensor:
         """Edges or lines at the pictures' own size.
 
         Raises:
-            AnnotatorError: As `check_drawn`.
+            AnnotatorError: As `check_maps`.
         """
         with torch.autocast(pixels.device.type, enabled=False):
             values = self._soft_edges(pixels) if self.map_kind == "soft_edge" else self._lines(pixels)
-        check_drawn(values, self.map_kind, self._settings)
+        check_maps(values, self.map_kind, self._settings)
         # Cut off, not rounded, as the detectors do.
         return (255 * values).clamp(0, 255).to(torch.uint8).expand(-1, 3, -1, -1)
 

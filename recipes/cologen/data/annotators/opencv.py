@@ -18,7 +18,7 @@ _FORMS = {"canny": 2, "lineart": 2}
 """Of a map that the same options once drew otherwise: how often it changed, and one. The others never did."""
 
 
-def draw_canny(image: Image, low: float = 100, high: float = 200) -> Image:
+def canny_map(image: Image, low: float = 100, high: float = 200) -> Image:
     """White edges on black, by Canny's detector with two thresholds, called once on the colours.
 
     OpenCV then takes each pixel's strongest gradient over the channels, as ControlNet's maps are made
@@ -27,13 +27,13 @@ def draw_canny(image: Image, low: float = 100, high: float = 200) -> Image:
     return as_gray(cv2.Canny(np.ascontiguousarray(image), low, high).astype(np.float32))
 
 
-def draw_soft_edge(image: Image, blur: float = 0.8) -> Image:
+def soft_edge_map(image: Image, blur: float = 0.8) -> Image:
     """Blurred edge strength, white on black: the look of HED maps, without its network."""
     strength = cv2.GaussianBlur(_steps(image), (3, 3), blur)
     return as_gray(255 * strength / max(float(strength.max()), 1.0))
 
 
-def draw_lineart(image: Image, threshold: float = 30) -> Image:
+def lineart_map(image: Image, threshold: float = 30) -> Image:
     """White lines on black wherever the picture changes by more than so many levels.
 
     White on black, as ControlNet 1.1 and controlnet_aux give line art to a network: both turn round what
@@ -42,10 +42,10 @@ def draw_lineart(image: Image, threshold: float = 30) -> Image:
     return as_gray(np.where(_steps(image) > threshold, 255.0, 0.0).astype(np.float32))
 
 
-DRAWERS: dict[str, Callable[..., Image]] = {
-    "canny": draw_canny,
-    "soft_edge": draw_soft_edge,
-    "lineart": draw_lineart,
+OPENCV_MAPS: dict[str, Callable[..., Image]] = {
+    "canny": canny_map,
+    "soft_edge": soft_edge_map,
+    "lineart": lineart_map,
 }
 
 
@@ -59,9 +59,9 @@ class OpenCvAnnotator:
 
     def __call__(self, image: Image) -> Image:
         """The map of one picture, uint8 [height, width, 3]."""
-        return DRAWERS[self.map_kind](image, **self.options)
+        return OPENCV_MAPS[self.map_kind](image, **self.options)
 
-    def draw(self, pixels: Tensor) -> Tensor:
+    def annotate(self, pixels: Tensor) -> Tensor:
         """The maps of a batch, one picture after the other."""
         pictures = pixels.permute(0, 2, 3, 1).cpu().numpy()
         maps = np.stack([self(picture) for picture in pictures])

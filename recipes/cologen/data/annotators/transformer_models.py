@@ -58,24 +58,24 @@ class TransformersAnnotator:
         return self._fingerprint
 
     @torch.no_grad()
-    def draw(self, pixels: Tensor) -> Tensor:
+    def annotate(self, pixels: Tensor) -> Tensor:
         """Depth with the nearest white, stretched over what occurs; or each class in its colour.
 
         Raises:
-            AnnotatorError: As `check_drawn`.
+            AnnotatorError: As `check_maps`.
         """
         size = (pixels.shape[-2], pixels.shape[-1])
         with torch.autocast(pixels.device.type, enabled=False):
             outputs = self._model(self._prepared(pixels))
         sizes = [size] * len(pixels)
         if self.map_kind == "segmentation":
-            check_drawn(outputs.logits, self.map_kind, self._settings)
+            check_maps(outputs.logits, self.map_kind, self._settings)
             found = self._processor.post_process_semantic_segmentation(outputs, target_sizes=sizes)
             colours = torch.from_numpy(CLASS_COLOURS).to(pixels.device)
             return colours[torch.stack(found)].permute(0, 3, 1, 2)
         found = self._processor.post_process_depth_estimation(outputs, target_sizes=sizes)
         depth = torch.stack([one["predicted_depth"] for one in found]).float()
-        check_drawn(depth, self.map_kind, self._settings)
+        check_maps(depth, self.map_kind, self._settings)
         return depth_levels(1 / depth.clamp_min(1e-6) if self._is_distance else depth)
 
     def _prepared(self, pixels: Tensor) -> Tensor:
@@ -111,7 +111,7 @@ def depth_levels(depth: Tensor) -> Tensor:
     return levels.to(torch.uint8)[:, None].expand(-1, 3, -1, -1)
 
 
-def check_drawn(values: Tensor, map_kind: str, settings: AnnotatorSettings) -> None:
+def check_maps(values: Tensor, map_kind: str, settings: AnnotatorSettings) -> None:
     """Refuse a network's output without a single finite value, which would become an empty map.
 
     It reads one number from the device for each batch that a network draws; other batches never come here.

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from recipes.cologen.config.run import RunConfig
-from recipes.cologen.data.annotators.drawing import Annotators
+from recipes.cologen.data.annotators.annotate import Annotators
 from recipes.cologen.data.licences import PERMISSIVE
 from recipes.cologen.data.opening import DataSource
 from recipes.cologen.data.sets import DataSet

@@ -12,7 +12,7 @@ from transformers import Dinov2Config, Dinov2Model, DPTImageProcessor, GLPNConfi
 from recipes.cologen.config.annotators import AnnotatorSettings
 from recipes.cologen.config.errors import ConfigError
 from recipes.cologen.config.run import parse_config
-from recipes.cologen.data.annotators.drawing import Annotators
+from recipes.cologen.data.annotators.annotate import Annotators
 from recipes.cologen.errors import AnnotatorError
 from tests.recipes.cologen.annotator_folders import save_depth_anything, save_segformer
 
@@ -96,12 +96,12 @@ def test_a_map_without_a_finite_value_is_no_map(map_kind, tmp_path):
     save = save_depth_anything if map_kind == "depth" else save_segformer
     annotators = load(map_kind, kind="transformers", path=str(save(tmp_path)))
     network = dict(annotators.items())[map_kind]._model
-    annotators.draw(map_kind, PIXELS)
+    annotators.annotate(map_kind, PIXELS)
     spoilt = next(iter(network.parameters()))
     with torch.no_grad():
         spoilt.fill_(torch.nan)
     with pytest.raises(AnnotatorError, match=rf"{map_kind}: .* drew 3 of 3 maps without a finite .*float32"):
-        annotators.draw(map_kind, PIXELS)
+        annotators.annotate(map_kind, PIXELS)
 
 
 class Negative:
@@ -115,7 +115,7 @@ class Negative:
     def fingerprint(self):
         return "negative"
 
-    def draw(self, pixels):
+    def annotate(self, pixels):
         return pixels[:, :1] if self.settings.options.get("gray") else 255 - pixels
 
 
@@ -180,16 +180,16 @@ def test_detectors_draw_batches_at_any_size(map_kind, monkeypatch):
     asked = []
     monkeypatch.setitem(sys.modules, "controlnet_aux", _detectors(asked))
     loaded = load(map_kind, kind="controlnet_aux", path="weights")
-    maps = loaded.draw(map_kind, PIXELS)
+    maps = loaded.annotate(map_kind, PIXELS)
     assert asked == ["weights"] and maps.shape == PIXELS.shape
-    alone = torch.cat([loaded.draw(map_kind, one[None]) for one in PIXELS])
+    alone = torch.cat([loaded.annotate(map_kind, one[None]) for one in PIXELS])
     assert int((maps.int() - alone.int()).abs().max()) <= 1
     assert len(np.unique(maps)) > 2
     with torch.no_grad():
         for weight in dict(loaded.items())[map_kind]._network.parameters():
             weight.fill_(torch.nan)
     with pytest.raises(AnnotatorError, match="drew 3 of 3 maps without a finite"):
-        loaded.draw(map_kind, PIXELS)
+        loaded.annotate(map_kind, PIXELS)
     loaded = load(map_kind, kind="controlnet_aux", path="weights")
     first = dict(loaded.items())[map_kind].fingerprint()
     if map_kind == "lineart":
@@ -204,7 +204,7 @@ def test_controlnet_aux_itself_draws_the_same(map_kind, tmp_path):
     save_detector_weights(tmp_path)
     detector = {"soft_edge": package.HEDdetector, "lineart": package.LineartDetector}[map_kind]
     pixels = torch.nn.functional.interpolate(PIXELS.float(), (64, 128)).to(torch.uint8)
-    drawn = load(map_kind, kind="controlnet_aux", path=str(tmp_path)).draw(map_kind, pixels)
+    drawn = load(map_kind, kind="controlnet_aux", path=str(tmp_path)).annotate(map_kind, pixels)
     own = detector.from_pretrained(str(tmp_path))
     for picture, found in zip(pixels, drawn, strict=True):
         options = {"detect_resolution": 64, "image_resolution": 64, "output_type": "np"}

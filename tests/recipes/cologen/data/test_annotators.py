@@ -17,7 +17,7 @@ from transformers import DPTImageProcessor
 
 from recipes.cologen.config.annotators import AnnotatorSettings
 from recipes.cologen.data.annotated import AnnotatedRecords
-from recipes.cologen.data.annotators.drawing import Annotators, draw_map, worker_annotators
+from recipes.cologen.data.annotators.annotate import Annotators, annotate, worker_annotators
 from recipes.cologen.data.annotators.opencv import OpenCvAnnotator
 from recipes.cologen.data.class_colours import CLASS_COLOURS
 from recipes.cologen.data.control import control
@@ -59,11 +59,11 @@ def close(first, second, most=1):
 @pytest.mark.parametrize(("map_kind", "save"), NETWORKS, ids=lambda value: getattr(value, "__name__", value))
 def test_a_network_draws_a_batch_as_it_draws_each_picture_alone(map_kind, save, tmp_path):
     annotator, pixels = loaded(map_kind, save(tmp_path)), photographs()
-    maps = annotator.draw(pixels)
+    maps = annotator.annotate(pixels)
     assert maps.shape == pixels.shape and maps.dtype == torch.uint8
     assert all(len(np.unique(one.numpy())) > 1 for one in maps)
     assert len({one.numpy().tobytes() for one in maps}) > 1  # it looks at the picture
-    alone = torch.cat([annotator.draw(one[None]) for one in pixels])
+    alone = torch.cat([annotator.annotate(one[None]) for one in pixels])
     differing = (maps.int() - alone.int()).abs().amax(1) > 1
     # A class changes at once where two are equally likely; depth may round another way.
     assert float(differing.float().mean()) <= (0.002 if map_kind == "segmentation" else 0)
@@ -75,15 +75,15 @@ def test_depth_is_what_transformers_pipeline_says_with_the_nearest_white(tmp_pat
     annotator = loaded("depth", save_depth_anything(tmp_path))
     picture = Image.fromarray(photographs()[0].permute(1, 2, 0).numpy())
     said = pipeline("depth-estimation", model=str(tmp_path))(picture)["predicted_depth"]
-    drawn = annotator.draw(photographs()[:1])[0, 0]
+    drawn = annotator.annotate(photographs()[:1])[0, 0]
     stretched = 255 * (said - said.min()) / (said.max() - said.min())
     assert close(drawn, stretched.round())
     assert drawn.min() == 0 and drawn.max() == 255
 
 
 def test_metric_depth_is_turned_round_so_that_near_is_white(tmp_path):
-    near = loaded("depth", save_depth_anything(tmp_path / "a")).draw(photographs()).float()
-    far = loaded("depth", save_depth_anything(tmp_path / "b", kind="metric")).draw(photographs()).float()
+    near = loaded("depth", save_depth_anything(tmp_path / "a")).annotate(photographs()).float()
+    far = loaded("depth", save_depth_anything(tmp_path / "b", kind="metric")).annotate(photographs()).float()
     # The same random weights: "metric" ends in a sigmoid, which keeps the order, and 1/x turns it round.
     assert np.corrcoef(near[0, 0].flatten(), far[0, 0].flatten())[0, 1] < 0
 
@@ -93,7 +93,7 @@ def test_classes_get_the_colours_of_stored_classes(tmp_path):
 
     annotator = loaded("segmentation", save_segformer(tmp_path))
     pixels = photographs()[1:2]
-    drawn = annotator.draw(pixels)[0].permute(1, 2, 0).numpy()
+    drawn = annotator.annotate(pixels)[0].permute(1, 2, 0).numpy()
     said = pipeline("image-segmentation", model=str(tmp_path))(
         Image.fromarray(pixels[0].permute(1, 2, 0).numpy())
     )
@@ -108,9 +108,9 @@ def test_half_precision_is_nearly_the_same_and_does_not_follow_autocast(tmp_path
     full, half = loaded("depth", tmp_path), loaded("depth", tmp_path, dtype="bfloat16")
     pixels = photographs()
     with torch.autocast("cpu", torch.bfloat16):
-        inside = full.draw(pixels)
-    assert torch.equal(inside, full.draw(pixels))
-    assert float((half.draw(pixels).float() - full.draw(pixels).float()).abs().mean()) < 12
+        inside = full.annotate(pixels)
+    assert torch.equal(inside, full.annotate(pixels))
+    assert float((half.annotate(pixels).float() - full.annotate(pixels).float()).abs().mean()) < 12
     assert half.fingerprint() != full.fingerprint()
 
 
@@ -142,7 +142,7 @@ def test_of_a_mixed_batch_each_picture_gets_its_own_map_and_ready_ones_stay(anno
     before = pixels.clone()
     sources = annotators.sources(pixels, waiting)
     for row, name in enumerate(waiting):
-        alone = pixels[row] if name is None else annotators.draw(name, pixels[row : row + 1])[0]
+        alone = pixels[row] if name is None else annotators.annotate(name, pixels[row : row + 1])[0]
         assert close(sources[row], alone) or name == "segmentation"
     assert torch.equal(pixels, before)
 
@@ -208,7 +208,7 @@ def test_completing_examples_draws_those_that_wait(annotators):
     done = annotators.complete([waiting, *examples], CPU)
     assert all(one.annotator is None for one in done)
     drawn = [one for one, was in zip(done[1:], examples, strict=True) if was.annotator == "depth"]
-    expected = annotators.draw("depth", photographs()[1:2])[0].permute(1, 2, 0).numpy()
+    expected = annotators.annotate("depth", photographs()[1:2])[0].permute(1, 2, 0).numpy()
     assert drawn and all(np.array_equal(one.source, expected) for one in drawn)
     assert all(one is was for one, was in zip(done[1:], examples, strict=True) if was.annotator is None)
 
@@ -216,9 +216,9 @@ def test_completing_examples_draws_those_that_wait(annotators):
 def test_one_map_of_a_picture_is_what_training_draws(annotators, tmp_path):
     picture = photographs()[2].permute(1, 2, 0).numpy().copy()
     chosen = {"depth": AnnotatorSettings(kind="transformers", path=str(save_dpt(tmp_path)))}
-    drawn = draw_map(picture, "depth", chosen, CPU)
+    drawn = annotate(picture, "depth", chosen, CPU)
     assert drawn.shape == picture.shape and len(np.unique(drawn)) > 1
-    edges = draw_map(picture, "canny", {}, CPU)
+    edges = annotate(picture, "canny", {}, CPU)
     assert set(np.unique(edges)) == {0, 255}
     with pytest.raises(AnnotatorError, match="segmentation map needs a network"):
-        draw_map(picture, "segmentation", chosen, CPU)
+        annotate(picture, "segmentation", chosen, CPU)

@@ -216,7 +216,7 @@ def test_an_output_that_is_no_folder_is_said_before_the_model_is_loaded(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(generate_batch, "DrawingRoom", None)
+    monkeypatch.setattr(generate_batch, "GenerationSession", None)
     (folder / "jobs.jsonl").write_text(json.dumps(JOBS[0]))
     files = ["--batch", str(folder / "jobs.jsonl"), "--output", str(folder / output)]
     assert main(["--checkpoint", str(finished_run), *files]) == 1

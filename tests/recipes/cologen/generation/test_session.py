@@ -1,4 +1,4 @@
-"""The drawing room: what `generate` draws, from every pool, whoever asks at the same time."""
+"""The drawing session: what `generate` draws, from every pool, whoever asks at the same time."""
 
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,7 +15,7 @@ from recipes.cologen.data.world import World
 from recipes.cologen.errors import CologenError, PictureError, RunFolderError
 from recipes.cologen.generate import main
 from recipes.cologen.generation.sample import sample_picture
-from recipes.cologen.generation.session import DrawingRoom
+from recipes.cologen.generation.session import GenerationSession
 from recipes.cologen.generation.settings import FULL_POOL, NO_EXPERTS, PictureSettings
 from recipes.cologen.runs.loading import load_base
 from recipes.cologen.runs.reader import RunReader
@@ -41,16 +41,16 @@ def by_command(run: Path, folder: Path, settings: PictureSettings) -> np.ndarray
 
 
 @pytest.fixture(scope="module")
-def room(finished_run: Path) -> DrawingRoom:
-    return DrawingRoom(RunReader(finished_run))
+def session(finished_run: Path) -> GenerationSession:
+    return GenerationSession(RunReader(finished_run))
 
 
 @pytest.mark.parametrize("pool", ["grounding", "inpainting", FULL_POOL, NO_EXPERTS])
 def test_it_draws_what_the_command_draws_bit_for_bit(
-    room: DrawingRoom, finished_run: Path, tmp_path: Path, pool: str
+    session: GenerationSession, finished_run: Path, tmp_path: Path, pool: str
 ) -> None:
     settings = wanted(pool, seed=5)
-    drawn = room.draw(settings, PICTURE)
+    drawn = session.generate(settings, PICTURE)
     assert np.array_equal(drawn.image, by_command(finished_run, tmp_path, settings))
     assert (drawn.routing is None) == (pool == NO_EXPERTS)
 
@@ -61,34 +61,36 @@ def test_pools_whose_old_routers_went_on_training_are_those_of_their_own_folders
     text = config.read_text(encoding="utf-8")
     assert "train_veteran_gates: false" in text
     config.write_text(text.replace("train_veteran_gates: false", "train_veteran_gates: true"))
-    room = DrawingRoom(RunReader(run))
+    session = GenerationSession(RunReader(run))
     for pool in ("inpainting", FULL_POOL, "grounding"):
         settings = wanted(pool)
-        assert np.array_equal(room.draw(settings, PICTURE).image, by_command(run, tmp_path, settings)), pool
+        assert np.array_equal(
+            session.generate(settings, PICTURE).image, by_command(run, tmp_path, settings)
+        ), pool
 
 
-def test_who_asks_at_the_same_time_gets_the_same_as_alone(room: DrawingRoom) -> None:
+def test_who_asks_at_the_same_time_gets_the_same_as_alone(session: GenerationSession) -> None:
     asked = [wanted(pool, seed=seed) for seed in range(4) for pool in ("inpainting", FULL_POOL, NO_EXPERTS)]
-    alone = [room.draw(one, PICTURE) for one in asked]
+    alone = [session.generate(one, PICTURE) for one in asked]
     with ThreadPoolExecutor(4) as users:
-        together = list(users.map(lambda one: room.draw(one, PICTURE), asked))
+        together = list(users.map(lambda one: session.generate(one, PICTURE), asked))
     for one, other in zip(alone, together, strict=True):
         assert np.array_equal(one.image, other.image)
         if one.routing is not None and other.routing is not None:
             assert len(one.routing.all()) == len(other.routing.all())
 
 
-def test_the_pool_of_the_tasks_own_stage_comes_first_if_it_is_there(room: DrawingRoom) -> None:
-    assert room.pools("control") == ("control", FULL_POOL, NO_EXPERTS)
-    assert room.pools("editing") == (FULL_POOL, NO_EXPERTS)
+def test_the_pool_of_the_tasks_own_stage_comes_first_if_it_is_there(session: GenerationSession) -> None:
+    assert session.pools("control") == ("control", FULL_POOL, NO_EXPERTS)
+    assert session.pools("editing") == (FULL_POOL, NO_EXPERTS)
 
 
-def test_a_map_is_made_from_a_photo_as_training_makes_it(room: DrawingRoom) -> None:
-    assert np.array_equal(room.made_map(enlarge(PICTURE, 4), "canny"), canny(Record("x", PICTURE, "")))
-    for kind in room.made_maps:
-        assert room.made_map(PICTURE, kind).shape == PICTURE.shape
+def test_a_map_is_made_from_a_photo_as_training_makes_it(session: GenerationSession) -> None:
+    assert np.array_equal(session.made_map(enlarge(PICTURE, 4), "canny"), canny(Record("x", PICTURE, "")))
+    for kind in session.made_maps:
+        assert session.made_map(PICTURE, kind).shape == PICTURE.shape
     with pytest.raises(PictureError, match=r"depth.*Give the map itself"):
-        room.made_map(PICTURE, "depth")
+        session.made_map(PICTURE, "depth")
 
 
 @pytest.mark.parametrize(
@@ -101,23 +103,25 @@ def test_a_map_is_made_from_a_photo_as_training_makes_it(room: DrawingRoom) -> N
     ],
 )
 def test_refusals_leave_the_room_as_it_was(
-    room: DrawingRoom, settings: PictureSettings, mask: np.ndarray | None, message: str
+    session: GenerationSession, settings: PictureSettings, mask: np.ndarray | None, message: str
 ) -> None:
-    before = room.draw(wanted(), PICTURE).image
+    before = session.generate(wanted(), PICTURE).image
     with pytest.raises(CologenError, match=message):
-        room.draw(settings, PICTURE, mask)
-    assert np.array_equal(room.draw(wanted(), PICTURE).image, before)
+        session.generate(settings, PICTURE, mask)
+    assert np.array_equal(session.generate(wanted(), PICTURE).image, before)
 
 
 def test_a_run_without_a_finished_stage_is_refused(finished_run: Path, tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_bytes((finished_run / "config.yaml").read_bytes())
     with pytest.raises(RunFolderError, match="no finished stage yet"):
-        DrawingRoom(RunReader(tmp_path))
+        GenerationSession(RunReader(tmp_path))
 
 
-def test_a_size_is_part_of_the_settings(room: DrawingRoom, finished_run: Path, tmp_path: Path) -> None:
+def test_a_size_is_part_of_the_settings(
+    session: GenerationSession, finished_run: Path, tmp_path: Path
+) -> None:
     settings = wanted(size="32x16", seed=5)
-    drawn = room.draw(settings, PICTURE)
+    drawn = session.generate(settings, PICTURE)
     assert drawn.image.shape == drawn.source.shape == (16, 32, 3)
     assert np.array_equal(drawn.image, by_command(finished_run, tmp_path, settings))
 

@@ -12,13 +12,13 @@ from diffusers import FluxPipeline
 from PIL import Image
 
 from recipes.cologen.config.run import load_config, parse_config
-from recipes.cologen.data.annotators.opencv import draw_canny
+from recipes.cologen.data.annotators.opencv import canny
 from recipes.cologen.errors import AnnotatorError, GuidanceError, PictureError
 from recipes.cologen.flux.tiny import save_tiny_flux
 from recipes.cologen.generate import main
 from recipes.cologen.pipeline import CoLoGenPipeline
 from recipes.cologen.pipeline.tasks import run_annotator
-from recipes.cologen.runs.generation import DrawingSettings, read_drawing
+from recipes.cologen.runs.generation import GenerationSettings, read_generation
 
 CANNY = {"kind": "opencv", "options": {"low": 5, "high": 10}}
 
@@ -123,14 +123,14 @@ def test_the_pipeline_draws_at_the_size_that_generate_draws_at(
 
 
 def test_every_door_to_a_pool_leads_to_the_same_settings(run: Path, tools, tmp_path: Path) -> None:
-    wanted = opened(run, run).drawing
+    wanted = opened(run, run).generation
     assert wanted.max_text_tokens == 9 and wanted.steps == 3 and wanted.source_timestep == "zero"
     whole = tmp_path / "whole"
     opened(run, run).save_pretrained(whole)
     shutil.copytree(whole / "prw", tmp_path / "pool")
-    assert read_drawing(tmp_path / "pool") == wanted
+    assert read_generation(tmp_path / "pool") == wanted
     later = CoLoGenPipeline.from_pretrained(run.parent / "base")
-    assert later.drawing == DrawingSettings()
+    assert later.generation == GenerationSettings()
     later.load_pool(tmp_path / "pool")
     other = opened(run, run)
     doors = {
@@ -141,7 +141,7 @@ def test_every_door_to_a_pool_leads_to_the_same_settings(run: Path, tools, tmp_p
         "made of another": CoLoGenPipeline.from_pipe(other, vae=other.vae),
     }
     for name, pipe in doors.items():
-        assert pipe.drawing == wanted, name
+        assert pipe.generation == wanted, name
         assert pipe.scheduler.config.shift == 2.5 and not pipe.scheduler.config.use_dynamic_shifting, name
 
 
@@ -162,8 +162,8 @@ def test_a_call_may_say_otherwise(run: Path, tools, lengths) -> None:
 def test_the_runs_annotators_make_the_maps(run: Path, tools) -> None:
     image = tools.picture(0, 24, 16) // 8 + 100  # edges too weak for the usual thresholds
     pipe = opened(run, run)
-    assert np.array_equal(pipe.annotators["canny"](image), draw_canny(image, 5, 10))
-    assert not np.array_equal(pipe.annotators["canny"](image), draw_canny(image))
+    assert np.array_equal(pipe.annotators["canny"](image), canny(image, 5, 10))
+    assert not np.array_equal(pipe.annotators["canny"](image), canny(image))
 
 
 @pytest.fixture
@@ -195,9 +195,9 @@ def test_code_that_a_file_names_is_not_run(run: Path, tools, named_code: Path, t
     pool = whole / "prw"
     if door == "a saved pipeline":
         index = json.loads((whole / "model_index.json").read_text())
-        index["drawing"]["annotators"] = table
+        index["generation"]["annotators"] = table
         (whole / "model_index.json").write_text(json.dumps(index))
-        (pool / "drawing.json").unlink()
+        (pool / "generation.json").unlink()
         pipe = CoLoGenPipeline.from_pretrained(whole)
         pipe.set_progress_bar_config(disable=True)
     elif door == "a run":
@@ -206,8 +206,8 @@ def test_code_that_a_file_names_is_not_run(run: Path, tools, named_code: Path, t
         (run / "config.yaml").write_text(parse_config(config).to_yaml())
         pipe = opened(run, run)
     else:
-        drawing = json.loads((pool / "drawing.json").read_text()) | {"annotators": table}
-        (pool / "drawing.json").write_text(json.dumps(drawing))
+        generation = json.loads((pool / "generation.json").read_text()) | {"annotators": table}
+        (pool / "generation.json").write_text(json.dumps(generation))
         pipe = opened(run, pool if door == "a pool alone" else run)
         if door == "loaded later":
             pipe.weave.eject()
@@ -217,7 +217,7 @@ def test_code_that_a_file_names_is_not_run(run: Path, tools, named_code: Path, t
         pipe("a red square", photo, task="control", control="canny")
     assert not named_code.exists()
     pipe("a red square", photo, task="control", control="soft_edge")
-    trusted = run_annotator("canny", pipe.drawing.annotators, lambda: pipe.device)
+    trusted = run_annotator("canny", pipe.generation.annotators, lambda: pipe.device)
     pipe.annotators["canny"] = trusted
     pipe("a red square", photo, task="control", control="canny")
     assert named_code.exists() and np.array_equal(trusted(photo), 255 - photo)
@@ -231,7 +231,7 @@ def test_more_sources_than_were_trained_are_refused(run: Path, tools) -> None:
 
 def test_the_whole_is_a_stock_folder_still(run: Path, tmp_path: Path) -> None:
     opened(run, run).save_pretrained(tmp_path / "whole")
-    assert json.loads((tmp_path / "whole/model_index.json").read_text())["drawing"]["max_text_tokens"] == 9
+    assert json.loads((tmp_path / "whole/model_index.json").read_text())["generation"]["max_text_tokens"] == 9
     stock = FluxPipeline.from_pretrained(tmp_path / "whole", trust_remote_code=True)  # its pixel VAE
     assert stock.scheduler.config.shift == 2.5
 
@@ -259,7 +259,7 @@ def test_each_pool_gets_the_schedule_of_its_own_run(run: Path, tmp_path: Path) -
         if name != "a saved pipeline":
             pipe.weave.eject()
             pipe.load_pool(plain)
-        assert pipe.drawing.shift == "base" and schedule(pipe) == base, name
+        assert pipe.generation.shift == "base" and schedule(pipe) == base, name
         pipe.weave.eject()
         pipe.load_pool(run)
         assert schedule(pipe) == (2.5, False), name
@@ -267,12 +267,12 @@ def test_each_pool_gets_the_schedule_of_its_own_run(run: Path, tmp_path: Path) -
 
 def test_a_scheduler_of_the_callers_own_stays_where_no_run_shifts(run: Path) -> None:
     pipe = opened(run, run)
-    pipe.draw_as(DrawingSettings())
+    pipe.generate_as(GenerationSettings())
     own = pipe.scheduler.from_config(pipe.scheduler.config, invert_sigmas=True)
     pipe.scheduler = own
-    pipe.draw_as(DrawingSettings())
+    pipe.generate_as(GenerationSettings())
     assert pipe.scheduler is own
-    pipe.draw_as(DrawingSettings(shift=4.0))
+    pipe.generate_as(GenerationSettings(shift=4.0))
     assert schedule(pipe) == (4.0, False) and pipe.scheduler.config.invert_sigmas
 
 
@@ -286,7 +286,7 @@ def test_a_pool_without_a_run_is_drawn_as_before(tools, build, tmp_path: Path) -
     pipe.weave.save_pretrained(tmp_path / "pool")
     other = build(experts=False)
     assert other.load_pool(tmp_path / "pool").experts == pipe.weave.experts
-    assert other.drawing == DrawingSettings()
+    assert other.generation == GenerationSettings()
 
 
 def test_true_guidance_is_repeated_unless_a_call_says_otherwise(build, tools) -> None:
@@ -294,7 +294,7 @@ def test_true_guidance_is_repeated_unless_a_call_says_otherwise(build, tools) ->
     plain = tools.draw(pipe, "a red circle", photo)
     asked = {"true_cfg_scale": 3.0, "negative_prompt": "blue"}
     guided = tools.draw(pipe, "a red circle", photo, **asked)
-    pipe.draw_as(DrawingSettings(**asked))
+    pipe.generate_as(GenerationSettings(**asked))
     assert tools.difference(tools.draw(pipe, "a red circle", photo), guided) == 0
     assert tools.difference(tools.draw(pipe, "a red circle", photo, true_cfg_scale=1.0), plain) == 0
     other = tools.draw(pipe, "a red circle", photo, negative_prompt="small")
@@ -308,7 +308,7 @@ def test_true_guidance_is_repeated_unless_a_call_says_otherwise(build, tools) ->
     by_embeds = tools.draw(pipe, None, photo, true_cfg_scale=5.0, **asked)
     assert tools.difference(by_embeds, stronger) == 0
     assert tools.difference(tools.draw(pipe, None, photo, **asked), plain) == 0
-    pipe.draw_as(DrawingSettings())
+    pipe.generate_as(GenerationSettings())
     with pytest.raises(GuidanceError, match="needs a negative_prompt"):
         tools.draw(pipe, "a red circle", photo, true_cfg_scale=5.0)
 
@@ -319,6 +319,6 @@ def test_klein_pads_prompts_as_the_run_did(made, tools, monkeypatch) -> None:
     monkeypatch.setattr(
         pipe, "encode_prompt", lambda **asked: seen.append(asked["max_sequence_length"]) or encode(**asked)
     )
-    pipe.draw_as(DrawingSettings(max_text_tokens=45, steps=1))
+    pipe.generate_as(GenerationSettings(max_text_tokens=45, steps=1))
     pipe("a", tools.picture(0))
     assert seen == [45]

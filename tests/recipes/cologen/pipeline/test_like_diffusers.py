@@ -174,9 +174,9 @@ def test_the_negative_prompt_guides(pipe, tools, photo) -> None:
 
 
 def test_the_progress_bar_can_be_configured(pipe, tools, photo, capsys) -> None:
-    pipe.set_progress_bar_config(desc="drawing", disable=False)
+    pipe.set_progress_bar_config(desc="generation", disable=False)
     tools.draw(pipe, "a", photo)
-    assert "drawing: 100%" in capsys.readouterr().err
+    assert "generation: 100%" in capsys.readouterr().err
 
 
 REFUSALS = {

@@ -1,4 +1,4 @@
-"""What a run fixes for drawing: every setting of a run is on one of two lists; the file beside a pool."""
+"""What a run fixes for generation: every setting of a run is on one of two lists; the file beside a pool."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,13 +8,13 @@ import pytest
 from recipes.cologen.config.errors import ConfigError, known_keys
 from recipes.cologen.config.run import CONFIGS, RunConfig, load_config
 from recipes.cologen.runs.generation import (
-    DRAWING_FILE,
+    GENERATION_FILE,
     NOT_REPEATED,
     REPEATED,
-    DrawingSettings,
-    drawing_settings,
-    read_drawing,
-    write_drawing,
+    GenerationSettings,
+    generation_settings,
+    read_generation,
+    write_generation,
 )
 
 KEYS = tuple(known_keys(RunConfig))
@@ -32,48 +32,46 @@ def names_of(key: str) -> Iterator[str]:
 @pytest.mark.parametrize("key", LEAVES)
 def test_every_setting_of_a_run_is_repeated_in_drawing_or_not(key: str) -> None:
     lists = [name for name in names_of(key) if name in REPEATED or name in NOT_REPEATED]
-    assert len(lists) == 1, (
-        f"{key}: say in config_drawing.py whether a picture that is drawn with the run's pool depends on it"
-    )
+    assert len(lists) == 1, f"{key}: say in runs/generation.py whether a generated picture depends on it"
 
 
 def test_the_lists_name_what_there_is() -> None:
     known = {name for key in KEYS for name in names_of(key)}
     assert set(REPEATED) | set(NOT_REPEATED) <= known
-    assert set(REPEATED.values()) == set(DrawingSettings.model_fields)
+    assert set(REPEATED.values()) == set(GenerationSettings.model_fields)
 
 
 @pytest.mark.parametrize("name", sorted(file.stem for file in CONFIGS.glob("*.yaml")))
 def test_what_is_repeated_comes_from_the_run(name: str, tmp_path: Path) -> None:
     config = load_config(name)
-    drawing = drawing_settings(config)
-    assert drawing.max_text_tokens == config.base.max_text_tokens
-    assert drawing.source_timestep == config.flow.source_timestep
-    assert (drawing.steps, drawing.guidance, drawing.shift) == (
+    generation = generation_settings(config)
+    assert generation.max_text_tokens == config.base.max_text_tokens
+    assert generation.source_timestep == config.flow.source_timestep
+    assert (generation.steps, generation.guidance, generation.shift) == (
         config.sampling.steps,
         config.sampling.guidance,
         config.sampling.shift,
     )
-    write_drawing(tmp_path, drawing)
-    assert read_drawing(tmp_path) == drawing
+    write_generation(tmp_path, generation)
+    assert read_generation(tmp_path) == generation
 
 
 def test_schnell_is_drawn_at_the_length_that_it_is_trained_at() -> None:
-    assert drawing_settings(load_config("flux_schnell")).max_text_tokens == 256
+    assert generation_settings(load_config("flux_schnell")).max_text_tokens == 256
 
 
 def test_a_picture_gets_the_size_that_training_gave_its_shape() -> None:
-    assert drawing_settings(load_config("tiny")).size_of(300, 500) == (16, 16)
+    assert generation_settings(load_config("tiny")).size_of(300, 500) == (16, 16)
     folder = ["data.source=folder:x", "data.held_out=null"]
-    one = drawing_settings(load_config("tiny", [*folder, "data.size=[32,48]"]))
+    one = generation_settings(load_config("tiny", [*folder, "data.size=[32,48]"]))
     assert one.size_of(500, 500) == (32, 48)
-    several = drawing_settings(load_config("tiny", [*folder, "data.buckets.sizes=[[32,32],[32,64]]"]))
+    several = generation_settings(load_config("tiny", [*folder, "data.buckets.sizes=[[32,32],[32,64]]"]))
     assert several.size_of(100, 190) == (32, 64) and several.size_of(190, 200) == (32, 32)
-    assert drawing_settings(load_config("tiny", folder)).size_of(100, 190) is None
+    assert generation_settings(load_config("tiny", folder)).size_of(100, 190) is None
 
 
 def test_a_pool_without_the_file_says_nothing_and_a_damaged_file_is_named(tmp_path: Path) -> None:
-    assert read_drawing(tmp_path) is None
-    (tmp_path / DRAWING_FILE).write_text('{"max_text_tokens": 0}')
-    with pytest.raises(ConfigError, match=rf"{DRAWING_FILE}:\n.*max_text_tokens: .* got 0"):
-        read_drawing(tmp_path)
+    assert read_generation(tmp_path) is None
+    (tmp_path / GENERATION_FILE).write_text('{"max_text_tokens": 0}')
+    with pytest.raises(ConfigError, match=rf"{GENERATION_FILE}:\n.*max_text_tokens: .* got 0"):
+        read_generation(tmp_path)

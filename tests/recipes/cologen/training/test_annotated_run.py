@@ -11,7 +11,7 @@ from PIL import Image
 
 import prw
 from recipes.cologen.caching.encoder import Encoder
-from recipes.cologen.data.annotators.drawing import Annotators
+from recipes.cologen.data.annotators.annotate import Annotators
 from recipes.cologen.data.opening import training_records
 from recipes.cologen.data.sampler import BatchSampler
 from recipes.cologen.errors import AnnotatorError

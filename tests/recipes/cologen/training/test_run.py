@@ -12,7 +12,7 @@ from recipes.cologen.pipeline.pool import find_pool
 from recipes.cologen.runs.checkpoint import ForeignCheckpointError
 from recipes.cologen.runs.config_changes import DifferentConfigError
 from recipes.cologen.runs.folder import StageOrderError
-from recipes.cologen.runs.generation import drawing_settings
+from recipes.cologen.runs.generation import generation_settings
 from recipes.cologen.stages import UnknownStageError
 from tests.recipes.cologen.training.conftest import STAGES, make_config
 
@@ -139,7 +139,7 @@ def test_the_folder_holds_what_the_brief_promises(whole, tmp_path):
         assert summary["experts"] == list(STAGES)[: len(summary["experts"])]
         assert 0 <= summary["share"] <= 1
         found = find_pool(shutil.copytree(whole / "checkpoints" / name / "prw", tmp_path / name))
-        assert found.drawing == drawing_settings(
+        assert found.drawing == generation_settings(
             load_config(whole / "config.yaml")
         )  # the pool tells it alone
     kinds = [row["kind"] for row in rows(whole)]

@@ -13,7 +13,7 @@ from torch import Tensor
 from recipes.cologen.config.annotators import AnnotatorSettings
 from recipes.cologen.data.annotators.annotator import Annotator
 from recipes.cologen.data.annotators.detectors import DetectorAnnotator
-from recipes.cologen.data.annotators.opencv import DRAWERS, OpenCvAnnotator, open_cv
+from recipes.cologen.data.annotators.opencv import OPENCV_MAPS, OpenCvAnnotator, open_cv
 from recipes.cologen.data.annotators.transformer_models import TransformersAnnotator
 from recipes.cologen.data.record import Example, Image
 from recipes.cologen.errors import AnnotatorError
@@ -32,11 +32,11 @@ def _custom(map_kind: str, settings: AnnotatorSettings, device: torch.device) ->
             f"data.annotators.{map_kind}: {settings.path!r} cannot be called ({error}); expected "
             "'module:name' of a callable that takes the map's kind, its settings and a device"
         ) from error
-    lacking = [name for name in ("needs", "fingerprint", "draw") if not hasattr(made, name)]
+    lacking = [name for name in ("needs", "fingerprint", "annotate") if not hasattr(made, name)]
     if lacking:
         raise AnnotatorError(
             f"data.annotators.{map_kind}: {settings.path!r} made a {type(made).__name__} without "
-            f"{', '.join(lacking)}; an annotator has map_kind, needs, fingerprint() and draw(pixels)"
+            f"{', '.join(lacking)}; an annotator has map_kind, needs, fingerprint() and annotate(pixels)"
         )
     annotator: Annotator = made
     return annotator
@@ -61,7 +61,7 @@ def worker_annotators(
     }
 
 
-def draw_map(
+def annotate(
     picture: Image, name: str, settings: Mapping[str, AnnotatorSettings], device: torch.device
 ) -> Image:
     """The map of one picture, as training draws it: by the annotator that settings name, else by OpenCV.
@@ -69,7 +69,7 @@ def draw_map(
     Raises:
         AnnotatorError: No annotator is named, and the map needs one; or it cannot be loaded.
     """
-    if name not in settings and name not in DRAWERS:
+    if name not in settings and name not in OPENCV_MAPS:
         others = f" (only for {', '.join(settings)})" if settings else ""
         raise AnnotatorError(
             f"a {name} map needs a network, but data.annotators names none for it{others}. Give "
@@ -77,7 +77,7 @@ def draw_map(
         )
     chosen = settings.get(name, AnnotatorSettings(kind="opencv"))
     pixels = torch.from_numpy(picture).permute(2, 0, 1)[None].to(device)
-    drawn = Annotators.load({name: chosen}, device).draw(name, pixels)
+    drawn = Annotators.load({name: chosen}, device).annotate(name, pixels)
     return to_picture(drawn[0])
 
 
@@ -107,7 +107,7 @@ class Annotators:
         """The annotators with the map that each draws."""
         return list(self._annotators.items())
 
-    def draw(self, name: str, pixels: Tensor) -> Tensor:
+    def annotate(self, name: str, pixels: Tensor) -> Tensor:
         """Maps of pictures, uint8 [batch, 3, height, width] as they.
 
         Raises:
@@ -118,7 +118,7 @@ class Annotators:
                 f"an example waits for a {name!r} map, but the annotators loaded here are "
                 f"{', '.join(self._annotators) or 'none'}; load those of the run's data.annotators"
             )
-        drawn = self._annotators[name].draw(pixels)
+        drawn = self._annotators[name].annotate(pixels)
         if drawn.shape != pixels.shape or drawn.dtype != torch.uint8:
             raise AnnotatorError(
                 f"the annotator of {name!r} drew {drawn.dtype} {list(drawn.shape)}; expected torch.uint8 "
@@ -134,7 +134,7 @@ class Annotators:
             waiting: For each the map that it waits for; None for a source that is ready. Empty: all are.
 
         Raises:
-            AnnotatorError: As `draw`.
+            AnnotatorError: As `annotate`.
         """
         names = dict.fromkeys(name for name in waiting if name is not None)
         if not names:
@@ -142,14 +142,14 @@ class Annotators:
         sources = pixels.clone()
         for name in names:
             rows = [row for row, other in enumerate(waiting) if other == name]
-            sources[rows] = self.draw(name, pixels[rows])
+            sources[rows] = self.annotate(name, pixels[rows])
         return sources
 
     def complete(self, examples: Sequence[Example], device: torch.device) -> list[Example]:
         """Examples with all their sources; those that wait for a map get it, one after the other.
 
         Raises:
-            AnnotatorError: As `draw`.
+            AnnotatorError: As `annotate`.
         """
         return [
             example if example.annotator is None else self._completed(example, device) for example in examples
@@ -157,5 +157,5 @@ class Annotators:
 
     def _completed(self, example: Example, device: torch.device) -> Example:
         pixels = torch.from_numpy(example.source).permute(2, 0, 1)[None].to(device)
-        drawn = self.draw(str(example.annotator), pixels)
+        drawn = self.annotate(str(example.annotator), pixels)
         return replace(example, source=to_picture(drawn[0]), annotator=None)
