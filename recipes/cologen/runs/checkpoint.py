@@ -16,7 +16,7 @@ import torch
 from pydantic import ValidationError
 from safetensors import SafetensorError
 
-from prw.storage.atomic import atomic_file, sync
+from prw.storage.atomic import FILE_DRAFT, atomic_file, sync
 from recipes.cologen.errors import RunFolderError
 from recipes.cologen.runs.files import STATE
 from recipes.cologen.runs.state import StageState
@@ -61,6 +61,12 @@ def write_text(path: Path, text: str) -> None:
     """Replace a text file, all or nothing."""
     with atomic_file(path) as draft:
         draft.write_text(text, encoding="utf-8")
+
+
+def remove_drafts(folder: Path) -> None:
+    """Remove what a killed process left of single files that it was writing; nobody may write there now."""
+    for draft in folder.glob(f"{FILE_DRAFT}*"):
+        draft.unlink(missing_ok=True)
 
 
 def sync_tree(folder: Path) -> None:

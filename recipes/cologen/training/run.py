@@ -20,6 +20,7 @@ from recipes.cologen.data.opening import DataSource, held_out_records, training_
 from recipes.cologen.errors import LaunchError
 from recipes.cologen.flux.base import FluxBase
 from recipes.cologen.flux.distilled import base_warnings
+from recipes.cologen.runs.checkpoint import remove_drafts
 from recipes.cologen.runs.data_binding import contents
 from recipes.cologen.runs.files import stage_file
 from recipes.cologen.runs.folder import RunFolder, base_fingerprint, open_run
@@ -108,6 +109,8 @@ def train(
                 warn(line)
         sources = None if idle else _open_sources(config, names, accelerator.device)
         held = () if sources is None else contents(sources.data, sources.annotators)
+        if accelerator.is_main_process:
+            remove_drafts(output)
         forgotten = restart if accelerator.is_main_process else None
         folder = open_run(output, config, base, forgotten, held, warn=warn)
     folder.check_order(names, config.stage_names)

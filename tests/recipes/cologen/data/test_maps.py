@@ -15,7 +15,7 @@ from PIL import Image
 from recipes.cologen.config.annotators import AnnotatorSettings
 from recipes.cologen.config.data import DataSettings, SetSettings
 from recipes.cologen.data.annotators.annotate import Annotators, annotate
-from recipes.cologen.data.annotators.opencv import canny
+from recipes.cologen.data.annotators.opencv import canny_map
 from recipes.cologen.data.annotators.transformer_models import depth_levels
 from recipes.cologen.data.control import MAPS, control_example
 from recipes.cologen.data.folder import PictureFolder
@@ -86,13 +86,13 @@ def test_networks_and_opencv_draw_lines_in_one_polarity(monkeypatch):
 @settings(max_examples=60)
 def test_canny_is_opencvs_own_on_the_colours(image):
     wanted = cv2.Canny(image, 100, 200)
-    assert np.array_equal(canny(image), wanted[..., None].repeat(3, -1))
+    assert np.array_equal(canny_map(image), wanted[..., None].repeat(3, -1))
 
 
 def test_canny_of_channels_that_differ_is_not_the_union_of_three():
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     union = np.max([cv2.Canny(np.ascontiguousarray(noise[..., c]), 100, 200) for c in range(3)], axis=0)
-    assert not np.array_equal(canny(noise)[..., 0], union)
+    assert not np.array_equal(canny_map(noise)[..., 0], union)
 
 
 colours = st.lists(st.tuples(*[st.integers(0, 255)] * 3), min_size=2, max_size=6, unique=True)

@@ -12,7 +12,7 @@ from diffusers import FluxPipeline
 from PIL import Image
 
 from recipes.cologen.config.run import load_config, parse_config
-from recipes.cologen.data.annotators.opencv import canny
+from recipes.cologen.data.annotators.opencv import canny_map
 from recipes.cologen.errors import AnnotatorError, GuidanceError, PictureError
 from recipes.cologen.flux.tiny import save_tiny_flux
 from recipes.cologen.generate import main
@@ -162,8 +162,8 @@ def test_a_call_may_say_otherwise(run: Path, tools, lengths) -> None:
 def test_the_runs_annotators_make_the_maps(run: Path, tools) -> None:
     image = tools.picture(0, 24, 16) // 8 + 100  # edges too weak for the usual thresholds
     pipe = opened(run, run)
-    assert np.array_equal(pipe.annotators["canny"](image), canny(image, 5, 10))
-    assert not np.array_equal(pipe.annotators["canny"](image), canny(image))
+    assert np.array_equal(pipe.annotators["canny"](image), canny_map(image, 5, 10))
+    assert not np.array_equal(pipe.annotators["canny"](image), canny_map(image))
 
 
 @pytest.fixture

@@ -174,11 +174,13 @@ def test_times_are_drawn_by_the_law_of_the_settings_in_float32(in_training):
         update={"flow": in_training.config.flow.model_copy(update={"shift": "none"})}
     )
     shifted = encode(in_training, batch).timestep
-    drawn = encode(replace(in_training, config=plain), batch).flow
+    drawn = encode(replace(in_training, config=plain), batch)
     factor = np.exp(0.5 + (6 - 256) * (1.15 - 0.5) / (4096 - 256))  # FluxPipeline's mu for 2 x 3 tokens
     assert shifted.dtype is torch.float32
     torch.testing.assert_close(shifted, factor * drawn.timestep / (1 + (factor - 1) * drawn.timestep))
-    velocity, noisy = drawn.velocity, drawn.noisy
+    velocity, noisy = drawn.velocity, drawn.noisy.tokens
     clean = noisy - drawn.timestep.view(-1, 1, 1) * velocity  # x_t = x0 + t (noise - x0)
-    again = encode(in_training, batch).flow
-    torch.testing.assert_close(again.noisy, clean + shifted.view(-1, 1, 1) * velocity, rtol=1e-4, atol=1e-5)
+    again = encode(in_training, batch)
+    torch.testing.assert_close(
+        again.noisy.tokens, clean + shifted.view(-1, 1, 1) * velocity, rtol=1e-4, atol=1e-5
+    )

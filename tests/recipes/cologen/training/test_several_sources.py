@@ -111,7 +111,7 @@ def test_runs_train_validate_and_draw_on_several_sources(base_path, tmp_path, ru
     validated = [f"data.held_out=folder:{held_out}", "validation.samples=3"]
     assert run(config_of(base_path, folder, *validated), tmp_path / "run").complete
     assert seen and all(
-        len(one.further) == 1 and one.further[0].tokens.shape == one.source.tokens.shape for one in seen
+        len(one.sources) == 2 and one.sources[0].tokens.shape == one.sources[1].tokens.shape for one in seen
     )
     words = ["--task", "customization", "--prompt", "the same object on navy", "--native"]
     drawn = {}

@@ -28,7 +28,7 @@ def poison(monkeypatch):
             if gradient:
                 loss.register_hook(lambda value: value * math.inf)
                 return loss, losses
-            return loss * math.nan, losses._replace(task_loss=losses.task_loss * math.nan)
+            return loss * math.nan, losses * torch.tensor([math.nan, 1, 1, 1])
 
         monkeypatch.setattr(step, "batch_loss", spoilt)
         return seen

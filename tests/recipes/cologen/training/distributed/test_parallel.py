@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 from torch.testing import assert_close
 
 from recipes.cologen.errors import LaunchError
-from recipes.cologen.runs.loading import load_base
+from recipes.cologen.training.growth import load_base_to_train
 from tests.recipes.cologen.training.conftest import make_config
 from tests.recipes.cologen.training.distributed.launching import ZERO2, launch
 from tests.recipes.cologen.training.killing import quiet
@@ -26,7 +26,7 @@ def test_a_base_waits_for_its_split_only_where_several_processes_share_it(
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     if processes is not None:
         monkeypatch.setenv("WORLD_SIZE", processes)
-    assert load_base(config, torch.device("meta")).device.type == device
+    assert load_base_to_train(config, torch.device("meta")).device.type == device
 
 
 @pytest.mark.slow
