@@ -67,7 +67,6 @@ class Calling(Parts):
         negative_pooled_prompt_embeds: Tensor | None = None,
         source_timestep: SourceTimestep | None = None,
         cache_source: bool = True,
-        fold_experts: bool = False,
         output_type: str = "pil",
         output_routing: bool = False,
         return_dict: bool = True,
@@ -118,8 +117,6 @@ class Calling(Parts):
             negative_pooled_prompt_embeds: With them.
             source_timestep: As the experts were trained; None takes the pipeline's own setting.
             cache_source: With `zero`, False computes source keys and values at every step; to compare.
-            fold_experts: Let base and experts be one weight for this call, at the base's cost for source
-                tokens; where routing is constant: one expert, or the first by `as_of`. Equal to a rounding.
             output_type: pil, np, pt or latent.
             output_routing: Whether the result has `routing`.
             return_dict: False gives a tuple: the pictures, and the routing if asked for.
@@ -144,7 +141,7 @@ class Calling(Parts):
         stage: AbstractContextManager[None] = nullcontext()
         if weave is not None and (name := asked.stage()) is not None:
             stage = weave.as_of(name)
-        with evaluating(self.transformer), stage, self._folding(asked, weave):
+        with evaluating(self.transformer), stage:
             images, routing = self._draw(asked, weave if output_routing else None)
         self.maybe_free_model_hooks()
         if not return_dict:
@@ -167,20 +164,12 @@ class Calling(Parts):
                 "a pool: pipe.load_pool(path)."
             )
         missing = "no pool" if not experts else "no image"
-        if asked.fold_experts and (asked.image is None or not experts):
-            raise PoolError(
-                f"fold_experts folds the experts that source tokens meet, and there is {missing}; leave it "
-                "out."
-            )
         if asked.output_routing and (asked.image is None or not experts):
             raise RoutingQuestionError(
                 f"output_routing asks where source tokens went, and there is {missing}: only the tokens of a "
                 "source are routed."
             )
         return weave
-
-    def _folding(self, asked: Asked, weave: Weave | None) -> AbstractContextManager[None]:
-        return weave.folded() if asked.fold_experts and weave is not None else nullcontext()
 
     def _draw(self, asked: Asked, recorded: Weave | None) -> tuple[Any, RoutingTrace | None]:
         device, several = self._execution_device, asked.num_images_per_prompt

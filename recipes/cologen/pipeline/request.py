@@ -56,7 +56,6 @@ class Asked:
     negative_pooled_prompt_embeds: Tensor | None
     source_timestep: SourceTimestep
     cache_source: bool
-    fold_experts: bool
     output_type: str
     output_routing: bool
     return_dict: bool
