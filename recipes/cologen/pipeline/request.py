@@ -1,4 +1,4 @@
-"""What a call asks for, and the checks of it that need no computation."""
+"""The request of a call, and the checks of it that need no computation."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Callback = Callable[[Any, int, Tensor, dict[str, Tensor]], dict[str, Tensor]]
 
 
 @dataclass(frozen=True, eq=False)
-class Asked:
+class Request:
     """The arguments of `CoLoGenPipeline.__call__`, which says what each means."""
 
     prompt: str | list[str] | None
@@ -152,14 +152,14 @@ class Asked:
             )
 
 
-def asked_of(run: GenerationSettings, arguments: Mapping[str, Any]) -> Asked:
+def request_of(run: GenerationSettings, arguments: Mapping[str, Any]) -> Request:
     """A call whose arguments, where they are None, are as in the run that trained the experts.
 
-    The guidance scale may stay None, since not every base reads one; see `Asked.guidance`.
+    The guidance scale may stay None, since not every base reads one; see `Request.guidance`.
 
     Args:
         run: What the run fixes for generation.
-        arguments: Of the call, by name; those that `Asked` does not have are left out.
+        arguments: Of the call, by name; those that `Request` does not have are left out.
     """
     usual: dict[str, Any] = {
         "num_inference_steps": run.steps,
@@ -175,11 +175,11 @@ def asked_of(run: GenerationSettings, arguments: Mapping[str, Any]) -> Asked:
         scale = usual["true_cfg_scale"] if given_scale is None else given_scale
         if scale > 1 and all(arguments[name] is None for name in NEGATIVES):
             usual["negative_prompt"] = run.negative_prompt
-    given = {name: arguments[name] for name in Asked.__dataclass_fields__}
+    given = {name: arguments[name] for name in Request.__dataclass_fields__}
     filled: dict[str, Any] = {
         name: usual.get(name) if value is None else value for name, value in given.items()
     }
-    return Asked(**filled)
+    return Request(**filled)
 
 
 def _how_many(image: Any) -> int:

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from recipes.cologen import generate as command
 from recipes.cologen.config.run import load_config
-from recipes.cologen.data.annotators.opencv import canny
+from recipes.cologen.data.annotators.opencv import canny_map
 from recipes.cologen.data.picture_files import Fitted, enlarge
 from recipes.cologen.data.world import World
 from recipes.cologen.generate import _source, main
@@ -144,7 +144,7 @@ def test_a_control_prompt_without_its_kind_gets_a_hint(
 
 def test_the_map_of_a_photograph_is_drawn_first_on_request(arguments: list[str], tmp_path: Path) -> None:
     image = World(3).record(0).image
-    maps = {"photo": image, "map": canny(image)}
+    maps = {"photo": image, "map": canny_map(image)}
     for name, pixels in maps.items():
         Image.fromarray(pixels).save(tmp_path / f"{name}.png")
     control = ["--task", "control", "--prompt", PROMPTS["control"], "--image"]

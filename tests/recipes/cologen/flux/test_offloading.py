@@ -122,10 +122,10 @@ def test_the_pipeline_gives_the_vae_its_pictures_where_it_computes(
     monkeypatch.setattr(pipe.vae, "decode", looked_at)
     size = (2 * 2 * model.vae_scale_factor,) * 2
     with pytest.raises(StopIteration):
-        pipe._encode(torch.zeros(1, 3, *size), torch.zeros(1))
+        pipe.family.encode(torch.zeros(1, 3, *size), torch.zeros(1))
     tokens = torch.zeros(1, 4, pipe.transformer.config.in_channels)
     with pytest.raises(StopIteration):
-        pipe._decode(tokens, size, "pil")
+        pipe.family.decode(tokens, size, "pil")
     assert seen == [device, device] == [compute_device(pipe.vae)] * 2
 
 

@@ -178,7 +178,7 @@ pathlib.Path({str(mark)!r}).touch()
 class make:
     needs = "nothing"
     def __init__(self, *asked, **more): pass
-    def draw(self, pixels): return 255 - pixels
+    def annotate(self, pixels): return 255 - pixels
     def fingerprint(self): return "x"
 """
     )

@@ -91,7 +91,7 @@ def test_output_types_show_the_same_picture(pipe, tools, photo) -> None:
     assert kinds["np"].shape == (1, 48, 32, 3) and kinds["pt"].shape == (1, 3, 48, 32)
     assert np.array_equal(np.rint(kinds["np"][0] * 255).astype(np.uint8), np.asarray(kinds["pil"][0]))
     assert np.array_equal(kinds["pt"].permute(0, 2, 3, 1).numpy(), kinds["np"])
-    latents = pipe._decode(kinds["latent"], (48, 32), "np")
+    latents = pipe.family.decode(kinds["latent"], (48, 32), "np")
     assert np.array_equal(latents, kinds["np"])
 
 
@@ -157,7 +157,7 @@ def test_an_interrupted_call_leaves_later_steps_out(pipe, tools, photo) -> None:
 @torch.no_grad()
 def test_strength_starts_from_the_picture(pipe, tools, photo) -> None:
     def distance(strength: float) -> float:
-        start = pipe._encode(torch.from_numpy(photo).permute(2, 0, 1)[None] / 127.5 - 1, torch.zeros(1))
+        start = pipe.family.encode(torch.from_numpy(photo).permute(2, 0, 1)[None] / 127.5 - 1, torch.zeros(1))
         asked = {"num_inference_steps": 10, "output_type": "latent", "strength": strength}
         return float((tools.draw(pipe, "a", photo, **asked).images - start).square().mean())
 
