@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from prw.errors import PrwError
-from recipes.cologen.cli import silence_loading_bars
+from recipes.cologen.cli import add_config_arguments, refuse, silence_loading_bars
 from recipes.cologen.config.files import with_data
 from recipes.cologen.config.run import RunConfig, load_config
 from recipes.cologen.errors import CologenError
@@ -28,31 +28,26 @@ from recipes.cologen.training.run import Outcome, join_processes, train
 
 def main(arguments: Sequence[str] | None = None, console: Console | None = None) -> int:
     """Run the command and return its exit status: 0 done, 1 refused, 130 stopped and saved."""
-    asked = _parser().parse_args(arguments)
+    args = _parser().parse_args(arguments)
     console = console or Console()
     silence_loading_bars()
     try:
-        config = load_config(asked.config, with_data(asked.set, asked.data))
+        config = load_config(args.config, with_data(args.set, args.data))
         accelerator = join_processes(config)
-        with hold_run_together(asked.output, accelerator):
-            outcome = train(config, asked.output, asked.stage, console, restart=asked.restart)
+        with hold_run_together(args.output, accelerator):
+            outcome = train(config, args.output, args.stage, console, restart=args.restart)
             first = accelerator.is_main_process
-            return _finish(outcome, config, asked.output, console) if first else 0
+            return _finish(outcome, config, args.output, console) if first else 0
     except (CologenError, PrwError) as error:
-        return _refuse(str(error))
+        return refuse(error)
     except OSError as error:
-        return _refuse(
-            f"{error}. What {asked.output} holds is intact, its last checkpoint too: once there is room and "
+        return refuse(
+            f"{error}. What {args.output} holds is intact, its last checkpoint too: once there is room and "
             "the disk answers, run the same command to go on from it."
         )
     except KeyboardInterrupt:
         console.print("stopped; run the same command to go on from the last checkpoint", highlight=False)
         return STOPPED
-
-
-def _refuse(problem: str) -> int:
-    Console(stderr=True).print(f"error: {problem}", markup=False, highlight=False, soft_wrap=True)
-    return 1
 
 
 def _finish(outcome: Outcome, config: RunConfig, output: Path, console: Console) -> int:
@@ -98,23 +93,9 @@ def _is_older(page: Path, sources: Sequence[Path]) -> bool:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m recipes.cologen.train", description=__doc__)
-    parser.add_argument(
-        "--config", required=True, help="name of a config in recipes/cologen/configs, or a YAML file"
-    )
+    add_config_arguments(parser)
     parser.add_argument(
         "--output", required=True, type=Path, help="folder of the run; the same folder resumes"
-    )
-    parser.add_argument("--stage", default="all", help="all, a stage, or a range FIRST..LAST (default: all)")
-    parser.add_argument(
-        "--data", help="train on folder:PATH, pictures with a metadata.jsonl, in place of the config's"
-    )
-    parser.add_argument(
-        "--set",
-        nargs="+",
-        action="extend",
-        default=[],
-        metavar="KEY=VALUE",
-        help="override settings by dotted name",
     )
     parser.add_argument("--restart", metavar="STAGE", help="train this stage and all after it anew")
     parser.add_argument(

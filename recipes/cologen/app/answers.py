@@ -53,7 +53,7 @@ class Answer(NamedTuple):
 
 
 class Answers:
-    """Answers of one drawing session; keeps nothing between two of them."""
+    """Answers of one session; keeps nothing between two of them."""
 
     def __init__(self, session: GenerationSession, limits: Limits) -> None:
         """Answer with this session, within these limits."""
@@ -65,48 +65,50 @@ class Answers:
             None if image is None else shown(self.session.source("control", "", self._map(image, kind)).image)
         )
 
-    def generate(self, asked: Request) -> Answer:
-        """Draw.
+    def generate(self, request: Request) -> Answer:
+        """Generate a picture.
 
         Raises:
             CologenError: What was asked for cannot be drawn; the message is for the user.
         """
-        if asked.image is None:
+        if request.image is None:
             raise PictureError("there is no picture; upload one first.")
-        check_prompt(asked.prompt, self.limits)
-        wanted = self._settings(asked)
-        image = asked.image
-        if asked.task == "control":
-            image = self._map(image, asked.kind, wanted.size)
-        if asked.task == "inpainting" and asked.mask is None and not (image == 0).all(-1).any():
+        check_prompt(request.prompt, self.limits)
+        wanted = self._settings(request)
+        image = request.image
+        if request.task == "control":
+            image = self._map(image, request.kind, wanted.size)
+        if request.task == "inpainting" and request.mask is None and not (image == 0).all(-1).any():
             raise PictureError("nothing is painted over; paint over what is to be filled in.")
-        kind = None if asked.task != "control" or asked.kind == A_MAP else asked.kind
-        drawn = self.session.generate(wanted, image, asked.mask, kind)
+        kind = None if request.task != "control" or request.kind == A_MAP else request.kind
+        drawn = self.session.generate(wanted, image, request.mask, kind)
         run = self.session.run
         return Answer(
             picture=shown(drawn.image),
             shares=shares_picture(drawn.routing, drawn.source),
             notes="\n".join(drawn.notices),
-            settings=settings_file(wanted, run.path, run.settings.fingerprint(), image, asked.mask),
+            settings=settings_file(wanted, run.path, run.settings.fingerprint(), image, request.mask),
         )
 
     def _map(self, image: Image, kind: str, size: str | None = None) -> Image:
         return image if kind == A_MAP else self.session.made_map(image, kind, size)
 
-    def _settings(self, asked: Request) -> PictureSettings:
-        pools = self.session.pools(asked.task)
-        if asked.pool not in pools:
-            raise PictureError(f"there is no pool {asked.pool!r} for {asked.task}; choose one of {pools}.")
+    def _settings(self, request: Request) -> PictureSettings:
+        pools = self.session.pools(request.task)
+        if request.pool not in pools:
+            raise PictureError(
+                f"there is no pool {request.pool!r} for {request.task}; choose one of {pools}."
+            )
         try:
             return PictureSettings.model_validate(
                 {
-                    "task": asked.task,
-                    "prompt": asked.prompt,
-                    "pool": asked.pool,
-                    "seed": whole("seed", asked.seed, 0, MOST_SEED),
-                    "steps": whole("number of steps", asked.steps, 1, self.limits.steps),
-                    "guidance": asked.guidance if self.session.reads_guidance else None,
-                    "size": size_within(asked.size, self.limits),
+                    "task": request.task,
+                    "prompt": request.prompt,
+                    "pool": request.pool,
+                    "seed": whole("seed", request.seed, 0, MOST_SEED),
+                    "steps": whole("number of steps", request.steps, 1, self.limits.steps),
+                    "guidance": request.guidance if self.session.reads_guidance else None,
+                    "size": size_within(request.size, self.limits),
                 }
             )
         except ValidationError as error:

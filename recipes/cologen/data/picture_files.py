@@ -11,6 +11,7 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 from PIL import Image as PilImage
 
+from prw.storage.atomic import atomic_file
 from recipes.cologen.data.decoding import open_upright
 from recipes.cologen.data.framing import frame_of, resized_mask, resized_pixels, stretched
 from recipes.cologen.data.reading import as_picture_of, bright, mask_of, opaque
@@ -208,7 +209,5 @@ def check_writable(folder: Path) -> None:
 
 def write_picture(image: Image, path: Path) -> None:
     """Write a picture, all or nothing; the ending of its name decides the format."""
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
-        new = Path(folder) / path.name
-        PilImage.fromarray(image).save(new)
-        new.replace(path)
+    with atomic_file(path) as draft:
+        PilImage.fromarray(image).save(draft)

@@ -23,7 +23,8 @@ from pydantic import ValidationError
 from rich.console import Console
 
 from prw.errors import PrwError
-from recipes.cologen.cli import silence_loading_bars
+from prw.storage.atomic import atomic_file
+from recipes.cologen.cli import add_checkpoint_argument, plain_console, silence_loading_bars
 from recipes.cologen.config.errors import fault_lines
 from recipes.cologen.data.picture_files import check_writable, read_mask, read_source
 from recipes.cologen.data.record import Image
@@ -78,16 +79,16 @@ def also_batches(command: Command) -> Command:
 
 def generate_batch(arguments: Sequence[str]) -> int:
     """Run the batch and return its exit status: 0 all drawn, 1 refused or some not drawn, 130 stopped."""
-    asked = _asked(arguments)
+    args = _parsed(arguments)
     silence_loading_bars()
-    console = Console(stderr=True, soft_wrap=True, markup=False, highlight=False)
+    console = plain_console()
     try:
-        jobs = read_jobs(asked.batch)
-        run = RunReader(asked.checkpoint)
-        _check_folder(asked.output)
+        jobs = read_jobs(args.batch)
+        run = RunReader(args.checkpoint)
+        _check_folder(args.output)
         session = GenerationSession(run)
-        asked.output.mkdir(parents=True, exist_ok=True)
-        failed = _generate_all(session, jobs, asked.batch.parent, asked.output, console)
+        args.output.mkdir(parents=True, exist_ok=True)
+        failed = _generate_all(session, jobs, args.batch.parent, args.output, console)
     except (CologenError, PrwError) as error:
         console.print(f"error: {error}")
         return 1
@@ -98,7 +99,7 @@ def generate_batch(arguments: Sequence[str]) -> int:
         console.print("stopped; the same command goes on with what is missing")
         return STOPPED
     drawn, pictures = len(jobs) - failed, "picture" if len(jobs) == 1 else "pictures"
-    console.print(f"{drawn} of {len(jobs)} {pictures} {'is' if drawn == 1 else 'are'} in {asked.output}")
+    console.print(f"{drawn} of {len(jobs)} {pictures} {'is' if drawn == 1 else 'are'} in {args.output}")
     return 1 if failed else 0
 
 
@@ -141,8 +142,8 @@ def _ready(session: GenerationSession, job: Job, beside: Path) -> Ready:
     read = [read_source(beside / job.image)] + ([] if job.mask is None else [read_mask(beside / job.mask)])
     image, mask = read[0].image, read[1].image if len(read) > 1 else None
     # Without a size, the key is the one from before jobs had sizes: such a picture is not drawn again.
-    asked = wanted.model_dump(exclude={"size"} if wanted.size is None else None)
-    state = hashlib.sha256(json.dumps([session.settings.fingerprint(), asked]).encode())
+    args = wanted.model_dump(exclude={"size"} if wanted.size is None else None)
+    state = hashlib.sha256(json.dumps([session.settings.fingerprint(), args]).encode())
     for picture in (image, mask):
         state.update(b"none" if picture is None else repr(picture.shape).encode() + picture.tobytes())
     notices = tuple(one.notice for one in read if one.notice is not None)
@@ -171,9 +172,8 @@ def _write(image: Image, path: Path, key: str) -> None:
     """Write a picture, all or nothing, with the hash of its job."""
     held = PngInfo()
     held.add_text(KEY, key)
-    draft = path.with_name(f".{path.name}.part")
-    PilImage.fromarray(image).save(draft, "PNG", pnginfo=held)
-    draft.replace(path)
+    with atomic_file(path) as draft:
+        PilImage.fromarray(image).save(draft, "PNG", pnginfo=held)
 
 
 def _check_folder(path: Path) -> None:
@@ -183,17 +183,17 @@ def _check_folder(path: Path) -> None:
     check_writable(path)
 
 
-def _asked(arguments: Sequence[str]) -> argparse.Namespace:
+def _parsed(arguments: Sequence[str]) -> argparse.Namespace:
     """The options; those of one picture are refused with where they are said in a batch."""
     parser = _parser()
-    asked, others = parser.parse_known_args(arguments)
+    args, others = parser.parse_known_args(arguments)
     for word in others:
         option = word.partition("=")[0]
         if option in OF_A_JOB:
             parser.error(f"{option} is said in each job of the file: {OF_A_JOB[option]}")
     if others:
         parser.error(f"{others[0]} does not go with {OPTION}; a job knows {', '.join(Job.model_fields)}")
-    return asked
+    return args
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -202,9 +202,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Draw a batch of pictures with a trained run.",
         allow_abbrev=False,
     )
-    parser.add_argument(
-        "--checkpoint", type=Path, metavar="RUN", help="the folder that training wrote", required=True
-    )
+    add_checkpoint_argument(parser)
     parser.add_argument(
         OPTION, type=Path, metavar="JOBS", help="a line of JSON for each picture", required=True
     )

@@ -84,66 +84,66 @@ def _value(text: str) -> str | Decimal:
     return number if number.is_finite() else text
 
 
-def generate_grid(asked: argparse.Namespace, said: Callable[[str], None]) -> Image:
+def generate_grid(args: argparse.Namespace, said: Callable[[str], None]) -> Image:
     """Draw the sheet that the options of `generate` ask for, with the model loaded once.
 
     Args:
-        asked: The options.
+        args: The options.
         said: Told what had to be changed to draw it.
 
     Raises:
         PictureError: The axes are the same twice or make too many pictures, or a value will not do.
     """
-    across, down = _axes(asked)
-    run = RunReader(asked.checkpoint)
-    same_config(run.settings, asked.config, asked.checkpoint)
-    same_run(run.settings.fingerprint(), asked.of_run, asked.checkpoint, asked.settings)
-    read = read_source(asked.image, called(asked, "image"))
-    hole = None if asked.mask is None else read_mask(asked.mask, called(asked, "mask"))
+    across, down = _axes(args)
+    run = RunReader(args.checkpoint)
+    same_config(run.settings, args.config, args.checkpoint)
+    same_run(run.settings.fingerprint(), args.of_run, args.checkpoint, args.settings)
+    read = read_source(args.image, called(args, "image"))
+    hole = None if args.mask is None else read_mask(args.mask, called(args, "mask"))
     session = GenerationSession(run)
     image, mask = read.image, None if hole is None else hole.image
     notices = [read.notice, None if hole is None else hole.notice]
-    if asked.draw_map is not None:
-        image = session.made_map(image, asked.draw_map, asked.size)
-        notices.append(map_notice(asked.prompt, asked.draw_map))
+    if args.draw_map is not None:
+        image = session.made_map(image, args.draw_map, args.size)
+        notices.append(map_notice(args.prompt, args.draw_map))
     steps = session.settings.sampling.steps
     wanted = [
-        [wanted_by(asked, steps, _changed((across.name, right), (down.name, low))) for right in across.values]
+        [wanted_by(args, steps, _changed((across.name, right), (down.name, low))) for right in across.values]
         for low in down.values
     ]
     for one in (cell for row in wanted for cell in row):
         session.check_pool(one.pool)
-    seen = session.source(asked.task, asked.prompt, read.image, mask, size=asked.size)
+    seen = session.source(args.task, args.prompt, read.image, mask, size=args.size)
     for notice in (*notices, *seen.notices):
         if notice is not None:
             said(f"note: {notice}")
     return sheet([[session.generate(one, image, mask).image for one in row] for row in wanted], across, down)
 
 
-def _axes(asked: argparse.Namespace) -> tuple[Axis, Axis]:
+def _axes(args: argparse.Namespace) -> tuple[Axis, Axis]:
     """What changes from left to right and from top to bottom; the second may be no axis at all.
 
     Raises:
         PictureError: The axes are no two that make a sheet, or other options contradict them.
     """
-    across, *others = asked.grid
+    across, *others = args.grid
     down = others[0] if others else Axis("", ("",))
     cells = len(across.values) * len(down.values)
     if len(others) > 1 or across.name == down.name or cells > MOST_CELLS:
         raise PictureError(
             f"--grid takes one or two different settings and at most {MOST_CELLS} pictures in all; got "
-            f"{', '.join(each.name for each in asked.grid)} with {cells}."
+            f"{', '.join(each.name for each in args.grid)} with {cells}."
         )
-    if asked.also:
+    if args.also:
         raise PictureError("--grid draws from one source; leave --also out.")
     given = {
-        "--seed": asked.seed is not None,
-        "--steps": asked.steps is not None,
-        "--guidance": asked.guidance is not None,
-        "--as-of": asked.as_of is not None,
-        "--experts-off": asked.experts_off,
+        "--seed": args.seed is not None,
+        "--steps": args.steps is not None,
+        "--guidance": args.guidance is not None,
+        "--as-of": args.as_of is not None,
+        "--experts-off": args.experts_off,
     }
-    for one in asked.grid:
+    for one in args.grid:
         for option in AXIS_OPTIONS[one.name]:
             if given[option]:
                 raise PictureError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from recipes.cologen.cli import positive
+from recipes.cologen.cli import add_checkpoint_argument, positive
 from recipes.cologen.config.annotators import MAP_KINDS
 from recipes.cologen.data.views import VIEWS
 from recipes.cologen.generation.grid import axis
@@ -37,9 +37,7 @@ def options() -> argparse.ArgumentParser:
         allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument(
-        "--checkpoint", type=Path, metavar="RUN", help="the folder that training wrote", required=True
-    )
+    add_checkpoint_argument(parser)
     parser.add_argument("--task", choices=tuple(VIEWS), required=True, help="what is asked of the source")
     parser.add_argument(
         "--image",

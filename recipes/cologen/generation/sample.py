@@ -70,33 +70,33 @@ def _guidance(given: float | None, usual: float, model: FluxBase) -> float | Non
 
 
 def size_to_draw(
-    settings: RunConfig, model: FluxBase, picture: Image, asked: str | None = None
+    settings: RunConfig, model: FluxBase, picture: Image, size: str | None = None
 ) -> tuple[int, int]:
     """Height and width to draw at.
 
-    As asked; else what training gave pictures of this shape; else the picture's own, in whole tokens and of
-    at most `MAX_PIXELS` pixels.
+    As `size` says; else what training gave pictures of this shape; else the picture's own, in whole tokens
+    and of at most `MAX_PIXELS` pixels.
 
     Args:
         settings: Of the run.
         model: The base.
         picture: The source, uint8 [any height, any width, 3].
-        asked: WIDTHxHEIGHT.
+        size: WIDTHxHEIGHT.
 
     Raises:
         PictureError: A side that was asked for is no whole number of tokens.
     """
     side = 2 * model.vae_scale_factor
     height, width = picture.shape[:2]
-    if asked is None:
+    if size is None:
         return generation_settings(settings).size_of(height, width) or own_size(height, width, side)
-    size = height_and_width(asked)
-    if any(length % side for length in size):
-        near = "x".join(str(max(side, round(length / side) * side)) for length in reversed(size))
+    lengths = height_and_width(size)
+    if any(length % side for length in lengths):
+        near = "x".join(str(max(side, round(length / side) * side)) for length in reversed(lengths))
         raise PictureError(
-            f"the sides of a size are multiples of {side} for this base, got {asked}. Try --size {near}."
+            f"the sides of a size are multiples of {side} for this base, got {size}. Try --size {near}."
         )
-    return size
+    return lengths
 
 
 class Source(NamedTuple):
@@ -161,10 +161,10 @@ def _have_one_shape(one: Image, other: Image) -> bool:
     return bool(abs(across / down - 1) < 0.02)
 
 
-def _most_notice(settings: RunConfig, image: Image, asked: str | None) -> str | None:
+def _most_notice(settings: RunConfig, image: Image, size: str | None) -> str | None:
     """What to say where a picture is drawn smaller than it is because it has too many pixels."""
     height, width = image.shape[:2]
-    if asked is not None or generation_settings(settings).sizes or height * width <= MAX_PIXELS:
+    if size is not None or generation_settings(settings).sizes or height * width <= MAX_PIXELS:
         return None
     return f"at most {MAX_PIXELS} pixels are drawn where no size is asked for; ask for one (--size WxH)."
 

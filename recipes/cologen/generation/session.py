@@ -24,6 +24,7 @@ from recipes.cologen.generation.prompts import check_prompt_given, check_words
 from recipes.cologen.generation.sample import Source, sample_picture, size_to_draw, source_of
 from recipes.cologen.generation.settings import FULL_POOL, NO_EXPERTS, PictureSettings
 from recipes.cologen.pipeline.tasks import worded
+from recipes.cologen.runs.files import CONFIG
 from recipes.cologen.runs.loading import load_base, load_stage
 from recipes.cologen.runs.reader import RunReader
 
@@ -56,7 +57,7 @@ class GenerationSession:
         if not self.finished:
             raise RunFolderError(
                 f"{run.path} has no finished stage yet; train it first: python -m recipes.cologen.train "
-                f"--config {run.path / 'config.yaml'} --stage {self.settings.stage_names[0]} "
+                f"--config {run.path / CONFIG} --stage {self.settings.stage_names[0]} "
                 f"--output {run.path}"
             )
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

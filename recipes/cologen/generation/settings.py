@@ -23,12 +23,13 @@ from typing import Annotated, Literal, Protocol
 from PIL import Image as PilImage
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import PydanticCustomError
-from rich.console import Console
 
+from recipes.cologen.cli import refuse
 from recipes.cologen.config.errors import fault_lines
 from recipes.cologen.config.run import RunConfig, load_config
 from recipes.cologen.data.record import Image
 from recipes.cologen.errors import CologenError, PictureError
+from recipes.cologen.runs.files import CONFIG
 from recipes.cologen.stages import COLOGEN_STAGES
 
 FULL_POOL = "full-pool"
@@ -201,8 +202,7 @@ def reads_settings(command: Command) -> Command:
                 file = Path(given[place + 1])
                 plain = _unpacked(read_settings(file), Path(folder), others, file)
             except CologenError as error:
-                Console(stderr=True, soft_wrap=True, markup=False, highlight=False).print(f"error: {error}")
-                return 1
+                return refuse(error)
             # The option stays, so that messages can name the file, and not where its pictures were put.
             return command([*plain, *others, OPTION, str(file)])
 
@@ -278,17 +278,17 @@ def same_config(settings: RunConfig, config: str | None, run: Path) -> None:
         return
     raise PictureError(
         f"{run} was not trained by --config {config}: their settings differ (the run's are in "
-        f"{run / 'config.yaml'}). Leave --config out; a picture is drawn by the run's own settings."
+        f"{run / CONFIG}). Leave --config out; a picture is drawn by the run's own settings."
     )
 
 
 def wanted_by(
-    asked: argparse.Namespace, steps: int, changed: Mapping[str, str] | None = None
+    args: argparse.Namespace, steps: int, changed: Mapping[str, str] | None = None
 ) -> PictureSettings:
     """The options of `generate` as settings of a picture.
 
     Args:
-        asked: The options.
+        args: The options.
         steps: Where none are asked for.
         changed: What a cell of a sheet changes.
 
@@ -297,13 +297,13 @@ def wanted_by(
     """
     changed = changed or {}
     values = {
-        "task": asked.task,
-        "prompt": asked.prompt,
-        "pool": NO_EXPERTS if asked.experts_off else asked.as_of or asked.task,
-        "seed": asked.seed or 0,
-        "steps": asked.steps or steps,
-        "guidance": asked.guidance,
-        "size": asked.size,
+        "task": args.task,
+        "prompt": args.prompt,
+        "pool": NO_EXPERTS if args.experts_off else args.as_of or args.task,
+        "seed": args.seed or 0,
+        "steps": args.steps or steps,
+        "guidance": args.guidance,
+        "size": args.size,
     }
     try:
         return PictureSettings.model_validate({**values, **changed})
@@ -313,8 +313,8 @@ def wanted_by(
         raise PictureError(f"{option}{fault}.") from error
 
 
-def called(asked: argparse.Namespace, option: str) -> str:
+def called(args: argparse.Namespace, option: str) -> str:
     """What messages call the picture of an option: its path, or the file of settings that holds it."""
-    if option in (asked.held or ()):
-        return f"the {option} in {asked.settings}"
-    return str(getattr(asked, option))
+    if option in (args.held or ()):
+        return f"the {option} in {args.settings}"
+    return str(getattr(args, option))

@@ -59,7 +59,7 @@ class Cell(NamedTuple):
         return "-".join(self)
 
 
-class Asked(BaseModel):
+class Conditions(BaseModel):
     """What a measurement depends on besides its cell."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -84,7 +84,7 @@ class Measurement(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    asked: Asked
+    conditions: Conditions
     score: float
     exact: bool
     by_kind: dict[str, float]
@@ -124,13 +124,13 @@ class Scorer:
         )
         return self.annotators.complete(examples, self.model.device)
 
-    def asked(self, cell: Cell) -> Asked:
+    def conditions(self, cell: Cell) -> Conditions:
         """What a measurement of this cell depends on now."""
         settings = self.run.settings
         weights = hash_files(base_folder(settings), whole=False)
         if cell.mode != "experts_off":
             weights = f"{weights}/{hash_files(self.run.pool(cell.checkpoint), whole=True)}"
-        return Asked(
+        return Conditions(
             n=self.n,
             seed=settings.data.held_out_seed,
             steps=settings.sampling.steps,
@@ -158,7 +158,7 @@ class Scorer:
             kept = Measurement.model_validate_json(path.read_text(encoding="utf-8"))
         except ValidationError:
             return None  # written by another version of this recipe
-        return kept if kept.asked == self.asked(cell) else None
+        return kept if kept.conditions == self.conditions(cell) else None
 
     def shown(self, cell: Cell) -> list[NDArray[np.uint8]]:
         """Kept pictures of a measured cell, uint8 [height, width, 3], as numbered by `Measurement.shown`."""
@@ -215,7 +215,7 @@ class Scorer:
         self._path(cell, ".png").parent.mkdir(parents=True, exist_ok=True)
         PilImage.fromarray(np.concatenate([score.images[i] for i in shown])).save(self._path(cell, ".png"))
         measurement = Measurement(
-            asked=self.asked(cell),
+            conditions=self.conditions(cell),
             score=score.score,
             exact=score.exact,
             by_kind=score.by_kind,

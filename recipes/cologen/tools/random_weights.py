@@ -26,20 +26,20 @@ from recipes.cologen.tools.random_flux2 import write_random_flux2
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit status."""
-    asked = _parser().parse_args(arguments)
+    args = _parser().parse_args(arguments)
     console = Console(soft_wrap=True, markup=False, highlight=False)
     silence_loading_bars()
     try:
-        _check_kind(asked.output / "base", asked.klein)
-        if asked.klein:
-            write_random_flux2(asked.output / "base", asked.seed)
+        _check_kind(args.output / "base", args.klein)
+        if args.klein:
+            write_random_flux2(args.output / "base", args.seed)
         else:
-            write_random_flux(asked.output / "base", asked.seed, guidance_embeds=not asked.schnell)
-        paths = write_example_inputs(asked.output / "data", asked.pictures, asked.seed)
+            write_random_flux(args.output / "base", args.seed, guidance_embeds=not args.schnell)
+        paths = write_example_inputs(args.output / "data", args.pictures, args.seed)
     except (CologenError, OSError) as error:
         Console(stderr=True, soft_wrap=True, markup=False, highlight=False).print(f"error: {error}")
         return 1
-    console.print(f"written: {asked.output / 'base'}, and pictures: {', '.join(paths.values())}")
+    console.print(f"written: {args.output / 'base'}, and pictures: {', '.join(paths.values())}")
     return 0
 
 

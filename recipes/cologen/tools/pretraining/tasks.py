@@ -78,11 +78,11 @@ def _one(rng: np.random.Generator, scene: Scene, say: Wording) -> tuple[SceneObj
     return item, say.there(_reference(rng, scene, item))
 
 
-Asked = tuple[str, Scene]
+Instruction = tuple[str, Scene]
 """What a verb is said with, and the scene it asks for."""
 
 
-def _copy(scene: Scene, rng: np.random.Generator, say: Wording) -> Asked:
+def _copy(scene: Scene, rng: np.random.Generator, say: Wording) -> Instruction:
     return "", scene
 
 
@@ -100,41 +100,41 @@ def _in_colour(rng: np.random.Generator, say: Wording, reference: str, colour: s
     return pick(rng, forms)
 
 
-def _frame(scene: Scene, rng: np.random.Generator, say: Wording) -> Asked:
+def _frame(scene: Scene, rng: np.random.Generator, say: Wording) -> Instruction:
     item, reference = _one(rng, scene, say)
     colour = pick(rng, [name for name in COLOURS if name != item.colour])
     return _in_colour(rng, say, reference, colour), scene.exchanged(item, replace(item, frame=colour))
 
 
-def _dye(scene: Scene, rng: np.random.Generator, say: Wording) -> Asked:
+def _dye(scene: Scene, rng: np.random.Generator, say: Wording) -> Instruction:
     item, reference = _one(rng, scene, say)
     colour = pick(rng, [name for name in COLOURS if name != item.colour])
     return _in_colour(rng, say, reference, colour), scene.exchanged(item, replace(item, colour=colour))
 
 
-def _keep(scene: Scene, rng: np.random.Generator, say: Wording) -> Asked:
+def _keep(scene: Scene, rng: np.random.Generator, say: Wording) -> Instruction:
     item, reference = _one(rng, scene, say)
     return reference, replace(scene, objects=(item,))
 
 
-def _drop(scene: Scene, rng: np.random.Generator, say: Wording) -> Asked:
+def _drop(scene: Scene, rng: np.random.Generator, say: Wording) -> Instruction:
     item, reference = _one(rng, scene, say)
     return reference, scene.without(item)
 
 
-def _put(scene: Scene, rng: np.random.Generator, say: Wording) -> Asked:
+def _put(scene: Scene, rng: np.random.Generator, say: Wording) -> Instruction:
     item, reference = _one(rng, scene, say)
     place = pick(rng, scene.free_places())
     moved = scene.exchanged(item, replace(item, place=place))
     return f"{reference} {say.at(place, pick(rng, ['at', 'to', 'in', 'on']))}", moved
 
 
-def _plus(scene: Scene, rng: np.random.Generator, say: Wording) -> Asked:
+def _plus(scene: Scene, rng: np.random.Generator, say: Wording) -> Instruction:
     item = random_object(rng, pick(rng, scene.free_places()))
     return say.new_at(item), scene.with_objects(*scene.objects, item)
 
 
-def _swap(scene: Scene, rng: np.random.Generator, say: Wording) -> Asked:
+def _swap(scene: Scene, rng: np.random.Generator, say: Wording) -> Instruction:
     item, reference = _one(rng, scene, say)
     new = replace(
         item, shape=pick(rng, SHAPES), colour=pick(rng, tuple(COLOURS)), size=pick(rng, tuple(SIZES))
@@ -143,7 +143,7 @@ def _swap(scene: Scene, rng: np.random.Generator, say: Wording) -> Asked:
     return f"{reference} {between}{say.new(new)}", scene.exchanged(item, new)
 
 
-def _bring(scene: Scene, rng: np.random.Generator, say: Wording) -> Asked:
+def _bring(scene: Scene, rng: np.random.Generator, say: Wording) -> Instruction:
     item = replace(scene.objects[0], place=pick(rng, PLACES))
     target = Scene(pick(rng, tuple(BACKGROUNDS)), (item,))
     arguments = say.at(item.place)
@@ -156,13 +156,13 @@ def _bring(scene: Scene, rng: np.random.Generator, say: Wording) -> Asked:
     return f"{arguments} on {target.background}", target
 
 
-def _backdrop(scene: Scene, rng: np.random.Generator, say: Wording) -> Asked:
+def _backdrop(scene: Scene, rng: np.random.Generator, say: Wording) -> Instruction:
     background = pick(rng, tuple(BACKGROUNDS))
     forms = (background, f"to {background}", f"the {SLOT} to {background}", f"the {SLOT} {background}")
     return pick(rng, forms if say.sentences else [background]), replace(scene, background=background)
 
 
-Instruct = Callable[[Scene, np.random.Generator, Wording], Asked]
+Instruct = Callable[[Scene, np.random.Generator, Wording], Instruction]
 INSTRUCTIONS: dict[str, tuple[float, Instruct]] = {
     "copy": (0.02, _copy),
     "frame": (0.11, _frame),

@@ -19,7 +19,7 @@ from recipes.cologen.data.picture_files import cut_hole, fit_picture, read_mask,
 from recipes.cologen.data.raw import RawRecord
 from recipes.cologen.data.reading import mask_of, opaque
 from recipes.cologen.data.record import Record
-from recipes.cologen.pipeline.sources import Wanted, prepare_sources
+from recipes.cologen.pipeline.sources import PictureRequest, prepare_sources
 from recipes.cologen.pipeline.tasks import shows_classes
 
 MODES = ("RGB", "RGBA", "L", "LA", "P", "1", "I;16")
@@ -73,7 +73,7 @@ def test_a_picture_is_one_picture_everywhere(
     by_command = fit_picture(read_source(folder / "image").image, *size).image
     on_the_page = fit_picture(read_upload(image, Limits()).image, *size).image
     with Image.open(folder / "image") as opened:
-        sources, _ = prepare_sources(Wanted(opened, None, "editing", None, *size), 1, 1, 1)
+        sources, _ = prepare_sources(PictureRequest(opened, None, "editing", None, *size), 1, 1, 1)
     assert sources is not None
     for seen in (by_command, on_the_page, sources.groups[0][0]):
         assert np.array_equal(seen, trained)
@@ -91,7 +91,7 @@ def test_a_map_of_classes_gets_no_third_colour_anywhere(levels: np.ndarray, size
     trained = framed(raw, size).maps["segmentation"]
     seen = [fit_picture(stored, *size, classes=True).image]
     for control, prompts in (("segmentation", None), (None, ["segmentation map to image a cat", "a dog"])):
-        wanted = Wanted(stored, None, "control", None, *size, control=control, prompts=prompts)
+        wanted = PictureRequest(stored, None, "control", None, *size, control=control, prompts=prompts)
         sources, _ = prepare_sources(wanted, 2, 1, 1)
         assert sources is not None
         seen += [sources.groups[sources.index[0]][0], sources.originals[0]]
@@ -136,7 +136,7 @@ def test_a_mask_is_one_mask_everywhere(
     by_command = cut_hole(*read, size)
     on_the_page = cut_hole(read_upload(image, Limits()).image, read[1], size)
     with Image.open(folder / "image") as picture, Image.open(folder / "mask") as hole:
-        sources, _ = prepare_sources(Wanted(picture, hole, "inpainting", None, *size), 1, 1, 1)
+        sources, _ = prepare_sources(PictureRequest(picture, hole, "inpainting", None, *size), 1, 1, 1)
     assert sources is not None
     for seen in (by_command, on_the_page, sources.groups[0][0]):
         assert np.array_equal(seen, trained)

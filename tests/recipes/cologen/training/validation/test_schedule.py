@@ -206,4 +206,4 @@ def test_validation_and_report_draw_with_true_guidance_as_sampling_asks(base_pat
     cell = cells.Cell("inpainting", "inpainting", "full_pool")
     measured = scorer.measure([cell])[cell]
     assert asked == [(3.0, "red")] * 2
-    assert (measured.asked.true_cfg_scale, measured.asked.negative_prompt) == (3.0, "red")
+    assert (measured.conditions.true_cfg_scale, measured.conditions.negative_prompt) == (3.0, "red")
