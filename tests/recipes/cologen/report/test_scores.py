@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recipes.cologen.report.cells import Conditions, Cell, Measurement
+from recipes.cologen.report.cells import Cell, Conditions, Measurement
 from recipes.cologen.report.scores import Scores, all_cells, task_cells
 
 TASKS = ("inpainting", "grounding", "control", "customization", "editing")

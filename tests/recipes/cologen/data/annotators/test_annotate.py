@@ -130,7 +130,7 @@ def test_an_annotator_of_ones_own_is_called_and_checked():
         gray.sources(PIXELS, [None, "soft_edge", None])
     with pytest.raises(AnnotatorError, match="'nowhere:Thing' cannot be called"):
         load("depth", kind="custom", path="nowhere:Thing")
-    with pytest.raises(AnnotatorError, match="made a Mock without needs, fingerprint, draw"):
+    with pytest.raises(AnnotatorError, match="made a Mock without needs, fingerprint, annotate"):
         load("depth", kind="custom", path=f"{__name__}:Mock")
 
 
