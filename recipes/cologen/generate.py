@@ -1,9 +1,9 @@
-"""Draws one picture with a trained run.
+"""Generates one picture with a trained run.
 
     python -m recipes.cologen.generate --checkpoint runs/tiny --task editing \
         --image in.png --prompt "make the red circle blue" --output out.png
 
-The options are in generate_options.py, pictures are read and written by pictures.py, sample_picture.py draws.
+The options are in generation/options.py; one picture is sampled in generation/sample.py.
 """
 
 from __future__ import annotations
@@ -62,15 +62,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         check_output(args.output, pictures)
         _check_task(args)
         check_prompt_given(args.prompt)
-        drawn = generate_grid(args, console.print) if args.grid else _draw(args, console)
-        most = MOST_SIDE // max(drawn.shape[:2])  # a long, narrow picture is enlarged less
-        scale = args.scale or max(1, min(SHOWN_PIXELS // min(drawn.shape[:2]), most))
-        if scale * max(drawn.shape[:2]) > MOST_SIDE:
+        picture = generate_grid(args, console.print) if args.grid else _generate(args, console)
+        most = MOST_SIDE // max(picture.shape[:2])  # a long, narrow picture is enlarged less
+        scale = args.scale or max(1, min(SHOWN_PIXELS // min(picture.shape[:2]), most))
+        if scale * max(picture.shape[:2]) > MOST_SIDE:
             raise PictureError(
-                f"--scale {scale} would make a picture of {scale * drawn.shape[1]}x{scale * drawn.shape[0]} "
-                f"pixels; at most {MOST_SIDE} a side are written. Give a smaller one."
+                f"--scale {scale} would make a picture of {scale * picture.shape[1]}x"
+                f"{scale * picture.shape[0]} pixels; at most {MOST_SIDE} a side are written. Give a "
+                "smaller one."
             )
-        write_picture(enlarge(drawn, scale), args.output)
+        write_picture(enlarge(picture, scale), args.output)
     except (CologenError, PrwError) as error:
         console.print(f"error: {error}")
         return 1
@@ -80,13 +81,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         console.print("stopped; nothing was written")
         return STOPPED
-    height, width = drawn.shape[:2]
+    height, width = picture.shape[:2]
     how = f" ({width}x{height} enlarged {scale} times)" if scale > 1 else ""
     console.print(f"written: {args.output}, {scale * width}x{scale * height} pixels{how}")
     return 0
 
 
-def _draw(args: argparse.Namespace, console: Console) -> Image:
+def _generate(args: argparse.Namespace, console: Console) -> Image:
     run = RunReader(args.checkpoint)
     settings = run.settings
     same_run(settings.fingerprint(), args.of_run, args.checkpoint, args.settings)
@@ -121,7 +122,7 @@ def _check_task(args: argparse.Namespace) -> None:
 
 
 def _stage(run: RunReader, args: argparse.Namespace) -> str | None:
-    """The stage whose pool draws: the task's own unless told otherwise; `full-pool`, or None for no experts.
+    """The stage whose pool is used, the task's own by default; `full-pool`, or None for no experts.
 
     Raises:
         RunFolderError: The stage, or every stage, is unfinished.
@@ -133,7 +134,7 @@ def _stage(run: RunReader, args: argparse.Namespace) -> str | None:
         run.pool(stage)
     elif not run.finished_stages():
         raise RunFolderError(
-            f"{run.path} has no finished stage yet; train it first, or draw with --experts-off."
+            f"{run.path} has no finished stage yet; train it first, or generate with --experts-off."
         )
     return stage
 

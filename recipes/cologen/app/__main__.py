@@ -51,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m recipes.cologen.app",
-        description="A page in the browser that draws with a trained run.",
+        description="A page in the browser that generates with a trained run.",
     )
     add_checkpoint_argument(parser)
     parser.add_argument(

@@ -38,12 +38,12 @@ def about(settings: RunConfig) -> str:
         )
     if settings.data.size is None:
         return (
-            f"{name} Pictures are drawn at the size of the one that you give, up to {MAX_PIXELS} pixels in "
-            "all; ask for another under *Size*."
+            f"{name} Pictures are generated at the size of the one that you give, up to {MAX_PIXELS} pixels "
+            "in all; ask for another under *Size*."
         )
     height, width = settings.data.size
     return (
-        f"{name} Pictures are drawn at {width}x{height} pixels; the middle of the one that you "
+        f"{name} Pictures are generated at {width}x{height} pixels; the middle of the one that you "
         "give is brought to that; ask for another size under *Size*."
     )
 

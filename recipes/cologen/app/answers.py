@@ -1,4 +1,4 @@
-"""What the page answers, in plain Python: reads uploads, draws, and says in words what cannot be done."""
+"""What the page answers, in plain Python: reads uploads, generates, and says in words what cannot be done."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Request(NamedTuple):
     kind: str = A_MAP
     """Control: what the picture is, a map, or the kind of map to make from it."""
     size: str = ""
-    """Width and height to draw at, WIDTHxHEIGHT; empty: those of training, else the picture's own."""
+    """Width and height to generate at, WIDTHxHEIGHT; empty: those of training, else the picture's own."""
 
 
 class Answer(NamedTuple):
@@ -47,7 +47,7 @@ class Answer(NamedTuple):
     shares: Image | None
     """Which expert saw what; None without experts."""
     notes: str
-    """What had to be changed to draw it; may be empty."""
+    """What had to be changed to generate it; may be empty."""
     settings: str
     """The text of the settings file."""
 
@@ -69,7 +69,7 @@ class Answers:
         """Generate a picture.
 
         Raises:
-            CologenError: What was asked for cannot be drawn; the message is for the user.
+            CologenError: What was asked for cannot be generated; the message is for the user.
         """
         if request.image is None:
             raise PictureError("there is no picture; upload one first.")
@@ -81,12 +81,12 @@ class Answers:
         if request.task == "inpainting" and request.mask is None and not (image == 0).all(-1).any():
             raise PictureError("nothing is painted over; paint over what is to be filled in.")
         kind = None if request.task != "control" or request.kind == A_MAP else request.kind
-        drawn = self.session.generate(wanted, image, request.mask, kind)
+        generated = self.session.generate(wanted, image, request.mask, kind)
         run = self.session.run
         return Answer(
-            picture=shown(drawn.image),
-            shares=shares_picture(drawn.routing, drawn.source),
-            notes="\n".join(drawn.notices),
+            picture=shown(generated.image),
+            shares=shares_picture(generated.routing, generated.source),
+            notes="\n".join(generated.notices),
             settings=settings_file(wanted, run.path, run.settings.fingerprint(), image, request.mask),
         )
 

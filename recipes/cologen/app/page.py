@@ -26,10 +26,10 @@ LOG = logging.getLogger(__name__)
 KEPT_SECONDS = 3600
 """How long uploads, results and files for download are kept."""
 SETTINGS = "cologen-settings-"
-NOTES, REFUSED = "Notes", "Not drawn, because"
+NOTES, REFUSED = "Notes", "Not generated, because"
 """What the box of notes is called."""
 CLOSE_MESSAGES = "() => {document.querySelectorAll('.toast-close').forEach(one => one.click())}"
-"""Of an upload that was refused: gradio shows it over the page, and it would cover what is drawn next."""
+"""Of an upload that was refused: gradio shows it over the page, and it would cover what is generated next."""
 CSS = """
 .cologen-picture img {image-rendering: pixelated; min-height: 14rem; object-fit: contain;}
 .cologen-refused {border-left: 4px solid #b3261e !important;}
@@ -105,7 +105,7 @@ def _tab(answers: Answers, name: str) -> None:
         with gr.Column():
             results = _results(name)
 
-    def draw(given: Any, kind: str, prompt: str, *rest: Any) -> tuple[Any, ...]:
+    def generate(given: Any, kind: str, prompt: str, *rest: Any) -> tuple[Any, ...]:
         seed, steps, guidance, size, pool, *layers = rest
         read, mask = only_read_here(given), only_read_here(layers[0]).image if layers else None
         answer = answers.generate(
@@ -117,7 +117,7 @@ def _tab(answers: Answers, name: str) -> None:
 
     button.click(fn=None, js=CLOSE_MESSAGES, api_visibility="private")
     button.click(
-        in_words(draw, (None, None, gr.update(value=None, interactive=False))),
+        in_words(generate, (None, None, gr.update(value=None, interactive=False))),
         [image, kind, prompt, *settings, *painted],
         results[1:],
         concurrency_limit=1,
@@ -170,7 +170,7 @@ def _results(name: str) -> list[Any]:
     """The map, then in the order of an answer: the picture, its shares, its settings, and notes."""
     notes = gr.Textbox(
         label=NOTES,
-        placeholder="What had to be changed, or why nothing was drawn",
+        placeholder="What had to be changed, or why nothing was generated",
         lines=2,
         interactive=False,
         elem_id=f"{name}-notes",
@@ -205,7 +205,7 @@ def _settings(answers: Answers, name: str) -> list[Any]:
     size = unchecked(
         gr.Textbox(
             label="Size",
-            placeholder="WIDTHxHEIGHT, such as 640x480; empty: as the run draws",
+            placeholder="WIDTHxHEIGHT, such as 640x480; empty: as the run generates",
             elem_id=f"{name}-size",
         )
     )

@@ -32,7 +32,7 @@ def serve(
     """Serve until interrupted.
 
     Args:
-        session: Where pictures are drawn.
+        session: Where pictures are generated.
         limits: What is taken from users.
         host: Address to listen on.
         port: Port; None takes the first free one from 7860 on.

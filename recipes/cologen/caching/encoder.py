@@ -1,8 +1,8 @@
 """Stands between training and the frozen encoders: encodes pictures and prompts, or reads what was kept.
 
-What can be kept does not depend on a draw's seed: a batch names it by keys. An entry is always encoded alone,
-so that it does not depend on the batch in which it happened to come first: a run on an empty cache, on a full
-one and on one that was cut off all see the same bits.
+What can be kept does not depend on an example's seed: a batch names it by keys. An entry is always encoded
+alone, so that it does not depend on the batch in which it happened to come first: a run on an empty cache, on
+a full one and on one that was cut off all see the same bits.
 """
 
 from __future__ import annotations

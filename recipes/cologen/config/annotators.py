@@ -1,4 +1,4 @@
-"""Settings of annotators: what draws a control map that the data set does not store."""
+"""Settings of annotators: what makes the control maps that a data set does not store."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ OPTIONS: Mapping[str, Mapping[str, Mapping[str, float]]] = {
     "transformers": {"depth": {}, "segmentation": {}},
     "controlnet_aux": {"soft_edge": {}, "lineart": {"coarse": 0}},
 }
-"""The maps that a kind of annotator can draw, with its options and their defaults; `custom` draws any."""
+"""The maps that a kind of annotator can make, with its options and their defaults; `custom` makes any."""
 
 
 class AnnotatorSettings(BaseModel):
-    """What draws one kind of map."""
+    """What makes one kind of map."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -66,7 +66,7 @@ def _check_annotators(annotators: dict[str, AnnotatorSettings]) -> dict[str, Ann
         if name not in able:
             others = ", ".join(kind for kind, maps in OPTIONS.items() if name in maps)
             raise ValueError(
-                f"{settings.kind!r} cannot draw {name!r}, only {', '.join(able)}; for {name!r} take {others} "
+                f"{settings.kind!r} cannot make {name!r}, only {', '.join(able)}; for {name!r} take {others} "
                 "or custom"
             )
         unknown = sorted(set(settings.options) - set(able[name]))
@@ -79,4 +79,4 @@ def _check_annotators(annotators: dict[str, AnnotatorSettings]) -> dict[str, Ann
 
 
 AnnotatorTable = Annotated[dict[str, AnnotatorSettings], AfterValidator(_check_annotators)]
-"""Annotators by the map that they draw."""
+"""Annotators by the map that they make."""

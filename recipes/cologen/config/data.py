@@ -131,7 +131,7 @@ class DataSettings(BaseModel):
     max_sources: int = Field(default=1, gt=0)
     """Source pictures that a pair may have; one with more is an error. All pairs of a batch have as many."""
     annotators: AnnotatorTable = {}
-    """What draws the control maps that are not stored, by map; without one there are edges and lines by
+    """What makes the control maps that are not stored, by map; without one there are edges and lines by
     OpenCV, and neither depth nor classes."""
     buckets: BucketSettings = BucketSettings()
     """Several sizes instead of one, for pictures of many shapes."""

@@ -20,8 +20,8 @@ MOST_TEXT_TOKENS = 512
 def _check_text_tokens(length: int) -> int:
     if length > MOST_TEXT_TOKENS:
         raise ValueError(
-            f"FLUX's pipelines draw from at most {MOST_TEXT_TOKENS} tokens of a prompt, so nothing could be "
-            "drawn as it was trained; give no more, and let longer prompts be cut "
+            f"FLUX's pipelines read at most {MOST_TEXT_TOKENS} tokens of a prompt, so no picture could be "
+            "generated as in training; give no more, and let longer prompts be cut "
             "(base.long_prompts=truncate)"
         )
     return length
@@ -65,7 +65,7 @@ class FlowSettings(Settings):
     timestep_std: float = Field(default=1.0, gt=0)
     """Its standard deviation."""
     shift: Shift = "none"
-    """How the times of training are shifted; `sampling.shift` says it for drawing pictures."""
+    """How the times of training are shifted; `sampling.shift` says it for generating pictures."""
     shift_steps: int = Field(default=28, gt=0)
     """Sampling steps that a shift of training is meant for, where it depends on them: FLUX.2's `base` and
     `dynamic` do. `sampling.steps`, which may change at any time, has no part in what is learnt."""

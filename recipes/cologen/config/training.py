@@ -47,7 +47,7 @@ class ValidationSettings(Settings):
     every: int = Field(default=200, gt=0)
     """Steps between two validations; there is always one at the end of a stage."""
     samples: int = Field(default=32, ge=0)
-    """Held-out examples of a task, which are drawn and scored; 0 leaves validation out."""
+    """Held-out examples of a task, which are generated and scored; 0 leaves validation out."""
     tasks: Literal["own", "seen"] = "own"
     """Of which tasks: the stage's own, or also those of the stages before, which shows what is forgotten."""
     loss_samples: int = Field(default=8, ge=0)

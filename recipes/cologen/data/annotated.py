@@ -1,4 +1,4 @@
-"""Records that know what may draw the control maps that they lack."""
+"""Records that know what may make the control maps that they lack."""
 
 from __future__ import annotations
 

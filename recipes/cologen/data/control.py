@@ -72,7 +72,7 @@ MAPS: dict[str, Callable[[Record], Image]] = {
 
 
 def available_kinds(record: Record) -> list[str]:
-    """The maps that this record allows: edges always, depth and classes where they are stored or drawn."""
+    """The maps that this record allows: edges always, depth and classes where they are stored or made."""
     missing = {"depth": record.depth is None, "segmentation": record.segmentation is None}
     return [
         kind
@@ -87,9 +87,9 @@ def _is_stored(record: Record, kind: str) -> bool:
 
 
 def control_map(record: Record, kind: str) -> Image | None:
-    """The map that is stored; else what the record's annotator draws; else the one made without any.
+    """The map that is stored; else what the record's annotator makes; else the one made without any.
 
-    None: the annotator runs on the training device, which is yet to draw it.
+    None: the annotator runs on the training device, which is yet to make it.
     """
     if kind in record.maps:
         return record.maps[kind]
@@ -121,6 +121,6 @@ def control_example(record: Record, kind: str) -> Example:
         meta={"scene": record.scene},
         origin=record.origin,
         annotator=kind if source is None else None,
-        # What is still to be drawn is not there yet to be known by a key.
+        # What is still to be made is not there yet to be known by a key.
         fixed=ALL_FIXED if source is not None else ALL_FIXED - {"source"},
     )

@@ -56,7 +56,7 @@ class DataSource:
     refused: Mapping[str, str] = field(default_factory=dict)
     """Data sets that `data.licence` leaves out, with their licences."""
     annotators: Mapping[str, AnnotatorSettings] = field(default_factory=dict)
-    """What draws maps that the sets do not store."""
+    """What makes maps that the sets do not store."""
     folder: PictureFolder | None = None
     """The folder that the place is, if it is one."""
 
@@ -114,7 +114,7 @@ def _folder(place: str, data: DataSettings) -> DataSource:
 
 
 def _annotated(records: Mixture | PictureFolder, annotators: Mapping[str, AnnotatorSettings]) -> RecordSource:
-    """Records that know what draws the maps that they lack, where there is something."""
+    """Records that know what makes the maps that they lack, where there is something."""
     return AnnotatedRecords(records, worker_annotators(annotators)) if annotators else records
 
 

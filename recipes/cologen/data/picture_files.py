@@ -172,7 +172,7 @@ def check_output(path: Path, sources: Iterable[Path] = ()) -> None:
 
     Args:
         path: Where a picture is to be written; one that is there is replaced.
-        sources: Pictures that are drawn from, which are not.
+        sources: Input pictures, which are not.
 
     Raises:
         PictureError: Its folder is missing or cannot be written to, it is a folder, its ending names no
@@ -186,7 +186,7 @@ def check_output(path: Path, sources: Iterable[Path] = ()) -> None:
         raise PictureError(f"{path.name} does not end like a picture; name it .png (or .jpg, .webp).")
     for source in sources:
         if path.exists() and source.exists() and path.samefile(source):
-            raise PictureError(f"{path} is what is drawn from and would be lost; give another --output.")
+            raise PictureError(f"{path} is an input picture and would be lost; give another --output.")
     check_writable(path.parent)
 
 

@@ -38,17 +38,17 @@ class BatchSampler:
 
     The stream is the source in a new random order each epoch, or, for an endless source, one long run of it.
     Batches may cross the end of an epoch, so every one is full and every rank gets as many. Position p of the
-    stream belongs to the same draw whatever the number of ranks and the size of micro-batches.
+    stream belongs to the same example whatever the number of ranks and the size of micro-batches.
 
     Args:
         num_records: Length of the source; None when it is endless.
         batch_size: Draws a step, over all ranks.
         micro_batch: Draws that one rank takes at once; None: its whole share of the batch.
-        seed: Decides the order and the seeds of all draws.
+        seed: Decides the order and the seeds of all examples.
         rank: Which of `world_size` processes this is.
         world_size: Number of processes.
         order: Of bucketed records, in place of a new random order each epoch. Micro-batches are then of one
-            bucket, and position p still belongs to the same draw for every number of ranks.
+            bucket, and position p still belongs to the same example for every number of ranks.
 
     Raises:
         BatchSizeError: The batch is not a multiple of world_size * micro_batch, or a number is not positive;

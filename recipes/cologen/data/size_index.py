@@ -38,7 +38,7 @@ def sizes_of(raw: RawRecord, task: str) -> tuple[int, int, int, int]:
 def row_sizes(layout: Layout, reading: Reading, task: str) -> tuple[int, int, int, int]:
     """Sizes of one row's pictures: as its columns tell, else from the pictures' headers.
 
-    Of a row that cannot be read they are unknown; it is found broken when it is drawn.
+    Of a row that cannot be read they are unknown; it is found broken when it is read.
     """
     if {"height", "width"} <= set(layout.columns) and task not in PAIRED_TASKS:
         size = int(reading.row["height"]), int(reading.row["width"])

@@ -72,21 +72,21 @@ def data_facts(config: RunConfig, stages: Sequence[str], shape: BaseShape | None
 
 def _notes(config: RunConfig, stages: Sequence[str]) -> list[str]:
     """What a cache that is asked for cannot keep."""
-    cache, drawn = config.data.cache, config.data.annotators
-    networks = sorted(name for name, one in drawn.items() if one.kind != "opencv")
+    cache, annotated = config.data.cache, config.data.annotators
+    networks = sorted(name for name, one in annotated.items() if one.kind != "opencv")
     read = {task for name in stages for task in (name, *config.stages[name].replay)}
     stages_kept = read if cache.stages is None else cache.stages
     kept = cache.folder is not None and cache.latents and "control" in stages_kept
     if not (networks and kept and "control" in read):
         return []
     return [
-        f"the cache does not keep control maps that networks draw ({', '.join(networks)}): they are drawn "
+        f"the cache does not keep control maps that networks make ({', '.join(networks)}): they are made "
         "and encoded again each time; the pictures and prompts that belong to them are kept"
     ]
 
 
 def _annotators(config: RunConfig, stages: Sequence[str]) -> tuple[Annotators, list[Problem]]:
-    """What draws control maps, loaded where the run would need it: replayed and validated tasks count too."""
+    """What makes control maps, loaded where the run would need it: replayed and validated tasks count too."""
     read = {task for name in stages for task in (name, *config.stages[name].replay)}
     if config.data.held_out_place is not None and config.validation.samples:
         read |= set(_validated(config, stages))

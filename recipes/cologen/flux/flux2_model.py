@@ -55,7 +55,7 @@ class Flux2Model(SourceVelocity):
     long_prompts: Literal["truncate", "refuse"] = "refuse"
     """What becomes of longer ones: cut at the end, as `Flux2KleinPipeline` does, or an error."""
     is_distilled: bool = True
-    """Whether the stock pipeline draws in few steps without steering by an empty prompt."""
+    """Whether the stock pipeline generates in few steps without steering by an empty prompt."""
 
     @classmethod
     def load(
@@ -182,7 +182,7 @@ class Flux2Model(SourceVelocity):
         return self.pack((latents - mean) / std)
 
     def latent_shape(self, batch: int, rows: int, columns: int) -> tuple[int, int, int, int]:
-        """Shape in which the pipeline draws noise: whole tokens."""
+        """Shape in which the pipeline samples noise: whole tokens."""
         return batch, self.transformer.config.in_channels, rows, columns
 
     def pack(self, latents: Tensor) -> ImageTokens:

@@ -191,7 +191,7 @@ class FluxModel(SourceVelocity):
         return self.pack((latents - config.shift_factor) * config.scaling_factor)
 
     def latent_shape(self, batch: int, rows: int, columns: int) -> tuple[int, int, int, int]:
-        """Shape in which FluxPipeline draws noise: latent cells, two for a token along each side."""
+        """Shape in which FluxPipeline samples noise: latent cells, two for a token along each side."""
         return batch, self.transformer.config.in_channels // 4, 2 * rows, 2 * columns
 
     def pack(self, latents: Tensor) -> ImageTokens:

@@ -1,4 +1,4 @@
-"""Draws pictures: flow-matching Euler steps on the base's own schedule, the source read at every step."""
+"""Generates pictures: flow-matching Euler steps on the base's own schedule, the source read at every step."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ AnySource = ImageTokens | Sequence[ImageTokens] | SourceKV | None
 
 
 class Sampling(BaseModel):
-    """How pictures are drawn."""
+    """How pictures are generated."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -54,7 +54,7 @@ def generate(
     negative_prompt: str = "",
     **settings: int | float | str | None,
 ) -> Tensor:
-    """Draw one picture per prompt; without a source, what the stock pipeline draws from the same noise.
+    """Generate one picture per prompt; without a source, what the stock pipeline makes of the same noise.
 
     Models run in eval mode meanwhile, and are put back as they were.
 
@@ -98,7 +98,7 @@ def _encoded(model: FluxBase, source: Tensor | ImageTokens) -> ImageTokens:
 def starting_noise(
     model: FluxBase, batch: int, sampling: Sampling, generator: Generators | int
 ) -> ImageTokens:
-    """Draw unit noise in the shape of latents and pack it, as the stock pipeline does.
+    """Sample unit noise in the shape of latents and pack it, as the stock pipeline does.
 
     Raises:
         ShapeError: if height or width is not a multiple of `2 * vae_scale_factor`.

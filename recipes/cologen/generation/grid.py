@@ -1,4 +1,4 @@
-"""Draws one sheet of pictures that differ in one or two settings: `generate --grid seed=0..3 steps=5,10`.
+"""Generates one sheet of pictures that differ in one or two settings: `generate --grid seed=0..3 steps=5,10`.
 
 The first setting changes from left to right, the second from top to bottom; labels say which is which.
 """
@@ -85,11 +85,11 @@ def _value(text: str) -> str | Decimal:
 
 
 def generate_grid(args: argparse.Namespace, said: Callable[[str], None]) -> Image:
-    """Draw the sheet that the options of `generate` ask for, with the model loaded once.
+    """Generate the sheet that the options of `generate` ask for, with the model loaded once.
 
     Args:
         args: The options.
-        said: Told what had to be changed to draw it.
+        said: Told what had to be changed to generate it.
 
     Raises:
         PictureError: The axes are the same twice or make too many pictures, or a value will not do.
@@ -135,7 +135,7 @@ def _axes(args: argparse.Namespace) -> tuple[Axis, Axis]:
             f"{', '.join(each.name for each in args.grid)} with {cells}."
         )
     if args.also:
-        raise PictureError("--grid draws from one source; leave --also out.")
+        raise PictureError("--grid generates from one source; leave --also out.")
     given = {
         "--seed": args.seed is not None,
         "--steps": args.steps is not None,

@@ -40,13 +40,13 @@ class Job(BaseModel):
     guidance: float | None = None
     """For a guidance-distilled base; the run's where it is left out."""
     size: str | None = None
-    """Width and height to draw at, "640x480"; those of training, else the source's, where it is left out."""
+    """Width and height, "640x480"; those of training, else the source's, where it is left out."""
     pool: str | None = None
-    """Stage whose pool draws, `full-pool` or `no-experts`; the task's own stage where it is left out."""
+    """Stage whose pool generates, `full-pool` or `no-experts`; the task's own stage where it is left out."""
 
 
 def read_jobs(path: Path) -> list[Job]:
-    """Read every job before the first is drawn.
+    """Read every job before the first is generated.
 
     Raises:
         PictureError: The file is missing or no text, or lines are no jobs, or two would have one name; names
@@ -75,7 +75,7 @@ def read_jobs(path: Path) -> list[Job]:
     if faults:
         left = [f"and {len(faults) - MOST_SAID} more"] if len(faults) > MOST_SAID else []
         said = "\n  ".join([*faults[:MOST_SAID], *left])
-        raise PictureError(f"{path}: {said}\nNothing was drawn. Mend the file.")
+        raise PictureError(f"{path}: {said}\nNothing was generated. Mend the file.")
     return list(jobs.values())
 
 

@@ -31,7 +31,7 @@ def options() -> argparse.ArgumentParser:
     """What `python -m recipes.cologen.generate` reads off the command line."""
     parser = argparse.ArgumentParser(
         prog="python -m recipes.cologen.generate",
-        description="Draw one picture with a trained run.",
+        description="Generate one picture with a trained run.",
         usage=USAGE,
         epilog=EXAMPLES,
         allow_abbrev=False,
@@ -45,7 +45,7 @@ def options() -> argparse.ArgumentParser:
         help="the source: a picture, or for control the map itself; what is transparent in it is seen white",
         required=True,
     )
-    parser.add_argument("--prompt", required=True, help="what is to be drawn; examples are below")
+    parser.add_argument("--prompt", required=True, help="what is to be generated; examples are below")
     parser.add_argument(
         "--output",
         type=Path,
@@ -63,17 +63,17 @@ def options() -> argparse.ArgumentParser:
     experts.add_argument(
         "--as-of",
         choices=(*VIEWS, FULL_POOL),
-        help="draw with the pool and router of the moment when this stage ended (default: the task's own "
+        help="generate with the pool and router of the moment when this stage ended (default: the task's own "
         "stage, because the router drifts: after later stages it sends old tasks to newer experts; "
         f"{FULL_POOL} lets it)",
     )
-    experts.add_argument("--experts-off", action="store_true", help="draw with the base alone")
+    experts.add_argument("--experts-off", action="store_true", help="generate with the base alone")
     _add_sizes(parser)
     return parser
 
 
 def _add_inputs(parser: argparse.ArgumentParser) -> None:
-    """Options about what is drawn from, beside the source."""
+    """Options for further inputs."""
     parser.add_argument(
         "--also", type=Path, nargs="+", default=[], help="further sources, where a run was trained on several"
     )
@@ -86,16 +86,16 @@ def _add_inputs(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--draw-map",
         choices=MAP_KINDS,
-        help="control: --image is a photograph; draw this map of it first, as the run's data.annotators do",
+        help="control: --image is a photograph; make this map of it first, as the run's data.annotators do",
     )
 
 
 def _add_sizes(parser: argparse.ArgumentParser) -> None:
-    """Options about the size that is drawn, and that which is written."""
+    """Options for the generated and the written size."""
     parser.add_argument(
         "--size",
         metavar="WxH",
-        help="width and height to draw at; the source is scaled to cover it and its middle kept (default: "
+        help="width and height; the source is scaled to cover it and its middle kept (default: "
         "those that the run was trained at, else the source's own, up to 1024x1024 pixels in all)",
     )
     shown = parser.add_mutually_exclusive_group()
@@ -108,7 +108,7 @@ def _add_sizes(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_other_forms(parser: argparse.ArgumentParser) -> None:
-    """Options that draw otherwise than from the options of one picture."""
+    """Options for more than one picture, and for files of settings."""
     parser.add_argument(
         "--grid",
         type=axis,

@@ -18,7 +18,7 @@ def check_prompt_given(prompt: str) -> None:
         PromptError: Says so.
     """
     if not prompt.strip():
-        raise PromptError("there is no prompt; say what is to be drawn.")
+        raise PromptError("there is no prompt; say what is to be generated.")
 
 
 def check_words(model: FluxBase, prompt: str) -> None:

@@ -1,4 +1,4 @@
-"""Makes ready and samples one picture with a loaded model: the one place where commands and page draw."""
+"""Samples one picture with a loaded model: the one place where commands and page generate."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def sample_picture(
     *,
     progress: bool = False,
 ) -> Image:
-    """Draw a picture with the pool as the model holds it now; `wanted.pool` is not looked at.
+    """Generate a picture with the pool as the model holds it now; `wanted.pool` is not looked at.
 
     Args:
         model: The base, with or without its pool.
@@ -37,7 +37,7 @@ def sample_picture(
         wanted: What is asked for.
         sources: One, or several where the run was trained on several; uint8 [height, width, 3], one size.
             For inpainting the hole is black in it.
-        progress: Whether a bar is drawn, on terminals.
+        progress: Whether a bar is shown, on terminals.
 
     Raises:
         GuidanceError: A scale is given, and the base reads none.
@@ -72,7 +72,7 @@ def _guidance(given: float | None, usual: float, model: FluxBase) -> float | Non
 def size_to_draw(
     settings: RunConfig, model: FluxBase, picture: Image, size: str | None = None
 ) -> tuple[int, int]:
-    """Height and width to draw at.
+    """Height and width to generate at.
 
     As `size` says; else what training gave pictures of this shape; else the picture's own, in whole tokens
     and of at most `MAX_PIXELS` pixels.
@@ -162,11 +162,11 @@ def _have_one_shape(one: Image, other: Image) -> bool:
 
 
 def _most_notice(settings: RunConfig, image: Image, size: str | None) -> str | None:
-    """What to say where a picture is drawn smaller than it is because it has too many pixels."""
+    """What to say where a picture is generated smaller than it is because it has too many pixels."""
     height, width = image.shape[:2]
     if size is not None or generation_settings(settings).sizes or height * width <= MAX_PIXELS:
         return None
-    return f"at most {MAX_PIXELS} pixels are drawn where no size is asked for; ask for one (--size WxH)."
+    return f"at most {MAX_PIXELS} pixels are generated where no size is asked for; ask for one (--size WxH)."
 
 
 def map_notice(prompt: str, kind: str | None = None) -> str | None:

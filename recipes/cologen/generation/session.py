@@ -42,7 +42,7 @@ class Generated(NamedTuple):
 
 
 class GenerationSession:
-    """A finished run's model behind a lock: whoever draws waits for the one before."""
+    """A finished run's model behind a lock: one picture is generated at a time."""
 
     def __init__(self, run: RunReader) -> None:
         """Load the base and the pool of the newest finished stage.
@@ -130,7 +130,7 @@ class GenerationSession:
     def generate(
         self, wanted: PictureSettings, image: Image, mask: Image | None = None, kind: str | None = None
     ) -> Generated:
-        """Draw a picture, when all that were asked for before are drawn.
+        """Generate a picture, after all earlier requests.
 
         Args:
             wanted: What is asked for.
@@ -153,8 +153,8 @@ class GenerationSession:
             check_words(self._model, worded(wanted.prompt, wanted.task, None))
             recording = nullcontext() if wanted.pool == NO_EXPERTS else self._weave.record()
             with recording as routing:
-                drawn = sample_picture(self._model, self.settings, wanted, [seen.image])
-        return Generated(drawn, seen.image, seen.notices, routing)
+                generated = sample_picture(self._model, self.settings, wanted, [seen.image])
+        return Generated(generated, seen.image, seen.notices, routing)
 
     @contextmanager
     def _pool(self, name: str) -> Iterator[None]:

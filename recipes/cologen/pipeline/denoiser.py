@@ -185,7 +185,7 @@ class Denoiser:
 
 @contextmanager
 def evaluating(*models: nn.Module) -> Iterator[None]:
-    """Put models in eval mode (routers draw no noise), and afterwards each module back as it was."""
+    """Put models in eval mode (routers add no noise), and afterwards each module back as it was."""
     training = [module for model in models for module in model.modules() if module.training]
     try:
         for model in models:

@@ -120,8 +120,8 @@ class RoutedPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers is u
                 and control map are of the first source; further ones are read as they are.
             task: inpainting, grounding, control, customization, editing, or the name of an expert; None takes
                 prompt and picture as they are.
-            as_of: True draws with the pool as it was when the task's stage ended, a name with that of this
-                stage, False with the whole pool.
+            as_of: True takes the pool as it was when the task's stage ended, a name that of this stage, False
+                the whole pool.
             control: Kind of control map, for the control task; it is made of `image` by `annotators`.
             annotate: False if `image` is the map already.
             prompt_2: Prompt of the T5 encoder, if it is another.
@@ -134,8 +134,8 @@ class RoutedPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers is u
                 (`generation.sizes`); else follows the source in its aspect ratio, or is 1024.
             width: Likewise.
             max_pixels: Of a picture whose size is not asked for, further sources included: a larger one is
-                read, and drawn, smaller, whatever the sizes of training. None: 1024 * 1024, as FLUX.1 Kontext
-                was trained.
+                read, and generated, smaller, whatever the sizes of training. None: 1024 * 1024, as FLUX.1
+                Kontext was trained.
             strength: Below 1, generation starts from `image` with that much noise (image-to-image).
             num_inference_steps: Steps; None takes as many as the run that trained the experts, else 28.
             sigmas: The schedule itself, for schedulers that take it.

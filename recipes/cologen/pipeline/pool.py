@@ -78,7 +78,7 @@ def lora_names(model: nn.Module) -> tuple[str, ...]:
 
 
 def refuse_what_breaks_routing(transformer: Any) -> None:
-    """Refuse to draw with a transformer on which experts or source would be passed over in silence.
+    """Refuse to generate with a transformer on which experts or source would be passed over in silence.
 
     Raises:
         SourceStreamError: Context or tensor parallelism is on, projections are fused, or an attention has
@@ -99,9 +99,9 @@ def refuse_what_breaks_routing(transformer: Any) -> None:
     for layer in pool_layers(transformer, weave.adapter).values():
         if layer.disable_adapters or weave.adapter not in layer.active_adapters:
             raise PoolError(
-                f"the pool's adapter {weave.adapter!r} is switched off, so the picture would be drawn "
+                f"the pool's adapter {weave.adapter!r} is switched off, so the picture would be generated "
                 f"without experts. Switch it on: pipe.transformer.enable_adapters() and "
-                f"pipe.transformer.set_adapters({[weave.adapter, *lora_names(transformer)]!r}). To draw "
+                f"pipe.transformer.set_adapters({[weave.adapter, *lora_names(transformer)]!r}). To generate "
                 "without experts on purpose: with pipe.weave.disabled(): ..."
             )
 

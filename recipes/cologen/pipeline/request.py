@@ -114,7 +114,7 @@ class Request:
         return (usual if scale is None else scale) if distilled else None
 
     def stage(self) -> str | None:
-        """The stage whose pool is to draw; None for all of the pool.
+        """The stage whose pool is to generate; None for all of the pool.
 
         Raises:
             PromptError: The task's own stage is asked for, and there is no task.

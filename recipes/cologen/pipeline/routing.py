@@ -102,7 +102,7 @@ class RoutingTrace:
         """
         if not 0 <= picture < self.chosen.shape[2]:
             raise RoutingQuestionError(
-                f"there is no picture {picture}; the call drew {self.chosen.shape[2]}."
+                f"there is no picture {picture}; the call generated {self.chosen.shape[2]}."
             )
         if not 0 <= source < len(self.grids):
             raise RoutingQuestionError(f"there is no source {source}; each picture has {len(self.grids)}.")

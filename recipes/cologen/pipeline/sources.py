@@ -104,7 +104,7 @@ def prepare_sources(
         default: Side of a picture without source.
 
     Returns:
-        The sources, None where there is no picture; and (height, width) of what is drawn.
+        The sources, None where there is no picture; and (height, width) of what is generated.
 
     Raises:
         PictureError: A prompt has more sources than an example of training; further sources of one place
@@ -185,8 +185,8 @@ def _further(groups: list[tuple[PilImage.Image, ...]], side: int, most: int) -> 
             found = ", ".join(f"{height}x{width}" for height, width in place)
             raise PictureError(
                 f"image: source {number} has another size for each prompt ({found}, in whole tokens), and "
-                "what one prompt draws must not depend on another's picture. Resize them to one size, or "
-                "draw in calls of their own."
+                "what one prompt generates must not depend on another's picture. Resize them to one size, or "
+                "generate in calls of their own."
             )
     return [
         tuple(fitted(picture, size) for picture, size in zip(group, own, strict=True))

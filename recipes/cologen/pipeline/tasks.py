@@ -85,7 +85,7 @@ def annotator_of_file(
 
     def refuse(image: Image) -> Image:
         raise AnnotatorError(
-            f"in training {settings[kind].path} drew the {kind} maps: code that the pool's settings name, "
+            f"in training {settings[kind].path} made the {kind} maps: code that the pool's settings name, "
             "which is not run because a file names it. If you trust it: "
             f"pipe.annotators[{kind!r}] = recipes.cologen.pipeline.tasks.run_annotator({kind!r}, "
             "pipe.generation.annotators, lambda: pipe.device)."
@@ -196,10 +196,10 @@ def prepared(
     image = fitted(picture, size, classes=classes)
     if annotator is None:
         return image
-    drawn = annotator(image)
-    if drawn.shape != image.shape or drawn.dtype != image.dtype:
+    annotated = annotator(image)
+    if annotated.shape != image.shape or annotated.dtype != image.dtype:
         raise PictureError(
-            f"the annotator gave {drawn.dtype} {list(drawn.shape)} for a picture {image.dtype} "
+            f"the annotator gave {annotated.dtype} {list(annotated.shape)} for a picture {image.dtype} "
             f"{list(image.shape)}; a map has the picture's size, three channels, and values from 0 to 255."
         )
-    return drawn
+    return annotated

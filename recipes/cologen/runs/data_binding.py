@@ -15,7 +15,7 @@ from recipes.cologen.stages import COLOGEN_STAGES
 
 MAPS, PICTURES = "data.maps", "data.pictures"
 _FORMS = {MAPS: "form 2", PICTURES: "form 2"}
-"""In which form this version draws control maps, and reads masks and transparency; a form's number counts up
+"""In which form this version makes control maps, and reads masks and transparency; a form's number counts up
 whenever the same data gives other examples. Form 1 is that of runs whose ledger does not say any."""
 _CHANGED = {
     MAPS: "control maps (line art is white on black, Canny's edges are found on the colours)",

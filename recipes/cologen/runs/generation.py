@@ -38,7 +38,7 @@ class GenerationSettings(Settings):
     sizes: tuple[tuple[Side, Side], ...] = ()
     """Heights and widths of the pictures; one gets that which is nearest to its shape. None: its own."""
     annotators: AnnotatorTable = Field(default={})
-    """What draws a control map that is not given, by map; without one there are edges and lines by OpenCV."""
+    """What makes a control map that is not given, by map; without one there are edges and lines by OpenCV."""
     shift: Shift = "base"
     """How the steps are shifted towards noise."""
     steps: Annotated[int, Field(gt=0)] = 28

@@ -87,7 +87,7 @@ def grow(config: RunConfig, model: FluxBase, walk: Iterator[prw.Stage], name: st
             "were exchanged. Put this run's own back, or give another --output."
         )
     seed_all(derive_seed(config.data.seed, "stage", name, rank))
-    # Routers draw their noise in training mode only; the base itself has no dropout.
+    # Routers add their noise in training mode only; the base itself has no dropout.
     model.transformer.to(model.device).train()
 
 

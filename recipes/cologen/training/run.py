@@ -82,7 +82,7 @@ def train(
         UnknownStageError, StageOrderError: The stages cannot be trained as asked.
         BaseModelError: The base is missing or is no FLUX.
         FolderDataError: A folder of pictures has a fault, or a stage cannot be made from it.
-        AnnotatorError: What should draw control maps cannot be loaded.
+        AnnotatorError: What should make control maps cannot be loaded.
         RunFolderError: The folder belongs to another run, or a checkpoint in it is foreign.
         LaunchError: Processes that were launched together do not know of each other.
         TrackerError: A tracker of `logging.trackers` is unknown or not installed.

@@ -330,7 +330,7 @@ def test_a_picture_without_a_size_is_drawn_at_a_megapixel_at_most(
     image = np.zeros((3000, 4000, 3), np.uint8)
     source = source_of(model, folder, "editing", "make the red circle blue", image)
     assert source.image.shape[:2] == own_size(3000, 4000, 4) == (884, 1180)
-    assert any("at most 1048576 pixels are drawn" in notice for notice in source.notices)
+    assert any("at most 1048576 pixels are generated" in notice for notice in source.notices)
     assert size_to_draw(folder, model, image, "64x48") == (48, 64)
     bucketed = load_config(
         finished_run / "config.yaml", ["data.source=folder:x", "data.buckets.sizes=[[32,32],[32,64]]"]

@@ -1,4 +1,4 @@
-"""The annotators of a run, loaded: they draw the sources that a batch or a list of examples still lacks."""
+"""The annotators of a run, loaded: they make the control maps that sources of a batch still wait for."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ ANNOTATORS: dict[str, Callable[[str, AnnotatorSettings, torch.device], Annotator
 def worker_annotators(
     settings: Mapping[str, AnnotatorSettings],
 ) -> dict[str, OpenCvAnnotator | None]:
-    """What a loader's worker may draw itself, by map; None where the training device has to."""
+    """What a loader's worker may make itself, by map; None where the training device has to."""
     return {
         name: OpenCvAnnotator(name, chosen.options) if chosen.kind == "opencv" else None
         for name, chosen in settings.items()
@@ -64,7 +64,7 @@ def worker_annotators(
 def annotate(
     picture: Image, name: str, settings: Mapping[str, AnnotatorSettings], device: torch.device
 ) -> Image:
-    """The map of one picture, as training draws it: by the annotator that settings name, else by OpenCV.
+    """The map of one picture, as training makes it: by the annotator that settings name, else by OpenCV.
 
     Raises:
         AnnotatorError: No annotator is named, and the map needs one; or it cannot be loaded.
@@ -77,8 +77,8 @@ def annotate(
         )
     chosen = settings.get(name, AnnotatorSettings(kind="opencv"))
     pixels = torch.from_numpy(picture).permute(2, 0, 1)[None].to(device)
-    drawn = Annotators.load({name: chosen}, device).annotate(name, pixels)
-    return to_picture(drawn[0])
+    annotated = Annotators.load({name: chosen}, device).annotate(name, pixels)
+    return to_picture(annotated[0])
 
 
 def to_picture(pixels: Tensor) -> Image:
@@ -88,7 +88,7 @@ def to_picture(pixels: Tensor) -> Image:
 
 
 class Annotators:
-    """Annotators by the map that they draw."""
+    """Annotators by the map that they make."""
 
     def __init__(self, annotators: Mapping[str, Annotator] | None = None) -> None:
         """Take loaded annotators."""
@@ -104,30 +104,30 @@ class Annotators:
         return cls({name: ANNOTATORS[one.kind](name, one, device) for name, one in settings.items()})
 
     def items(self) -> list[tuple[str, Annotator]]:
-        """The annotators with the map that each draws."""
+        """The annotators with the map that each makes."""
         return list(self._annotators.items())
 
     def annotate(self, name: str, pixels: Tensor) -> Tensor:
         """Maps of pictures, uint8 [batch, 3, height, width] as they.
 
         Raises:
-            AnnotatorError: There is no such annotator, or what it draws is no such tensor.
+            AnnotatorError: There is no such annotator, or what it makes is no such tensor.
         """
         if name not in self._annotators:
             raise AnnotatorError(
                 f"an example waits for a {name!r} map, but the annotators loaded here are "
                 f"{', '.join(self._annotators) or 'none'}; load those of the run's data.annotators"
             )
-        drawn = self._annotators[name].annotate(pixels)
-        if drawn.shape != pixels.shape or drawn.dtype != torch.uint8:
+        annotated = self._annotators[name].annotate(pixels)
+        if annotated.shape != pixels.shape or annotated.dtype != torch.uint8:
             raise AnnotatorError(
-                f"the annotator of {name!r} drew {drawn.dtype} {list(drawn.shape)}; expected torch.uint8 "
-                f"{list(pixels.shape)}, like the pictures it was given"
+                f"the annotator of {name!r} made {annotated.dtype} {list(annotated.shape)}; expected "
+                f"torch.uint8 {list(pixels.shape)}, like the pictures it was given"
             )
-        return drawn
+        return annotated
 
     def sources(self, pixels: Tensor, waiting: Sequence[str | None]) -> Tensor:
-        """A batch's sources, those that wait for a map drawn from the picture that stands in their place.
+        """A batch's sources, those that wait for a map made from the picture that stands in their place.
 
         Args:
             pixels: uint8 [batch, 3, height, width], on the device.
@@ -157,5 +157,5 @@ class Annotators:
 
     def _completed(self, example: Example, device: torch.device) -> Example:
         pixels = torch.from_numpy(example.source).permute(2, 0, 1)[None].to(device)
-        drawn = self.annotate(str(example.annotator), pixels)
-        return replace(example, source=to_picture(drawn[0]), annotator=None)
+        annotated = self.annotate(str(example.annotator), pixels)
+        return replace(example, source=to_picture(annotated[0]), annotator=None)

@@ -98,7 +98,7 @@ def _detector(map_kind: str, settings: AnnotatorSettings) -> Any:
     except ImportError as error:
         raise AnnotatorError(
             f"data.annotators.{map_kind}: {name} is of controlnet_aux, which cannot be imported ({error})."
-            " Run: pip install 'prw[annotators]'; or draw it without a network (kind: opencv)"
+            " Run: pip install 'prw[annotators]'; or make it without a network (kind: opencv)"
         ) from error
     try:
         return getattr(controlnet_aux, name).from_pretrained(str(settings.path))

@@ -1,4 +1,4 @@
-"""Maps that need no network, drawn in the loader's workers: Canny edges, blurred edges, line art."""
+"""Maps that need no network, made in the loader's workers: Canny edges, blurred edges, line art."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from recipes.cologen.config.annotators import OPTIONS, AnnotatorSettings
 from recipes.cologen.data.record import Image
 
 _FORMS = {"canny": 2, "lineart": 2}
-"""Of a map that the same options once drew otherwise: how often it changed, and one. The others never did."""
+"""Of a map that the same options once made otherwise: how often it changed, and one. The others never did."""
 
 
 def canny_map(image: Image, low: float = 100, high: float = 200) -> Image:

@@ -114,7 +114,7 @@ def depth_levels(depth: Tensor) -> Tensor:
 def check_maps(values: Tensor, map_kind: str, settings: AnnotatorSettings) -> None:
     """Refuse a network's output without a single finite value, which would become an empty map.
 
-    It reads one number from the device for each batch that a network draws; other batches never come here.
+    It reads one number from the device for each batch that a network annotates.
 
     Args:
         values: What the network gave, [batch, ...].
@@ -127,7 +127,7 @@ def check_maps(values: Tensor, map_kind: str, settings: AnnotatorSettings) -> No
     empty = int((~values.isfinite().flatten(1).any(1)).sum())
     if empty:
         raise AnnotatorError(
-            f"data.annotators.{map_kind}: {settings.path} drew {empty} of {len(values)} maps without a "
+            f"data.annotators.{map_kind}: {settings.path} made {empty} of {len(values)} maps without a "
             f"finite value in {settings.dtype}. Half precision may have overflowed: try dtype: float32; if "
             "that does not help, its weights are damaged"
         )

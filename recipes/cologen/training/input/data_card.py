@@ -105,7 +105,7 @@ def _page(card: dict[str, Any]) -> Iterator[str]:
         ],
     )
     if card["annotators"]:
-        yield from ("", "## Control maps that are drawn where none is stored", "")
+        yield from ("", "## Control maps that are made where none is stored", "")
         rows = [(name, one["needs"], one["fingerprint"]) for name, one in card["annotators"].items()]
         yield from _table(("map", "by", "fingerprint"), rows)
     yield from ("", "## Held out", "", card["held_out"] or "nothing")

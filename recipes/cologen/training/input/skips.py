@@ -19,20 +19,20 @@ class SkipTally:
 
     Args:
         run: The run's folder.
-        most: Largest fraction of draws that may be skipped.
-        rank: Of this process; every one writes a file of its own, and judges its own draws.
+        most: Largest fraction of examples that may be skipped.
+        rank: Of this process; every one writes a file of its own, and judges its own examples.
     """
 
     def __init__(self, run: Path, most: float, rank: int) -> None:
         """Read what is listed already; see the class."""
         self._file = skipped_file(run, rank)
-        self._most, self._draws, self._skipped = most, 0, 0
+        self._most, self._examples, self._skipped = most, 0, 0
         lines = self._file.read_text(encoding="utf-8").splitlines() if self._file.is_file() else []
         self._listed = set(lines)
 
     @property
     def skipped(self) -> int:
-        """How many draws met a row that cannot be read."""
+        """How many examples met a row that cannot be read."""
         return self._skipped
 
     def add(self, stage: str, batch: Batch) -> None:
@@ -41,18 +41,18 @@ class SkipTally:
         Raises:
             TooManyBrokenError: The fraction is above the largest.
         """
-        self._draws += len(batch.seeds)
+        self._examples += len(batch.seeds)
         self._skipped += len(batch.skipped)
         self._list([json.dumps({"stage": stage, "problem": problem}) for problem in batch.skipped])
-        if self._draws >= FIRST_JUDGED and self._skipped > self._most * self._draws:
+        if self._examples >= FIRST_JUDGED and self._skipped > self._most * self._examples:
             raise TooManyBrokenError(
-                f"{self._skipped} of {self._draws} rows could not be read, more than data.max_broken="
+                f"{self._skipped} of {self._examples} rows could not be read, more than data.max_broken="
                 f"{self._most:g} allows; {self._file} lists them. Mend the data, or raise data.max_broken. "
                 "The run is kept as of its last checkpoint."
             )
 
     def add_held_out(self, task: str, problems: Sequence[str]) -> None:
-        """List what was wrong with held-out rows of a task; they are no draws, and end nothing."""
+        """List what was wrong with held-out rows of a task; they end nothing."""
         rows = [{"stage": task, "held_out": True, "problem": problem} for problem in problems]
         self._list([json.dumps(row) for row in rows])
 

@@ -1,8 +1,8 @@
 """The task loss on held-out examples at fixed times with fixed noise, and where the router sent them.
 
-A training loss is drawn at random times and noise, so it moves without the model having moved. Here every
+A training loss is taken at random times and noise, so it moves without the model having moved. Here every
 example is seen at the middles of eight equal parts of [0, 1], shifted as training shifts its times, with
-noise of its own seed, in evaluation mode (routers draw no noise). Source of the times: Esser et al. (arXiv
+noise of its own seed, in evaluation mode (routers add no noise). Source of the times: Esser et al. (arXiv
 2403.03206), section 5.
 """
 

@@ -1,6 +1,6 @@
-"""Validation in the middle of training: which tasks, and what of it is written down and shown.
+"""Validation during training: which tasks are validated, and what of it is logged and shown.
 
-Scores are validation.py's, losses held_out_loss.py's, pictures sample_grid.py's.
+Scores are measured in scores.py, losses in loss.py; sample_grid.py draws the pictures.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def _write(context: TrainingContext, state: StageState, measured: dict[str, Meas
     overall, own = context.steps_before(state.stage) + state.step, measured[state.stage]
     context.metrics.validation(overall, _row(context, state, measured))
     for task, of_task in measured.items():
-        _draw(context, state, task, of_task, overall)
+        _save_grid(context, state, task, of_task, overall)
     said = "" if own.loss is None else f", loss {own.loss.loss:.4f}"
     context.progress.say(
         f"{state.stage} {state.step}: score {own.score.score:.2f} on {len(own.score.values)} held out{said}"
@@ -124,7 +124,7 @@ def _row(context: TrainingContext, state: StageState, measured: dict[str, Measur
     return row
 
 
-def _draw(
+def _save_grid(
     context: TrainingContext, state: StageState, task: str, measured: Measured, step_overall: int
 ) -> None:
     """Write the grid of a task into the run's folder, and show it to the trackers."""

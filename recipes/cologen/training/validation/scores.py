@@ -148,7 +148,7 @@ def evaluate_task(
         encode: Encodes prompts and sources of a batch; None: the base does, all at once.
 
     Raises:
-        AnnotatorError: A source is still to be drawn by an annotator.
+        AnnotatorError: A source is still to be annotated by an annotator.
         ValueError: There are no examples, or they are of several tasks.
     """
     tasks = {example.task for example in examples}
@@ -198,7 +198,7 @@ def _check_sources(examples: Sequence[Example]) -> None:
     waiting = sorted({str(example.annotator) for example in examples if example.annotator is not None})
     if waiting:
         raise AnnotatorError(
-            f"sources wait for {', '.join(waiting)} maps, and would be read as they are; draw them first "
+            f"sources wait for {', '.join(waiting)} maps, and would be read as they are; annotate them first "
             "with Annotators.complete"
         )
 

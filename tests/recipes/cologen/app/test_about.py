@@ -40,7 +40,8 @@ def test_the_words_are_those_of_the_world_but_for_pretraining_s_own(answers: Ans
 
 
 @pytest.mark.parametrize(
-    ("size", "said"), [([32, 48], "drawn at 48x32 pixels"), (None, "at the size of the one that you give")]
+    ("size", "said"),
+    [([32, 48], "generated at 48x32 pixels"), (None, "at the size of the one that you give")],
 )
 def test_a_run_of_photos_says_its_size_and_offers_no_toy(size: list[int] | None, said: str) -> None:
     settings = of_photos(size)

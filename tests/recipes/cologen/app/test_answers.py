@@ -171,7 +171,7 @@ def test_a_size_is_drawn_and_too_large_a_one_is_refused(answers: Answers) -> Non
     assert answers.generate(asked).picture.shape[:2] == (256, 512)
     for size, message in (
         ("big", "the size: expected WIDTHxHEIGHT"),
-        ("2048x2048", "4194304 pixels; at most 1048576 are drawn here"),
+        ("2048x2048", "4194304 pixels; at most 1048576 are generated here"),
         ("30x16", "multiples of 4"),
     ):
         with pytest.raises(CologenError, match=message):

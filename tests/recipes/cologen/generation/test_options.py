@@ -48,7 +48,7 @@ REFUSALS = {
         ["--image", "https://x.org/a.png"],
         " https://x.org/a.png is an address; pictures are not fetched",
     ),
-    "no prompt": (["--prompt", " "], "there is no prompt; say what is to be drawn"),
+    "no prompt": (["--prompt", " "], "there is no prompt; say what is to be generated"),
     "the picture for its output": (["--output", "{white}", "--image", "{white}"], "would be lost"),
     "a mask for its output": (["--output", "{white}", "--mask", "{white}"], "would be lost"),
     "a folder that takes no file": (["--output", "/proc/x.png"], "nothing can be written into /proc"),
@@ -111,5 +111,5 @@ def test_a_run_with_too_many_steps_or_another_run_is_refused_at_once(
             main([*arguments, "--steps", steps])
         assert f"expected a whole number from 1 to 1000, got '{steps}'" in capsys.readouterr().err
     assert main([*arguments, "--of-run", "0123"]) == 1
-    said = re.search(r"--of-run ([0-9a-f]{16}) to draw", capsys.readouterr().err)
+    said = re.search(r"--of-run ([0-9a-f]{16}) to use", capsys.readouterr().err)
     assert said is not None and main([*arguments, "--of-run", said[1]]) == 0

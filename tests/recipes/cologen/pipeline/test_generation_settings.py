@@ -278,7 +278,7 @@ def test_a_scheduler_of_the_callers_own_stays_where_no_run_shifts(run: Path) -> 
 
 def test_an_exported_expert_says_how_long_its_prompts_were(run: Path, tools, tmp_path: Path, capsys) -> None:
     opened(run, run).export_lora("grounding", tmp_path / "lora", prompt="a", image=tools.picture(0, 24, 16))
-    assert "draw with max_sequence_length=9" in capsys.readouterr().err
+    assert "generate with max_sequence_length=9" in capsys.readouterr().err
 
 
 def test_a_pool_without_a_run_is_drawn_as_before(tools, build, tmp_path: Path) -> None:

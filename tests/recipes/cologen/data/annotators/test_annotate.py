@@ -28,7 +28,7 @@ def load(map_kind, **chosen):
     ("annotator", "told"),
     [
         ("sketch: {kind: opencv}", "'sketch' is no control map; expected one of canny, depth"),
-        ("depth: {kind: opencv}", "'opencv' cannot draw 'depth', only canny.*take transformers or custom"),
+        ("depth: {kind: opencv}", "'opencv' cannot make 'depth', only canny.*take transformers or custom"),
         ("canny: {kind: transformers, path: x}", "only depth, segmentation; for 'canny' take opencv"),
         ("depth: {kind: transformers}", "path is missing: 'transformers' needs a folder or hub name"),
         ("canny: {kind: custom}", "path is missing: 'custom' needs module:name"),
@@ -100,7 +100,7 @@ def test_a_map_without_a_finite_value_is_no_map(map_kind, tmp_path):
     spoilt = next(iter(network.parameters()))
     with torch.no_grad():
         spoilt.fill_(torch.nan)
-    with pytest.raises(AnnotatorError, match=rf"{map_kind}: .* drew 3 of 3 maps without a finite .*float32"):
+    with pytest.raises(AnnotatorError, match=rf"{map_kind}: .* made 3 of 3 maps without a finite .*float32"):
         annotators.annotate(map_kind, PIXELS)
 
 
@@ -125,7 +125,7 @@ def test_an_annotator_of_ones_own_is_called_and_checked():
     assert torch.equal(negative.sources(PIXELS, [None, "soft_edge", None])[1], 255 - PIXELS[1])
     gray = load("soft_edge", kind="custom", path=path, options={"gray": 1})
     with pytest.raises(
-        AnnotatorError, match=r"drew torch.uint8 \[1, 1, 30, 41\]; expected .* \[1, 3, 30, 41\]"
+        AnnotatorError, match=r"made torch.uint8 \[1, 1, 30, 41\]; expected .* \[1, 3, 30, 41\]"
     ):
         gray.sources(PIXELS, [None, "soft_edge", None])
     with pytest.raises(AnnotatorError, match="'nowhere:Thing' cannot be called"):
@@ -188,7 +188,7 @@ def test_detectors_draw_batches_at_any_size(map_kind, monkeypatch):
     with torch.no_grad():
         for weight in dict(loaded.items())[map_kind]._network.parameters():
             weight.fill_(torch.nan)
-    with pytest.raises(AnnotatorError, match="drew 3 of 3 maps without a finite"):
+    with pytest.raises(AnnotatorError, match="made 3 of 3 maps without a finite"):
         loaded.annotate(map_kind, PIXELS)
     loaded = load(map_kind, kind="controlnet_aux", path="weights")
     first = dict(loaded.items())[map_kind].fingerprint()
