@@ -1,6 +1,6 @@
 """Fills caches ahead of training: `python -m recipes.cologen.cache --config my.yaml --stage editing`.
 
-The same command again goes on where it was. `--check` reads all that is kept and deletes what is damaged.
+The same command again resumes. `--check` reads all that is kept and deletes what is damaged.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Writes report/scores.json and report/table.json of the run, or scores-n50.json and table-n50.json where 50 is
 not the run's own number of examples. What was measured is kept in report/cells, so an interrupted evaluation
-goes on where it was. Pictures and pages are drawn by report/, not here.
+is resumed. Figures and pages are made in report/, not here.
 """
 
 from __future__ import annotations

@@ -97,7 +97,7 @@ def _generate(args: argparse.Namespace, console: Console) -> Image:
     picture = read_source(args.image, called(args, "image"))
     mask = None if args.mask is None else read_mask(args.mask, called(args, "mask"))
     model = load_base(settings, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-    model.long_prompts = "refuse"  # whoever typed it should know
+    model.long_prompts = "refuse"  # the user who typed it should know
     check_words(model, worded(args.prompt, args.task, None))
     source = _source(args, picture, mask, partial(source_of, model, settings, size=wanted.size), console)
     if args.draw_map is not None:

@@ -1,6 +1,6 @@
 """Trains CoLoGen: `python -m recipes.cologen.train --config tiny --stage all --output runs/tiny`.
 
-The same command again goes on where it was; when all is done it says so and where the report is.
+The same command again resumes; when all is done it says so and where the report is.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ def _build(output: Path, console: Console, say: Callable[[str], None]) -> Path:
 
 
 def _is_older(page: Path, sources: Sequence[Path]) -> bool:
-    """Whether a page is missing, or was written before what it tells of."""
+    """Whether a page is missing or older than what it reports."""
     return not page.exists() or page.stat().st_mtime < max(source.stat().st_mtime for source in sources)
 
 

@@ -40,7 +40,7 @@ class TensorStore:
     Args:
         folder: Made if it is missing.
         shard_bytes: Entries are held back until they are so large together, or `flush` is called.
-        announce: Told of what was found damaged or cannot be written; by default a warning is logged.
+        announce: Called with what is damaged or cannot be written; by default it is logged as a warning.
     """
 
     def __init__(
@@ -127,7 +127,7 @@ class TensorStore:
         return before - len(self._shard_of)
 
     def _stop(self, error: OSError) -> None:
-        """Write no more, and say why: whoever computes what is kept can do without its being kept."""
+        """Write no more, and say why: a run goes on without its cache."""
         self.stopped = str(error)
         self._announce(
             f"the cache cannot be written to {self.folder} ({error}): nothing more is kept there, the run "

@@ -2,7 +2,7 @@
 
 `extends: flux_dev` at the top of a config takes that config's settings as its own. Groups of settings are
 merged, and the extending config's values win. Data sets have names of the user's own, so `data.sets` and
-`data.held_out_sets` are not merged: whoever gives them gives all of them. Whether a key exists is checked
+`data.held_out_sets` are not merged: give all of them. Whether a key exists is checked
 later, for all keys at once.
 """
 

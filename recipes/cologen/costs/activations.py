@@ -106,7 +106,7 @@ class StepNumerics(CudaNumerics):
     """CUDA's numerics of a step in which only experts train; their products save what the kernels save.
 
     Without numbers, experts are computed by plain operations, whose weights are the only ones that train. A
-    kernel saves its input as it is, be it a view of a larger one, and no copy of input or weights; and the
+    kernel saves its input as it is, even a view of a larger one, and no copy of input or weights; and the
     keys' and values' projections of a site read their input's rows once for both.
     """
 

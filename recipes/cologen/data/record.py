@@ -127,6 +127,6 @@ class Example:
     seed: int = 0
     """Of its noise and timestep, where training reads it."""
     skipped: tuple[str, ...] = ()
-    """What was wrong with the rows in whose place it is trained."""
+    """What was wrong with the rows that it replaces."""
     replayed: bool = False
     """Whether it is of an earlier stage's task (training/input/replay.py)."""

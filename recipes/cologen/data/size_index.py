@@ -53,7 +53,7 @@ def row_sizes(layout: Layout, reading: Reading, task: str) -> tuple[int, int, in
 
 
 def source_facts(settings: SetSettings, rows: Rows) -> list[Any]:
-    """What tells a set's rows from others: a table's own fingerprint, or its files with their times."""
+    """What identifies a set's rows: a table's own fingerprint, or its files with their times."""
     kind, _, path = settings.path.partition(":")
     if kind in ("tar", "json"):
         return file_facts(matching_files(path, settings.path))

@@ -145,7 +145,7 @@ def _find_shape(config: RunConfig, folder: Path) -> tuple[BaseShape | None, list
 
 
 def find_base(config: RunConfig) -> tuple[Path, dict[str, Any], list[Problem], list[Unchecked]]:
-    """Where the base is, without fetching it; what is wrong with it; and what cannot be told without it."""
+    """Where the base is, without fetching it; what is wrong with it; and what is unknown without it."""
     folder, name = config.base_path, config.base.path
     if not folder.exists() and HUB_NAME.fullmatch(name):
         cached = try_to_load_from_cache(name, INDEX_FILE, revision=config.base.revision)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """Move a tensor to a device; only what comes off a device is waited for.
+    """Move a tensor to a device; only copies off a device are waited for.
 
     A copy out of ordinary memory waits until the GPU is done with all that it was given, so it goes through
     pinned memory, which torch keeps until the copy is done. Not yet measured on a GPU.
@@ -18,5 +18,5 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
 
 
 def wants_pinned() -> bool:
-    """Tell whether batches are to be pinned by whoever loads them, as there is a GPU that they go to."""
+    """Whether the loader should pin batches, since there is a GPU that they go to."""
     return torch.cuda.is_available()

@@ -76,7 +76,7 @@ def axis(text: str) -> Axis:
 
 
 def _value(text: str) -> str | Decimal:
-    """What tells values apart: 5, 5.0 and 05 are one."""
+    """The value to compare by: 5, 5.0 and 05 are equal."""
     try:
         number = Decimal(text)
     except InvalidOperation:
@@ -89,7 +89,7 @@ def generate_grid(args: argparse.Namespace, said: Callable[[str], None]) -> Imag
 
     Args:
         args: The options.
-        said: Told what had to be changed to generate it.
+        said: Called with each change that generating it needed.
 
     Raises:
         PictureError: The axes are the same twice or make too many pictures, or a value will not do.

@@ -1,4 +1,4 @@
-"""Reads a file of jobs: a line of JSON for each picture; all that is wrong with it is said at once."""
+"""Reads a file of jobs, a line of JSON for each picture; all faults are reported together."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A session: a run's model, loaded once, that generates one picture at a time for whoever asks.
+"""A session: a run's model, loaded once, that generates one picture at a time for all its users.
 
 It keeps nothing about those who asked. The page (app/), grids and batches generate here.
 """
@@ -62,7 +62,7 @@ class GenerationSession:
             )
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._model: FluxBase = load_base(self.settings, device)
-        self._model.long_prompts = "refuse"  # whoever typed it should know
+        self._model.long_prompts = "refuse"  # the user who typed it should know
         self._held = self.finished[-1]
         self._weave = load_stage(self._model, run.pool(self._held), self._held)
         self._one_at_a_time = threading.Lock()
@@ -149,7 +149,7 @@ class GenerationSession:
         self.check_pool(wanted.pool)
         seen = self.source(wanted.task, wanted.prompt, image, mask, kind, wanted.size)
         with self._one_at_a_time, self._pool(wanted.pool):
-            # Behind the lock as well: a tokenizer keeps the padding of its last call, for whoever calls next.
+            # Behind the lock as well: a tokenizer keeps the padding of its last call for the next one.
             check_words(self._model, worded(wanted.prompt, wanted.task, None))
             recording = nullcontext() if wanted.pool == NO_EXPERTS else self._weave.record()
             with recording as routing:

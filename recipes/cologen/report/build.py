@@ -38,7 +38,7 @@ def build_report(
         run_dir: The folder that training wrote, with at least one finished stage.
         model: The run's base without a pool; None loads it.
         n: Held-out examples per task; None takes the run's `report.samples`.
-        announce: Told about every measurement that is made anew.
+        announce: Called with every new measurement.
 
     Returns:
         The path of the page, `report/index.html` of the run.

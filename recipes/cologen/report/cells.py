@@ -106,7 +106,7 @@ class Scorer:
     source: DataSource
     n: int
     announce: Callable[[str], None] = field(default=lambda line: None)
-    """Told about every cell that is measured anew."""
+    """Called with every cell that is measured anew."""
     annotators: Annotators = field(default_factory=Annotators)
     """What draws control maps that are not stored."""
     _hashes: dict[str, str] = field(default_factory=dict, init=False, repr=False, compare=False)

@@ -30,7 +30,7 @@ def open_scorer(
         path: The folder that training wrote, with at least one finished stage.
         model: The run's base without a pool; None loads it, onto the GPU where there is one.
         n: Held-out examples per task; None takes the run's `report.samples`.
-        announce: Told about every cell that is measured anew.
+        announce: Called with every cell that is measured anew.
 
     Raises:
         RunFolderError: The folder holds no run, no finished stage, or nothing held out.

@@ -112,7 +112,7 @@ def read_state(folder: Path, fingerprint: str) -> StageState:
 
 
 def read_stage_name(folder: Path) -> str | None:
-    """The stage that a folder's state.json tells of, of whatever run; None where that cannot be read."""
+    """The stage that a folder's state.json names, of any run; None where it cannot be read."""
     try:
         content = json.loads((folder / STATE).read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""Binds a run to what its data holds, so that data sets and annotators may lie elsewhere when it goes on."""
+"""Binds a run to what its data holds, so that data sets and annotators may move before it is resumed."""
 
 from __future__ import annotations
 

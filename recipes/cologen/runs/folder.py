@@ -166,7 +166,7 @@ def open_run(
         base: Fingerprint of its base.
         restart: A stage to forget, with all after it; their settings may differ then.
         held: What its data and annotators hold.
-        warn: Told of what the run began with and this version makes otherwise.
+        warn: Called with what this version makes otherwise than the one that began the run.
 
     Raises:
         DifferentConfigError: The folder holds a run with other settings (each is named), or on another base,

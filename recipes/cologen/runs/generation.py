@@ -74,7 +74,7 @@ REPEATED: Mapping[str, str] = {
 """Settings of a run that generation repeats, and the field of `GenerationSettings` that carries each."""
 NOT_REPEATED: Mapping[str, str] = {
     "name": "a name",
-    "base.path": "whoever generates names a base; a pool that does not fit it is refused",
+    "base.path": "the user names a base; a pool that does not fit it is refused",
     "base.revision": "as base.path",
     "base.dtype": "the form of the base in memory: the commands repeat it, a pipeline's caller chooses it",
     "base.quantisation": "as base.dtype",

@@ -69,7 +69,7 @@ class Outcome(NamedTuple):
 def train(
     config: RunConfig, output: Path, wanted: str, console: Console, restart: str | None = None
 ) -> Outcome:
-    """Train stages; finished ones are skipped, one that was cut off goes on where it was.
+    """Train stages; finished ones are skipped, one that was cut off is resumed.
 
     Args:
         config: Of the run.

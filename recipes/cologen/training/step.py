@@ -190,7 +190,7 @@ def batch_loss(
 def _measured(
     task: Tensor, veteran: Tensor, routing: Routing, own: Tensor | None, all_replayed: bool
 ) -> Tensor:
-    """Losses, share and gate of a batch: float32 [4] on the device, which is not waited for."""
+    """Losses, share and gate of a batch: float32 [4] on the device, without synchronising."""
     share = routing.newest_share("straight-through", mask=own)
     tally = routing.tally()
     chosen, gates = tally.sums.tensor_split([len(tally.experts)], dim=1)

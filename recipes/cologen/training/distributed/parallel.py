@@ -196,7 +196,7 @@ def _split(model: FluxBase, accelerator: Accelerator) -> None:
 def _put_together_for_backward(transformer: nn.Module, pairs: SourceKV) -> None:
     """Have blocks whole again when gradients come back to the keys and values that they gave the noise.
 
-    FSDP2 waits for gradients of a block's outputs, but these leave the block by the side door.
+    FSDP2 waits for gradients of a block's outputs, but these keys and values bypass the outputs.
     """
     for site in pairs.sites:
         block = transformer.get_submodule(site.rpartition(".")[0])

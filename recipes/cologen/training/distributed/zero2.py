@@ -2,7 +2,7 @@
 
 Its engine brings gradients together and steps; losses, skipped steps, averages and checkpoints stay the
 recipe's. `DividedOptimizer` stands where torch's optimiser would: its parameters are the pool's own, its
-state is whole when it is asked for, and its file is the one that DDP writes. The engine is told of the
+state is whole when it is asked for, and its file is the one that DDP writes. The engine is given the
 trained parameters alone, so it copies no base, however that is quantised.
 
 Source: ZeRO (arXiv 1910.02054), P_os+g.
@@ -75,7 +75,7 @@ def check_zero2(optimizer_name: str) -> None:
 
 
 class Trained(nn.Module):
-    """What DDP or DeepSpeed's engine is told of: one forward a step, and the parameters that are trained.
+    """The module that DDP or DeepSpeed's engine wraps: one forward a step, and the trained parameters.
 
     Both would copy frozen weights from rank 0 to the others, which read the same file, and neither can copy
     weights of 8 bits.

@@ -62,7 +62,7 @@ class Batch(NamedTuple):
     prompts: tuple[str, ...]
     seeds: tuple[int, ...]
     skipped: tuple[str, ...] = ()
-    """What was wrong with rows that could not be read, in whose place others are in the batch."""
+    """What was wrong with rows that could not be read; other rows replace them."""
     ids: tuple[str, ...] = ()
     """Of the records."""
     replayed: tuple[bool, ...] = ()

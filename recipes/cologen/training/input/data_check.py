@@ -55,7 +55,7 @@ def check_sources(
         config: Of the run.
         stages: Those that are to be trained.
         model: The base, for its tokenizers.
-        say: Told of what is no fault, but worth knowing.
+        say: Called with what is no fault, but worth knowing.
 
     Raises:
         DataSetError: No data set serves a stage.
@@ -129,7 +129,7 @@ def check_data(
         max_broken: Largest fraction of records that training may skip; two standard errors above it pass.
         skip_incomplete: Whether records that lack what a view needs count as broken, as those of large sets
             do, whose objects may lie outside of the part that is cut out; else they are faults.
-        say: Told of what is no fault, but worth knowing.
+        say: Called with what is no fault, but worth knowing.
 
     Raises:
         FolderDataError: Names the first faults, and how many there are.

@@ -78,15 +78,15 @@ def fill(
     workers: int = 0,
     advance: Callable[[Filled], None] = lambda filled: None,
 ) -> Filled:
-    """Encode and keep what is not kept yet; what is there is only looked at, so it goes on where it was.
+    """Encode and keep what is not kept yet; a cut-off run is resumed.
 
     Args:
         encoder: With the caches.
         examples: Of one stage.
-        rank: Which of `world_size` processes this is; each takes every so-many-th record.
+        rank: Which of `world_size` processes this is; record i goes to process i % world_size.
         world_size: Number of processes.
         workers: Processes that read pictures.
-        advance: Told after each record.
+        advance: Called after each record.
 
     Raises:
         OSError: A cache cannot be written, so there is nothing left to do.

@@ -90,7 +90,7 @@ def held_out_examples(
         task: A key of `VIEWS`.
         count: How many; at least one.
         seed: Seed of the views.
-        skipped: Told what is wrong with a record that was left out.
+        skipped: Called with what is wrong with a record that was left out.
 
     Raises:
         BrokenPictureError, MissingMetadataError: No record serves; this is what is wrong with the last.
