@@ -17,8 +17,7 @@ from rich.table import Table
 from prw.errors import PrwError
 from recipes.cologen.cli import add_checkpoint_argument, positive, refuse, silence_loading_bars
 from recipes.cologen.errors import CologenError
-from recipes.cologen.report.cells import Scorer
-from recipes.cologen.report.opening import open_scorer
+from recipes.cologen.report.cells import Scorer, open_scorer
 from recipes.cologen.report.score_table import score_table, table_of
 from recipes.cologen.report.scores import measure_scores, task_cells, write_scores
 from recipes.cologen.runs.interruption import STOPPED

@@ -14,9 +14,8 @@ from typing import Any
 import gradio as gr
 
 from prw.errors import PrwError
-from recipes.cologen.app.about import about, first_try, words
+from recipes.cologen.app.about import TASKS, about, first_try, words
 from recipes.cologen.app.answers import A_MAP, Answers, Request, shown
-from recipes.cologen.app.examples import TASKS
 from recipes.cologen.app.limits import in_short
 from recipes.cologen.app.uploads import easel, on_easel, only_read_here, unchecked, upload
 from recipes.cologen.errors import CologenError

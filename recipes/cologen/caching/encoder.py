@@ -19,9 +19,8 @@ from recipes.cologen.caching.fingerprints import text_fingerprint, vae_fingerpri
 from recipes.cologen.caching.store import Parts, TensorStore
 from recipes.cologen.config.data import CacheSettings
 from recipes.cologen.flux.base import FluxBase
-from recipes.cologen.flux.pixels import to_unit_range
 from recipes.cologen.flux.tokens import ImageTokens, TextTokens
-from recipes.cologen.flux.transfer import to_device
+from recipes.cologen.flux.transfer import to_device, to_unit_range
 
 Keys = Sequence[str | None]
 """A key for everything that can be kept, None for what comes but once; empty where nothing is kept."""

@@ -3,24 +3,51 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from recipes.cologen.config.annotators import AnnotatorSettings
 from recipes.cologen.config.data import BucketSettings, DataSettings, SetSettings
-from recipes.cologen.data.annotated import AnnotatedRecords
 from recipes.cologen.data.annotators.annotate import worker_annotators
 from recipes.cologen.data.buckets import BucketedRecords, bucketed, buckets_of
 from recipes.cologen.data.folder import PictureFolder
 from recipes.cologen.data.layouts import LAYOUTS
 from recipes.cologen.data.licences import is_allowed
-from recipes.cologen.data.record import Record
+from recipes.cologen.data.record import Image, Record
 from recipes.cologen.data.set_opening import set_licence
 from recipes.cologen.data.sets import DataSet, Mixture
 from recipes.cologen.data.size_index import Sizes
 from recipes.cologen.data.world import World
 from recipes.cologen.errors import DataSetError
+
+
+class _FiniteRecords(Protocol):
+    def __len__(self) -> int: ...
+
+    def record(self, index: int) -> Record: ...
+
+
+class AnnotatedRecords:
+    """The records of a finite source, each with the run's annotators."""
+
+    def __init__(
+        self, records: _FiniteRecords, annotators: Mapping[str, Callable[[Image], Image] | None]
+    ) -> None:
+        """Take annotators by map; None stands for one that the training device runs."""
+        self._records, self._annotators = records, annotators
+
+    def __len__(self) -> int:
+        """How many records there are."""
+        return len(self._records)
+
+    def record(self, index: int) -> Record:
+        """The record at an index, from 0 up; past the end it is the first again.
+
+        Raises:
+            BrokenPictureError: It cannot be read.
+        """
+        return replace(self._records.record(index), annotators=self._annotators)
 
 
 class RecordSource(Protocol):

@@ -15,7 +15,6 @@ from recipes.cologen.costs.shapes import BaseShape, read_json
 from recipes.cologen.data.annotators.annotate import Annotators
 from recipes.cologen.data.buckets import Bucket
 from recipes.cologen.data.opening import DataSource, held_out_records, training_records
-from recipes.cologen.diagnosis.unchecked import Unchecked
 from recipes.cologen.errors import CologenError
 from recipes.cologen.flux.flux2_model import Flux2Model
 from recipes.cologen.flux.folder import INDEX_FILE
@@ -23,7 +22,7 @@ from recipes.cologen.flux.model import FluxModel
 from recipes.cologen.stages import PAIRED_TASKS
 from recipes.cologen.training.input.data_card import make_card
 from recipes.cologen.training.input.data_check import check_held_out, check_sources
-from recipes.cologen.training.preflight import Problem
+from recipes.cologen.training.preflight import Problem, Unchecked
 from recipes.cologen.training.validation.schedule import validated_tasks
 
 

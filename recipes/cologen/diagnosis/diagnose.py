@@ -17,14 +17,13 @@ from recipes.cologen.diagnosis.data import DataFacts, data_facts, sources_of
 from recipes.cologen.diagnosis.environment import environment, host_bytes
 from recipes.cologen.diagnosis.machine import machine_problems, unchecked_machine
 from recipes.cologen.diagnosis.probe import Probe
-from recipes.cologen.diagnosis.unchecked import Unchecked
 from recipes.cologen.errors import CologenError
 from recipes.cologen.flux.distilled import base_warnings
 from recipes.cologen.flux.flux2_model import FLUX2_KLEIN, Flux2Model
 from recipes.cologen.flux.folder import FLUX1, INDEX_FILE, check_base
 from recipes.cologen.flux.locate import HOW_TO_GET_ONE, HUB_NAME
 from recipes.cologen.flux.model import FluxModel
-from recipes.cologen.training.preflight import Problem, cheap_problems
+from recipes.cologen.training.preflight import Problem, Unchecked, cheap_problems
 from recipes.cologen.training.trackers import check_trackers
 
 LAYOUTS_OF_BASES = {FluxModel: FLUX1, Flux2Model: FLUX2_KLEIN}

@@ -1,4 +1,4 @@
-"""From the host's memory to a device, without waiting for what the device still has to do."""
+"""Pictures and numbers from the host's memory to a device, without waiting for the device."""
 
 from __future__ import annotations
 
@@ -20,3 +20,8 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
 def wants_pinned() -> bool:
     """Whether the loader should pin batches, since there is a GPU that they go to."""
     return torch.cuda.is_available()
+
+
+def to_unit_range(pixels: Tensor, device: torch.device) -> Tensor:
+    """Pixels uint8 [..., height, width] as float32 in [-1, 1]; they travel as bytes."""
+    return to_device(pixels, device).to(torch.float32) / 127.5 - 1.0

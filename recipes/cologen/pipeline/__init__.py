@@ -8,9 +8,8 @@ from recipes.cologen.flux.base import FluxBase
 from recipes.cologen.pipeline.card import Card, Shown
 from recipes.cologen.pipeline.flux1 import CoLoGenPipeline
 from recipes.cologen.pipeline.flux2 import CoLoGenFlux2Pipeline
-from recipes.cologen.pipeline.output import CoLoGenPipelineOutput
 from recipes.cologen.pipeline.plotting import plot_routing
-from recipes.cologen.pipeline.routing import RoutingTrace
+from recipes.cologen.pipeline.routing import CoLoGenPipelineOutput, RoutingTrace
 from recipes.cologen.runs.generation import GenerationSettings
 
 __all__ = [

@@ -21,10 +21,9 @@ from torch import Tensor
 from prw import Weave
 from prw.errors import PoolError
 from recipes.cologen.errors import PromptError, RoutingQuestionError, ShapeError
-from recipes.cologen.pipeline.caches import refuse_caches
 from recipes.cologen.pipeline.denoiser import Denoiser, SourceBatch, Text, evaluating
 from recipes.cologen.pipeline.family import token_side
-from recipes.cologen.pipeline.pool import pool_of, refuse_what_breaks_routing
+from recipes.cologen.pipeline.pool import pool_of, refuse_caches, refuse_what_breaks_routing
 from recipes.cologen.pipeline.request import Request
 from recipes.cologen.pipeline.routing import RoutingRecorder, RoutingTrace
 from recipes.cologen.pipeline.sources import PictureRequest, Sources, prepare_sources

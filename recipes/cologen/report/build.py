@@ -9,14 +9,11 @@ from pathlib import Path
 
 from recipes.cologen.data.opening import held_out_records
 from recipes.cologen.flux.base import FluxBase
-from recipes.cologen.report.cells import Cell, Measurement, Scorer
-from recipes.cologen.report.curves import draw_training, draw_validation
+from recipes.cologen.report.cells import Cell, Measurement, Scorer, open_scorer
+from recipes.cologen.report.figures import Usage, draw_tables, draw_training, draw_usage, draw_validation
 from recipes.cologen.report.grids import GridRow, draw_grid
-from recipes.cologen.report.opening import open_scorer
 from recipes.cologen.report.page import Section, html_details, html_picture, html_table, write_page
 from recipes.cologen.report.scores import BASE, Scores, measure_scores, write_scores
-from recipes.cologen.report.tables import draw_tables
-from recipes.cologen.report.usage import Usage, draw_usage
 from recipes.cologen.runs.files import CONFIG, PAGE
 from recipes.cologen.runs.reader import RunReader
 

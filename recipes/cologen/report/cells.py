@@ -1,8 +1,7 @@
 """Measures cells of the tables, each a task on a checkpoint, and keeps them on disk: none is measured twice.
 
 Which cells there are is scores.py's business. A kept cell counts only while checkpoint, base, settings and
-examples are the same; it is written after its pictures and in one go, so a killed evaluation goes on where
-it was.
+examples are the same; it is written after its pictures and in one go, so a killed evaluation is resumed.
 """
 
 from __future__ import annotations
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image as PilImage
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -23,11 +23,13 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 import prw
 from recipes.cologen.config.model import Shift
 from recipes.cologen.data.annotators.annotate import Annotators
-from recipes.cologen.data.opening import DataSource
+from recipes.cologen.data.opening import DataSource, held_out_records
 from recipes.cologen.data.record import Example
+from recipes.cologen.errors import RunFolderError
 from recipes.cologen.flux.base import FluxBase
 from recipes.cologen.runs.checkpoint import write_text
-from recipes.cologen.runs.loading import base_folder
+from recipes.cologen.runs.files import CONFIG
+from recipes.cologen.runs.loading import base_folder, load_base
 from recipes.cologen.runs.reader import RunReader
 from recipes.cologen.training.validation.scores import (
     TaskScore,
@@ -274,3 +276,44 @@ def hash_files(folder: Path, *, whole: bool) -> str:
         total.update(str(path.relative_to(folder)).encode())
         total.update(_hash_file(path, state.st_size, state.st_mtime_ns, whole).encode())
     return total.hexdigest()[:16]
+
+
+def open_scorer(
+    path: Path,
+    *,
+    model: FluxBase | None = None,
+    n: int | None = None,
+    announce: Callable[[str], None] = lambda line: None,
+) -> Scorer:
+    """Open the run in a folder.
+
+    Args:
+        path: The folder that training wrote, with at least one finished stage.
+        model: The run's base without a pool; None loads it, onto the GPU where there is one.
+        n: Held-out examples per task; None takes the run's `report.samples`.
+        announce: Called with every cell that is measured anew.
+
+    Raises:
+        RunFolderError: The folder holds no run, no finished stage, or nothing held out.
+        BaseModelError: The base is missing.
+        FolderDataError: The folder of held-out pictures has a fault.
+        AnnotatorError: What draws control maps cannot be loaded.
+    """
+    run = RunReader(path)
+    if not run.finished_stages():
+        raise RunFolderError(
+            f"{path} has no finished stage yet, so there is nothing to measure. Train on: "
+            f"python -m recipes.cologen.train --config {path / CONFIG} --output {path}"
+        )
+    source = held_out_records(run.settings.data)
+    if source is None:
+        raise RunFolderError(
+            f"{path} holds no pictures out, so nothing can be scored. Name a folder of pictures that it "
+            f"was not trained on as data.held_out (folder:PATH) in {path / CONFIG}"
+        )
+    if model is None:
+        model = load_base(run.settings, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    model.long_prompts = run.settings.held_out_long_prompts
+    wanted = run.settings.data.annotators if "control" in run.settings.stage_names else {}
+    annotators = Annotators.load(wanted, model.device)
+    return Scorer(model, run, source, n or run.settings.report.samples, announce, annotators)

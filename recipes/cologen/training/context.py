@@ -14,7 +14,10 @@ from recipes.cologen.config.run import RunConfig
 from recipes.cologen.data.opening import DataSource
 from recipes.cologen.runs.checkpoint import (
     ForeignCheckpointError,
+    StageState,
+    capture_rng,
     load_tensors,
+    restore_rng,
     save_tensors,
     write_folder,
     write_state,
@@ -23,7 +26,6 @@ from recipes.cologen.runs.files import POOL, TRAINING
 from recipes.cologen.runs.folder import RunFolder, StageRecord, now
 from recipes.cologen.runs.generation import generation_settings, write_generation
 from recipes.cologen.runs.interruption import StopSignals
-from recipes.cologen.runs.state import StageState, capture_rng, restore_rng
 from recipes.cologen.training.distributed.parallel import load_whole_state, splits, whole_state
 from recipes.cologen.training.input.skips import SkipTally
 from recipes.cologen.training.metrics import MetricsLog

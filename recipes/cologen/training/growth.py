@@ -12,11 +12,10 @@ import prw
 from recipes.cologen.config.run import RunConfig
 from recipes.cologen.data.seeding import derive_seed
 from recipes.cologen.flux.base import FluxBase
-from recipes.cologen.runs.checkpoint import ForeignCheckpointError, read_state
+from recipes.cologen.runs.checkpoint import ForeignCheckpointError, StageState, read_state, seed_all
 from recipes.cologen.runs.files import POOL, stage_file
 from recipes.cologen.runs.folder import RunFolder
 from recipes.cologen.runs.loading import load_base, load_stage
-from recipes.cologen.runs.state import StageState, seed_all
 from recipes.cologen.training.distributed.parallel import waits_for_split
 
 

@@ -18,7 +18,7 @@ from recipes.cologen.data.record import Example
 from recipes.cologen.data.sampler import BatchSampler
 from recipes.cologen.data.seeding import derive_seed
 from recipes.cologen.errors import CologenError
-from recipes.cologen.runs.state import StageState
+from recipes.cologen.runs.checkpoint import StageState
 from recipes.cologen.training.context import TrainingContext, note_progress, restore_latest, save_latest
 from recipes.cologen.training.input.batches import Batch, Examples, kept_tasks, loaded
 from recipes.cologen.training.input.long_prompts import LongPrompts

@@ -20,13 +20,12 @@ from recipes.cologen.data.opening import DataSource, held_out_records, training_
 from recipes.cologen.errors import LaunchError
 from recipes.cologen.flux.base import FluxBase
 from recipes.cologen.flux.distilled import base_warnings
-from recipes.cologen.runs.checkpoint import remove_drafts
+from recipes.cologen.runs.checkpoint import StageState, remove_drafts
 from recipes.cologen.runs.data_binding import contents
 from recipes.cologen.runs.files import stage_file
 from recipes.cologen.runs.folder import RunFolder, base_fingerprint, open_run
 from recipes.cologen.runs.interruption import StopSignals
 from recipes.cologen.runs.loading import base_folder
-from recipes.cologen.runs.state import StageState
 from recipes.cologen.stages import select_stages, stage_index
 from recipes.cologen.training.context import TrainingContext, finish_stage, steps_before
 from recipes.cologen.training.distributed.parallel import Parallel, deepspeed_is_ours, sharding_plugin, splits

@@ -13,8 +13,8 @@ from prw.storage.atomic import atomic_file
 from recipes.cologen.data.record import Example
 from recipes.cologen.data.vocabulary import MAX_TEXT_TOKENS, VOCABULARY
 from recipes.cologen.flux import FluxModel, ImageTokens, SourceKV, TextTokens
-from recipes.cologen.flux.pixels import to_unit_range
 from recipes.cologen.flux.tiny import build_tiny_flux
+from recipes.cologen.flux.transfer import to_unit_range
 from recipes.cologen.runs.checkpoint import ForeignCheckpointError
 from recipes.cologen.tools.pretraining.dialects import Dialects
 from recipes.cologen.tools.pretraining.tasks import source_task, text_to_image

@@ -17,7 +17,7 @@ from recipes.cologen.data.seeding import derive_seed
 from recipes.cologen.data.views import VIEWS
 from recipes.cologen.errors import BrokenPictureError, CologenError, FolderDataError, PromptError
 from recipes.cologen.flux.base import FluxBase
-from recipes.cologen.training.validation.prompts import held_out_rule
+from recipes.cologen.training.validation.encoding import held_out_rule
 from recipes.cologen.training.validation.scores import held_out_examples
 
 MAX_RECORDS = 100

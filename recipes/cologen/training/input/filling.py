@@ -13,9 +13,11 @@ from torch.utils.data import DataLoader, Dataset
 from recipes.cologen.caching.encoder import Encoder
 from recipes.cologen.caching.store import TensorStore
 from recipes.cologen.config.training import DropoutSettings
-from recipes.cologen.data.fixed import fixed_examples
+from recipes.cologen.data.control import available_kinds, control_example
+from recipes.cologen.data.customization import paired_example
 from recipes.cologen.data.opening import RecordSource
-from recipes.cologen.data.record import Example, MissingMetadataError
+from recipes.cologen.data.record import Example, MissingMetadataError, Record
+from recipes.cologen.data.views import VIEWS
 from recipes.cologen.errors import BrokenPictureError
 from recipes.cologen.flux.transfer import wants_pinned
 from recipes.cologen.training.input.batches import Batch, collate
@@ -139,3 +141,18 @@ def _is_wanted(store: TensorStore, keys: tuple[str | None, ...], filled: Filled)
         return False
     filled.encoded += 1
     return True
+
+
+def fixed_examples(record: Record, task: str) -> list[Example]:
+    """Examples that between them hold all fixed parts (`Example.fixed`) that any seed may ask for.
+
+    Raises:
+        MissingMetadataError: The record lacks what the task needs.
+    """
+    if task == "control":
+        return [control_example(record, kind) for kind in available_kinds(record)]
+    pairs = [pair for pair in record.pairs if pair.task == task]
+    if pairs:
+        return [paired_example(record, pair) for pair in pairs]
+    # The seed decides where a hole or a mark is, which is not fixed, and nothing that is.
+    return [VIEWS[task](record, 0)]

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from recipes.cologen.config.run import RunConfig
 from recipes.cologen.data.record import Example, Image
+from recipes.cologen.flux.base import FluxBase
 from recipes.cologen.flux.tokens import ImageTokens, TextTokens
 from recipes.cologen.training.input.batches import kept_tasks, keys_of
 from recipes.cologen.training.step import TrainedModel
@@ -41,3 +44,14 @@ def encode_targets(trained: TrainedModel, examples: Sequence[Example]) -> ImageT
 
 def _stacked(pictures: Sequence[Image]) -> Tensor:
     return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2)
+
+
+@contextmanager
+def held_out_rule(model: FluxBase, config: RunConfig) -> Iterator[None]:
+    """Let the base treat long prompts as it should those of held-out pictures."""
+    before = model.long_prompts
+    model.long_prompts = config.held_out_long_prompts
+    try:
+        yield
+    finally:
+        model.long_prompts = before

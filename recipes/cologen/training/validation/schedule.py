@@ -13,12 +13,11 @@ from PIL import Image as PilImage
 from recipes.cologen.config.run import RunConfig
 from recipes.cologen.data.opening import DataSource
 from recipes.cologen.data.record import Example
-from recipes.cologen.runs.state import StageState
+from recipes.cologen.runs.checkpoint import StageState
 from recipes.cologen.training.context import TrainingContext, note_progress
 from recipes.cologen.training.distributed.parallel import splits
-from recipes.cologen.training.validation.encoding import encode_examples
+from recipes.cologen.training.validation.encoding import encode_examples, held_out_rule
 from recipes.cologen.training.validation.loss import TIMES, HeldOutLoss, held_out_loss
-from recipes.cologen.training.validation.prompts import held_out_rule
 from recipes.cologen.training.validation.sample_grid import sample_grid
 from recipes.cologen.training.validation.scores import TaskScore, evaluate_task, held_out_examples
 

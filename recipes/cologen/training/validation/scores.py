@@ -25,9 +25,9 @@ from recipes.cologen.data.seeding import derive_seed
 from recipes.cologen.data.views import VIEWS
 from recipes.cologen.errors import AnnotatorError, BrokenPictureError
 from recipes.cologen.flux.base import FluxBase, SourceTimestep
-from recipes.cologen.flux.pixels import to_unit_range
 from recipes.cologen.flux.sampling import generate
 from recipes.cologen.flux.tokens import ImageTokens, TextTokens
+from recipes.cologen.flux.transfer import to_unit_range
 
 _logger = logging.getLogger(__name__)
 Encode = Callable[[Sequence[Example]], tuple[TextTokens, Sequence[ImageTokens]]]

@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 
 from prw.routing import Routing, RoutingDecision
+from recipes.cologen.app.about import TASKS
 from recipes.cologen.app.answers import A_MAP, Answers, Request, joined
-from recipes.cologen.app.examples import TASKS
 from recipes.cologen.app.limits import Limits
 from recipes.cologen.app.serving import WARNS_OF_CLIP, keep_prompts_out_of_the_log
 from recipes.cologen.app.shares import share_maps, shares_picture

@@ -8,6 +8,7 @@ from safetensors import SafetensorError
 
 from recipes.cologen.runs.checkpoint import (
     ForeignCheckpointError,
+    StageState,
     load_tensors,
     read_state,
     recover,
@@ -16,7 +17,6 @@ from recipes.cologen.runs.checkpoint import (
     write_state,
     write_text,
 )
-from recipes.cologen.runs.state import StageState
 
 
 def put(text):

@@ -5,10 +5,9 @@ import json
 import pytest
 
 from recipes.cologen.errors import BaseModelError, RunFolderError
-from recipes.cologen.runs.checkpoint import write_state
+from recipes.cologen.runs.checkpoint import StageState, write_state
 from recipes.cologen.runs.config_changes import DifferentConfigError
 from recipes.cologen.runs.folder import StageRecord, base_fingerprint, open_run
-from recipes.cologen.runs.state import StageState
 from tests.recipes.cologen.training.conftest import make_config
 
 NAMES = ("inpainting", "grounding", "control")

@@ -5,8 +5,7 @@ import random
 import numpy as np
 import torch
 
-from recipes.cologen.runs.checkpoint import load_tensors, save_tensors
-from recipes.cologen.runs.state import capture_rng, restore_rng, seed_all
+from recipes.cologen.runs.checkpoint import capture_rng, load_tensors, restore_rng, save_tensors, seed_all
 
 
 def draws():

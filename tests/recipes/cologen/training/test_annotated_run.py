@@ -16,7 +16,7 @@ from recipes.cologen.data.opening import training_records
 from recipes.cologen.data.sampler import BatchSampler
 from recipes.cologen.errors import AnnotatorError
 from recipes.cologen.generate import main as draw_picture
-from recipes.cologen.report.opening import open_scorer
+from recipes.cologen.report.cells import open_scorer
 from recipes.cologen.runs.loading import load_base
 from recipes.cologen.training import step as step_module
 from recipes.cologen.training.input.batches import batches, withhold

@@ -16,11 +16,11 @@ from PIL import Image
 from transformers import DPTImageProcessor
 
 from recipes.cologen.config.annotators import AnnotatorSettings
-from recipes.cologen.data.annotated import AnnotatedRecords
 from recipes.cologen.data.annotators.annotate import Annotators, annotate, worker_annotators
 from recipes.cologen.data.annotators.opencv import OpenCvAnnotator
 from recipes.cologen.data.class_colours import CLASS_COLOURS
 from recipes.cologen.data.control import control
+from recipes.cologen.data.opening import AnnotatedRecords
 from recipes.cologen.data.record import Record
 from recipes.cologen.errors import AnnotatorError
 from tests.recipes.cologen.annotator_folders import save_depth_anything, save_dpt, save_segformer

@@ -12,7 +12,7 @@ from recipes.cologen.data.sampler import BatchSampler
 from recipes.cologen.data.views import VIEWS
 from recipes.cologen.data.world import World
 from recipes.cologen.errors import PictureError
-from recipes.cologen.flux.pixels import to_unit_range
+from recipes.cologen.flux.transfer import to_unit_range
 from recipes.cologen.training.input.batches import batches, collate, withhold
 
 KEEP = DropoutSettings(text=0, source=0)

@@ -8,7 +8,7 @@ from recipes.cologen.data.record import Record
 from recipes.cologen.data.world import World
 from recipes.cologen.errors import FolderDataError
 from recipes.cologen.flux import FluxModel
-from recipes.cologen.tools.letters import letter_tokenizers
+from recipes.cologen.tools.random_flux1 import letter_tokenizers
 from recipes.cologen.training.input.data_check import MAX_RECORDS, SHOWN_FAULTS, check_data
 
 

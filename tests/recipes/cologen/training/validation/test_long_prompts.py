@@ -6,7 +6,7 @@ import pytest
 
 from recipes.cologen import doctor
 from recipes.cologen.errors import FolderDataError
-from recipes.cologen.report.opening import open_scorer
+from recipes.cologen.report.cells import open_scorer
 from recipes.cologen.training.validation import schedule as validating
 from tests.recipes.cologen.training.conftest import make_config
 from tests.recipes.cologen.training.input.test_long_prompts import LONG, spelling
