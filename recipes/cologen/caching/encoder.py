@@ -150,6 +150,7 @@ def _kept(store: TensorStore, key: str | None, make: Callable[[int], Parts], ind
 
 
 def _image_parts(image: ImageTokens) -> Parts:
+    # [1, rows * columns, channels] -> [rows, columns, channels]
     return {"tokens": image.tokens[0].unflatten(0, (image.rows, image.columns))}
 
 

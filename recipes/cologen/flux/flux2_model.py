@@ -177,6 +177,7 @@ class Flux2Model(SourceVelocity):
         """
         check_sides(pixels, 2 * self.vae_scale_factor)
         latents = self.vae.encode(pixels.to(self.vae.dtype), return_dict=False)[0].mode()
+        # [batch, channels, height, width] -> [batch, 4 * channels, rows, columns]
         latents = Flux2KleinPipeline._patchify_latents(latents)
         mean, std = self._statistics(latents)
         return self.pack((latents - mean) / std)
@@ -192,9 +193,10 @@ class Flux2Model(SourceVelocity):
     @torch.no_grad()
     def decode(self, image: ImageTokens) -> Tensor:
         """Turn tokens into pictures `[batch, 3, height, width]`, in about [-1, 1], not clamped."""
-        tokens = image.tokens.transpose(1, 2)
+        tokens = image.tokens.transpose(1, 2)  # -> [batch, channels, rows * columns]
         latents = tokens.reshape(tokens.shape[0], tokens.shape[1], image.rows, image.columns)
         mean, std = self._statistics(latents)
+        # [batch, 4 * channels, rows, columns] -> [batch, channels, height, width]
         latents = Flux2KleinPipeline._unpatchify_latents(latents * std + mean)
         pixels: Tensor = self.vae.decode(latents.to(self.vae.dtype), return_dict=False)[0]
         return pixels

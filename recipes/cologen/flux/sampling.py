@@ -88,6 +88,7 @@ def generate(
 
 def _for_all(text: TextTokens, batch: int) -> TextTokens:
     """One prompt's tokens for every picture, without a copy."""
+    # [1, text tokens, width] -> [batch, text tokens, width]; [1, width] -> [batch, width]
     return TextTokens(text.embeds.expand(batch, -1, -1), text.pooled.expand(batch, -1))
 
 
@@ -154,7 +155,7 @@ def denoise(
     for timestep in timesteps:
         # The stock pipelines round the timestep to the tokens' dtype before they divide; so do we, to be
         # equal to the bit.
-        fraction = timestep.expand(tokens.shape[0]).to(tokens.dtype) / 1000
+        fraction = timestep.expand(tokens.shape[0]).to(tokens.dtype) / 1000  # scalar -> [batch]
         given, how = noise.with_tokens(tokens), (sampling.source_timestep, sampling.guidance)
         velocity = model.velocity(given, fraction, text, read, *how)
         if negative is not None:

@@ -261,4 +261,5 @@ def _stack(pictures: Sequence[tuple[str, np.ndarray]]) -> Tensor:
                 f"{picture.shape[:2]} (height, width); give all one size with --set data.size=[512,512], "
                 "or buckets with --set data.buckets.resolution=512"
             )
+    # [batch, height, width, 3] -> [batch, 3, height, width]
     return torch.from_numpy(np.stack([picture for _, picture in pictures])).permute(0, 3, 1, 2)

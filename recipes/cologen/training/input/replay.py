@@ -84,4 +84,4 @@ def own_tokens(batch: Batch, num_tokens: int, device: torch.device) -> Tensor | 
     if not any(batch.replayed):
         return None
     own = to_device(torch.tensor(batch.replayed), device).logical_not()
-    return own[:, None].expand(-1, num_tokens)
+    return own[:, None].expand(-1, num_tokens)  # [batch] -> [batch, tokens]

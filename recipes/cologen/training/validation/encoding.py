@@ -43,6 +43,7 @@ def encode_targets(trained: TrainedModel, examples: Sequence[Example]) -> ImageT
 
 
 def _stacked(pictures: Sequence[Image]) -> Tensor:
+    # [batch, height, width, 3] -> [batch, 3, height, width]
     return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2)
 
 

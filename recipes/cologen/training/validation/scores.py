@@ -206,7 +206,7 @@ def _check_sources(examples: Sequence[Example]) -> None:
 def to_pictures(pixels: Tensor) -> list[Image]:
     """Pixels [batch, 3, height, width] in [-1, 1] as uint8 pictures [height, width, 3], rounded."""
     levels = ((pixels.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
-    return list(levels.permute(0, 2, 3, 1).cpu().numpy())
+    return list(levels.permute(0, 2, 3, 1).cpu().numpy())  # [batch, height, width, 3]
 
 
 def same_sized(examples: Sequence[Example], batch_size: int) -> Sequence[Example]:
