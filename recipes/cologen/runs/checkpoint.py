@@ -118,7 +118,7 @@ def write_text(path: Path, text: str) -> None:
 
 def remove_drafts(folder: Path) -> None:
     """Remove what a killed process left of single files that it was writing; nobody may write there now."""
-    for draft in folder.glob(f"{FILE_DRAFT}*"):
+    for draft in folder.glob(f"{FILE_DRAFT}????????-*"):  # as atomic_file names them
         draft.unlink(missing_ok=True)
 
 

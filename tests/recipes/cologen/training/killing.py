@@ -69,7 +69,7 @@ def arrange(moment: str, count: int) -> None:
             original(*arguments, **named)
         elif when == "half":
             path, text = arguments
-            path.with_name(f".new-0-{path.name}").write_text(text[: len(text) // 2])
+            path.with_name(f".new-01234567-{path.name}").write_text(text[: len(text) // 2])
         elif when == "half row":
             with arguments[0].metrics.path.open("a") as file:
                 file.write('{"kind": "train", "sta')
