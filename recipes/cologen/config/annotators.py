@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, model_validator
 
 MAP_KINDS = ("canny", "depth", "soft_edge", "lineart", "segmentation")
-"""Control maps, in the order of data/control.py."""
+"""Control maps, in the order in which control examples choose among them."""
 OPTIONS: Mapping[str, Mapping[str, Mapping[str, float]]] = {
     "opencv": {
         "canny": {"low": 100, "high": 200},

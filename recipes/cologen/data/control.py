@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from recipes.cologen.data.annotators.opencv import as_gray, canny_map, lineart_map, soft_edge_map
+from recipes.cologen.config.annotators import MAP_KINDS
+from recipes.cologen.data.annotators.opencv import OPENCV_MAPS, as_gray
 from recipes.cologen.data.class_colours import CLASS_COLOURS, CLASSES
 from recipes.cologen.data.record import ALL_FIXED, Example, Image, MissingMetadataError, Record
 from recipes.cologen.data.seeding import view_rng
@@ -17,21 +18,7 @@ PROMPTS = {
     "lineart": "line art to image",
     "segmentation": "segmentation map to image",
 }
-
-
-def canny(record: Record) -> Image:
-    """White edges on black, by Canny's detector with thresholds 100 and 200 on the colours."""
-    return canny_map(record.image)
-
-
-def soft_edge(record: Record) -> Image:
-    """Blurred edge strength, white on black: the look of HED maps, without its network."""
-    return soft_edge_map(record.image)
-
-
-def lineart(record: Record) -> Image:
-    """White lines on black wherever the picture changes by more than 30 levels."""
-    return lineart_map(record.image)
+"""How a prompt begins that is given with a map, by its kind."""
 
 
 def depth(record: Record) -> Image:
@@ -62,13 +49,8 @@ def segmentation(record: Record) -> Image:
     return CLASS_COLOURS[record.segmentation]
 
 
-MAPS: dict[str, Callable[[Record], Image]] = {
-    "canny": canny,
-    "depth": depth,
-    "soft_edge": soft_edge,
-    "lineart": lineart,
-    "segmentation": segmentation,
-}
+FROM_RECORD: dict[str, Callable[[Record], Image]] = {"depth": depth, "segmentation": segmentation}
+"""Maps that are made of what a record stores beside its picture; OpenCV makes the others of the picture."""
 
 
 def available_kinds(record: Record) -> list[str]:
@@ -76,7 +58,7 @@ def available_kinds(record: Record) -> list[str]:
     missing = {"depth": record.depth is None, "segmentation": record.segmentation is None}
     return [
         kind
-        for kind in MAPS
+        for kind in MAP_KINDS
         if kind in record.maps or kind in record.annotators or not missing.get(kind, False)
     ]
 
@@ -96,7 +78,7 @@ def control_map(record: Record, kind: str) -> Image | None:
     if kind in record.annotators and not _is_stored(record, kind):
         annotator = record.annotators[kind]
         return None if annotator is None else annotator(record.image)
-    return MAPS[kind](record)
+    return FROM_RECORD[kind](record) if kind in FROM_RECORD else OPENCV_MAPS[kind](record.image)
 
 
 def control(record: Record, seed: int) -> Example:

@@ -12,11 +12,12 @@ from PIL import Image as PilImage
 
 from recipes.cologen.config.annotators import AnnotatorSettings
 from recipes.cologen.data.annotators.annotate import Annotators, to_picture
-from recipes.cologen.data.control import PROMPTS, canny, lineart, soft_edge
+from recipes.cologen.data.annotators.opencv import OPENCV_MAPS
+from recipes.cologen.data.control import PROMPTS
 from recipes.cologen.data.framing import CLASS_MAPS
 from recipes.cologen.data.grounding import MARK_COLOURS
 from recipes.cologen.data.picture_files import cut_hole
-from recipes.cologen.data.record import Image, Mask, Record
+from recipes.cologen.data.record import Image, Mask
 from recipes.cologen.data.views import VIEWS
 from recipes.cologen.errors import AnnotatorError, PictureError, PromptError
 from recipes.cologen.pipeline.pixels import fitted
@@ -29,15 +30,7 @@ Annotator = Callable[[Image], Image]
 """Makes a control map, uint8 [height, width, 3], of a picture of that size."""
 
 
-def _of_picture(map_of: Callable[[Record], Image]) -> Annotator:
-    return lambda image: map_of(Record("photo", image, ""))
-
-
-ANNOTATORS: Mapping[str, Annotator] = {
-    "canny": _of_picture(canny),
-    "soft_edge": _of_picture(soft_edge),
-    "lineart": _of_picture(lineart),
-}
+ANNOTATORS: Mapping[str, Annotator] = OPENCV_MAPS
 """Control maps that need nothing but the picture; a pipeline's `annotators` starts with these."""
 
 

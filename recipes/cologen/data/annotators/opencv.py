@@ -47,6 +47,8 @@ OPENCV_MAPS: dict[str, Callable[..., Image]] = {
     "soft_edge": soft_edge_map,
     "lineart": lineart_map,
 }
+"""Maps that OpenCV makes of a picture alone. A new one also gets its options in config/annotators.py and the
+beginning of its prompts in data/control.py."""
 
 
 class OpenCvAnnotator:

@@ -8,9 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
-from recipes.cologen.data.control import canny
+from recipes.cologen.data.annotators.opencv import canny_map
 from recipes.cologen.data.picture_files import enlarge
-from recipes.cologen.data.record import Record
 from recipes.cologen.data.world import World
 from recipes.cologen.errors import CologenError, PictureError, RunFolderError
 from recipes.cologen.generate import main
@@ -86,7 +85,7 @@ def test_the_pool_of_the_tasks_own_stage_comes_first_if_it_is_there(session: Gen
 
 
 def test_a_map_is_made_from_a_photo_as_training_makes_it(session: GenerationSession) -> None:
-    assert np.array_equal(session.made_map(enlarge(PICTURE, 4), "canny"), canny(Record("x", PICTURE, "")))
+    assert np.array_equal(session.made_map(enlarge(PICTURE, 4), "canny"), canny_map(PICTURE))
     for kind in session.made_maps:
         assert session.made_map(PICTURE, kind).shape == PICTURE.shape
     with pytest.raises(PictureError, match=r"depth.*Give the map itself"):

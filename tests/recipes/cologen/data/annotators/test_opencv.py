@@ -17,7 +17,7 @@ from recipes.cologen.config.data import DataSettings, SetSettings
 from recipes.cologen.data.annotators.annotate import Annotators, annotate
 from recipes.cologen.data.annotators.opencv import canny_map
 from recipes.cologen.data.annotators.transformer_models import depth_levels
-from recipes.cologen.data.control import MAPS, control_example
+from recipes.cologen.data.control import control_example, control_map
 from recipes.cologen.data.folder import PictureFolder
 from recipes.cologen.data.framing import frame_of, framed, resized_pixels
 from recipes.cologen.data.raw import RawRecord
@@ -48,7 +48,7 @@ def test_lines_are_white_on_black_in_training_and_wherever_a_map_is_asked_for(ki
     record = Record("r", square(), "a square")
     assert is_white_on_black(control_example(record, kind).source)
     assert np.array_equal(annotate(square(), kind, {}, CPU), control_example(record, kind).source)
-    assert np.array_equal(MAPS[kind](record), control_example(record, kind).source)
+    assert np.array_equal(control_map(record, kind), control_example(record, kind).source)
 
 
 class _PaperDrawing(torch.nn.Module):
