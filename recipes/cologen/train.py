@@ -28,7 +28,7 @@ from recipes.cologen.training.run import Outcome, join_processes, train
 
 def main(arguments: Sequence[str] | None = None, console: Console | None = None) -> int:
     """Run the command and return its exit status: 0 done, 1 refused, 130 stopped and saved."""
-    args = _parser().parse_args(arguments)
+    args = parser().parse_args(arguments)
     console = console or Console()
     silence_loading_bars()
     try:
@@ -91,7 +91,8 @@ def _is_older(page: Path, sources: Sequence[Path]) -> bool:
     return not page.exists() or page.stat().st_mtime < max(source.stat().st_mtime for source in sources)
 
 
-def _parser() -> argparse.ArgumentParser:
+def parser() -> argparse.ArgumentParser:
+    """The arguments of the command."""
     parser = argparse.ArgumentParser(prog="python -m recipes.cologen.train", description=__doc__)
     add_config_arguments(parser)
     parser.add_argument(

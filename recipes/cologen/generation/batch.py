@@ -114,7 +114,7 @@ def _generate_all(
             ready = _ready(session, job, beside)
             if not _is_drawn(path, ready.key):
                 generated = session.generate(ready.wanted, ready.image, ready.mask)
-                _write(generated.image, path, ready.key)
+                write_picture_of_job(generated.image, path, ready.key)
                 for notice in (*ready.notices, *generated.notices):
                     console.print(f"note: {job.name}: {notice}")
         except (CologenError, PrwError) as error:
@@ -168,7 +168,7 @@ def _is_drawn(path: Path, key: str) -> bool:
     return True
 
 
-def _write(image: Image, path: Path, key: str) -> None:
+def write_picture_of_job(image: Image, path: Path, key: str) -> None:
     """Write a picture, all or nothing, with the hash of its job."""
     held = PngInfo()
     held.add_text(KEY, key)

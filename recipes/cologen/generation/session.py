@@ -61,16 +61,16 @@ class GenerationSession:
                 f"--output {run.path}"
             )
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self._model: FluxBase = load_base(self.settings, device)
-        self._model.long_prompts = "refuse"  # the user who typed it should know
+        self.model: FluxBase = load_base(self.settings, device)
+        self.model.long_prompts = "refuse"  # the user who typed it should know
         self._held = self.finished[-1]
-        self._weave = load_stage(self._model, run.pool(self._held), self._held)
+        self._weave = load_stage(self.model, run.pool(self._held), self._held)
         self._one_at_a_time = threading.Lock()
 
     @property
     def reads_guidance(self) -> bool:
         """Whether the base is guidance-distilled."""
-        return self._model.reads_guidance
+        return self.model.reads_guidance
 
     def pools(self, task: str) -> tuple[str, ...]:
         """Names of the pools that can draw a task, the usual one first."""
@@ -105,7 +105,7 @@ class GenerationSession:
         size: str | None = None,
     ) -> Source:
         """Bring a picture to what the model reads, as `source_of` does."""
-        return source_of(self._model, self.settings, task, prompt, image, mask, kind=kind, size=size)
+        return source_of(self.model, self.settings, task, prompt, image, mask, kind=kind, size=size)
 
     def made_map(self, image: Image, kind: str, size: str | None = None) -> Image:
         """Make a control map from a photo, at the size that the model reads.
@@ -118,13 +118,13 @@ class GenerationSession:
                 f"a map of kind {kind!r} cannot be made from a photo here; expected one of "
                 f"{', '.join(self.made_maps)}. Give the map itself."
             )
-        height, width = size_to_draw(self.settings, self._model, image, size)
+        height, width = size_to_draw(self.settings, self.model, image, size)
         with self._one_at_a_time:
             return annotate(
                 fit_picture(image, height, width).image,
                 kind,
                 self.settings.data.annotators,
-                self._model.device,
+                self.model.device,
             )
 
     def generate(
@@ -150,10 +150,10 @@ class GenerationSession:
         seen = self.source(wanted.task, wanted.prompt, image, mask, kind, wanted.size)
         with self._one_at_a_time, self._pool(wanted.pool):
             # Behind the lock as well: a tokenizer keeps the padding of its last call for the next one.
-            check_words(self._model, worded(wanted.prompt, wanted.task, None))
+            check_words(self.model, worded(wanted.prompt, wanted.task, None))
             recording = nullcontext() if wanted.pool == NO_EXPERTS else self._weave.record()
             with recording as routing:
-                generated = sample_picture(self._model, self.settings, wanted, [seen.image])
+                generated = sample_picture(self.model, self.settings, wanted, [seen.image])
         return Generated(generated, seen.image, seen.notices, routing)
 
     @contextmanager
@@ -171,5 +171,5 @@ class GenerationSession:
         # Their routers were trained on, so the pool of an earlier stage is in that stage's folder only.
         if stage != self._held:
             self._weave.eject()
-            self._weave, self._held = load_stage(self._model, self.run.pool(stage), stage), stage
+            self._weave, self._held = load_stage(self.model, self.run.pool(stage), stage), stage
         yield

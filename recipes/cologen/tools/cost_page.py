@@ -164,12 +164,12 @@ def _cards(found: Study) -> Iterator[str]:
     yield ""
     yield from _heads("card", "memory, GB", "bfloat16", "torchao_fp8", "nf4")
     for card in CARDS:
-        fitting = [_fitting(found, GPUS[card] * 10**9, kind) for kind in (None, "torchao_fp8", "nf4")]
+        fitting = [fitting(found, GPUS[card] * 10**9, kind) for kind in (None, "torchao_fp8", "nf4")]
         yield f"| {card} | {GPUS[card]} | " + " | ".join(fitting) + " |"
     yield ""
 
 
-def _fitting(found: Study, available: int, quantisation: str | None) -> str:
+def fitting(found: Study, available: int, quantisation: str | None) -> str:
     """The most examples at once that fit, marked where they are tight or need layers to come one by one."""
     most = {way: _most(found, available, quantisation, way) for way in ("offload", "sequential_offload")}
     way = max(most, key=lambda name: most[name])  # the first of two that are alike

@@ -44,7 +44,7 @@ class DetectorAnnotator:
             network: nn.Module = detector.netNetwork
         else:
             network = detector.model_coarse if self._coarse else detector.model
-        self._network = network.requires_grad_(False).eval().to(device, self._dtype)
+        self.network = network.requires_grad_(False).eval().to(device, self._dtype)
         told = f"{_DETECTORS[map_kind]}{self._coarse}{self._dtype}{hash_weights(network.state_dict())}"
         self._fingerprint = hashlib.sha256(told.encode()).hexdigest()[:16]
 
@@ -73,7 +73,7 @@ class DetectorAnnotator:
     def _soft_edges(self, pixels: Tensor) -> Tensor:
         """Mean of the five depths' edges, squashed to 0..1: [batch, 1, height, width]."""
         size = pixels.shape[-2:]
-        edges = [edge.float() for edge in self._network(pixels.to(self._dtype))]
+        edges = [edge.float() for edge in self.network(pixels.to(self._dtype))]
         grown = [F.interpolate(edge, size, mode="bilinear", align_corners=False) for edge in edges]
         return torch.stack(grown).mean(0).sigmoid()
 
@@ -82,7 +82,7 @@ class DetectorAnnotator:
         height, width = pixels.shape[-2:]
         below, beside = -height % _LINEART_SIDES, -width % _LINEART_SIDES
         padded = F.pad(pixels.to(self._dtype) / 255, (0, beside, 0, below), mode="replicate")
-        lines: Tensor = self._network(padded)[..., :height, :width].float()
+        lines: Tensor = self.network(padded)[..., :height, :width].float()
         return 1 - lines
 
 

@@ -45,7 +45,7 @@ class TransformersAnnotator:
                 f"data.annotators.segmentation: {settings.path} tells {model.config.num_labels} classes "
                 f"apart, but at most {CLASSES} have colours of their own; take another network"
             )
-        self._model: nn.Module = model.requires_grad_(False).eval().to(device, self._dtype)
+        self.model: nn.Module = model.requires_grad_(False).eval().to(device, self._dtype)
         self._fingerprint = self._hash(model.config)
 
     @property
@@ -66,7 +66,7 @@ class TransformersAnnotator:
         """
         size = (pixels.shape[-2], pixels.shape[-1])
         with torch.autocast(pixels.device.type, enabled=False):
-            outputs = self._model(self._prepared(pixels))
+            outputs = self.model(self._prepared(pixels))
         sizes = [size] * len(pixels)
         if self.map_kind == "segmentation":
             check_maps(outputs.logits, self.map_kind, self._settings)
@@ -89,11 +89,11 @@ class TransformersAnnotator:
         return values.to(pixels.device, self._dtype)
 
     def _hash(self, config: Any) -> str:
-        told = (type(self._model).__name__, type(self._processor).__name__, self._dtype)
+        told = (type(self.model).__name__, type(self._processor).__name__, self._dtype)
         digest = hashlib.sha256(repr(told).encode())
         for configuration in (config, self._processor):
             digest.update(configuration.to_json_string().encode())
-        digest.update(hash_weights(self._model.state_dict()).encode())
+        digest.update(hash_weights(self.model.state_dict()).encode())
         return digest.hexdigest()[:16]
 
 

@@ -106,7 +106,7 @@ def test_nothing_that_was_typed_reaches_the_log(
     monkeypatch.setattr(logger, "filters", [])
     logger.addHandler(caplog.handler)  # diffusers' loggers end at their own root
     monkeypatch.setattr(logger, "level", logging.WARNING)
-    pipe = pipeline_over(answers.session._model)
+    pipe = pipeline_over(answers.session.model)
     try:
         for said in (True, False):
             caplog.clear()

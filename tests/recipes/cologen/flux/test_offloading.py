@@ -30,14 +30,14 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 def copies(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     """What comes and goes; here a copy on the same CPU stands for one on a device."""
     seen: list[str] = []
-    show = OffloadedPart._show
+    show = OffloadedPart.show
 
     def copied(part: OffloadedPart, values: Sequence[torch.Tensor]) -> None:
-        leaves = values is part._on_host
+        leaves = values is part.on_host
         seen.append("left" if leaves else "came")
         show(part, values if leaves else [value.clone() for value in values])
 
-    monkeypatch.setattr(OffloadedPart, "_show", copied)
+    monkeypatch.setattr(OffloadedPart, "show", copied)
     yield seen
 
 

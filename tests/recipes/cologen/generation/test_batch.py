@@ -67,7 +67,7 @@ def test_a_batch_draws_what_single_commands_draw(finished_run: Path, folder: Pat
 def test_a_stopped_batch_goes_on_with_what_is_missing(
     finished_run: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write, written = generate_batch._write, []
+    write, written = generate_batch.write_picture_of_job, []
 
     def stop_at_the_third(image: Any, path: Path, key: str) -> None:
         if len(written) == 2:
@@ -75,7 +75,7 @@ def test_a_stopped_batch_goes_on_with_what_is_missing(
         written.append(path.stem)
         write(image, path, key)
 
-    monkeypatch.setattr(generate_batch, "_write", stop_at_the_third)
+    monkeypatch.setattr(generate_batch, "write_picture_of_job", stop_at_the_third)
     assert batch(finished_run, folder, *JOBS) == 130
     assert sorted(path.stem for path in (folder / "out").iterdir()) == sorted(NAMES[:2])
     written.clear()

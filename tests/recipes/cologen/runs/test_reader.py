@@ -32,7 +32,7 @@ def test_the_command_that_it_advises_is_one_that_train_reads(run: Path) -> None:
     with pytest.raises(RunFolderError) as failure:
         RunReader(run).pool("editing")
     _, found, command = str(failure.value).partition("python -m recipes.cologen.train ")
-    asked = train._parser().parse_args(shlex.split(command))
+    asked = train.parser().parse_args(shlex.split(command))
     assert found and (asked.config, asked.output) == (str(run / "config.yaml"), run)
     config = load_config(asked.config)
     # Train refuses a stage whose forerunners are missing; finished ones are skipped.

@@ -54,7 +54,7 @@ def test_what_fits_is_marked_where_it_is_tight_or_needs_layers_one_by_one(monkey
         def memory(self, size, checkpointing, *, quantisation, encoders):
             return SimpleNamespace(total=totals[encoders] + size)
 
-    assert cost_page._fitting(Found(), 100, None) == "64"
-    assert cost_page._fitting(Found(), 75, None) == "64*"
-    assert cost_page._fitting(Found(), 70, None) == "64 L*"
-    assert cost_page._fitting(Found(), 5, None) == "none"
+    assert cost_page.fitting(Found(), 100, None) == "64"
+    assert cost_page.fitting(Found(), 75, None) == "64*"
+    assert cost_page.fitting(Found(), 70, None) == "64 L*"
+    assert cost_page.fitting(Found(), 5, None) == "none"

@@ -83,7 +83,7 @@ def test_a_metrics_file_that_cannot_be_written_loses_nothing(
 ):
     config, folder = tmp_path / "short.yaml", tmp_path / "run"
     config.write_text(short.to_yaml())
-    original, seen = metrics.MetricsLog._write, []
+    original, seen = metrics.MetricsLog.write, []
 
     def failing(self, row):
         seen.append(row)
@@ -94,7 +94,7 @@ def test_a_metrics_file_that_cannot_be_written_loses_nothing(
         original(self, row)
 
     with monkeypatch.context() as patch:
-        patch.setattr(metrics.MetricsLog, "_write", failing)
+        patch.setattr(metrics.MetricsLog, "write", failing)
         assert command.main(["--config", str(config), "--stage", STAGES, "--output", str(folder)]) == 1
     said = capsys.readouterr().err
     assert os.strerror(number) in said and "its last checkpoint too" in said and "Traceback" not in said

@@ -189,11 +189,11 @@ def test_the_mean_of_measurements_is_taken_number_by_number():
 
 def test_offloaded_encoders_come_once_for_all_micro_batches_of_a_step(make_trained, monkeypatch):
     learnt, seen = {}, []
-    show = OffloadedPart._show
+    show = OffloadedPart.show
     monkeypatch.setattr(
         OffloadedPart,
-        "_show",
-        lambda part, values: seen.append(values is part._on_host) or show(part, values),
+        "show",
+        lambda part, values: seen.append(values is part.on_host) or show(part, values),
     )
     for where in ("resident", "offload", "sequential_offload"):
         torch.manual_seed(3)

@@ -95,7 +95,7 @@ def test_a_map_that_nobody_draws_is_named():
 def test_a_map_without_a_finite_value_is_no_map(map_kind, tmp_path):
     save = save_depth_anything if map_kind == "depth" else save_segformer
     annotators = load(map_kind, kind="transformers", path=str(save(tmp_path)))
-    network = dict(annotators.items())[map_kind]._model
+    network = dict(annotators.items())[map_kind].model
     annotators.annotate(map_kind, PIXELS)
     spoilt = next(iter(network.parameters()))
     with torch.no_grad():
@@ -186,7 +186,7 @@ def test_detectors_draw_batches_at_any_size(map_kind, monkeypatch):
     assert int((maps.int() - alone.int()).abs().max()) <= 1
     assert len(np.unique(maps)) > 2
     with torch.no_grad():
-        for weight in dict(loaded.items())[map_kind]._network.parameters():
+        for weight in dict(loaded.items())[map_kind].network.parameters():
             weight.fill_(torch.nan)
     with pytest.raises(AnnotatorError, match="made 3 of 3 maps without a finite"):
         loaded.annotate(map_kind, PIXELS)
