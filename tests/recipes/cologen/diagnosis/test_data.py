@@ -41,7 +41,7 @@ def test_maps_that_networks_draw_are_named_where_a_cache_would_keep_control(
     given = ["--config", str(tmp_path / "run.yaml"), "--output", str(tmp_path / "run")]
     assert doctor.main(given, Console(file=said, width=200)) == 0, said.getvalue()
     text = " ".join(said.getvalue().split())
-    assert ("does not keep control maps that networks draw (depth)" in text) == told
+    assert ("does not keep control maps that networks make (depth)" in text) == told
 
 
 def test_depth_without_a_value_is_counted_as_training_counts_it(base_path, tmp_path):

@@ -139,7 +139,7 @@ def test_the_folder_holds_what_the_brief_promises(whole, tmp_path):
         assert summary["experts"] == list(STAGES)[: len(summary["experts"])]
         assert 0 <= summary["share"] <= 1
         found = find_pool(shutil.copytree(whole / "checkpoints" / name / "prw", tmp_path / name))
-        assert found.drawing == generation_settings(
+        assert found.generation == generation_settings(
             load_config(whole / "config.yaml")
         )  # the pool tells it alone
     kinds = [row["kind"] for row in rows(whole)]
