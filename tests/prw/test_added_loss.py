@@ -27,15 +27,15 @@ def wrapped(model):
 
 
 @pytest.fixture(params=[plain, wrapped], ids=["plain", "peft"])
-def trained(request, make_host):
+def trainee(request, make_host):
     """A Llama in training mode, its pool, and a batch with labels."""
     model, weave = request.param(make_host("llama").model)
     tokens = torch.randint(0, 40, (2, 7))
     return model.train(), weave, {"input_ids": tokens, "labels": tokens}
 
 
-def test_it_is_the_sum_of_both_and_trains_the_router(trained):
-    model, weave, batch = trained
+def test_it_is_the_sum_of_both_and_trains_the_router(trainee):
+    model, weave, batch = trainee
     with weave.record() as routing:
         own = model(**batch).loss
     expected = own + VETERAN(routing)
@@ -53,8 +53,8 @@ def test_it_is_the_sum_of_both_and_trains_the_router(trained):
     assert torch.equal(model(**batch).loss, own)
 
 
-def test_it_ends_with_its_block_also_after_an_error(trained):
-    model, weave, batch = trained
+def test_it_ends_with_its_block_also_after_an_error(trainee):
+    model, weave, batch = trainee
     own = model(**batch).loss
     with pytest.raises(KeyboardInterrupt), weave.add_to_loss(VETERAN):
         assert not torch.equal(model(**batch).loss, own)
@@ -65,8 +65,8 @@ def test_it_ends_with_its_block_also_after_an_error(trained):
 
 
 @pytest.mark.parametrize("reentrant", [False, True])
-def test_decisions_are_counted_once_under_checkpointing(trained, reentrant):
-    model, weave, batch = trained
+def test_decisions_are_counted_once_under_checkpointing(trainee, reentrant):
+    model, weave, batch = trainee
     counted = []
 
     def count(routing):
@@ -82,8 +82,8 @@ def test_decisions_are_counted_once_under_checkpointing(trained, reentrant):
     assert counted == [{site.name: 1 for site in weave.sites}] * 2
 
 
-def test_evaluation_and_the_disabled_pool_keep_their_loss(trained):
-    model, weave, batch = trained
+def test_evaluation_and_the_disabled_pool_keep_their_loss(trainee):
+    model, weave, batch = trainee
     with weave.add_to_loss(VETERAN):
         with weave.disabled():
             base = model(**batch).loss
@@ -93,8 +93,8 @@ def test_evaluation_and_the_disabled_pool_keep_their_loss(trained):
     assert routing.all()
 
 
-def test_a_forward_without_a_loss_is_refused(trained):
-    model, weave, batch = trained
+def test_a_forward_without_a_loss_is_refused(trainee):
+    model, weave, batch = trainee
     with weave.add_to_loss(VETERAN):
         with pytest.raises(prw.RoutingError, match="has no scalar loss"):
             model(batch["input_ids"])
@@ -105,8 +105,8 @@ def test_a_forward_without_a_loss_is_refused(trained):
         model(**batch).loss.backward()
 
 
-def test_a_tuple_has_its_loss_first(trained):
-    model, weave, batch = trained
+def test_a_tuple_has_its_loss_first(trainee):
+    model, weave, batch = trainee
     own = model(**batch, return_dict=False)
     with weave.add_to_loss(lambda routing: torch.tensor(2.0)):
         output = model(**batch, return_dict=False)
@@ -115,8 +115,8 @@ def test_a_tuple_has_its_loss_first(trained):
     assert torch.equal(output[1], own[1])
 
 
-def test_an_error_in_the_forward_comes_through_and_leaves_nothing_open(trained):
-    model, weave, batch = trained
+def test_an_error_in_the_forward_comes_through_and_leaves_nothing_open(trainee):
+    model, weave, batch = trainee
 
     def fail(module, args):
         raise ArithmeticError("in the middle")
@@ -132,8 +132,8 @@ def test_an_error_in_the_forward_comes_through_and_leaves_nothing_open(trained):
         model(**batch).loss.backward()
 
 
-def test_the_mask_of_the_batch_is_handed_on(trained):
-    model, weave, batch = trained
+def test_the_mask_of_the_batch_is_handed_on(trainee):
+    model, weave, batch = trainee
     mask = torch.tensor([[1] * 7, [1] * 4 + [0] * 3])
     with weave.record() as routing:
         own = model(**batch, attention_mask=mask).loss
@@ -180,8 +180,8 @@ def test_any_output_with_a_loss_will_do(make_plain, kind):
         model(hidden)
 
 
-def test_labels_are_shifted_where_transformers_shifts_them(trained):
-    model, _, batch = trained
+def test_labels_are_shifted_where_transformers_shifts_them(trainee):
+    model, _, batch = trainee
     assert set(SHIFTED) == {kind for kind, loss in LOSS_MAPPING.items() if loss is ForCausalLMLoss}
     labels = batch["labels"].clone()
     labels[0, :3] = -100
@@ -194,8 +194,8 @@ def test_labels_are_shifted_where_transformers_shifts_them(trained):
         part_of_batch(model, {"num_items_in_batch": 3})
 
 
-def test_what_could_only_fail_or_do_nothing_is_refused(trained, make_plain):
-    model, weave, batch = trained
+def test_what_could_only_fail_or_do_nothing_is_refused(trainee, make_plain):
+    model, weave, batch = trainee
     with pytest.raises(prw.ConfigError, match="takes a function of the recorded routing, got a float"):
         weave.add_to_loss(0.5)
     other = prw.inject(make_plain(), rank=2, experts=["a"])

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from prw import LoraExport, Weave
+from prw import Weave
+from prw.storage import LoraExport
 from recipes.cologen.errors import RoutingQuestionError
 
 FIXED = ("generator", "output_type", "output_routing", "return_dict")

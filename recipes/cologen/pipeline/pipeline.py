@@ -16,8 +16,9 @@ from diffusers import DiffusionPipeline
 from huggingface_hub import HfApi
 from torch import Tensor
 
-from prw import LoraExport, Weave, load_pipeline
+from prw import Weave, load_pipeline
 from prw.errors import PoolError, UnsupportedError
+from prw.storage import LoraExport
 from recipes.cologen.errors import SourceStreamError
 from recipes.cologen.flux.base import SourceTimestep
 from recipes.cologen.flux.folder import Layout
