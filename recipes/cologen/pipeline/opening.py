@@ -16,7 +16,8 @@ from recipes.cologen.flux import pixel_vae
 from recipes.cologen.flux.folder import INDEX_FILE, Layout, check_base
 from recipes.cologen.flux.pixel_vae import PixelUnshuffleVAE
 from recipes.cologen.pipeline.card import DATA_CARDS, README
-from recipes.cologen.pipeline.pool import POOL, lora_names
+from recipes.cologen.pipeline.pool import lora_names
+from recipes.cologen.runs.files import POOL
 
 PIXEL_VAE = ("pixel_vae", PixelUnshuffleVAE.__name__)
 """How a folder's index names the weightless VAE, whose module it carries."""

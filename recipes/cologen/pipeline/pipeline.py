@@ -36,11 +36,12 @@ from recipes.cologen.pipeline.opening import (
     refuse_what_cannot_be_saved,
     upload,
 )
-from recipes.cologen.pipeline.pool import POOL, FoundPool, find_pool, lora_names, pool_of
+from recipes.cologen.pipeline.pool import FoundPool, find_pool, lora_names, pool_of
 from recipes.cologen.pipeline.request import Callback, request_of
 from recipes.cologen.pipeline.routing import CoLoGenPipelineOutput
 from recipes.cologen.pipeline.settings import keep_settings, shift_as
 from recipes.cologen.pipeline.tasks import Annotator
+from recipes.cologen.runs.files import POOL
 from recipes.cologen.runs.generation import GenerationSettings, write_generation
 
 

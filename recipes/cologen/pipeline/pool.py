@@ -21,13 +21,9 @@ from recipes.cologen.config.run import load_config
 from recipes.cologen.errors import RunFolderError, SourceStreamError
 from recipes.cologen.flux.source_stream import flux_attentions, has_source_stream
 from recipes.cologen.flux.two_step import TwoStepProcessor
+from recipes.cologen.runs.files import CONFIG, POOL
 from recipes.cologen.runs.generation import GenerationSettings, generation_settings, read_generation
 from recipes.cologen.runs.reader import RunReader
-
-RUN_CONFIG = "config.yaml"
-"""The file by which a run's folder is known."""
-POOL = "prw"
-"""The pool's folder inside a stage's checkpoint, and inside a saved pipeline."""
 
 
 class FoundPool(NamedTuple):
@@ -46,7 +42,7 @@ def find_pool(path: str | Path) -> FoundPool:
         ConfigError: The run's config.yaml, or what lies beside the pool, cannot be read.
     """
     folder = Path(path)
-    if (folder / RUN_CONFIG).is_file():
+    if (folder / CONFIG).is_file():
         run = RunReader(folder)
         if not run.finished_stages():
             raise RunFolderError(
@@ -57,8 +53,8 @@ def find_pool(path: str | Path) -> FoundPool:
         folder = folder / POOL
     # runs/NAME/checkpoints/STAGE/prw
     for around in folder.resolve().parents[:3]:
-        if (around / RUN_CONFIG).is_file():
-            return FoundPool(folder, generation_settings(load_config(around / RUN_CONFIG)), around)
+        if (around / CONFIG).is_file():
+            return FoundPool(folder, generation_settings(load_config(around / CONFIG)), around)
     return FoundPool(folder, read_generation(folder))
 
 
