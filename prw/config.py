@@ -19,7 +19,7 @@ Value = TypeVar("Value")
 
 
 class PoolSettings(BaseModel):
-    """How the experts of a pool look and how their router chooses; the same for every expert and site.
+    """The shape of a pool's experts and how their router chooses; the same for every expert and site.
 
     Source: CoLoGen (arXiv 2602.22150), equations 2-4 and 8-10; where the paper is silent the field says so.
     """
@@ -32,8 +32,8 @@ class PoolSettings(BaseModel):
     """LoRA alpha; the scale of an expert is alpha / rank. None means twice the rank (paper, figure 4)."""
     rank_pattern: dict[str, int] | None = None
     """Rank of the projections whose path ends like a key, a name or a regular expression, as in PEFT:
-    `{"to_v": 8, "0.attn.to_k": 4}`. Of several keys that fit, the longest counts; one that fits nothing is an
-    error."""
+    `{"to_v": 8, "0.attn.to_k": 4}`. Of several keys that fit, the longest counts; a key that fits nothing
+    is an error."""
     alpha_pattern: dict[str, float] | None = None
     """LoRA alpha of the projections whose path ends like a key, as with `rank_pattern`."""
     granularity: Granularity = "token"
@@ -41,27 +41,26 @@ class PoolSettings(BaseModel):
     gate: Gate = "prob"
     """Weight of the chosen expert: its probability among all experts (equation 4), or one."""
     share: Share = "straight-through"
-    """Gradient of the newest expert's share: value of the hard share with the gradient of its probability, or
-    the mean probability itself. The paper's indicator has no gradient and it does not say what it used."""
+    """Gradient of the newest expert's share: the hard share with the gradient of its probability, or the mean
+    probability itself. The paper's indicator has no gradient, and it does not say what was used instead."""
     noise: bool = True
     """Whether the logits are noisy in training (equation 2), by torch's global generator. Evaluation is never
     noisy."""
     dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
-    """Dropout on what the experts of a projection read, in training, as in LoRA; the router reads it all."""
+    """Dropout on the input of a projection's experts in training, as in LoRA; the router's input has none."""
     train_veteran_gates: bool = False
-    """Whether the router vectors of veterans go on training; if so, the pool of an earlier stage is not
-    exact."""
+    """Whether the router vectors of veterans go on training; if so, `as_of` is not exact and is refused."""
     router_norm: bool = False
     """Whether the router reads its input divided by its root mean square."""
     gate_std: float = Field(default=0.02, gt=0)
     """Standard deviation of a new expert's router vector; its noise vector starts at zero."""
     top_k: int = Field(default=1, ge=1)
-    """How many experts an item goes to (the method: one). The output sums over them, each weighed by its
+    """How many experts an item goes to (in the paper one). The output sums over them, each weighted by its
     probability among *all* experts, not rescaled (equation 4). More than the pool has means all of them."""
     kernel: KernelName = "auto"
     """How the routed projection is computed: `reference` is its specification, `dense` takes all experts at
-    once, `grouped` sorts, `triton` sorts in kernels of its own; `auto` picks. The environment variable
-    PRW_KERNEL goes before this."""
+    once, `grouped` sorts, `triton` sorts in kernels of its own; `auto` chooses. The environment variable
+    PRW_KERNEL overrides this."""
 
     @field_validator("rank_pattern", "alpha_pattern")
     @classmethod
@@ -128,14 +127,14 @@ def one_form(name: str) -> str:
 
 
 def fits(key: str, path: str) -> bool:
-    """Tell whether a path ends like a key of a pattern, after a dot: PEFT's rule for `rank_pattern`."""
+    """Say whether a path ends like a key of a pattern, after a dot: PEFT's rule for `rank_pattern`."""
     return re.match(rf"(.*\.)?({key})$", path) is not None
 
 
 def matching(pattern: Mapping[str, Value] | None, path: str, otherwise: Value) -> Value:
     """Give the value of the longest key of a pattern that fits a path.
 
-    Not of the first: PEFT sorts the keys when it saves.
+    The first key will not do, because PEFT sorts the keys when it saves.
     """
     fitting = [key for key in pattern or () if fits(key, path)]
     return pattern[max(fitting, key=lambda key: (len(key), key))] if pattern and fitting else otherwise
@@ -161,10 +160,10 @@ OF_LORA = {
         "a pool of experts has no such option",
     ),
 }
-"""What the usual options of a LoRA are called here."""
+"""What is said of the usual options of a LoRA that have another name here, or none."""
 
 
 def explain(error: ValidationError, model: type[BaseModel], hints: Mapping[str, str] | None = None) -> str:
-    """Say which settings of a class cannot be used, a line for each."""
+    """Say which settings of a class cannot be used, a line for each; `hints` as in `fault_lines`."""
     lines = "".join(f"\n  {line}" for line in fault_lines(error, model, hints=hints))
     return f"these settings of {model.__name__} cannot be used:{lines}"

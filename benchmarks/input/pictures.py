@@ -14,7 +14,7 @@ import webdataset
 from diffusers import AutoencoderKL
 from PIL import Image
 
-from recipes.cologen.config_data import DataSettings
+from recipes.cologen.config.data import DataSettings
 from recipes.cologen.flux.model import FluxModel
 from recipes.cologen.flux.tiny import build_tiny_flux
 

@@ -12,12 +12,12 @@ import torch
 from benchmarks.input.pictures import SOURCES, base, settings, write
 from benchmarks.measuring import Case
 from recipes.cologen.caching.encoder import Encoder, open_encoder
-from recipes.cologen.config_input import CacheSettings
-from recipes.cologen.config_training import DropoutSettings
+from recipes.cologen.config.data import CacheSettings
+from recipes.cologen.config.training import DropoutSettings
+from recipes.cologen.data.opening import training_records
 from recipes.cologen.data.sampler import BatchSampler
-from recipes.cologen.training.batches import Batch, batches
-from recipes.cologen.training.filling import FixedExamples, fill
-from recipes.cologen.training.sources import training_records
+from recipes.cologen.training.input.batches import Batch, batches
+from recipes.cologen.training.input.filling import FixedExamples, fill
 
 NO_DROPOUT = DropoutSettings(text=0, source=0)
 PREFETCHED = 2

@@ -17,7 +17,7 @@ from rich.console import Console
 from benchmarks.input.schema import StepShare
 from benchmarks.measuring import tidy
 from recipes.cologen.caching import encoder
-from recipes.cologen.config import RunConfig, load_config
+from recipes.cologen.config.run import RunConfig, load_config
 from recipes.cologen.flux.model import FluxModel
 from recipes.cologen.training import loop, step
 from recipes.cologen.training.run import train
@@ -25,9 +25,9 @@ from recipes.cologen.training.run import train
 PREPARING = (
     (FluxModel, "tokenize"),
     (encoder, "to_unit_range"),
-    (step, "draw_noise"),
-    (step, "draw_timesteps"),
-    (step, "flow_sample"),
+    (step, "sample_noise"),
+    (step, "sample_timesteps"),
+    (step, "interpolate"),
 )
 """What prepares the model's input within a step."""
 WARM_UP = 4

@@ -1,1 +1,1 @@
-"""Rooms that know a host library: loaders, callbacks and pictures; each is imported by itself."""
+"""Modules that know a host library: loaders, callbacks and plots; each is imported by itself."""

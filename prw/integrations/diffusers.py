@@ -1,7 +1,7 @@
-"""Pools and diffusers pipelines: loads and saves what `load_lora_weights` and `save_lora_weights` cannot.
+"""Loads and saves the pools of diffusers pipelines, which `load_lora_weights` and `save_lora_weights` cannot.
 
-Diffusers' own loaders build a LoRA's configuration whatever the file says. Nothing here imports diffusers:
-who has a pipeline has it already, and `import prw` stays light.
+Those build a LoRA's configuration whatever the file says. Nothing here imports diffusers: whoever has a
+pipeline has imported it already, and `import prw` stays light.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from prw.tuner import PEFT_PREFIX, adapters_with_pools
 from prw.weave import Weave
 
 DENOISERS = ("transformer", "unet", "prior")
-"""Where pipelines keep the model that denoises."""
+"""Names of the component that denoises, in pipelines."""
 
 
 def load_pipeline(
     pipe: Any, path: str | Path, *, component: str | None = None, adapter: str = "default"
 ) -> Weave:
-    """Give the denoiser of a diffusers pipeline the pool of a folder; its LoRAs stay as they are.
+    """Load a pool into the denoiser of a diffusers pipeline; its LoRAs stay as they are.
 
     Args:
         pipe: The pipeline.
@@ -35,10 +35,10 @@ def load_pipeline(
         adapter: Name of the PEFT adapter.
 
     Returns:
-        The handle of that model's pool.
+        The handle of the pool.
 
     Raises:
-        PoolError: if the pipeline has no such model, or more than one that could be meant.
+        PoolError: if the pipeline has no such model, or several that could be meant.
         StorageError: if the folder is missing, damaged, foreign or does not fit; the model is untouched then.
         UnsupportedError: if the model's weights are offloaded one by one; says what to do.
     """
@@ -94,8 +94,8 @@ def component_of(pipe: Any, component: str | None) -> tuple[str, nn.Module]:
     if len(wanted) != 1 or wanted[0] not in models:
         raise PoolError(
             f"{type(pipe).__name__} has {'no model' if not wanted else 'not one model'} "
-            f"{component or 'that denoises'}; its models are {', '.join(models) or 'none'}. Say which is "
-            "meant: component=..."
+            f"{component or 'that denoises'}; its models are {', '.join(models) or 'none'}. Choose one with "
+            "component=..."
         )
     return wanted[0], models[wanted[0]]
 
@@ -124,7 +124,7 @@ def read_saved_by_diffusers(file: Path, component: str) -> SavedPool:
 
     Args:
         file: The file.
-        component: Name of the pipeline's model, with which diffusers may begin every name.
+        component: Name of the pipeline's model, which diffusers may put before every name.
 
     Raises:
         StorageError: if the file is damaged, or of something else.

@@ -1,4 +1,4 @@
-"""Measures the routing between two logs: computes each forward's veteran loss and sums up what is logged."""
+"""The veteran loss of each forward, and the routing between two logs: share, gate, entropy, collapse."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ logger = logging.getLogger(__name__)
 
 
 class RoutingMeter:
-    """The veteran loss of a stage, with a memory; nothing is read from the device before `read`.
+    """Computes the veteran loss of a stage and sums up its routing; reads the device only in `read`.
 
     Attributes:
         stage: The stage.
@@ -26,7 +26,7 @@ class RoutingMeter:
 
         Args:
             stage: The stage.
-            threshold: Share of a site's items from which one expert counts as having taken the site.
+            threshold: Share of a site's items from which the site counts as collapsed onto one expert.
         """
         self.stage = stage
         self.statistics: RoutingStatistics | None = None
@@ -36,7 +36,7 @@ class RoutingMeter:
         self._forwards = 0
 
     def loss(self, routing: Routing, mask: Tensor | None = None) -> Tensor:
-        """Compute the veteran loss of one forward, and take note of its routing."""
+        """Compute the veteran loss of one forward, and add its routing to the sums."""
         loss = veteran_loss(routing, self.stage.rho, self.stage.alpha, mask=mask)
         self._tally = routing.tally(mask).plus(self._tally)
         self._losses = self._losses + loss.detach()
@@ -44,13 +44,13 @@ class RoutingMeter:
         return loss
 
     def read(self) -> dict[str, float]:
-        """Give the means since the last call and warn of collapsed sites; empty if no forward ran."""
+        """Return the means since the last call and warn of collapsed sites; empty if no forward ran."""
         if self._tally is None:
             return {}
         self.statistics = statistics = statistics_of(self._tally)
         collapsed = statistics.collapsed(self._threshold, self.stage.rho)
         if collapsed:
-            logger.warning("%s", alarm(collapsed, statistics))
+            logger.warning("%s", collapse_message(collapsed, statistics))
         measured = {
             "prw/share": statistics.share,
             "prw/veteran_loss": float(self._losses) / self._forwards,
@@ -63,8 +63,8 @@ class RoutingMeter:
         return measured
 
 
-def alarm(collapsed: tuple[Collapse, ...], statistics: RoutingStatistics) -> str:
-    """Say in one sentence which sites have collapsed, onto whom, and whether that is a veteran."""
+def collapse_message(collapsed: tuple[Collapse, ...], statistics: RoutingStatistics) -> str:
+    """Say which sites have collapsed, onto which expert, and whether that is a veteran."""
     newest = statistics.experts[-1]
     shown = ", ".join(
         f"{one.site} ({one.share:.0%} to the {'newest' if one.newest else 'veteran'} {one.expert})"

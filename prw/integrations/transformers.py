@@ -1,8 +1,8 @@
 """A callback that takes the stock Hugging Face Trainer through a curriculum, one Trainer per stage.
 
-A new expert means new parameters, and a Trainer gives its optimiser, its schedule and its distributed wrapper
-the parameters that there are when `train()` begins. So each stage has a Trainer of its own, made after the
-stage's expert was added; a Trainer that is used for a second stage is refused.
+A new expert means new parameters, and a Trainer builds its optimiser, schedule and distributed wrapper from
+the parameters that exist when `train()` begins. So each stage has its own Trainer, made after the stage's
+expert was added; using one Trainer for a second stage is refused.
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ logger = logging.getLogger(__name__)
 
 
 class Attempt(NamedTuple):
-    """How a Trainer began: its arguments, and the size of its batches."""
+    """How a Trainer began: its arguments and its batch size."""
 
     args: TrainingArguments
     batch_size: int
 
     def follows(self, last: Attempt | None) -> bool:
-        """Tell whether `auto_find_batch_size` began again: the same Trainer with smaller batches.
+        """Say whether `auto_find_batch_size` started again: the same Trainer with a smaller batch.
 
-        After an interruption a Trainer goes on with the size it had.
+        After an interruption a Trainer continues with the size it had.
         """
         if last is None or last.args is not self.args or not self.args.auto_find_batch_size:
             return False
@@ -48,9 +48,9 @@ class Attempt(NamedTuple):
 
 
 def batch_size_of(batches: Any, state: TrainerState) -> int:
-    """Read the size of a data loader's batches; a Trainer's own may have it in its sampler of batches.
+    """Read the batch size of a data loader; a Trainer's own may keep it in its batch sampler.
 
-    Where batches differ in size, as those of a sampler that counts tokens, it is what the Trainer noted.
+    Where batches differ in size, as with a sampler that counts tokens, it is the size that the Trainer noted.
     """
     parts = (batches, getattr(batches, "batch_sampler", None))
     sizes = [*(getattr(part, "batch_size", None) for part in parts), state.train_batch_size]
@@ -66,8 +66,8 @@ class PrwCallback(TrainerCallback):
         weave: The pool.
         curriculum: The stages.
         output_dir: Folder of the run.
-        stage: The stage whose turn it is; None outside of `stages()`.
-        checkpoint: What `Trainer.train(resume_from_checkpoint=...)` is to get for this stage, or None.
+        stage: The current stage; None outside of `stages()`.
+        checkpoint: What to pass to `Trainer.train(resume_from_checkpoint=...)` in this stage, or None.
     """
 
     def __init__(
@@ -80,10 +80,10 @@ class PrwCallback(TrainerCallback):
         seed: int = 0,
         collapse: float = 0.95,
     ) -> None:
-        """Take hold of the pool; nothing is changed before `stages()`.
+        """Keep the settings; nothing is changed before `stages()`.
 
         Args:
-            weave: The pool; its model is the one that is trained, plain or wrapped by PEFT.
+            weave: The pool; its model is the one that the Trainers train, plain or wrapped by PEFT.
             curriculum: The stages.
             output_dir: Folder of the run; each stage gets a folder in it, with the Trainer's checkpoints and,
                 at its end, the pool.
@@ -91,7 +91,7 @@ class PrwCallback(TrainerCallback):
                 logged; None, or a batch without it, counts every routed token.
             seed: Seed of each new expert's start, with the stage's position added, so that a run that was
                 interrupted between two stages goes on as if it had not been.
-            collapse: Share of a site's items from which one expert is reported to have taken the site.
+            collapse: Share of a site's items from which the site is reported as collapsed onto one expert.
         """
         self.weave = weave
         self.curriculum = curriculum
@@ -105,7 +105,7 @@ class PrwCallback(TrainerCallback):
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """What the stage settles of `TrainingArguments`: output_dir, max_steps and learning_rate.
+        """The `TrainingArguments` that the stage determines: output_dir, max_steps and learning_rate.
 
         Raises:
             CurriculumError: outside of `stages()`.
@@ -120,19 +120,19 @@ class PrwCallback(TrainerCallback):
         return None if self._meter is None else self._meter.statistics
 
     def stages(self, resume: bool = False) -> Iterator[Stage]:
-        """Go through the stages; make a Trainer for each, with `arguments`, and let it train.
+        """Go through the stages; make a Trainer with `arguments` for each, and train it.
 
         Args:
-            resume: Whether to go on with the run in `output_dir`, where there is one: the pool takes over its
-                experts, and `checkpoint` is what the first Trainer resumes from.
+            resume: Whether to continue the run in `output_dir`, if there is one: the pool gets its experts,
+                and `checkpoint` is what the first Trainer resumes from.
 
         Raises:
-            CurriculumError: if the folder holds a run and is not to be resumed, the run is not of this
-                curriculum, or a stage was left before its last step.
+            CurriculumError: if the folder holds a run and `resume` is False, if the run is not of this
+                curriculum, or if a stage was left before its last step.
             UnsupportedError: if other modules are trained and saved with the pool (modules_to_save).
             StorageError: if the run's latest pool cannot be read.
         """
-        self.checkpoint = self._catch_up(resume)
+        self.checkpoint = self._restore(resume)
         walk = self.curriculum.stages(self.weave)
         try:
             while (stage := self._next(walk)) is not None:
@@ -148,11 +148,11 @@ class PrwCallback(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Check that this Trainer trains this stage, and begin to add the veteran loss.
+        """Check that this Trainer trains this stage, and start adding the veteran loss.
 
         Raises:
             CurriculumError: if it does not.
-            UnsupportedError: if its checkpoints would lose something, or could not be written.
+            UnsupportedError: if its checkpoints would be incomplete, or could not be written.
         """
         stage = self._current()
         check_arguments(args, self.arguments, stage)
@@ -172,13 +172,13 @@ class PrwCallback(TrainerCallback):
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Write down that the stage has one more step behind it."""
+        """Count one more step of the stage as done."""
         self.curriculum.advance(self.weave)
 
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Put the pool into a checkpoint that has it among a whole model's weights only."""
+        """Save the pool into a checkpoint that holds it only among a whole model's weights."""
         checkpoint = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
         if state.is_world_process_zero and pool_in(checkpoint, self.weave.adapter) is None:
             self.weave.save_pretrained(checkpoint / self.weave.adapter)
@@ -191,7 +191,7 @@ class PrwCallback(TrainerCallback):
         logs: dict[str, float] | None = None,
         **kwargs: Any,
     ) -> None:
-        """Add the routing to the log of a step: to `log_history`, and for the callbacks after this one."""
+        """Add the routing to a step's log: for `log_history`, and for the callbacks after this one."""
         if self._meter is not None and logs is not None and "loss" in logs:
             measured = self._meter.read()
             logs.update(measured)
@@ -208,10 +208,10 @@ class PrwCallback(TrainerCallback):
             self._keep(stage)
 
     def _restart(self, stage: Stage, step: int) -> None:
-        """Follow a Trainer that begins again after an out-of-memory error, with a smaller batch.
+        """Follow a Trainer that starts again after an out-of-memory error, with a smaller batch.
 
-        `auto_find_batch_size` runs the whole loop again, from step 0 or the checkpoint it resumed from, and
-        never ends the first attempt. It keeps the weights as they are, as it does for any model.
+        `auto_find_batch_size` repeats the whole loop, from step 0 or from the checkpoint it resumed from,
+        without ending the first attempt. It keeps the weights as they are, as it does for any model.
         """
         done = self.curriculum.done(self.weave)
         logger.warning(
@@ -224,12 +224,12 @@ class PrwCallback(TrainerCallback):
         LedgerEntry(stage=stage, done=step).write(self.weave)
 
     def _next(self, walk: Iterator[Stage]) -> Stage | None:
-        """Go on to the next stage; its expert starts the same way in every process and after every break."""
+        """Go on to the next stage; its expert starts alike in every process and after every interruption."""
         torch.manual_seed(self._seed + len(self.weave.experts))
         return next(walk, None)
 
-    def _catch_up(self, resume: bool) -> str | None:
-        """Bring the pool to where the run is; gives the checkpoint that its Trainer resumes from."""
+    def _restore(self, resume: bool) -> str | None:
+        """Bring the pool to where the run is; returns the checkpoint that its Trainer resumes from."""
         if self.weave.config.modules_to_save:
             raise UnsupportedError(
                 f"the pool has modules_to_save={list(self.weave.config.modules_to_save)}, and PrwCallback "
@@ -239,7 +239,7 @@ class PrwCallback(TrainerCallback):
         bad = [name for name in self.curriculum.names if Path(name).name != name or name in (".", "..")]
         if bad:
             raise CurriculumError(
-                f"stages get folders of their names, and {bad[0]!r} cannot be one. Rename it."
+                f"each stage gets a folder of its name, and {bad[0]!r} cannot be one. Rename the stage."
             )
         strange = pools_of_others(self.output_dir, self.curriculum.names, self.weave.adapter)
         if strange:
@@ -253,8 +253,8 @@ class PrwCallback(TrainerCallback):
             return None
         if not resume:
             raise CurriculumError(
-                f"{self.output_dir} holds a run already ({progress.checkpoint or progress.pool}). Go on with "
-                "it by callback.stages(resume=True), or give another output_dir."
+                f"{self.output_dir} holds a run already ({progress.checkpoint or progress.pool}). Continue "
+                "it with callback.stages(resume=True), or give another output_dir."
             )
         self.curriculum.resume(self.weave, progress.pool)
         if progress.checkpoint is None:
@@ -297,7 +297,7 @@ class PrwCallback(TrainerCallback):
         self._added = None
 
 
-# ------------------------------------------------------------ what a Trainer has to agree with before a stage
+# ---------------------------------------------------------- checks of a Trainer before it trains a stage
 
 
 def check_arguments(args: Any, wanted: Mapping[str, Any], stage: Stage) -> None:
@@ -319,7 +319,7 @@ def check_arguments(args: Any, wanted: Mapping[str, Any], stage: Stage) -> None:
 
 
 def check_step(step: int, done: int, stage: Stage) -> None:
-    """Refuse a Trainer that begins elsewhere than the pool is.
+    """Refuse a Trainer that begins at another step than the pool is at.
 
     Raises:
         CurriculumError: says where both are.
@@ -347,7 +347,7 @@ def check_model(ours: nn.Module, trained: nn.Module) -> None:
 
 
 def check_alone(model: nn.Module, weave: Weave) -> None:
-    """Refuse to train anything beside the pool: it would be in no checkpoint, and gone after a break.
+    """Refuse to train anything beside the pool: no checkpoint has it, so a resumed run would lose it.
 
     Raises:
         UnsupportedError: names some of it.
@@ -364,7 +364,7 @@ def check_alone(model: nn.Module, weave: Weave) -> None:
 
 
 def check_saving(args: Any, model: nn.Module) -> None:
-    """Refuse what a Trainer would only find out at its first checkpoint, or at the end of the stage.
+    """Refuse what would fail only at a Trainer's first checkpoint, or at the end of the stage.
 
     Raises:
         UnsupportedError: says what, and what to do.
@@ -385,9 +385,9 @@ def check_saving(args: Any, model: nn.Module) -> None:
 
 
 def check_optimizer(optimizer: Any, model: nn.Module, weave: Weave, stage: Stage) -> None:
-    """Refuse an optimiser that does not hold all that trains of the pool, as one of an earlier stage.
+    """Refuse an optimiser that lacks parameters of the pool that train, such as one of an earlier stage.
 
-    An optimiser that holds copies of its own, as DeepSpeed's, cannot be looked at and is let through.
+    An optimiser that holds copies of its own, like DeepSpeed's, cannot be checked and passes.
 
     Raises:
         CurriculumError: says how many parameters are missing.

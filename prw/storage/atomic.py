@@ -1,8 +1,12 @@
 """Writes files and folders so that a kill or a reader at any moment finds the old ones or the new ones whole.
 
-A draft is written beside its place, forced to disk and renamed into it. In a folder that exists only the
-written files are touched: they are drafted inside it and renamed over the old ones, one by one. What a kill
-leaves between two of those renames stays in the draft; `prw.storage.folder` looks for it there.
+A draft is written beside its place, forced to disk and renamed into it:
+
+    atomic_file      one file
+    atomic_folder    some files of a folder, whose other files stay; renamed one by one, a given one last.
+                     After a kill in between the rest is in the draft; `prw.storage.folder` finds it there
+    replaced_folder  a folder as a whole, nested folders too. After a kill between its two renames no folder
+                     has that name; `recover_folder` then puts the old one back
 """
 
 from __future__ import annotations
@@ -38,6 +42,12 @@ def atomic_file(path: Path) -> Iterator[Path]:
         draft.unlink(missing_ok=True)
         raise
     sync(path.parent)
+
+
+def remove_drafts(folder: Path) -> None:
+    """Remove drafts of single files that a killed process left; nobody may be writing there."""
+    for draft in folder.glob(f"{FILE_DRAFT}????????-*"):  # as atomic_file names them
+        draft.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -84,6 +94,41 @@ def atomic_folder(path: Path, last: str) -> Iterator[Path]:
             file.replace(path / file.name)
             sync(path)
         draft.rmdir()
+
+
+@contextmanager
+def replaced_folder(path: Path) -> Iterator[Path]:
+    """Yield an empty folder that takes the place of `path` when the `with` block ends without an error."""
+    draft, old = path.with_name(f".{path.name}.new"), old_folder(path)
+    shutil.rmtree(draft, ignore_errors=True)
+    draft.mkdir(parents=True)
+    try:
+        yield draft
+        for file in sorted(draft.rglob("*")):
+            sync(file)
+        sync(draft)
+    except BaseException:
+        shutil.rmtree(draft, ignore_errors=True)
+        raise
+    recover_folder(path)
+    if path.exists():
+        path.rename(old)
+    draft.rename(path)
+    sync(path.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def recover_folder(path: Path) -> None:
+    """Finish or undo a replacement by `replaced_folder` that was cut off."""
+    old = old_folder(path)
+    if old.exists() and not path.exists():
+        old.rename(path)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def old_folder(path: Path) -> Path:
+    """Give the place of a folder while another one takes its place."""
+    return path.with_name(f".{path.name}.old")
 
 
 def sync(path: Path) -> None:

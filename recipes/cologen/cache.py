@@ -1,6 +1,6 @@
 """Fills caches ahead of training: `python -m recipes.cologen.cache --config my.yaml --stage editing`.
 
-The same command again goes on where it was. `--check` reads all that is kept and deletes what is damaged.
+The same command again resumes. `--check` reads all that is kept and deletes what is damaged.
 """
 
 from __future__ import annotations
@@ -17,33 +17,33 @@ from rich.console import Console
 
 from prw.errors import PrwError
 from recipes.cologen.caching.encoder import Encoder, open_encoder
-from recipes.cologen.config import RunConfig, load_config
-from recipes.cologen.config_overrides import with_data
+from recipes.cologen.cli import add_config_arguments, refuse, silence_loading_bars
+from recipes.cologen.config.files import with_data
+from recipes.cologen.config.run import RunConfig, load_config
+from recipes.cologen.data.opening import DataSource, training_records
 from recipes.cologen.errors import CologenError, DataError
+from recipes.cologen.runs.interruption import STOPPED
 from recipes.cologen.stages import select_stages
-from recipes.cologen.terminal import silence_loading_bars
-from recipes.cologen.training.filling import Filled, FixedExamples, fill
-from recipes.cologen.training.growth import load_base
+from recipes.cologen.training.growth import load_base_to_train
+from recipes.cologen.training.input.filling import Filled, FixedExamples, fill
 from recipes.cologen.training.run import join_processes
-from recipes.cologen.training.sources import DataSource, training_records
 
 _SHOWN = 3
 
 
 def main(arguments: Sequence[str] | None = None, console: Console | None = None) -> int:
     """Run the command and return its exit status: 0 done, 1 refused, 130 stopped."""
-    asked = _parser().parse_args(arguments)
+    args = _parser().parse_args(arguments)
     console = console or Console()
     silence_loading_bars()
     try:
-        config = load_config(asked.config, _overrides(asked))
-        _fill(config, asked.stage, asked.check, console)
+        config = load_config(args.config, _overrides(args))
+        _fill(config, args.stage, args.check, console)
     except (CologenError, PrwError, OSError) as error:
-        Console(stderr=True).print(f"error: {error}", markup=False, highlight=False, soft_wrap=True)
-        return 1
+        return refuse(error)
     except KeyboardInterrupt:
         console.print("stopped; run the same command to go on", highlight=False)
-        return 130
+        return STOPPED
     return 0
 
 
@@ -55,7 +55,7 @@ def _fill(config: RunConfig, wanted: str, check: bool, console: Console) -> None
     names = _stages(config, wanted)
     with accelerator.main_process_first():
         data = training_records(config.data)
-    model = load_base(config, accelerator.device)
+    model = load_base_to_train(config, accelerator.device)
 
     def say(text: str) -> None:
         console.print(text, markup=False, highlight=False, soft_wrap=True)
@@ -117,18 +117,15 @@ def _fill_stage(
         console.print(f"left out: {len(filled.broken) - _SHOWN} more records", highlight=False)
 
 
-def _overrides(asked: argparse.Namespace) -> list[str]:
-    folder = [] if asked.folder is None else [f"data.cache.folder={json.dumps(str(asked.folder))}"]
-    return [*with_data(asked.set, asked.data), *folder]
+def _overrides(args: argparse.Namespace) -> list[str]:
+    folder = [] if args.folder is None else [f"data.cache.folder={json.dumps(str(args.folder))}"]
+    return [*with_data(args.set, args.data), *folder]
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m recipes.cologen.cache", description=__doc__)
-    parser.add_argument("--config", required=True, help="as for training")
-    parser.add_argument("--stage", default="all", help="all, a stage, or a range FIRST..LAST (default: all)")
+    add_config_arguments(parser)
     parser.add_argument("--folder", type=Path, help="where it is kept, in place of data.cache.folder")
-    parser.add_argument("--data", help="folder:PATH, in place of the config's")
-    parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE")
     parser.add_argument("--check", action="store_true", help="read all that is kept, delete what is damaged")
     return parser
 

@@ -20,16 +20,16 @@ from typing import Any
 from rich.console import Console
 
 from prw.errors import PrwError
-from recipes.cologen.config import load_config
-from recipes.cologen.config_overrides import with_data
+from recipes.cologen.cli import add_config_arguments, positive, refuse, silence_loading_bars
+from recipes.cologen.config.files import with_data
+from recipes.cologen.config.run import load_config
 from recipes.cologen.costs.gpus import GPUS, gpu_memory, memory_size
-from recipes.cologen.diagnosis.diagnose import Asked, Diagnosis, Gpu, add_probe, diagnose
+from recipes.cologen.diagnosis.diagnose import Diagnosis, DiagnosisRequest, Gpu, add_probe, diagnose
 from recipes.cologen.diagnosis.environment import gpu_bytes
 from recipes.cologen.diagnosis.probe import probe
 from recipes.cologen.diagnosis.show import show
 from recipes.cologen.errors import CologenError
 from recipes.cologen.stages import select_stages
-from recipes.cologen.terminal import positive, silence_loading_bars
 from recipes.cologen.training.preflight import Problem
 
 NOT_ALL_CHECKED = 3
@@ -38,52 +38,51 @@ NOT_ALL_CHECKED = 3
 
 def main(arguments: Sequence[str] | None = None, console: Console | None = None) -> int:
     """Run the command and return its exit status, as the top of this file says."""
-    given = _parser().parse_args(arguments)
+    args = _parser().parse_args(arguments)
     console = console or Console()
     silence_loading_bars()
     try:
-        asked = _asked(given)
-        found = diagnose(asked)
-        if given.probe and not found.problems:
-            found = _probed(asked, found)
+        request = _request(args)
+        found = diagnose(request)
+        if args.probe and not found.problems:
+            found = _probed(request, found)
     except (CologenError, PrwError) as error:
-        Console(stderr=True).print(f"error: {error}", markup=False, highlight=False, soft_wrap=True)
-        return 1
+        return refuse(error)
     show(found, console)
-    if given.probe and "measured_peak_bytes" not in found.facts:
+    if args.probe and "measured_peak_bytes" not in found.facts:
         console.print("not probed, since the run would not work", markup=False, highlight=False)
-    if given.json is not None:
-        given.json.write_text(json.dumps(_as_json(found), indent=2) + "\n", encoding="utf-8")
+    if args.json is not None:
+        args.json.write_text(json.dumps(_as_json(found), indent=2) + "\n", encoding="utf-8")
     if found.problems:
         return 1
     return NOT_ALL_CHECKED if found.unchecked else 0
 
 
-def _asked(given: argparse.Namespace) -> Asked:
-    config = load_config(given.config, with_data(given.set, given.data))
-    stages = select_stages(given.stage, config.stage_names)
-    return Asked(config, stages, given.output, given.processes, _gpu(given), given.probe)
+def _request(args: argparse.Namespace) -> DiagnosisRequest:
+    config = load_config(args.config, with_data(args.set, args.data))
+    stages = select_stages(args.stage, config.stage_names)
+    return DiagnosisRequest(config, stages, args.output, args.processes, _gpu(args), args.probe)
 
 
-def _gpu(given: argparse.Namespace) -> Gpu | None:
+def _gpu(args: argparse.Namespace) -> Gpu | None:
     """The GPU that is named, or the one that is here."""
-    if given.gpu_memory is not None:
-        return Gpu(given.gpu or "the GPU", memory_size(given.gpu_memory))
-    if given.gpu is not None:
-        return Gpu(*gpu_memory(given.gpu))
+    if args.gpu_memory is not None:
+        return Gpu(args.gpu or "the GPU", memory_size(args.gpu_memory))
+    if args.gpu is not None:
+        return Gpu(*gpu_memory(args.gpu))
     here = gpu_bytes()
     return None if here is None else Gpu("this GPU", here, is_here=True)
 
 
-def _probed(asked: Asked, found: Diagnosis) -> Diagnosis:
+def _probed(request: DiagnosisRequest, found: Diagnosis) -> Diagnosis:
     """Add what a few real steps take; training refuses what only it can see."""
     try:
-        measured = probe(asked.config, asked.stages, asked.micro_batch, asked.output)
+        measured = probe(request.config, request.stages, request.micro_batch, request.output)
     except (CologenError, PrwError) as error:
         return found._replace(problems=(*found.problems, Problem("probe", str(error))))
     if found.unchecked:
-        found = diagnose(asked)  # training has fetched what was not here
-    add_probe(found.facts, asked, measured)
+        found = diagnose(request)  # training has fetched what was not here
+    add_probe(found.facts, request, measured)
     return found
 
 
@@ -98,10 +97,7 @@ def _as_json(found: Diagnosis) -> dict[str, Any]:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m recipes.cologen.doctor", description=__doc__)
-    parser.add_argument("--config", required=True, help="as of train: a config's name, or a YAML file")
-    parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE")
-    parser.add_argument("--data", help="as of train: folder:PATH in place of the config's")
-    parser.add_argument("--stage", default="all", help="all, a stage, or a range FIRST..LAST (default: all)")
+    add_config_arguments(parser)
     parser.add_argument("--output", type=Path, default=Path("runs/run"), help="the folder of the run")
     parser.add_argument("--gpu", metavar="NAME", help=f"plan for another GPU: {', '.join(GPUS)}")
     parser.add_argument("--gpu-memory", metavar="SIZE", help="plan for a GPU of this memory, such as 24GB")

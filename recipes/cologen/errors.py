@@ -6,7 +6,7 @@ CologenError
 │   ├── FolderDataError                a folder of pictures (--data folder:PATH)
 │   ├── DataSetError                   a data set of `data.sets`: its files, columns, captions, settings
 │   └── BrokenPictureError             one row that cannot be read; training skips, counts and lists it
-├── AnnotatorError (ValueError)        what should draw a control map is missing, or draws something else
+├── AnnotatorError (ValueError)        what should make a control map is missing, or makes something else
 ├── TooManyBrokenError (RuntimeError)  more rows were skipped than `data.max_broken` allows
 ├── PromptError (ValueError)           a prompt the base cannot read
 ├── PictureError (ValueError)          a picture that cannot be used as asked
@@ -48,7 +48,7 @@ class BrokenPictureError(DataError):
 
 
 class AnnotatorError(CologenError, ValueError):
-    """What should draw control maps cannot be loaded, or what it draws is no map."""
+    """What should make control maps cannot be loaded, or what it makes is no map."""
 
 
 class TooManyBrokenError(CologenError, RuntimeError):

@@ -2,7 +2,7 @@
 
 Writes report/scores.json and report/table.json of the run, or scores-n50.json and table-n50.json where 50 is
 not the run's own number of examples. What was measured is kept in report/cells, so an interrupted evaluation
-goes on where it was. Pictures and pages are drawn by report/, not here.
+is resumed. Figures and pages are made in report/, not here.
 """
 
 from __future__ import annotations
@@ -10,44 +10,38 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
 from prw.errors import PrwError
+from recipes.cologen.cli import add_checkpoint_argument, positive, refuse, silence_loading_bars
 from recipes.cologen.errors import CologenError
-from recipes.cologen.report.cells import Scorer
-from recipes.cologen.report.opening import open_scorer
+from recipes.cologen.report.cells import Scorer, open_scorer
+from recipes.cologen.report.score_table import score_table, table_of
 from recipes.cologen.report.scores import measure_scores, task_cells, write_scores
-from recipes.cologen.score_table import score_table, table_of
+from recipes.cologen.runs.interruption import STOPPED
 from recipes.cologen.stages import select_stages
-from recipes.cologen.terminal import positive, silence_loading_bars
-from recipes.cologen.training.interruption import STOPPED
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit status: 0 done, 1 refused, 130 stopped."""
-    options = _parser().parse_args(arguments)
+    args = _parser().parse_args(arguments)
     silence_loading_bars()
     console = Console(soft_wrap=True)
     try:
-        scorer = open_scorer(options.checkpoint, n=options.n, announce=console.print)
-        if options.stage == "all":
+        scorer = open_scorer(args.checkpoint, n=args.n, announce=console.print)
+        if args.stage == "all":
             scores = measure_scores(scorer)
             summary, tables = write_scores(scorer, scores)
             console.print(score_table(summary))
             console.print(f"written: {summary} and {tables.name}")
         else:
-            console.print(_some_tasks(scorer, options.stage))
+            console.print(_some_tasks(scorer, args.stage))
     except (CologenError, PrwError) as error:
-        Console(stderr=True, soft_wrap=True, markup=False, highlight=False).print(f"error: {error}")
-        return 1
+        return refuse(error)
     except OSError as error:
-        Console(stderr=True, soft_wrap=True, markup=False, highlight=False).print(
-            f"error: a file cannot be read or written: {error}"
-        )
-        return 1
+        return refuse(f"a file cannot be read or written: {error}")
     except KeyboardInterrupt:
         console.print("stopped; what was measured is kept, the same command goes on from it")
         return STOPPED
@@ -58,9 +52,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m recipes.cologen.evaluate", description="Score a run on held-out examples."
     )
-    parser.add_argument(
-        "--checkpoint", type=Path, required=True, metavar="RUN", help="the folder that training wrote"
-    )
+    add_checkpoint_argument(parser)
     parser.add_argument(
         "--n",
         type=positive,

@@ -31,7 +31,7 @@ class StageSettings(BaseModel):
     """Where the expert starts: `zero` (it changes nothing at first), `previous` (as a copy of the stage
     before), or the name of an earlier stage. The first stage always starts from zero."""
     replay: dict[str, float] = {}
-    """Fraction of the draws that are of earlier stages' tasks, by stage; see `training/replay.py`."""
+    """Fraction of the examples of earlier stages' tasks, by stage; see `training/input/replay.py`."""
 
     @field_validator("replay")
     @classmethod

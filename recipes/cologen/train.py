@@ -1,6 +1,6 @@
 """Trains CoLoGen: `python -m recipes.cologen.train --config tiny --stage all --output runs/tiny`.
 
-The same command again goes on where it was; when all is done it says so and where the report is.
+The same command again resumes; when all is done it says so and where the report is.
 """
 
 from __future__ import annotations
@@ -14,45 +14,40 @@ from rich.console import Console
 from rich.markup import escape
 
 from prw.errors import PrwError
-from recipes.cologen.config import RunConfig, load_config
-from recipes.cologen.config_overrides import with_data
+from recipes.cologen.cli import add_config_arguments, refuse, silence_loading_bars
+from recipes.cologen.config.files import with_data
+from recipes.cologen.config.run import RunConfig, load_config
 from recipes.cologen.errors import CologenError
 from recipes.cologen.report import build_report
-from recipes.cologen.score_table import score_table
-from recipes.cologen.terminal import silence_loading_bars
-from recipes.cologen.training.interruption import STOPPED
+from recipes.cologen.report.score_table import score_table
+from recipes.cologen.runs.files import CONFIG, PAGE, REPORT, SCORES, stage_file
+from recipes.cologen.runs.interruption import STOPPED
+from recipes.cologen.runs.lock import hold_run_together
 from recipes.cologen.training.run import Outcome, join_processes, train
-from recipes.cologen.training.run_folder import stage_file
-from recipes.cologen.training.run_lock import hold_run_together
 
 
 def main(arguments: Sequence[str] | None = None, console: Console | None = None) -> int:
     """Run the command and return its exit status: 0 done, 1 refused, 130 stopped and saved."""
-    asked = _parser().parse_args(arguments)
+    args = parser().parse_args(arguments)
     console = console or Console()
     silence_loading_bars()
     try:
-        config = load_config(asked.config, with_data(asked.set, asked.data))
+        config = load_config(args.config, with_data(args.set, args.data))
         accelerator = join_processes(config)
-        with hold_run_together(asked.output, accelerator):
-            outcome = train(config, asked.output, asked.stage, console, restart=asked.restart)
+        with hold_run_together(args.output, accelerator):
+            outcome = train(config, args.output, args.stage, console, restart=args.restart)
             first = accelerator.is_main_process
-            return _finish(outcome, config, asked.output, console) if first else 0
+            return _finish(outcome, config, args.output, console) if first else 0
     except (CologenError, PrwError) as error:
-        return _refuse(str(error))
+        return refuse(error)
     except OSError as error:
-        return _refuse(
-            f"{error}. What {asked.output} holds is intact, its last checkpoint too: once there is room and "
+        return refuse(
+            f"{error}. What {args.output} holds is intact, its last checkpoint too: once there is room and "
             "the disk answers, run the same command to go on from it."
         )
     except KeyboardInterrupt:
         console.print("stopped; run the same command to go on from the last checkpoint", highlight=False)
         return STOPPED
-
-
-def _refuse(problem: str) -> int:
-    Console(stderr=True).print(f"error: {problem}", markup=False, highlight=False, soft_wrap=True)
-    return 1
 
 
 def _finish(outcome: Outcome, config: RunConfig, output: Path, console: Console) -> int:
@@ -71,12 +66,12 @@ def _finish(outcome: Outcome, config: RunConfig, output: Path, console: Console)
         done = ", ".join(outcome.trained) or "nothing was left to do"
         say(f"done: {done}; the other stages are still to be trained")
         return 0
-    page = output / "report" / "index.html"
-    if _is_older(page, [output / "config.yaml", *(stage_file(output, name) for name in config.stage_names)]):
+    page = output / REPORT / PAGE
+    if _is_older(page, [output / CONFIG, *(stage_file(output, name) for name in config.stage_names)]):
         say("all stages are finished; building the report")
         page = _build(output, console, say)
     held_out = config.data.held_out or config.data.source == "world"
-    table = score_table(page.parent / "scores.json") if held_out else None
+    table = score_table(page.parent / SCORES) if held_out else None
     if table is not None:
         console.print(table)
     say(f"all is done; the report is {page}")
@@ -92,29 +87,16 @@ def _build(output: Path, console: Console, say: Callable[[str], None]) -> Path:
 
 
 def _is_older(page: Path, sources: Sequence[Path]) -> bool:
-    """Whether a page is missing, or was written before what it tells of."""
+    """Whether a page is missing or older than what it reports."""
     return not page.exists() or page.stat().st_mtime < max(source.stat().st_mtime for source in sources)
 
 
-def _parser() -> argparse.ArgumentParser:
+def parser() -> argparse.ArgumentParser:
+    """The arguments of the command."""
     parser = argparse.ArgumentParser(prog="python -m recipes.cologen.train", description=__doc__)
-    parser.add_argument(
-        "--config", required=True, help="name of a config in recipes/cologen/configs, or a YAML file"
-    )
+    add_config_arguments(parser)
     parser.add_argument(
         "--output", required=True, type=Path, help="folder of the run; the same folder resumes"
-    )
-    parser.add_argument("--stage", default="all", help="all, a stage, or a range FIRST..LAST (default: all)")
-    parser.add_argument(
-        "--data", help="train on folder:PATH, pictures with a metadata.jsonl, in place of the config's"
-    )
-    parser.add_argument(
-        "--set",
-        nargs="+",
-        action="extend",
-        default=[],
-        metavar="KEY=VALUE",
-        help="override settings by dotted name",
     )
     parser.add_argument("--restart", metavar="STAGE", help="train this stage and all after it anew")
     parser.add_argument(

@@ -8,17 +8,14 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
-
-from rich.console import Console
 
 from prw.errors import PrwError
 from recipes.cologen.app.address import check_address, port
 from recipes.cologen.app.limits import Limits
-from recipes.cologen.drawing import DrawingRoom
+from recipes.cologen.cli import add_checkpoint_argument, plain_console, positive, silence_loading_bars
 from recipes.cologen.errors import CologenError
-from recipes.cologen.report.run_reader import RunReader
-from recipes.cologen.terminal import positive, silence_loading_bars
+from recipes.cologen.generation.session import GenerationSession
+from recipes.cologen.runs.reader import RunReader
 
 try:
     from recipes.cologen.app.serving import LOOPBACK, serve
@@ -30,19 +27,19 @@ except ModuleNotFoundError as missing:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit status: 0 closed, 1 refused."""
-    asked = _parser().parse_args(arguments)
+    args = _parser().parse_args(arguments)
     silence_loading_bars()
-    console = Console(stderr=True, soft_wrap=True, markup=False, highlight=False)
-    limits = Limits(upload_bytes=asked.most_upload * 2**20, pixels=asked.most_pixels * 1_000_000)
+    console = plain_console()
+    limits = Limits(upload_bytes=args.most_upload * 2**20, pixels=args.most_pixels * 1_000_000)
     try:
-        check_address(asked.host, asked.port)  # loading takes a while
-        room = DrawingRoom(RunReader(asked.checkpoint))
-        if asked.host not in LOOPBACK:
+        check_address(args.host, args.port)  # loading takes a while
+        session = GenerationSession(RunReader(args.checkpoint))
+        if args.host not in LOOPBACK:
             console.print(
-                f"note: the page listens on {asked.host}, so others may reach it. It asks nobody who they "
+                f"note: the page listens on {args.host}, so others may reach it. It asks nobody who they "
                 "are; put it behind something that does, or leave --host out."
             )
-        serve(room, limits, asked.host, asked.port, console.print)
+        serve(session, limits, args.host, args.port, console.print)
     except (CologenError, PrwError) as error:
         console.print(f"error: {error}")
         return 1
@@ -54,11 +51,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m recipes.cologen.app",
-        description="A page in the browser that draws with a trained run.",
+        description="A page in the browser that generates with a trained run.",
     )
-    parser.add_argument(
-        "--checkpoint", type=Path, metavar="RUN", help="the folder that training wrote", required=True
-    )
+    add_checkpoint_argument(parser)
     parser.add_argument(
         "--host", default="127.0.0.1", help="address to listen on (default: this machine only)"
     )

@@ -1,4 +1,4 @@
-"""The door in front of gradio: what the page does not need is not there, and what it gets has a size.
+"""Guards gradio: routes that the page does not need are closed, and requests are limited in size.
 
 gradio serves more than this page uses: a proxy, files by URL, an API, monitoring. The guard lets through
 what is listed here, bounds every body, refuses calls that name files which were not uploaded, and forbids

@@ -16,7 +16,7 @@ from pydantic_core import PydanticCustomError
 from recipes.cologen.data.reading import as_picture_of, opaque
 from recipes.cologen.data.record import Image
 from recipes.cologen.errors import PictureError, PromptError
-from recipes.cologen.picture_settings import check_size, height_and_width
+from recipes.cologen.generation.settings import check_size, height_and_width
 from recipes.cologen.pipeline.pixels import MAX_PIXELS
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
@@ -48,7 +48,7 @@ class Limits(BaseModel):
     drawn_pixels: int = Field(default=MAX_PIXELS, gt=0)
     """Width times height of a picture for which a size is asked."""
     waiting: int = Field(default=16, gt=0)
-    """Pictures that may be asked for and not drawn yet, of all users together."""
+    """Pictures that may be asked for and not generated yet, of all users together."""
 
 
 class Read(NamedTuple):
@@ -146,7 +146,7 @@ def check_prompt(prompt: str, limits: Limits) -> None:
         PromptError: Says which.
     """
     if not prompt.strip():
-        raise PromptError("there is no prompt; say what is to be drawn.")
+        raise PromptError("there is no prompt; say what is to be generated.")
     if len(prompt) > limits.letters:
         raise PromptError(f"the prompt has {len(prompt)} letters; at most {limits.letters} are taken.")
 
@@ -167,7 +167,7 @@ def size_within(given: str | None, limits: Limits) -> str | None:
     """A size as the browser sent it; None where none was typed.
 
     Raises:
-        PictureError: It is no size, or a larger one than is drawn.
+        PictureError: It is no size, or a larger one than is generated.
     """
     text = "".join((given or "").split()).lower()
     if not text:
@@ -178,7 +178,7 @@ def size_within(given: str | None, limits: Limits) -> str | None:
         raise PictureError(f"the size: {error.message()}, got {text!r:.{SHORT}}.") from error
     if height * width > limits.drawn_pixels:
         raise PictureError(
-            f"the size {text} has {height * width} pixels; at most {limits.drawn_pixels} are drawn here."
+            f"the size {text} has {height * width} pixels; at most {limits.drawn_pixels} are generated here."
         )
     return text
 

@@ -14,22 +14,21 @@ from typing import Any
 import gradio as gr
 
 from prw.errors import PrwError
-from recipes.cologen.app.about import about, first_try, words
-from recipes.cologen.app.answers import A_MAP, Answers, Asked, shown
-from recipes.cologen.app.examples import TASKS
+from recipes.cologen.app.about import TASKS, about, first_try, words
+from recipes.cologen.app.answers import A_MAP, Answers, Request, shown
 from recipes.cologen.app.limits import in_short
 from recipes.cologen.app.uploads import easel, on_easel, only_read_here, unchecked, upload
 from recipes.cologen.errors import CologenError
-from recipes.cologen.picture_settings import FULL_POOL, NO_EXPERTS
+from recipes.cologen.generation.settings import FULL_POOL, NO_EXPERTS
 
 LOG = logging.getLogger(__name__)
 KEPT_SECONDS = 3600
 """How long uploads, results and files for download are kept."""
 SETTINGS = "cologen-settings-"
-NOTES, REFUSED = "Notes", "Not drawn, because"
+NOTES, REFUSED = "Notes", "Not generated, because"
 """What the box of notes is called."""
 CLOSE_MESSAGES = "() => {document.querySelectorAll('.toast-close').forEach(one => one.click())}"
-"""Of an upload that was refused: gradio shows it over the page, and it would cover what is drawn next."""
+"""Of an upload that was refused: gradio shows it over the page, and it would cover what is generated next."""
 CSS = """
 .cologen-picture img {image-rendering: pixelated; min-height: 14rem; object-fit: contain;}
 .cologen-refused {border-left: 4px solid #b3261e !important;}
@@ -38,8 +37,8 @@ footer {display: none !important;}
 
 
 def build_page(answers: Answers) -> gr.Blocks:
-    """Make the page of a drawing room."""
-    run, limits = answers.room.settings, answers.limits
+    """Make the page of a drawing session."""
+    run, limits = answers.session.settings, answers.limits
     with gr.Blocks(title="CoLoGen", analytics_enabled=False, delete_cache=(600, KEPT_SECONDS)) as page:
         gr.Markdown(f"# CoLoGen\n{about(run)}")
         with gr.Tabs():
@@ -94,7 +93,7 @@ def _tab(answers: Answers, name: str) -> None:
             trying = gr.Button("Try an example: its picture and its prompt", size="sm", elem_id=f"{name}-try")
             kind = unchecked(
                 gr.Radio(
-                    [A_MAP, *answers.room.made_maps], value=A_MAP, label="The picture is, or is made into"
+                    [A_MAP, *answers.session.made_maps], value=A_MAP, label="The picture is, or is made into"
                 )
             )
             kind.visible = name == "control"
@@ -105,11 +104,11 @@ def _tab(answers: Answers, name: str) -> None:
         with gr.Column():
             results = _results(name)
 
-    def draw(given: Any, kind: str, prompt: str, *rest: Any) -> tuple[Any, ...]:
+    def generate(given: Any, kind: str, prompt: str, *rest: Any) -> tuple[Any, ...]:
         seed, steps, guidance, size, pool, *layers = rest
         read, mask = only_read_here(given), only_read_here(layers[0]).image if layers else None
-        answer = answers.draw(
-            Asked(name, read.image, mask, prompt or "", seed, steps, guidance, pool, kind, size or "")
+        answer = answers.generate(
+            Request(name, read.image, mask, prompt or "", seed, steps, guidance, pool, kind, size or "")
         )
         file = gr.DownloadButton(value=str(_file(name, answer.settings)), interactive=True)
         notes = "\n".join(note for note in (read.notice, answer.notes) if note)
@@ -117,7 +116,7 @@ def _tab(answers: Answers, name: str) -> None:
 
     button.click(fn=None, js=CLOSE_MESSAGES, api_visibility="private")
     button.click(
-        in_words(draw, (None, None, gr.update(value=None, interactive=False))),
+        in_words(generate, (None, None, gr.update(value=None, interactive=False))),
         [image, kind, prompt, *settings, *painted],
         results[1:],
         concurrency_limit=1,
@@ -142,13 +141,17 @@ def _look(answers: Answers, name: str, given: list[Any], easels: list[Any], resu
     refused = (gr.update(visible=False), None) if name == "inpainting" else (None,) * len(shown)
     for field in given if name == "control" else given[:1]:
         field.change(
-            in_words(look, refused), given, [*shown, notes], show_progress="hidden", api_visibility="private"
+            in_words(look, refused),
+            given,
+            [*shown, notes],
+            show_progress="hidden",
+            api_visibility="private",
         )
 
 
 def _try(answers: Answers, name: str, button: Any, fields: list[Any]) -> None:
     """Let a button fill in an example; there is none to press where no example travels with the code."""
-    example = first_try(answers.room.settings, name)
+    example = first_try(answers.session.settings, name)
     button.visible = example is not None
     if example is not None:
         filled = shown(example.image), A_MAP, example.prompt
@@ -158,7 +161,7 @@ def _try(answers: Answers, name: str, button: Any, fields: list[Any]) -> None:
 def _offer(answers: Answers, name: str, prompt: Any) -> None:
     """Prompts to click."""
     task = TASKS[name]
-    offered = task.world if answers.room.settings.data.source == "world" else task.photos
+    offered = task.world if answers.session.settings.data.source == "world" else task.photos
     gr.Examples([[one] for one in offered], [prompt], label="Prompts to click", api_visibility="private")
 
 
@@ -166,7 +169,7 @@ def _results(name: str) -> list[Any]:
     """The map, then in the order of an answer: the picture, its shares, its settings, and notes."""
     notes = gr.Textbox(
         label=NOTES,
-        placeholder="What had to be changed, or why nothing was drawn",
+        placeholder="What had to be changed, or why nothing was generated",
         lines=2,
         interactive=False,
         elem_id=f"{name}-notes",
@@ -188,8 +191,8 @@ def _results(name: str) -> list[Any]:
 
 def _settings(answers: Answers, name: str) -> list[Any]:
     """Seed, steps, guidance, size and pool."""
-    room, sampling = answers.room, answers.room.settings.sampling
-    pools = room.pools(name)
+    session, sampling = answers.session, answers.session.settings.sampling
+    pools = session.pools(name)
     says = {FULL_POOL: "full pool", NO_EXPERTS: "experts off"}
     with gr.Row():
         seed = unchecked(gr.Number(0, label="Seed", elem_id=f"{name}-seed"))
@@ -197,11 +200,11 @@ def _settings(answers: Answers, name: str) -> list[Any]:
         steps = unchecked(gr.Slider(1, most, value=min(sampling.steps, most), step=1, label="Steps"))
         steps.elem_id = f"{name}-steps"
     guidance = unchecked(gr.Slider(1, 10, value=sampling.guidance, label="Guidance"))
-    guidance.visible = room.reads_guidance
+    guidance.visible = session.reads_guidance
     size = unchecked(
         gr.Textbox(
             label="Size",
-            placeholder="WIDTHxHEIGHT, such as 640x480; empty: as the run draws",
+            placeholder="WIDTHxHEIGHT, such as 640x480; empty: as the run generates",
             elem_id=f"{name}-size",
         )
     )

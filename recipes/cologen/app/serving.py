@@ -17,7 +17,7 @@ from recipes.cologen.app.answers import Answers
 from recipes.cologen.app.guard import Guard
 from recipes.cologen.app.limits import Limits
 from recipes.cologen.app.page import CSS, build_page
-from recipes.cologen.drawing import DrawingRoom
+from recipes.cologen.generation.session import GenerationSession
 
 LOOPBACK = frozenset({"127.0.0.1", "localhost", "[::1]", "::1"})
 
@@ -27,12 +27,12 @@ WARNS_OF_CLIP = "diffusers.pipelines.flux.pipeline_flux"
 
 
 def serve(
-    room: DrawingRoom, limits: Limits, host: str, port: int | None, said: Callable[[str], None]
+    session: GenerationSession, limits: Limits, host: str, port: int | None, said: Callable[[str], None]
 ) -> None:
     """Serve until interrupted.
 
     Args:
-        room: Where pictures are drawn.
+        session: Where pictures are generated.
         limits: What is taken from users.
         host: Address to listen on.
         port: Port; None takes the first free one from 7860 on.
@@ -46,7 +46,7 @@ def serve(
         keep_prompts_out_of_the_log()
         # What gradio decodes by itself is refused by the same measure: PIL raises at twice this number.
         PilImage.MAX_IMAGE_PIXELS = -(-limits.pixels // 2)
-        page = build_page(Answers(room, limits))
+        page = build_page(Answers(session, limits))
         guard = Middleware(
             Guard,
             limits=limits,

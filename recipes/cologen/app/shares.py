@@ -12,7 +12,7 @@ from PIL import Image as PilImage
 
 import prw
 from recipes.cologen.data.record import Image
-from recipes.cologen.report.style import MUTED, TASK_COLOURS
+from recipes.cologen.report.figures import MUTED, TASK_COLOURS
 
 PANELS_IN_A_ROW = 3
 FADED = 0.75

@@ -1,8 +1,8 @@
 """Stands between training and the frozen encoders: encodes pictures and prompts, or reads what was kept.
 
-What can be kept does not depend on a draw's seed: a batch names it by keys. An entry is always encoded alone,
-so that it does not depend on the batch in which it happened to come first: a run on an empty cache, on a full
-one and on one that was cut off all see the same bits.
+What can be kept does not depend on an example's seed: a batch names it by keys. An entry is always encoded
+alone, so that it does not depend on the batch in which it happened to come first: a run on an empty cache, on
+a full one and on one that was cut off all see the same bits.
 """
 
 from __future__ import annotations
@@ -17,11 +17,10 @@ from torch import Tensor
 
 from recipes.cologen.caching.fingerprints import text_fingerprint, vae_fingerprint
 from recipes.cologen.caching.store import Parts, TensorStore
-from recipes.cologen.config_input import CacheSettings
+from recipes.cologen.config.data import CacheSettings
 from recipes.cologen.flux.base import FluxBase
-from recipes.cologen.flux.pixels import to_unit_range
 from recipes.cologen.flux.tokens import ImageTokens, TextTokens
-from recipes.cologen.flux.transfer import to_device
+from recipes.cologen.flux.transfer import to_device, to_unit_range
 
 Keys = Sequence[str | None]
 """A key for everything that can be kept, None for what comes but once; empty where nothing is kept."""
@@ -151,6 +150,7 @@ def _kept(store: TensorStore, key: str | None, make: Callable[[int], Parts], ind
 
 
 def _image_parts(image: ImageTokens) -> Parts:
+    # [1, rows * columns, channels] -> [rows, columns, channels]
     return {"tokens": image.tokens[0].unflatten(0, (image.rows, image.columns))}
 
 

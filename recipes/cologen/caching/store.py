@@ -9,7 +9,6 @@ A folder that cannot be written is no error: it is said once, and from then on t
 from __future__ import annotations
 
 import logging
-import os
 import time
 import uuid
 import zlib
@@ -23,6 +22,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+
+from prw.storage.atomic import FILE_DRAFT, atomic_file
 
 Parts = Mapping[str, Tensor]
 """The tensors of one entry, by name."""
@@ -39,7 +40,7 @@ class TensorStore:
     Args:
         folder: Made if it is missing.
         shard_bytes: Entries are held back until they are so large together, or `flush` is called.
-        announce: Told of what was found damaged or cannot be written; by default a warning is logged.
+        announce: Called with what is damaged or cannot be written; by default it is logged as a warning.
     """
 
     def __init__(
@@ -126,7 +127,7 @@ class TensorStore:
         return before - len(self._shard_of)
 
     def _stop(self, error: OSError) -> None:
-        """Write no more, and say why: whoever computes what is kept can do without its being kept."""
+        """Write no more, and say why: a run goes on without its cache."""
         self.stopped = str(error)
         self._announce(
             f"the cache cannot be written to {self.folder} ({error}): nothing more is kept there, the run "
@@ -196,19 +197,15 @@ def _write(folder: Path, name: str, tensors: dict[str, Tensor], sums: dict[str, 
     Raises:
         OSError: There is no room, or the disk fails; nothing half-written is left.
     """
-    temporary = folder / f".{name}.tmp"
     try:
-        save_file({place: value.contiguous() for place, value in tensors.items()}, temporary, metadata=sums)
-        with temporary.open("rb") as written:
-            os.fsync(written.fileno())
-        temporary.replace(folder / name)
-    except (OSError, SafetensorError) as error:
-        temporary.unlink(missing_ok=True)
-        raise error if isinstance(error, OSError) else OSError(f"{folder}: {error}") from error
+        with atomic_file(folder / name) as draft:
+            save_file({place: value.contiguous() for place, value in tensors.items()}, draft, metadata=sums)
+    except SafetensorError as error:
+        raise OSError(f"{folder}: {error}") from error
 
 
 def _remove_leftovers(folder: Path) -> None:
-    for path in folder.glob(".*.tmp"):
+    for path in folder.glob(f"{FILE_DRAFT}*"):
         try:
             if time.time() - path.stat().st_mtime > _OLD_SECONDS:
                 path.unlink(missing_ok=True)

@@ -1,8 +1,8 @@
 """What a training step holds besides weights: traced through the real classes on tensors without data.
 
-The trace runs the recipe's own encoders, two-step attention, experts, loss, backward pass and drawing, with
-CUDA's numerics, so whatever autograd keeps is counted as it is kept there. Deep bases are traced with a few
-blocks: every further block of a kind adds the same.
+The trace runs the recipe's own encoders, two-step attention, experts, loss, backward pass and generation,
+with CUDA's numerics, so whatever autograd keeps is counted as it is kept there. Deep bases are traced with a
+few blocks: every further block of a kind adds the same.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Load(NamedTuple):
     quantisation: str | None = None
     """Format of the transformer's weights, as `base.quantisation`."""
     validated: int = 0
-    """Pictures that validation draws at once; 0: there is none."""
+    """Pictures that validation generates at once; 0: there is none."""
     share: int = 0
     """Examples of a step on this device; 0: one micro-batch."""
     ahead: bool = False
@@ -80,7 +80,7 @@ class StepBytes(NamedTuple):
     waiting: int = 0
     """What micro-batches that are encoded ahead hold."""
     validation: int = 0
-    """The most that is alive at once while pictures are encoded, drawn and decoded without gradients."""
+    """The most that is alive at once while pictures are encoded, generated and decoded without gradients."""
 
 
 class Encoded(NamedTuple):
@@ -106,7 +106,7 @@ class StepNumerics(CudaNumerics):
     """CUDA's numerics of a step in which only experts train; their products save what the kernels save.
 
     Without numbers, experts are computed by plain operations, whose weights are the only ones that train. A
-    kernel saves its input as it is, be it a view of a larger one, and no copy of input or weights; and the
+    kernel saves its input as it is, even a view of a larger one, and no copy of input or weights; and the
     keys' and values' projections of a site read their input's rows once for both.
     """
 
@@ -286,17 +286,17 @@ def _inputs(load: Load, encoded: Encoded) -> tuple[TextTokens, ImageTokens, tupl
 
 
 def _validation_bytes(shape: BaseShape, pool: PoolSettings, load: Load) -> int:
-    """What drawing held-out pictures takes: no gradients, no autocast, and pictures are decoded."""
+    """What generating held-out pictures takes: no gradients, no autocast, and pictures are decoded."""
     if not load.validated:
         return 0
     load = load._replace(batch=load.validated, checkpointing=False)
     encoded = encode(shape, load)
-    (drawn,) = over_depth(shape, lambda blocks: (_trace_drawing(shape, pool, load, encoded, blocks),))
-    return max(encoded.peak, drawn, _decode(shape, load, encoded))
+    (generated,) = over_depth(shape, lambda blocks: (_trace_generation(shape, pool, load, encoded, blocks),))
+    return max(encoded.peak, generated, _decode(shape, load, encoded))
 
 
 @torch.no_grad()
-def _trace_drawing(
+def _trace_generation(
     shape: BaseShape, pool: PoolSettings, load: Load, encoded: Encoded, blocks: tuple[int, int]
 ) -> int:
     """What a step of sampling holds with these numbers of double and single blocks."""
@@ -319,7 +319,7 @@ def _trace_drawing(
 
 @torch.no_grad()
 def _decode(shape: BaseShape, load: Load, encoded: Encoded) -> int:
-    """What decoding drawn pictures holds."""
+    """What decoding generated pictures holds."""
     with FakeTensorMode():
         model = shape.build(load.dtype, (1, 1))
         weights = [weight for part in model.modules() for weight in (*part.parameters(), *part.buffers())]

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import torch
 
-from recipes.cologen.config import RunConfig
+from recipes.cologen.config.run import RunConfig
 from recipes.cologen.costs.activations import Load, StepBytes, step_bytes
 from recipes.cologen.costs.parameters import Counts
 from recipes.cologen.costs.shapes import BaseShape

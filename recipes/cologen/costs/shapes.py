@@ -13,7 +13,7 @@ import diffusers
 import torch
 import transformers
 
-from recipes.cologen.config_model import MOST_TEXT_TOKENS
+from recipes.cologen.config.model import MOST_TEXT_TOKENS
 from recipes.cologen.errors import BaseModelError
 from recipes.cologen.flux.families import FAMILIES
 from recipes.cologen.flux.flux2_model import Flux2Model

@@ -1,4 +1,4 @@
-"""The order in which bucketed records are drawn: groups of one bucket, by a seed and a position alone."""
+"""The order of bucketed records: groups of one bucket, by a seed and a position alone."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from recipes.cologen.data.sampler import derive_seed
+from recipes.cologen.data.seeding import derive_seed
 
 _ORDERS_KEPT = 2
 """An epoch's groups are of two turns through a bucket: what was carried over, and the epoch's own."""
@@ -79,11 +79,11 @@ class BucketOrder:
             number = group * self.group // int(self._lengths.sum())
             while self._filled(number + 1).sum() <= group:
                 number += 1
-            self._epoch = self._drawn(number)
+            self._epoch = self._make_epoch(number)
         assert self._epoch is not None
         return self._epoch
 
-    def _drawn(self, number: int) -> _Epoch:
+    def _make_epoch(self, number: int) -> _Epoch:
         before, after = self._filled(number), self._filled(number + 1)
         buckets = np.repeat(np.arange(len(self._members)), (after - before).astype(np.int64))
         numbers = np.concatenate([np.arange(first, end) for first, end in zip(before, after, strict=True)])

@@ -13,7 +13,7 @@ import numpy as np
 from diffusers.training_utils import find_nearest_bucket, generate_aspect_ratio_buckets
 from numpy.typing import NDArray
 
-from recipes.cologen.config_input import BucketSettings
+from recipes.cologen.config.data import BucketSettings
 
 Size = tuple[int, int]
 """Height and width in pixels."""

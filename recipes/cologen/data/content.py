@@ -32,7 +32,7 @@ def set_content(part: DataSet) -> str:
     if part.settings.additions is not None:
         _add_file(digest, Path(part.settings.additions).expanduser())
     for index in np.linspace(0, len(part) - 1, min(_LOOKED_AT, len(part)), dtype=int).tolist():
-        facts = [_row_facts(part, index), _record_facts(part, index)]
+        facts = [_row_facts(part, index), record_facts(part, index)]
         digest.update(json.dumps(facts, default=str).encode())
     return digest.hexdigest()
 
@@ -64,7 +64,8 @@ def _plain(value: Any) -> Any:
     return value if isinstance(value, int | float | None) else type(value).__name__
 
 
-def _record_facts(part: DataSet, index: int) -> list[Any]:
+def record_facts(part: DataSet, index: int) -> list[Any]:
+    """What a record shows, as plain values and hashes; `unreadable` where it cannot be read."""
     for sizes_only in (True, False):  # some layouts look into pixels
         try:
             return _facts(part.raw(index, sizes_only=sizes_only))

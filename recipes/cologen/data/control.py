@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from recipes.cologen.data.annotators.opencv import as_gray, draw_canny, draw_lineart, draw_soft_edge
+from recipes.cologen.config.annotators import MAP_KINDS
+from recipes.cologen.data.annotators.opencv import OPENCV_MAPS, as_gray
 from recipes.cologen.data.class_colours import CLASS_COLOURS, CLASSES
 from recipes.cologen.data.record import ALL_FIXED, Example, Image, MissingMetadataError, Record
 from recipes.cologen.data.seeding import view_rng
@@ -17,21 +18,7 @@ PROMPTS = {
     "lineart": "line art to image",
     "segmentation": "segmentation map to image",
 }
-
-
-def canny(record: Record) -> Image:
-    """White edges on black, by Canny's detector with thresholds 100 and 200 on the colours."""
-    return draw_canny(record.image)
-
-
-def soft_edge(record: Record) -> Image:
-    """Blurred edge strength, white on black: the look of HED maps, without its network."""
-    return draw_soft_edge(record.image)
-
-
-def lineart(record: Record) -> Image:
-    """White lines on black wherever the picture changes by more than 30 levels."""
-    return draw_lineart(record.image)
+"""How a prompt begins that is given with a map, by its kind."""
 
 
 def depth(record: Record) -> Image:
@@ -62,21 +49,16 @@ def segmentation(record: Record) -> Image:
     return CLASS_COLOURS[record.segmentation]
 
 
-MAPS: dict[str, Callable[[Record], Image]] = {
-    "canny": canny,
-    "depth": depth,
-    "soft_edge": soft_edge,
-    "lineart": lineart,
-    "segmentation": segmentation,
-}
+FROM_RECORD: dict[str, Callable[[Record], Image]] = {"depth": depth, "segmentation": segmentation}
+"""Maps that are made of what a record stores beside its picture; OpenCV makes the others of the picture."""
 
 
 def available_kinds(record: Record) -> list[str]:
-    """The maps that this record allows: edges always, depth and classes where they are stored or drawn."""
+    """The maps that this record allows: edges always, depth and classes where they are stored or made."""
     missing = {"depth": record.depth is None, "segmentation": record.segmentation is None}
     return [
         kind
-        for kind in MAPS
+        for kind in MAP_KINDS
         if kind in record.maps or kind in record.annotators or not missing.get(kind, False)
     ]
 
@@ -87,16 +69,16 @@ def _is_stored(record: Record, kind: str) -> bool:
 
 
 def control_map(record: Record, kind: str) -> Image | None:
-    """The map that is stored; else what the record's annotator draws; else the one made without any.
+    """The map that is stored; else what the record's annotator makes; else the one made without any.
 
-    None: the annotator runs on the training device, which is yet to draw it.
+    None: the annotator runs on the training device, which is yet to make it.
     """
     if kind in record.maps:
         return record.maps[kind]
     if kind in record.annotators and not _is_stored(record, kind):
         annotator = record.annotators[kind]
         return None if annotator is None else annotator(record.image)
-    return MAPS[kind](record)
+    return FROM_RECORD[kind](record) if kind in FROM_RECORD else OPENCV_MAPS[kind](record.image)
 
 
 def control(record: Record, seed: int) -> Example:
@@ -121,6 +103,6 @@ def control_example(record: Record, kind: str) -> Example:
         meta={"scene": record.scene},
         origin=record.origin,
         annotator=kind if source is None else None,
-        # What is still to be drawn is not there yet to be known by a key.
+        # What is still to be made is not there yet to be known by a key.
         fixed=ALL_FIXED if source is not None else ALL_FIXED - {"source"},
     )

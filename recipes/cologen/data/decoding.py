@@ -59,7 +59,7 @@ def stored_size(path: Path | BinaryIO) -> tuple[int, int]:
     """(width, height) of a picture once it is turned upright, from the file's header alone.
 
     Raises:
-        BrokenPictureError: As `open_upright`, as far as the header tells.
+        BrokenPictureError: As `open_upright`, as far as the header shows.
     """
     with decoding(), PilImage.open(path) as opened:
         return upright_size(opened)

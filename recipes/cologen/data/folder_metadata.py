@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 from PIL import Image
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
+from recipes.cologen.config.errors import fault_lines
 from recipes.cologen.data.decoding import decoding, stored_size
 from recipes.cologen.data.sources.packed import PackedBytes
 from recipes.cologen.data.sources.rows import existing_path
@@ -178,9 +179,7 @@ def _parse(folder: Path, number: int, raw: bytes) -> PictureLine:
     try:
         return PictureLine.model_validate(values)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "the line"
-        raise fault(folder, number, f"{where}: {first['msg']} (got {first['input']!r:.80})") from error
+        raise fault(folder, number, fault_lines(error, PictureLine)[0]) from error
 
 
 def check_files(folder: Path, entry: Entry) -> None:

@@ -163,7 +163,7 @@ def _is_enlarged(picture: PilImage.Image, frame: Frame) -> bool:
     pixels = np.asarray(picture)[int(top) : int(bottom), int(left) : int(right)]
     squares = pixels.reshape(frame.height, int(factor), frame.width, int(factor), -1)
     corners = squares[:, :1, :, :1]
-    # The first row tells of almost every picture that it was not enlarged.
+    # The first row shows for almost every picture that it was not enlarged.
     return bool((squares[:1] == corners[:1]).all() and (squares == corners).all())
 
 

@@ -81,7 +81,7 @@ class Record:
 
     `depth` is float [height, width], 1 nearest, and `depth_lost` says how many pixels of the stored map held
     no finite number (they count as farthest); `segmentation` is int [height, width] of class numbers;
-    `maps` are control maps that a data set stores ready-made, by the names of control.py; `annotators` draw
+    `maps` are control maps that a data set stores ready-made, by the names of control.py; `annotators` make
     maps that are not stored, None where the training device has to; `scene` is the picture's own description
     when it was drawn by the world.
     """
@@ -106,7 +106,7 @@ class Example:
 
     `kind` names the variant of the task (`box`, `canny`, `recolour` ...). `meta["scene"]` is the scene the
     target shows and `meta["hole"]` the masked region, where the task has them; the oracle reads both. Where
-    `annotator` names a map, that is drawn on the training device, from the picture that `source` holds until
+    `annotator` names a map, it is made on the training device, from the picture that `source` holds until
     then.
     """
 
@@ -124,3 +124,9 @@ class Example:
     fixed: frozenset[str] = frozenset()
     """Which of `source`, `target` and `prompt` are the same for every seed that makes this kind of example:
     what may be kept in a cache."""
+    seed: int = 0
+    """Of its noise and timestep, where training reads it."""
+    skipped: tuple[str, ...] = ()
+    """What was wrong with the rows that it replaces."""
+    replayed: bool = False
+    """Whether it is of an earlier stage's task (training/input/replay.py)."""

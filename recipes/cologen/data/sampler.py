@@ -6,17 +6,15 @@ A sampler keeps the count of what it gave out itself and knows its rank, so it i
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from recipes.cologen.data.bucket_order import BucketOrder
+from recipes.cologen.data.seeding import derive_seed
 from recipes.cologen.errors import CologenError
-
-if TYPE_CHECKING:
-    from recipes.cologen.data.bucket_order import BucketOrder
 
 _STREAM = 2**40
 """Length of the part of an endless source that one seed reads."""
@@ -26,8 +24,8 @@ class BatchSizeError(CologenError, ValueError):
     """A batch cannot be dealt to the ranks and micro-batches evenly."""
 
 
-class Draw(NamedTuple):
-    """One example to make: the record's index, and the seed of its view, its noise and its dropout."""
+class SampleIndex(NamedTuple):
+    """Which example to make: the record's index, and the seed of its view, its noise and its dropout."""
 
     record_index: int
     seed: int
@@ -35,28 +33,22 @@ class Draw(NamedTuple):
     """Number of the bucket that the example belongs to, where there are buckets."""
 
 
-def derive_seed(*parts: int | str) -> int:
-    """A seed (63 bits) that depends on all parts and their order, the same on every machine."""
-    digest = hashlib.blake2b("\x1f".join(f"{type(part).__name__}:{part}" for part in parts).encode()).digest()
-    return int.from_bytes(digest[:8], "big") >> 1
-
-
 class BatchSampler:
-    """Deals an endless stream of draws to ranks in micro-batches.
+    """Deals an endless stream of sample indices to ranks in micro-batches.
 
     The stream is the source in a new random order each epoch, or, for an endless source, one long run of it.
     Batches may cross the end of an epoch, so every one is full and every rank gets as many. Position p of the
-    stream belongs to the same draw whatever the number of ranks and the size of micro-batches.
+    stream belongs to the same example whatever the number of ranks and the size of micro-batches.
 
     Args:
         num_records: Length of the source; None when it is endless.
         batch_size: Draws a step, over all ranks.
         micro_batch: Draws that one rank takes at once; None: its whole share of the batch.
-        seed: Decides the order and the seeds of all draws.
+        seed: Decides the order and the seeds of all examples.
         rank: Which of `world_size` processes this is.
         world_size: Number of processes.
         order: Of bucketed records, in place of a new random order each epoch. Micro-batches are then of one
-            bucket, and position p still belongs to the same draw for every number of ranks.
+            bucket, and position p still belongs to the same example for every number of ranks.
 
     Raises:
         BatchSizeError: The batch is not a multiple of world_size * micro_batch, or a number is not positive;
@@ -106,26 +98,26 @@ class BatchSampler:
             return self._bucket_order.epoch(self.position)
         return 0 if self._num_records is None else self.position // self._num_records
 
-    def draw(self, position: int) -> Draw:
-        """The draw at a position of the stream."""
+    def at(self, position: int) -> SampleIndex:
+        """The sample index at a position of the stream."""
         seed = derive_seed(self._seed, "draw", position)
         if self._bucket_order is not None:
             bucket, index = self._bucket_order.at(position)
-            return Draw(index, seed, bucket)
+            return SampleIndex(index, seed, bucket)
         if self._num_records is None:
-            return Draw(self._start + position, seed)
+            return SampleIndex(self._start + position, seed)
         epoch, place = divmod(position, self._num_records)
-        return Draw(int(self._order(epoch)[place]), seed)
+        return SampleIndex(int(self._order(epoch)[place]), seed)
 
-    def __iter__(self) -> Iterator[list[Draw]]:
+    def __iter__(self) -> Iterator[list[SampleIndex]]:
         """This rank's micro-batches from the position on, without end; the position moves with each step."""
         while True:
             for micro in range(self.micro_batches):
                 first = self.position + (micro * self._world_size + self._rank) * self._micro
-                draws = [self.draw(first + place) for place in range(self._micro)]
+                indices = [self.at(first + place) for place in range(self._micro)]
                 if micro == self.micro_batches - 1:
                     self.position += self.batch_size
-                yield draws
+                yield indices
 
     def state_dict(self) -> dict[str, int]:
         """What a resumed run needs."""

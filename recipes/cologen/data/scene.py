@@ -80,7 +80,7 @@ class Scene:
     def caption(self) -> str:
         """What a picture's caption says: `red circle top left and blue square bottom right on gray`.
 
-        Sizes are left out: only the picture tells them.
+        Sizes are left out: only the picture shows them.
         """
         return self.described([False] * len(self.objects))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from recipes.cologen.config_data import SetSettings
+from recipes.cologen.config.data import SetSettings
 from recipes.cologen.data.additions import Additions
 from recipes.cologen.data.layouts import LAYOUTS, Layout
 from recipes.cologen.data.sources.json_files import JsonRows

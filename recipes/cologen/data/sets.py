@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from recipes.cologen.config_data import DataSettings, SetSettings
+from recipes.cologen.config.data import DataSettings, SetSettings
 from recipes.cologen.data.buckets import buckets_of
 from recipes.cologen.data.framing import framed
 from recipes.cologen.data.layouts import Reading

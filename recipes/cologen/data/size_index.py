@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import uuid
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from recipes.cologen.config_data import SetSettings
+from prw.storage.atomic import atomic_file
+from recipes.cologen.config.data import SetSettings
 from recipes.cologen.data.layouts.layout import Layout, Reading
 from recipes.cologen.data.raw import RawRecord
 from recipes.cologen.data.sources.rows import ROW_FAULTS, Rows, matching_files
@@ -38,7 +38,7 @@ def sizes_of(raw: RawRecord, task: str) -> tuple[int, int, int, int]:
 def row_sizes(layout: Layout, reading: Reading, task: str) -> tuple[int, int, int, int]:
     """Sizes of one row's pictures: as its columns tell, else from the pictures' headers.
 
-    Of a row that cannot be read they are unknown; it is found broken when it is drawn.
+    Of a row that cannot be read they are unknown; it is found broken when it is read.
     """
     if {"height", "width"} <= set(layout.columns) and task not in PAIRED_TASKS:
         size = int(reading.row["height"]), int(reading.row["width"])
@@ -53,7 +53,7 @@ def row_sizes(layout: Layout, reading: Reading, task: str) -> tuple[int, int, in
 
 
 def source_facts(settings: SetSettings, rows: Rows) -> list[Any]:
-    """What tells a set's rows from others: a table's own fingerprint, or its files with their times."""
+    """What identifies a set's rows: a table's own fingerprint, or its files with their times."""
     kind, _, path = settings.path.partition(":")
     if kind in ("tar", "json"):
         return file_facts(matching_files(path, settings.path))
@@ -82,9 +82,8 @@ def kept_sizes(
         return known
     sizes = np.array(list(read()), dtype=np.int32).reshape(count, 4)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{uuid.uuid4().hex}.npy")
-    np.save(temporary, sizes)
-    temporary.replace(path)
+    with atomic_file(path) as draft:
+        np.save(draft, sizes)
     return sizes
 
 

@@ -11,7 +11,7 @@ FILLER_WORDS: tuple[str, ...] = ("a", "the", "at", "to", "of", "with", "in")
 PRETRAINING_VERBS: tuple[str, ...] = (
     *("copy", "trace", "frame", "dye", "keep", "drop", "put", "plus", "swap", "bring", "backdrop"),
 )
-"""How the base's pretraining asks for things (pretraining/tasks.py); no stage uses these words."""
+"""How the base's pretraining asks for things (tools/pretraining/tasks.py); no stage uses these words."""
 STAGE_WORDS: tuple[str, ...] = (
     *("draw", "box", "around", "cover", "mask", "any"),
     *("canny", "soft", "edge", "line", "art", "depth", "segmentation", "map", "image"),
@@ -36,7 +36,7 @@ SPARE_WORDS: tuple[str, ...] = (
     ),
 )
 """Words that no stage uses: room for a stage of your own. In pretraining they mean tasks in dialects, and
-nothing outside them (pretraining/wording.py)."""
+nothing outside them (tools/pretraining/wording.py)."""
 VOCABULARY: tuple[str, ...] = (
     *(*CONTENT_WORDS, "and", "on"),
     *FILLER_WORDS,

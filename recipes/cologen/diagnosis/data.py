@@ -10,21 +10,20 @@ import torch
 import transformers
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from recipes.cologen.config import RunConfig
+from recipes.cologen.config.run import RunConfig
 from recipes.cologen.costs.shapes import BaseShape, read_json
-from recipes.cologen.data.annotators.drawing import Annotators
+from recipes.cologen.data.annotators.annotate import Annotators
 from recipes.cologen.data.buckets import Bucket
-from recipes.cologen.diagnosis.unchecked import Unchecked
+from recipes.cologen.data.opening import DataSource, held_out_records, training_records
 from recipes.cologen.errors import CologenError
 from recipes.cologen.flux.flux2_model import Flux2Model
 from recipes.cologen.flux.folder import INDEX_FILE
 from recipes.cologen.flux.model import FluxModel
 from recipes.cologen.stages import PAIRED_TASKS
-from recipes.cologen.training.data_card import make_card
-from recipes.cologen.training.data_check import check_held_out, check_sources
-from recipes.cologen.training.preflight import Problem
-from recipes.cologen.training.sources import DataSource, held_out_records, training_records
-from recipes.cologen.training.validating import validated_tasks
+from recipes.cologen.training.input.data_card import make_card
+from recipes.cologen.training.input.data_check import check_held_out, check_sources
+from recipes.cologen.training.preflight import Problem, Unchecked
+from recipes.cologen.training.validation.schedule import validated_tasks
 
 
 class DataFacts(NamedTuple):
@@ -72,21 +71,21 @@ def data_facts(config: RunConfig, stages: Sequence[str], shape: BaseShape | None
 
 def _notes(config: RunConfig, stages: Sequence[str]) -> list[str]:
     """What a cache that is asked for cannot keep."""
-    cache, drawn = config.data.cache, config.data.annotators
-    networks = sorted(name for name, one in drawn.items() if one.kind != "opencv")
+    cache, annotated = config.data.cache, config.data.annotators
+    networks = sorted(name for name, one in annotated.items() if one.kind != "opencv")
     read = {task for name in stages for task in (name, *config.stages[name].replay)}
     stages_kept = read if cache.stages is None else cache.stages
     kept = cache.folder is not None and cache.latents and "control" in stages_kept
     if not (networks and kept and "control" in read):
         return []
     return [
-        f"the cache does not keep control maps that networks draw ({', '.join(networks)}): they are drawn "
+        f"the cache does not keep control maps that networks make ({', '.join(networks)}): they are made "
         "and encoded again each time; the pictures and prompts that belong to them are kept"
     ]
 
 
 def _annotators(config: RunConfig, stages: Sequence[str]) -> tuple[Annotators, list[Problem]]:
-    """What draws control maps, loaded where the run would need it: replayed and validated tasks count too."""
+    """What makes control maps, loaded where the run would need it: replayed and validated tasks count too."""
     read = {task for name in stages for task in (name, *config.stages[name].replay)}
     if config.data.held_out_place is not None and config.validation.samples:
         read |= set(_validated(config, stages))

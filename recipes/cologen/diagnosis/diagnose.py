@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from huggingface_hub import try_to_load_from_cache
 
-from recipes.cologen.config import RunConfig
+from recipes.cologen.config.run import RunConfig
 from recipes.cologen.costs.memory import FLOAT32, Memory, estimate_memory, is_tight, load_of, what_would_fit
 from recipes.cologen.costs.memory import trained_parameters as trained
 from recipes.cologen.costs.parameters import Counts, count_parameters
@@ -17,14 +17,13 @@ from recipes.cologen.diagnosis.data import DataFacts, data_facts, sources_of
 from recipes.cologen.diagnosis.environment import environment, host_bytes
 from recipes.cologen.diagnosis.machine import machine_problems, unchecked_machine
 from recipes.cologen.diagnosis.probe import Probe
-from recipes.cologen.diagnosis.unchecked import Unchecked
 from recipes.cologen.errors import CologenError
 from recipes.cologen.flux.distilled import base_warnings
 from recipes.cologen.flux.flux2_model import FLUX2_KLEIN, Flux2Model
 from recipes.cologen.flux.folder import FLUX1, INDEX_FILE, check_base
 from recipes.cologen.flux.locate import HOW_TO_GET_ONE, HUB_NAME
 from recipes.cologen.flux.model import FluxModel
-from recipes.cologen.training.preflight import Problem, cheap_problems
+from recipes.cologen.training.preflight import Problem, Unchecked, cheap_problems
 from recipes.cologen.training.trackers import check_trackers
 
 LAYOUTS_OF_BASES = {FluxModel: FLUX1, Flux2Model: FLUX2_KLEIN}
@@ -44,7 +43,7 @@ class Gpu(NamedTuple):
         return {"name": self.name, "bytes": self.bytes}
 
 
-class Asked(NamedTuple):
+class DiagnosisRequest(NamedTuple):
     """What a diagnosis is about."""
 
     config: RunConfig
@@ -77,53 +76,53 @@ class Diagnosis(NamedTuple):
     """What works and is likely not what is wanted."""
 
 
-def diagnose(asked: Asked) -> Diagnosis:
+def diagnose(request: DiagnosisRequest) -> Diagnosis:
     """Look at everything that can be told without loading weights or taking a step."""
-    folder, base, problems, unchecked = find_base(asked.config)
+    folder, base, problems, unchecked = find_base(request.config)
     facts: dict[str, Any] = {
-        "config": asked.config.name,
-        "environment": environment(asked.output, asked.processes),
+        "config": request.config.name,
+        "environment": environment(request.output, request.processes),
         "base": base,
     }
-    shape, found = _find_shape(asked.config, folder)
+    shape, found = _find_shape(request.config, folder)
     problems += found
     known = folder if shape is None else shape.folder  # of a published base, that of its shape
-    problems += cheap_problems(asked.config, asked.stages, known, asked.processes)
+    problems += cheap_problems(request.config, request.stages, known, request.processes)
     try:
-        check_trackers(asked.config.logging.trackers)
+        check_trackers(request.config.logging.trackers)
     except CologenError as error:
         problems.append(Problem("trackers", str(error)))
-    if asked.probe or (asked.gpu is not None and asked.gpu.is_here):
-        problems += machine_problems(asked.config)
-    elif asked.gpu is None:
-        unchecked += [_of_another_machine(problem) for problem in machine_problems(asked.config)]
+    if request.probe or (request.gpu is not None and request.gpu.is_here):
+        problems += machine_problems(request.config)
+    elif request.gpu is None:
+        unchecked += [_of_another_machine(problem) for problem in machine_problems(request.config)]
     else:
-        unchecked += unchecked_machine(asked.config, asked.gpu.name)
-    data = data_facts(asked.config, asked.stages, shape)
+        unchecked += unchecked_machine(request.config, request.gpu.name)
+    data = data_facts(request.config, request.stages, shape)
     problems += data.problems
     unchecked += data.unchecked
     facts["data"] = data.card
-    facts["stages"] = {name: _stage_facts(asked, data, name) for name in asked.stages}
+    facts["stages"] = {name: _stage_facts(request, data, name) for name in request.stages}
     if shape is None:
-        how = _how_to_get(asked.config)
+        how = _how_to_get(request.config)
         sides = "whether the base reads sides of these sizes, which its VAE decides"
         why = "parameters, disk and memory, which depend on the configs of the base"
         unchecked += [Unchecked("picture size", sides, how), Unchecked("memory", why, how)]
     else:
-        counts = count_parameters(shape, asked.config.pool)
-        facts["parameters"] = _parameter_facts(counts, asked)
-        problems += _disk(asked, counts, facts)
+        counts = count_parameters(shape, request.config.pool)
+        facts["parameters"] = _parameter_facts(counts, request)
+        problems += _disk(request, counts, facts)
         if data.sizes is None or any(problem.about == "picture size" for problem in problems):
             why = "memory of a step, since it is not known which size pictures would have"
             unchecked.append(Unchecked("memory", why, "mend what is named above, or give data.size"))
         else:
-            facts["memory"], found = _memory(asked, shape, counts, data.sizes)
+            facts["memory"], found = _memory(request, shape, counts, data.sizes)
             # Without a GPU, only a probe shows that the run is meant for this machine.
-            if asked.gpu is None and not asked.probe:
+            if request.gpu is None and not request.probe:
                 unchecked += [_of_another_machine(problem) for problem in found]
             else:
                 problems += found
-    warnings = base_warnings(asked.config, folder)
+    warnings = base_warnings(request.config, folder)
     return Diagnosis(facts, tuple(dict.fromkeys(problems)), tuple(unchecked), tuple(warnings))
 
 
@@ -145,7 +144,7 @@ def _find_shape(config: RunConfig, folder: Path) -> tuple[BaseShape | None, list
 
 
 def find_base(config: RunConfig) -> tuple[Path, dict[str, Any], list[Problem], list[Unchecked]]:
-    """Where the base is, without fetching it; what is wrong with it; and what cannot be told without it."""
+    """Where the base is, without fetching it; what is wrong with it; and what is unknown without it."""
     folder, name = config.base_path, config.base.path
     if not folder.exists() and HUB_NAME.fullmatch(name):
         cached = try_to_load_from_cache(name, INDEX_FILE, revision=config.base.revision)
@@ -216,20 +215,20 @@ def missing_shards(part: Path) -> list[Path]:
     return sorted(file for file in named if not file.is_file())
 
 
-def _parameter_facts(counts: Counts, asked: Asked) -> dict[str, Any]:
+def _parameter_facts(counts: Counts, request: DiagnosisRequest) -> dict[str, Any]:
     return {
         "sites": counts.sites,
-        "experts": asked.experts,
+        "experts": request.experts,
         "per_expert": counts.per_expert,
-        "all_experts": asked.experts * counts.per_expert,
-        "routers": asked.experts * counts.router_per_expert,
-        "trained_at_once": trained(asked.config, counts, asked.experts),
+        "all_experts": request.experts * counts.per_expert,
+        "routers": request.experts * counts.router_per_expert,
+        "trained_at_once": trained(request.config, counts, request.experts),
         "base": counts.base,
     }
 
 
-def _stage_facts(asked: Asked, data: DataFacts, name: str) -> dict[str, Any]:
-    stage = asked.config.stages[name]
+def _stage_facts(request: DiagnosisRequest, data: DataFacts, name: str) -> dict[str, Any]:
+    stage = request.config.stages[name]
     known = {} if data.card is None else data.card["stages"].get(name, {})
     records = known.get("records") if known else "unknown"
     return {
@@ -242,45 +241,50 @@ def _stage_facts(asked: Asked, data: DataFacts, name: str) -> dict[str, Any]:
     }
 
 
-def _disk(asked: Asked, counts: Counts, facts: dict[str, Any]) -> list[Problem]:
+def _disk(request: DiagnosisRequest, counts: Counts, facts: dict[str, Any]) -> list[Problem]:
     """Room for a pool of every stage, and for the stage in progress twice, since it is replaced at once."""
     one = (counts.per_expert + counts.router_per_expert) * FLOAT32
-    finished = sum(one * (asked.config.stage_names.index(name) + 1) for name in asked.stages)
-    needed = finished + 2 * (asked.experts + 2) * one
+    finished = sum(one * (request.config.stage_names.index(name) + 1) for name in request.stages)
+    needed = finished + 2 * (request.experts + 2) * one
     facts["environment"]["needed_disk_bytes"] = needed
     free = facts["environment"]["free_disk_bytes"]
     if needed <= free:
         return []
     message = (
-        f"checkpoints of this run need about {needed / 1e9:.1f} GB, but {asked.output} has "
+        f"checkpoints of this run need about {needed / 1e9:.1f} GB, but {request.output} has "
         f"{free / 1e9:.1f} GB left: give another --output, or make room."
     )
     return [Problem("disk", message)]
 
 
 def _memory(
-    asked: Asked, shape: BaseShape, counts: Counts, sizes: Bucket
+    request: DiagnosisRequest, shape: BaseShape, counts: Counts, sizes: Bucket
 ) -> tuple[dict[str, Any], list[Problem]]:
     """Memory by part, beside what the device has; and what would make it fit."""
-    sources = (sizes.source,) * sources_of(asked.config, asked.stages)
+    sources = (sizes.source,) * sources_of(request.config, request.stages)
     load = load_of(
-        asked.config, asked.micro_batch, sizes.target, asked.experts, sources, processes=asked.processes
+        request.config,
+        request.micro_batch,
+        sizes.target,
+        request.experts,
+        sources,
+        processes=request.processes,
     )
-    memory = estimate_memory(asked.config, shape, counts, load)
-    facts = memory_facts(memory, asked.gpu)
-    if asked.gpu is None:
+    memory = estimate_memory(request.config, shape, counts, load)
+    facts = memory_facts(memory, request.gpu)
+    if request.gpu is None:
         return facts, _on_host(memory.total, host_bytes())
-    if memory.total <= asked.gpu.bytes:
+    if memory.total <= request.gpu.bytes:
         return facts, []
-    change = what_would_fit(asked.config, shape, counts, load, asked.gpu.bytes)
+    change = what_would_fit(request.config, shape, counts, load, request.gpu.bytes)
     advice = (
-        f"no setting makes it fit: take a larger GPU, or smaller pictures ({_sizes_setting(asked.config)})."
+        f"no setting makes it fit: take a larger GPU, or smaller pictures ({_sizes_setting(request.config)})."
         if change is None
         else f"--set {' '.join(change.settings)} would need {change.memory.total / 1e9:.1f} GB."
     )
     message = (
-        f"a step needs about {memory.total / 1e9:.1f} GB (computed), but {asked.gpu.name} has "
-        f"{asked.gpu.bytes / 1e9:.1f} GB; {advice}"
+        f"a step needs about {memory.total / 1e9:.1f} GB (computed), but {request.gpu.name} has "
+        f"{request.gpu.bytes / 1e9:.1f} GB; {advice}"
     )
     return facts, [Problem("memory", message)]
 
@@ -319,11 +323,11 @@ def memory_facts(memory: Memory, gpu: Gpu | None) -> dict[str, Any]:
     }
 
 
-def add_probe(facts: dict[str, Any], asked: Asked, measured: Probe) -> None:
+def add_probe(facts: dict[str, Any], request: DiagnosisRequest, measured: Probe) -> None:
     """Put what was measured beside what was computed: hours of every stage, and the memory that was used."""
-    for name in asked.stages:
+    for name in request.stages:
         stage = facts["stages"][name]
-        at_once = asked.micro_batch * asked.processes
+        at_once = request.micro_batch * request.processes
         steps = stage["steps"] * max(1, stage["batch_size"] // at_once)
         stage["seconds_per_micro_batch"] = measured.seconds[name]
         stage["hours"] = steps * measured.seconds[name] / 3600

@@ -7,13 +7,12 @@ from collections.abc import Callable, Iterator
 import torch
 from diffusers.models import attention_dispatch
 
-from recipes.cologen.config import RunConfig
-from recipes.cologen.diagnosis.unchecked import Unchecked
+from recipes.cologen.config.run import RunConfig
 from recipes.cologen.errors import CologenError, MachineError
 from recipes.cologen.flux.placement import check_compile_backend
 from recipes.cologen.flux.quantisation import quantization_config
 from recipes.cologen.training.optimizers import make_optimizer
-from recipes.cologen.training.preflight import Problem
+from recipes.cologen.training.preflight import Problem, Unchecked
 
 Check = tuple[str, Callable[[], object]]
 """A setting as it is written, and what raises where this machine cannot serve it."""

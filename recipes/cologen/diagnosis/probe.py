@@ -12,8 +12,9 @@ from typing import NamedTuple
 import torch
 from rich.console import Console
 
-from recipes.cologen.config import RunConfig
-from recipes.cologen.config_input import CacheSettings
+from recipes.cologen.config.data import CacheSettings
+from recipes.cologen.config.run import RunConfig
+from recipes.cologen.runs.files import METRICS
 from recipes.cologen.training.run import train
 
 WARM, TIMED = 1, 3
@@ -65,7 +66,7 @@ def probe(config: RunConfig, stages: Sequence[str], micro_batch: int, near: Path
     with tempfile.TemporaryDirectory(prefix=".probe-", dir=there) as place:
         run = Path(place) / "run"
         train(config.model_copy(update=changes), run, "all", Console(file=io.StringIO()))
-        seconds = _seconds(run / "metrics.jsonl")
+        seconds = _seconds(run / METRICS)
     peak = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None
     return Probe({name: seconds[name] for name in stages}, peak)
 

@@ -90,7 +90,7 @@ class FluxBase(Protocol):
         """Turn tokens into pixels `[batch, 3, height, width]`, in about [-1, 1], not clamped."""
 
     def latent_shape(self, batch: int, rows: int, columns: int) -> tuple[int, int, int, int]:
-        """Shape in which the stock pipeline draws noise for pictures of so many token rows and columns."""
+        """Shape in which the stock pipeline samples noise for pictures of so many token rows and columns."""
 
     def pack(self, latents: Tensor) -> ImageTokens:
         """Make tokens of latents of `latent_shape`."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from recipes.cologen.config import RunConfig
+from recipes.cologen.config.run import RunConfig
 from recipes.cologen.errors import BaseModelError
 from recipes.cologen.flux.folder import read_index
 

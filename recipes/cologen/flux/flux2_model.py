@@ -23,7 +23,7 @@ from diffusers.pipelines.flux2.pipeline_flux2_klein import compute_empirical_mu
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase, Qwen3ForCausalLM
 
-from recipes.cologen.config_model import Quantisation
+from recipes.cologen.config.model import Quantisation
 from recipes.cologen.errors import PromptError
 from recipes.cologen.flux.folder import Layout, load_components, read_index
 from recipes.cologen.flux.source_stream import install_source_stream
@@ -55,7 +55,7 @@ class Flux2Model(SourceVelocity):
     long_prompts: Literal["truncate", "refuse"] = "refuse"
     """What becomes of longer ones: cut at the end, as `Flux2KleinPipeline` does, or an error."""
     is_distilled: bool = True
-    """Whether the stock pipeline draws in few steps without steering by an empty prompt."""
+    """Whether the stock pipeline generates in few steps without steering by an empty prompt."""
 
     @classmethod
     def load(
@@ -177,12 +177,13 @@ class Flux2Model(SourceVelocity):
         """
         check_sides(pixels, 2 * self.vae_scale_factor)
         latents = self.vae.encode(pixels.to(self.vae.dtype), return_dict=False)[0].mode()
+        # [batch, channels, height, width] -> [batch, 4 * channels, rows, columns]
         latents = Flux2KleinPipeline._patchify_latents(latents)
         mean, std = self._statistics(latents)
         return self.pack((latents - mean) / std)
 
     def latent_shape(self, batch: int, rows: int, columns: int) -> tuple[int, int, int, int]:
-        """Shape in which the pipeline draws noise: whole tokens."""
+        """Shape in which the pipeline samples noise: whole tokens."""
         return batch, self.transformer.config.in_channels, rows, columns
 
     def pack(self, latents: Tensor) -> ImageTokens:
@@ -192,9 +193,10 @@ class Flux2Model(SourceVelocity):
     @torch.no_grad()
     def decode(self, image: ImageTokens) -> Tensor:
         """Turn tokens into pictures `[batch, 3, height, width]`, in about [-1, 1], not clamped."""
-        tokens = image.tokens.transpose(1, 2)
+        tokens = image.tokens.transpose(1, 2)  # -> [batch, channels, rows * columns]
         latents = tokens.reshape(tokens.shape[0], tokens.shape[1], image.rows, image.columns)
         mean, std = self._statistics(latents)
+        # [batch, 4 * channels, rows, columns] -> [batch, channels, height, width]
         latents = Flux2KleinPipeline._unpatchify_latents(latents * std + mean)
         pixels: Tensor = self.vae.decode(latents.to(self.vae.dtype), return_dict=False)[0]
         return pixels

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from diffusers import DiffusionPipeline, FluxPipeline, PipelineQuantizationConfig
 
-from recipes.cologen.config_model import Quantisation
+from recipes.cologen.config.model import Quantisation
 from recipes.cologen.errors import BaseModelError
 from recipes.cologen.flux.pixel_vae import PixelUnshuffleVAE
 from recipes.cologen.flux.quantisation import quantization_config

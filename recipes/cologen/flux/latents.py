@@ -28,7 +28,9 @@ def pack_latents(latents: Tensor) -> Tensor:
             "multiples of 2 * vae_scale_factor."
         )
     batch, channels, height, width = latents.shape
+    # [batch, channels, height, width] -> [batch, channels, rows, 2, columns, 2]
     patches = latents.reshape(batch, channels, height // PATCH, PATCH, width // PATCH, PATCH)
+    # -> [batch, rows, columns, channels, 2, 2] -> [batch, rows * columns, 4 * channels]
     return patches.permute(0, 2, 4, 1, 3, 5).reshape(batch, -1, channels * PATCH * PATCH)
 
 
@@ -60,7 +62,9 @@ def unpack_latents(tokens: Tensor, height: int, width: int) -> Tensor:
             f"channels] and even sides, got {list(tokens.shape)}. Are height and width swapped, or given in "
             "pixels?"
         )
+    # [batch, rows * columns, 4 * channels] -> [batch, rows, columns, channels, 2, 2]
     patches = tokens.reshape(tokens.shape[0], rows, columns, -1, PATCH, PATCH)
+    # -> [batch, channels, rows, 2, columns, 2] -> [batch, channels, height, width]
     return patches.permute(0, 3, 1, 4, 2, 5).reshape(tokens.shape[0], -1, height, width)
 
 
@@ -83,7 +87,7 @@ def image_position_ids(rows: int, columns: int, index: int = 0, device: torch.de
     ids[..., 0] = index
     ids[..., 1] = torch.arange(rows, device=device)[:, None]
     ids[..., 2] = torch.arange(columns, device=device)
-    return ids.reshape(-1, 3)
+    return ids.reshape(-1, 3)  # [rows, columns, 3] -> [rows * columns, 3]
 
 
 def text_position_ids(num_tokens: int, device: torch.device | None = None) -> Tensor:

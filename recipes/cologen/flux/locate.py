@@ -18,7 +18,7 @@ HOW_TO_GET_ONE = (
     "'ae.safetensors'. FLUX.1-schnell is Apache-2.0. So is FLUX.2-klein-base-4B, for --config flux2_klein; "
     "its folder has one text_encoder and no text_encoder_2: hf download "
     "black-forest-labs/FLUX.2-klein-base-4B --local-dir FLUX.2-klein-base-4B. To try everything without: "
-    "python -m recipes.cologen.random_weights "
+    "python -m recipes.cologen.tools.random_weights "
     "writes a small base of random weights (with --klein in FLUX.2's layout); the tiny base is "
     "recipes/cologen/assets/tiny_flux (if that is missing, restore it: git checkout "
     "recipes/cologen/assets)."

@@ -17,19 +17,18 @@ from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxPipeli
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer, T5EncoderModel, T5Tokenizer
 
-from recipes.cologen.config_model import MOST_TEXT_TOKENS, Quantisation
+from recipes.cologen.config.model import MOST_TEXT_TOKENS, Quantisation
 from recipes.cologen.errors import PromptError
 from recipes.cologen.flux.base import SourceTimestep
 from recipes.cologen.flux.folder import load_components
-from recipes.cologen.flux.forward import run_transformer
-from recipes.cologen.flux.latents import image_position_ids, pack_latents, unpack_latents
+from recipes.cologen.flux.latents import image_position_ids, pack_latents, text_position_ids, unpack_latents
 from recipes.cologen.flux.pixel_vae import PixelUnshuffleVAE
 from recipes.cologen.flux.shift import dynamic_mu
 from recipes.cologen.flux.source_stream import install_source_stream
 from recipes.cologen.flux.tokens import ImageTokens, PromptIds, TextTokens
 from recipes.cologen.flux.transfer import to_device
 from recipes.cologen.flux.two_step import SourceTokens
-from recipes.cologen.flux.velocity import SourceVelocity, check_sides
+from recipes.cologen.flux.velocity import SourceVelocity, check_sides, guidance_vector
 from recipes.cologen.flux.vocabulary import unknown_words
 
 __all__ = ["SOURCE_INDEX", "FluxModel", "SourceTimestep"]
@@ -188,10 +187,11 @@ class FluxModel(SourceVelocity):
         check_sides(pixels, 2 * self.vae_scale_factor)
         config = self.vae.config
         latents = self.vae.encode(pixels.to(self.vae.dtype), return_dict=False)[0].mode()
+        # [batch, channels, height, width] -> [batch, rows * columns, 4 * channels]
         return self.pack((latents - config.shift_factor) * config.scaling_factor)
 
     def latent_shape(self, batch: int, rows: int, columns: int) -> tuple[int, int, int, int]:
-        """Shape in which FluxPipeline draws noise: latent cells, two for a token along each side."""
+        """Shape in which FluxPipeline samples noise: latent cells, two for a token along each side."""
         return batch, self.transformer.config.in_channels // 4, 2 * rows, 2 * columns
 
     def pack(self, latents: Tensor) -> ImageTokens:
@@ -202,6 +202,7 @@ class FluxModel(SourceVelocity):
     def decode(self, image: ImageTokens) -> Tensor:
         """Turn tokens into pictures `[batch, 3, height, width]`, in about [-1, 1], not clamped."""
         config = self.vae.config
+        # [batch, rows * columns, 4 * channels] -> [batch, channels, height, width]
         latents = unpack_latents(image.tokens, 2 * image.rows, 2 * image.columns).to(self.vae.dtype)
         pixels: Tensor = self.vae.decode(
             latents / config.scaling_factor + config.shift_factor, return_dict=False
@@ -230,3 +231,44 @@ class FluxModel(SourceVelocity):
     def schedule_shift(self, num_tokens: int, steps: int) -> float:
         """The mu by which FluxPipeline shifts the times: linear in the picture's tokens."""
         return dynamic_mu(self.scheduler.config, num_tokens)
+
+
+def run_transformer(
+    transformer: FluxTransformer2DModel,
+    tokens: Tensor,
+    ids: Tensor,
+    timestep: Tensor,
+    text: TextTokens,
+    guidance: float | None,
+    source: SourceTokens,
+) -> Tensor:
+    """Predict the velocity of image tokens.
+
+    Args:
+        transformer: the FLUX.1 transformer; with a source, it has the source stream's processors.
+        tokens: noise, or noise and source, or the source alone: `[batch, tokens, channels]`.
+        ids: their positions `[tokens, 3]`.
+        timestep: `[batch]` in [0, 1].
+        text: the prompts; there may be no text tokens at all.
+        guidance: scale for a guidance-distilled base, None for others.
+        source: which of the tokens are source tokens, and what happens to their keys and values.
+
+    Returns:
+        `[batch, tokens, channels]`, in the dtype of the transformer.
+
+    Raises:
+        GuidanceError: if the base needs a guidance scale and got none, or the reverse.
+    """
+    dtype = transformer.dtype
+    velocity: Tensor = transformer(
+        hidden_states=tokens.to(dtype),
+        timestep=timestep,
+        guidance=guidance_vector(transformer, guidance, tokens),
+        pooled_projections=text.pooled.to(dtype),
+        encoder_hidden_states=text.embeds.to(dtype),
+        txt_ids=text_position_ids(text.embeds.shape[1], tokens.device),
+        img_ids=ids,
+        joint_attention_kwargs=None if source == SourceTokens() else {"source": source},
+        return_dict=False,
+    )[0]
+    return velocity

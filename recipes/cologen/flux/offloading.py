@@ -34,21 +34,22 @@ class OffloadedPart:
         if device.type == "cuda":
             for weight in self._weights:
                 weight.data = weight.data.pin_memory()  # else every copy would go through a second buffer
-        self._on_host = [weight.data for weight in self._weights]
+        self.on_host = [weight.data for weight in self._weights]
         part.register_forward_pre_hook(self._before_call)
 
     def _before_call(self, *call: Any) -> None:
         if not self._is_there:
-            self._show([kept.to(self._device, non_blocking=True) for kept in self._on_host])
+            self.show([kept.to(self._device, non_blocking=True) for kept in self.on_host])
             self._is_there = True
 
     def release(self) -> None:
         """Drop what is on the device; the weights on the host are as they were."""
         if self._is_there:
-            self._show(self._on_host)
+            self.show(self.on_host)
             self._is_there = False
 
-    def _show(self, values: Sequence[torch.Tensor]) -> None:
+    def show(self, values: Sequence[torch.Tensor]) -> None:
+        """Let the module compute with these values of its weights."""
         for weight, value in zip(self._weights, values, strict=True):
             weight.data = value
 

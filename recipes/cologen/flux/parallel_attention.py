@@ -48,9 +48,11 @@ class ParallelSourceStreamProcessor(TwoStepProcessor):
         """
         self.check(attn, attention_mask, source)
         qkv, mlp = project_parallel(attn, as_products_read(hidden_states), source.num_in_sequence)
+        # [batch, tokens, 3 * heads * head_dim] -> three of [batch, tokens, heads, head_dim]
         query, key, value = (part.unflatten(-1, (-1, attn.head_dim)) for part in qkv.chunk(3, dim=-1))
         query, key = normed(attn.norm_q, query), normed(attn.norm_k, key)
         attended = self.attend(query, key, value, image_rotary_emb, source, attention_mask)
+        # [batch, tokens, heads * head_dim + mlp] -> [batch, tokens, dim]
         output: Tensor = attn.to_out(torch.cat([attended, mlp], dim=-1))
         return output
 

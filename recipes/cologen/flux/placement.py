@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from diffusers import ModelMixin
 
-from recipes.cologen.config_model import MachineSettings
+from recipes.cologen.config.model import MachineSettings
 from recipes.cologen.errors import MachineError
 from recipes.cologen.flux.base import FluxBase
 from recipes.cologen.flux.offloading import offload, offload_sequentially

@@ -8,7 +8,7 @@ import torch
 from diffusers import BitsAndBytesConfig, TorchAoConfig
 from diffusers.utils import is_bitsandbytes_available, is_torchao_available
 
-from recipes.cologen.config_model import Quantisation
+from recipes.cologen.config.model import Quantisation
 from recipes.cologen.errors import MachineError
 
 

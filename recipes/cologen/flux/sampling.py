@@ -1,4 +1,4 @@
-"""Draws pictures: flow-matching Euler steps on the base's own schedule, the source read at every step."""
+"""Generates pictures: flow-matching Euler steps on the base's own schedule, the source read at every step."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt
 from torch import Tensor
 
-from recipes.cologen.config_model import Shift
+from recipes.cologen.config.model import Shift
 from recipes.cologen.errors import ShapeError, SourceStreamError
 from recipes.cologen.flux.base import FluxBase, SourceTimestep
 from recipes.cologen.flux.shift import scheduler_for
@@ -25,7 +25,7 @@ AnySource = ImageTokens | Sequence[ImageTokens] | SourceKV | None
 
 
 class Sampling(BaseModel):
-    """How pictures are drawn."""
+    """How pictures are generated."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -54,7 +54,7 @@ def generate(
     negative_prompt: str = "",
     **settings: int | float | str | None,
 ) -> Tensor:
-    """Draw one picture per prompt; without a source, what the stock pipeline draws from the same noise.
+    """Generate one picture per prompt; without a source, what the stock pipeline makes of the same noise.
 
     Models run in eval mode meanwhile, and are put back as they were.
 
@@ -88,6 +88,7 @@ def generate(
 
 def _for_all(text: TextTokens, batch: int) -> TextTokens:
     """One prompt's tokens for every picture, without a copy."""
+    # [1, text tokens, width] -> [batch, text tokens, width]; [1, width] -> [batch, width]
     return TextTokens(text.embeds.expand(batch, -1, -1), text.pooled.expand(batch, -1))
 
 
@@ -98,7 +99,7 @@ def _encoded(model: FluxBase, source: Tensor | ImageTokens) -> ImageTokens:
 def starting_noise(
     model: FluxBase, batch: int, sampling: Sampling, generator: Generators | int
 ) -> ImageTokens:
-    """Draw unit noise in the shape of latents and pack it, as the stock pipeline does.
+    """Sample unit noise in the shape of latents and pack it, as the stock pipeline does.
 
     Raises:
         ShapeError: if height or width is not a multiple of `2 * vae_scale_factor`.
@@ -154,7 +155,7 @@ def denoise(
     for timestep in timesteps:
         # The stock pipelines round the timestep to the tokens' dtype before they divide; so do we, to be
         # equal to the bit.
-        fraction = timestep.expand(tokens.shape[0]).to(tokens.dtype) / 1000
+        fraction = timestep.expand(tokens.shape[0]).to(tokens.dtype) / 1000  # scalar -> [batch]
         given, how = noise.with_tokens(tokens), (sampling.source_timestep, sampling.guidance)
         velocity = model.velocity(given, fraction, text, read, *how)
         if negative is not None:

@@ -15,7 +15,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 from torch import Tensor
 
-from recipes.cologen.config_model import Shift
+from recipes.cologen.config.model import Shift
 
 SHIFTED = ("use_dynamic_shifting", "shift")
 """Settings of a scheduler that a law changes."""

@@ -95,7 +95,8 @@ def _project_streams(
     attn: FluxAttention | Flux2Attention, image: Tensor, text: Tensor | None, num_source: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Give normed queries, keys and values `[batch, text + noise + source, heads, head_dim]`, all alike."""
-    image = as_products_read(image)
+    image = as_products_read(image)  # [batch, noise + source, width]
+    # -> [batch, noise + source, heads, head_dim]
     query = normed(attn.norm_q, _split_heads(attn, attn.to_q(image)))
     segments = segments_of(image, num_source)
     keys = [
@@ -107,13 +108,14 @@ def _project_streams(
         text = as_products_read(text)
         added_query = normed(attn.norm_added_q, _split_heads(attn, attn.add_q_proj(text)))
         added_key = _split_heads(attn, project(attn.add_k_proj, text, routed=False))
-        query = torch.cat([added_query, query], dim=1)
+        query = torch.cat([added_query, query], dim=1)  # [batch, text + noise + source, heads, head_dim]
         keys.insert(0, normed(attn.norm_added_k, added_key))
         values.insert(0, _split_heads(attn, project(attn.add_v_proj, text, routed=False)))
     return query, join(keys), join(values)
 
 
 def _split_heads(attn: FluxAttention | Flux2Attention, tokens: Tensor) -> Tensor:
+    # [batch, tokens, heads * head_dim] -> [batch, tokens, heads, head_dim]
     heads = tokens.reshape(*tokens.shape[:2], tokens.shape[2] // attn.head_dim, attn.head_dim)
     return as_products_read(heads)  # of the wider dtype, if a quantised projection gives its input's
 

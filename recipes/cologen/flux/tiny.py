@@ -11,15 +11,48 @@ from pathlib import Path
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel
 from pydantic import BaseModel, ConfigDict
-from transformers import CLIPTextModel, T5EncoderModel
+from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerBase, T5Config, T5EncoderModel
 
 from recipes.cologen.flux import pixel_vae
 from recipes.cologen.flux.folder import INDEX_FILE
 from recipes.cologen.flux.model import FluxModel
 from recipes.cologen.flux.pixel_vae import PixelUnshuffleVAE
 from recipes.cologen.flux.source_stream import install_source_stream
-from recipes.cologen.flux.text_configs import clip_config, t5_config
 from recipes.cologen.flux.vocabulary import build_tokenizers
+
+
+def clip_config(width: int, tokenizer: PreTrainedTokenizerBase) -> CLIPTextConfig:
+    """Give the config of a CLIP of one layer that reads as many tokens as its tokenizer makes."""
+    return CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=width,
+        intermediate_size=2 * width,
+        projection_dim=width,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        max_position_embeddings=tokenizer.model_max_length,
+        # The pooled vector is read at the first end mark; its id must not be 2, which CLIP treats specially.
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+
+
+def t5_config(width: int, tokenizer: PreTrainedTokenizerBase) -> T5Config:
+    """Give the config of a T5 of two layers."""
+    return T5Config(
+        vocab_size=len(tokenizer),
+        d_model=width,
+        d_kv=width // 4,
+        d_ff=2 * width,
+        num_layers=2,
+        num_heads=4,
+        dropout_rate=0.0,
+        feed_forward_proj="gated-gelu",
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+
 
 __all__ = ["TinyShape", "build_tiny_flux", "build_tokenizers", "save_tiny_flux"]
 

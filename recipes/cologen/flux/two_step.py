@@ -140,13 +140,15 @@ class TwoStepProcessor:
             key = apply_rotary_emb(key, rotary, sequence_dim=1)
         if source.write is not None:
             first = key.shape[1] - source.num_in_sequence
+            # the last tokens: [batch, source, heads, head_dim]
             _write(self, source.write, KeyValue(key[:, first:], value[:, first:]))
         if source.read is not None:
             pair = _read(self, source.read)
+            # [batch, text + noise, heads, head_dim] -> [batch, text + noise + source, heads, head_dim]
             key = torch.cat([key, pair.key.to(key.dtype)], dim=1)
             value = torch.cat([value, pair.value.to(value.dtype)], dim=1)
         attended = self._in_two_steps(query, key, value, mask, source.num_in_sequence)
-        return attended.flatten(2, 3).to(query.dtype)
+        return attended.flatten(2, 3).to(query.dtype)  # heads, head_dim -> heads * head_dim
 
     def check(self, attn: Any, mask: Tensor | None, source: SourceTokens) -> None:
         """Refuse what two steps cannot do.
@@ -176,9 +178,11 @@ class TwoStepProcessor:
         if num_source == 0:
             return self._dispatch(query, key, value, mask)
         first = query.shape[1] - num_source
+        # -> [batch, source, heads, head_dim]
         from_source = self._dispatch(query[:, first:], key[:, first:], value[:, first:])
         if first == 0:  # a pass over the source alone
             return from_source
+        # text and noise attend to all keys; -> [batch, text + noise + source, heads, head_dim]
         return torch.cat([self._dispatch(query[:, :first], key, value), from_source], dim=1)
 
     def _dispatch(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -232,6 +236,7 @@ def segments_of(tokens: Tensor, num_source: int) -> list[tuple[Tensor, bool]]:
     if num_source == 0:
         return [(tokens, False)]
     first = tokens.shape[1] - num_source
+    # [batch, text + noise, width] without experts, [batch, source, width] with them
     parts = [(tokens[:, :first], False), (tokens[:, first:], True)]
     return [(part, routed) for part, routed in parts if part.shape[1]]
 

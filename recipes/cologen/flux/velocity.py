@@ -123,8 +123,8 @@ class SourceVelocity(ABC):
         timestep = torch.zeros(text.embeds.shape[0], device=self.device)
         sources = self._checked_sources(source, timestep)
         kv = SourceKV()
-        tokens = torch.cat([one.tokens for one in sources], dim=1)
-        alone = TextTokens(embeds=text.embeds[:, :0], pooled=text.pooled)
+        tokens = torch.cat([one.tokens for one in sources], dim=1)  # [batch, all source tokens, channels]
+        alone = TextTokens(embeds=text.embeds[:, :0], pooled=text.pooled)  # no text tokens: [batch, 0, width]
         use = SourceTokens(tokens.shape[1], write=kv)
         self.run(tokens, self._source_ids(sources), timestep, alone, guidance, use)
         return kv
@@ -138,9 +138,11 @@ class SourceVelocity(ABC):
         guidance: float | None,
     ) -> Tensor:
         num_noise = noise.tokens.shape[1]
-        ids = torch.cat([self.position_ids(noise), self._source_ids(sources)])
+        ids = torch.cat([self.position_ids(noise), self._source_ids(sources)])  # [noise + source, axes]
+        # -> [batch, noise + source, channels]
         tokens = torch.cat([noise.tokens, *(one.tokens.to(noise.tokens.dtype) for one in sources)], dim=1)
         use = SourceTokens(tokens.shape[1] - num_noise)
+        # the noise's part alone: [batch, noise, channels]
         return self.run(tokens, ids, timestep, text, guidance, use)[:, :num_noise]
 
     def _source_ids(self, sources: Sequence[ImageTokens]) -> Tensor:

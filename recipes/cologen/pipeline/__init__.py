@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from diffusers import Flux2KleinPipeline
 
-from recipes.cologen.config_drawing import DrawingSettings
 from recipes.cologen.flux.base import FluxBase
 from recipes.cologen.pipeline.card import Card, Shown
-from recipes.cologen.pipeline.flux2_pipeline import CoLoGenFlux2Pipeline
-from recipes.cologen.pipeline.output import CoLoGenPipelineOutput
-from recipes.cologen.pipeline.pipeline import CoLoGenPipeline
+from recipes.cologen.pipeline.flux1 import CoLoGenPipeline
+from recipes.cologen.pipeline.flux2 import CoLoGenFlux2Pipeline
 from recipes.cologen.pipeline.plotting import plot_routing
-from recipes.cologen.pipeline.routing import RoutingTrace
+from recipes.cologen.pipeline.routing import CoLoGenPipelineOutput, RoutingTrace
+from recipes.cologen.runs.generation import GenerationSettings
 
 __all__ = [
     "Card",
@@ -26,14 +25,14 @@ __all__ = [
 
 
 def pipeline_over(
-    model: FluxBase, drawing: DrawingSettings | None = None
+    model: FluxBase, generation: GenerationSettings | None = None
 ) -> CoLoGenPipeline | CoLoGenFlux2Pipeline:
     """Give the pipeline of a base's family, over the very same parts, its pool among them.
 
     Args:
         model: The base.
-        drawing: What the run that trained its pool fixes for drawing (`drawing_settings(config)`); None for a
-            base alone.
+        generation: What the run that trained its pool fixes for generation (`generation_settings(config)`);
+            None for a base alone.
     """
     stock = model.pipeline()
     pipe: CoLoGenPipeline | CoLoGenFlux2Pipeline
@@ -41,6 +40,6 @@ def pipeline_over(
         pipe = CoLoGenFlux2Pipeline(**stock.components, is_distilled=stock.config.is_distilled)
     else:
         pipe = CoLoGenPipeline(**stock.components)
-    if drawing is not None:
-        pipe.draw_as(drawing)
+    if generation is not None:
+        pipe.generate_as(generation)
     return pipe

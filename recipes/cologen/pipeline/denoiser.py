@@ -116,9 +116,10 @@ class Denoiser:
             use = SourceTokens(read=self._keys_and_values(text, context))
             return self._run(latents, self._image_ids, timestep, text, context, use)
         source = self._source
+        # [distinct, tokens, channels] -> [pictures, tokens, channels]
         beside = source.tokens.index_select(0, source.index).to(latents.dtype)
         ids = torch.cat([self._image_ids, source.ids])
-        tokens = torch.cat([latents, beside], dim=1)
+        tokens = torch.cat([latents, beside], dim=1)  # [pictures, noise + source, channels]
         use = SourceTokens(num_in_sequence=beside.shape[1])
         return self._run(tokens, ids, timestep, text, context, use)[:, : latents.shape[1]]
 
@@ -141,6 +142,7 @@ class Denoiser:
         same_text = torch.zeros_like(source.index)
         if text.pooled.shape[1]:
             same_text = torch.unique(text.pooled.float(), dim=0, return_inverse=True)[1]
+        # pairs [distinct, 2] of source and text, and which of them each picture reads: row [pictures]
         pairs, row = torch.unique(torch.stack([source.index, same_text], dim=1), dim=0, return_inverse=True)
         first = torch.stack([(row == number).nonzero()[0, 0] for number in range(len(pairs))])
         alone = Text(text.embeds[first, :0], text.pooled[first], text.ids[:0])
@@ -185,7 +187,7 @@ class Denoiser:
 
 @contextmanager
 def evaluating(*models: nn.Module) -> Iterator[None]:
-    """Put models in eval mode (routers draw no noise), and afterwards each module back as it was."""
+    """Put models in eval mode (routers add no noise), and afterwards each module back as it was."""
     training = [module for model in models for module in model.modules() if module.training]
     try:
         for model in models:

@@ -18,10 +18,12 @@ SAID = """{expert} as a plain LoRA: {path}
 The router sent {chosen:.1%} of the source's {item}s to it, with a mean weight of {gate:.3f}. The LoRA acts on
 every token with weight one, noise and text too.
 Differences, as relative norms (0: equal): {mean:.3f} from the expert in its pool, mean over projections, and
-{largest:.3f} at most; {output:.3f} between the latents that are drawn."""
+{largest:.3f} at most; {output:.3f} between the latents that are generated."""
 
 
-PROMPTS = """Prompts were padded to {length} tokens in training: draw with max_sequence_length={length}."""
+PROMPTS = (
+    """Prompts were padded to {length} tokens in training: generate with max_sequence_length={length}."""
+)
 
 
 def export_measured(
@@ -34,7 +36,7 @@ def export_measured(
         weave: Its pool.
         name: Name of the expert.
         path: Folder to write.
-        seed: Of the noise that is drawn from, with the pool and with the LoRA.
+        seed: Of the starting noise, with the pool and with the LoRA.
         call: Arguments of the call that is measured.
 
     Raises:
@@ -43,21 +45,21 @@ def export_measured(
     taken = sorted(set(FIXED) & set(call))
     if taken:
         raise RoutingQuestionError(
-            f"export_lora draws latents from the noise of `seed` itself; leave {', '.join(taken)} out."
+            f"export_lora generates latents from the noise of `seed` itself; leave {', '.join(taken)} out."
         )
     if call.get("image") is None:
         raise RoutingQuestionError(
             "export_lora measures on a call of the pipeline, and there is no image: without a source no "
-            "expert acts. Give what you would draw with: prompt=..., image=..., task=...; to export without "
+            "expert acts. Give the arguments of a call: prompt=..., image=..., task=...; to export without "
             f"a measure: pipe.weave.export_lora({name!r}, path, layout='diffusers')."
         )
 
-    def drawn() -> Any:
+    def generated() -> Any:
         generator = torch.Generator().manual_seed(seed)
         return pipe(**call, generator=generator, output_type="latent", return_dict=False)
 
-    report = weave.export_lora(name, path, layout="diffusers", measure=drawn)
-    length = pipe.drawing.max_text_tokens
+    report = weave.export_lora(name, path, layout="diffusers", measure=generated)
+    length = pipe.generation.max_text_tokens
     Console(stderr=True, soft_wrap=True, markup=False, highlight=False).print(said(report, weave, length))
     return report
 

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import shutil
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from huggingface_hub import snapshot_download
+from huggingface_hub import HfApi, snapshot_download
 
 from prw.errors import UnsupportedError
 from recipes.cologen.flux import pixel_vae
 from recipes.cologen.flux.folder import INDEX_FILE, Layout, check_base
 from recipes.cologen.flux.pixel_vae import PixelUnshuffleVAE
 from recipes.cologen.pipeline.card import DATA_CARDS, README
-from recipes.cologen.pipeline.pool import POOL, lora_names
+from recipes.cologen.pipeline.pool import lora_names
+from recipes.cologen.runs.files import POOL
 
 PIXEL_VAE = ("pixel_vae", PixelUnshuffleVAE.__name__)
 """How a folder's index names the weightless VAE, whose module it carries."""
@@ -104,3 +107,40 @@ def base_of(transformer: Any) -> Any:
 def add_pixel_vae(folder: Path) -> None:
     """Copy the module of the pixel VAE beside its file, where stock `FluxPipeline` looks for it."""
     shutil.copyfile(str(pixel_vae.__file__), folder / "vae" / "pixel_vae.py")
+
+
+def upload(
+    hub: HfApi,
+    repository: str,
+    save: Callable[[str], None],
+    message: str,
+    create_pr: bool,
+    subfolder: str | None,
+    keeps_card: bool,
+) -> str:
+    """Upload what `save` writes into a folder; return the address of the commit.
+
+    Args:
+        hub: With the account's token.
+        repository: That is there already.
+        save: Writes a pipeline into a folder.
+        message: Of the commit.
+        create_pr: Whether to open a pull request with it.
+        subfolder: Where in the repository.
+        keeps_card: Whether a card that the repository has is left as it is.
+    """
+    with tempfile.TemporaryDirectory() as draft:
+        save(draft)
+        if keeps_card and hub.file_exists(
+            repository, README if subfolder is None else f"{subfolder}/{README}"
+        ):
+            (Path(draft) / README).unlink()
+        return str(
+            hub.upload_folder(
+                repo_id=repository,
+                folder_path=draft,
+                path_in_repo=subfolder,
+                commit_message=message,
+                create_pr=create_pr,
+            )
+        )

@@ -48,7 +48,7 @@ def grouped(pictures: Any, batch: int, what: str) -> list[tuple[PilImage.Image, 
     if len(counts) > 1 or 0 in counts:
         raise PictureError(
             f"{what}: every prompt of a call has as many pictures as the others, and one at least; got "
-            f"{', '.join(str(len(group)) for group in groups)}. Draw the others in a call of their own."
+            f"{', '.join(str(len(group)) for group in groups)}. Generate the others in a call of their own."
         )
     made = _made([one for group in groups for one in group], what)
     return [tuple(made[id(one)] for one in group) for group in groups]
@@ -146,7 +146,7 @@ def chosen_size(
     default: int,
     most: int = MAX_PIXELS,
 ) -> tuple[int, int]:
-    """Height and width to draw at: as asked, else as the source is, in whole tokens.
+    """Height and width to generate at: as asked, else as the source is, in whole tokens.
 
     Args:
         height: As asked; None follows the source's aspect ratio.

@@ -10,8 +10,7 @@ import numpy as np
 
 from prw.errors import UnsupportedError
 from recipes.cologen.errors import RoutingQuestionError
-from recipes.cologen.pipeline.output import CoLoGenPipelineOutput
-from recipes.cologen.pipeline.routing import RoutingTrace
+from recipes.cologen.pipeline.routing import CoLoGenPipelineOutput, RoutingTrace
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

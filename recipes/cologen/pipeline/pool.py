@@ -1,33 +1,36 @@
-"""The pool of a pipeline: where its folder is, which adapter it is, whether something switched it off."""
+"""The pool of a pipeline: where its folder is, which adapter it is, and what would break its routing."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import diffusers
+from diffusers import (
+    FasterCacheConfig,
+    FirstBlockCacheConfig,
+    Flux2Transformer2DModel,
+    PyramidAttentionBroadcastConfig,
+)
 from torch import nn
 
 from prw import PrwConfig, Weave
 from prw.errors import PoolError
 from prw.tuner import pool_layers
-from recipes.cologen.config import load_config
-from recipes.cologen.config_drawing import DrawingSettings, drawing_settings, read_drawing
+from recipes.cologen.config.run import load_config
 from recipes.cologen.errors import RunFolderError, SourceStreamError
 from recipes.cologen.flux.source_stream import flux_attentions, has_source_stream
 from recipes.cologen.flux.two_step import TwoStepProcessor
-from recipes.cologen.report.run_reader import RunReader
-
-RUN_CONFIG = "config.yaml"
-"""The file by which a run's folder is known."""
-POOL = "prw"
-"""The pool's folder inside a stage's checkpoint, and inside a saved pipeline."""
+from recipes.cologen.runs.files import CONFIG, POOL
+from recipes.cologen.runs.generation import GenerationSettings, generation_settings, read_generation
+from recipes.cologen.runs.reader import RunReader
 
 
 class FoundPool(NamedTuple):
-    """A pool's folder, what its run fixes for drawing, and the run's folder; None where neither is known."""
+    """A pool's folder, its run's generation settings and folder; None where these are unknown."""
 
     folder: Path
-    drawing: DrawingSettings | None
+    generation: GenerationSettings | None
     run: Path | None = None
 
 
@@ -39,20 +42,20 @@ def find_pool(path: str | Path) -> FoundPool:
         ConfigError: The run's config.yaml, or what lies beside the pool, cannot be read.
     """
     folder = Path(path)
-    if (folder / RUN_CONFIG).is_file():
+    if (folder / CONFIG).is_file():
         run = RunReader(folder)
         if not run.finished_stages():
             raise RunFolderError(
                 f"{folder} has no finished stage yet, so there is no pool to load; train first."
             )
-        return FoundPool(run.pool(run.finished_stages()[-1]), drawing_settings(run.settings), folder)
+        return FoundPool(run.pool(run.finished_stages()[-1]), generation_settings(run.settings), folder)
     if not (folder / "adapter_config.json").is_file() and (folder / POOL).is_dir():
         folder = folder / POOL
     # runs/NAME/checkpoints/STAGE/prw
     for around in folder.resolve().parents[:3]:
-        if (around / RUN_CONFIG).is_file():
-            return FoundPool(folder, drawing_settings(load_config(around / RUN_CONFIG)), around)
-    return FoundPool(folder, read_drawing(folder))
+        if (around / CONFIG).is_file():
+            return FoundPool(folder, generation_settings(load_config(around / CONFIG)), around)
+    return FoundPool(folder, read_generation(folder))
 
 
 def pool_of(transformer: Any) -> Weave | None:
@@ -78,7 +81,7 @@ def lora_names(model: nn.Module) -> tuple[str, ...]:
 
 
 def refuse_what_breaks_routing(transformer: Any) -> None:
-    """Refuse to draw with a transformer on which experts or source would be passed over in silence.
+    """Refuse to generate with a transformer on which experts or source would be passed over in silence.
 
     Raises:
         SourceStreamError: Context or tensor parallelism is on, projections are fused, or an attention has
@@ -99,9 +102,9 @@ def refuse_what_breaks_routing(transformer: Any) -> None:
     for layer in pool_layers(transformer, weave.adapter).values():
         if layer.disable_adapters or weave.adapter not in layer.active_adapters:
             raise PoolError(
-                f"the pool's adapter {weave.adapter!r} is switched off, so the picture would be drawn "
+                f"the pool's adapter {weave.adapter!r} is switched off, so the picture would be generated "
                 f"without experts. Switch it on: pipe.transformer.enable_adapters() and "
-                f"pipe.transformer.set_adapters({[weave.adapter, *lora_names(transformer)]!r}). To draw "
+                f"pipe.transformer.set_adapters({[weave.adapter, *lora_names(transformer)]!r}). To generate "
                 "without experts on purpose: with pipe.weave.disabled(): ..."
             )
 
@@ -121,3 +124,34 @@ def _explain_processors(transformer: Any) -> None:
                 "set_attn_processor, remove_source_stream): load the base again, "
                 "or put stock processors back and make a new pipeline over them."
             )
+
+
+BY_ATTENTION = (PyramidAttentionBroadcastConfig, FasterCacheConfig)
+"""Keep what an attention gave for a later step, whichever pass asks."""
+
+
+def refuse_caches(transformer: Any, source_runs_alone: bool) -> None:
+    """Refuse a cache that fails on this transformer, or would take one pass's attention for another's.
+
+    Args:
+        transformer: The transformer.
+        source_runs_alone: Whether a call has a source, at timestep zero: a pass of its own between steps.
+
+    Raises:
+        SourceStreamError: Says why, and which caches work.
+    """
+    config = getattr(transformer, "_cache_config", None)
+    if isinstance(config, FirstBlockCacheConfig) and isinstance(transformer, Flux2Transformer2DModel):
+        raise SourceStreamError(
+            f"FirstBlockCache does not work on FLUX.2 in diffusers {diffusers.__version__}, with or without "
+            "a source: it keeps what a double block gave as two tensors and subtracts it from the one tensor "
+            "that a single block gives. Switch it off: pipe.transformer.disable_cache(). "
+            "TaylorSeerCacheConfig and MagCacheConfig run on FLUX.2."
+        )
+    if isinstance(config, BY_ATTENTION) and source_runs_alone:
+        raise SourceStreamError(
+            f"{type(config).__name__} keeps what attention gave from step to step without regard to which "
+            "pass asks, and with source_timestep='zero' the source runs in a pass of its own: the noise "
+            "would get the source's. Switch it off (pipe.transformer.disable_cache()), or use "
+            "FirstBlockCacheConfig (FLUX.1), TaylorSeerCacheConfig or MagCacheConfig: they keep passes apart."
+        )

@@ -1,4 +1,4 @@
-"""What a call asks for, and the checks of it that need no computation."""
+"""The request of a call, and the checks of it that need no computation."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from recipes.cologen.config_drawing import DrawingSettings
 from recipes.cologen.errors import GuidanceError, PictureError, PromptError, SourceStreamError
 from recipes.cologen.flux.base import SourceTimestep
+from recipes.cologen.runs.generation import GenerationSettings
 
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 NEGATIVES = (
@@ -26,7 +26,7 @@ Callback = Callable[[Any, int, Tensor, dict[str, Tensor]], dict[str, Tensor]]
 
 
 @dataclass(frozen=True, eq=False)
-class Asked:
+class Request:
     """The arguments of `CoLoGenPipeline.__call__`, which says what each means."""
 
     prompt: str | list[str] | None
@@ -114,7 +114,7 @@ class Asked:
         return (usual if scale is None else scale) if distilled else None
 
     def stage(self) -> str | None:
-        """The stage whose pool is to draw; None for all of the pool.
+        """The stage whose pool is to generate; None for all of the pool.
 
         Raises:
             PromptError: The task's own stage is asked for, and there is no task.
@@ -152,14 +152,14 @@ class Asked:
             )
 
 
-def asked_of(run: DrawingSettings, arguments: Mapping[str, Any]) -> Asked:
+def request_of(run: GenerationSettings, arguments: Mapping[str, Any]) -> Request:
     """A call whose arguments, where they are None, are as in the run that trained the experts.
 
-    The guidance scale may stay None, since not every base reads one; see `Asked.guidance`.
+    The guidance scale may stay None, since not every base reads one; see `Request.guidance`.
 
     Args:
-        run: What the run fixes for drawing.
-        arguments: Of the call, by name; those that `Asked` does not have are left out.
+        run: What the run fixes for generation.
+        arguments: Of the call, by name; those that `Request` does not have are left out.
     """
     usual: dict[str, Any] = {
         "num_inference_steps": run.steps,
@@ -175,11 +175,11 @@ def asked_of(run: DrawingSettings, arguments: Mapping[str, Any]) -> Asked:
         scale = usual["true_cfg_scale"] if given_scale is None else given_scale
         if scale > 1 and all(arguments[name] is None for name in NEGATIVES):
             usual["negative_prompt"] = run.negative_prompt
-    given = {name: arguments[name] for name in Asked.__dataclass_fields__}
+    given = {name: arguments[name] for name in Request.__dataclass_fields__}
     filled: dict[str, Any] = {
         name: usual.get(name) if value is None else value for name, value in given.items()
     }
-    return Asked(**filled)
+    return Request(**filled)
 
 
 def _how_many(image: Any) -> int:

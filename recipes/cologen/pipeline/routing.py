@@ -1,12 +1,14 @@
-"""What a call's routing was: which expert each source token went to, at every block and step."""
+"""A call's result: its pictures, and which expert each source token went to, at every block and step."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+from diffusers.utils import BaseOutput
 from torch import Tensor
 
 from prw import Weave
@@ -102,7 +104,7 @@ class RoutingTrace:
         """
         if not 0 <= picture < self.chosen.shape[2]:
             raise RoutingQuestionError(
-                f"there is no picture {picture}; the call drew {self.chosen.shape[2]}."
+                f"there is no picture {picture}; the call generated {self.chosen.shape[2]}."
             )
         if not 0 <= source < len(self.grids):
             raise RoutingQuestionError(f"there is no source {source}; each picture has {len(self.grids)}.")
@@ -175,3 +177,14 @@ class RoutingRecorder:
         }
         skipped = torch.full_like(next(iter(found.values())), NOT_COMPUTED)
         return torch.stack([found.get(site, skipped) for site in self._sites])
+
+
+@dataclass
+class CoLoGenPipelineOutput(BaseOutput):  # type: ignore[misc]  # diffusers is untyped
+    """Pictures, and the routing where it was asked for."""
+
+    images: Any
+    """PIL pictures, or a numpy array `[pictures, height, width, 3]`, or a tensor `[pictures, 3, height,
+    width]`, in [0, 1]; or packed latents."""
+    routing: RoutingTrace | None = None
+    """With `output_routing=True`: which expert each source token went to, at every block and step."""

@@ -10,7 +10,6 @@ from typing import Any
 from PIL import Image as PilImage
 from torch import Tensor
 
-from recipes.cologen.config_drawing import DrawingSettings
 from recipes.cologen.data.record import Image, Mask
 from recipes.cologen.errors import PictureError
 from recipes.cologen.pipeline.pixels import (
@@ -25,6 +24,7 @@ from recipes.cologen.pipeline.pixels import (
     own_size,
 )
 from recipes.cologen.pipeline.tasks import Annotator, prepared, shows_classes
+from recipes.cologen.runs.generation import GenerationSettings
 
 _logger = logging.getLogger(__name__)
 
@@ -56,7 +56,7 @@ class Sources:
 
 
 @dataclass(frozen=True)
-class Wanted:
+class PictureRequest:
     """What a call says about its pictures."""
 
     image: Any
@@ -67,7 +67,7 @@ class Wanted:
     width: int | None
     max_pixels: int | None = None
     """Of a picture for which neither is given; None: `MAX_PIXELS`."""
-    run: DrawingSettings = field(default_factory=DrawingSettings)
+    run: GenerationSettings = field(default_factory=GenerationSettings)
     """What the run that trained the experts fixes."""
     control: str | None = None
     """Kind of the control map, where it is known."""
@@ -89,7 +89,7 @@ class Wanted:
 
 
 def prepare_sources(
-    wanted: Wanted, batch: int, side: int, default: int
+    request: PictureRequest, batch: int, side: int, default: int
 ) -> tuple[Sources | None, tuple[int, int]]:
     """Bring the pictures of a call to their sizes, and the first of each prompt to its task.
 
@@ -98,40 +98,40 @@ def prepare_sources(
     up to as many pixels as a picture without a size may have.
 
     Args:
-        wanted: Pictures and what to do with them.
+        request: Pictures and what to do with them.
         batch: How many prompts there are.
         side: Pixels a side that a token covers.
         default: Side of a picture without source.
 
     Returns:
-        The sources, None where there is no picture; and (height, width) of what is drawn.
+        The sources, None where there is no picture; and (height, width) of what is generated.
 
     Raises:
         PictureError: A prompt has more sources than an example of training; further sources of one place
             differ in size; `max_pixels` is less than a token; or as `prepared`, `grouped` and `listed`.
         ShapeError: as `chosen_size`.
     """
-    most = MAX_PIXELS if wanted.max_pixels is None else wanted.max_pixels
+    most = MAX_PIXELS if request.max_pixels is None else request.max_pixels
     if most < side * side:
         raise PictureError(f"max_pixels is {most}; one token of this base covers {side}x{side} pixels.")
-    if wanted.image is None:
-        return None, chosen_size(wanted.height, wanted.width, None, side, default)
-    groups = grouped(wanted.image, batch, "image")
-    if wanted.run.max_sources is not None and len(groups[0]) > wanted.run.max_sources:
+    if request.image is None:
+        return None, chosen_size(request.height, request.width, None, side, default)
+    groups = grouped(request.image, batch, "image")
+    if request.run.max_sources is not None and len(groups[0]) > request.run.max_sources:
         raise PictureError(
             f"image: a prompt has {len(groups[0])} sources, but the experts were trained with at most "
-            f"{wanted.run.max_sources} (data.max_sources of the run). Leave the further ones out."
+            f"{request.run.max_sources} (data.max_sources of the run). Leave the further ones out."
         )
-    trained = wanted.trained_size(groups[0][0])
-    asked = trained or (wanted.height, wanted.width)
+    trained = request.trained_size(groups[0][0])
+    asked = trained or (request.height, request.width)
     size = chosen_size(*asked, groups[0][0], side, default, most)
     if trained is not None:
         _say_if_other(groups[0][0], size)
     elif asked == (None, None):
         _say_if_smaller(groups[0][0], size, most)
     masks: list[Mask | None] = [None] * batch
-    if wanted.mask is not None:
-        given = listed(wanted.mask, batch, "mask")
+    if request.mask is not None:
+        given = listed(request.mask, batch, "mask")
         read = {id(one): as_mask(one, "mask") for one in given}
         masks = [read[id(one)] for one in given]
     others = [group[1:] for group in groups]
@@ -140,9 +140,9 @@ def prepare_sources(
         if trained is None
         else [tuple(fitted(picture, size) for picture in group) for group in others]
     )
-    classes = wanted.classes(batch)
+    classes = request.classes(batch)
     seen = [
-        (prepared(group[0], mask, size, wanted.task, wanted.annotator, shown), *beside)
+        (prepared(group[0], mask, size, request.task, request.annotator, shown), *beside)
         for group, mask, beside, shown in zip(groups, masks, further, classes, strict=True)
     ]
     kept, index = distinct(seen)
@@ -185,8 +185,8 @@ def _further(groups: list[tuple[PilImage.Image, ...]], side: int, most: int) -> 
             found = ", ".join(f"{height}x{width}" for height, width in place)
             raise PictureError(
                 f"image: source {number} has another size for each prompt ({found}, in whole tokens), and "
-                "what one prompt draws must not depend on another's picture. Resize them to one size, or "
-                "draw in calls of their own."
+                "what one prompt generates must not depend on another's picture. Resize them to one size, or "
+                "generate in calls of their own."
             )
     return [
         tuple(fitted(picture, size) for picture, size in zip(group, own, strict=True))

@@ -10,15 +10,16 @@ import numpy as np
 import torch
 from PIL import Image as PilImage
 
-from recipes.cologen.config_annotators import AnnotatorSettings
-from recipes.cologen.data.annotators.drawing import Annotators, to_picture
-from recipes.cologen.data.control import PROMPTS, canny, lineart, soft_edge
+from recipes.cologen.config.annotators import AnnotatorSettings
+from recipes.cologen.data.annotators.annotate import Annotators, to_picture
+from recipes.cologen.data.annotators.opencv import OPENCV_MAPS
+from recipes.cologen.data.control import PROMPTS
 from recipes.cologen.data.framing import CLASS_MAPS
 from recipes.cologen.data.grounding import MARK_COLOURS
-from recipes.cologen.data.record import Image, Mask, Record
+from recipes.cologen.data.picture_files import cut_hole
+from recipes.cologen.data.record import Image, Mask
 from recipes.cologen.data.views import VIEWS
 from recipes.cologen.errors import AnnotatorError, PictureError, PromptError
-from recipes.cologen.pictures import cut_hole
 from recipes.cologen.pipeline.pixels import fitted
 
 TASKS = tuple(VIEWS)
@@ -29,15 +30,7 @@ Annotator = Callable[[Image], Image]
 """Makes a control map, uint8 [height, width, 3], of a picture of that size."""
 
 
-def _of_picture(map_of: Callable[[Record], Image]) -> Annotator:
-    return lambda image: map_of(Record("photo", image, ""))
-
-
-ANNOTATORS: Mapping[str, Annotator] = {
-    "canny": _of_picture(canny),
-    "soft_edge": _of_picture(soft_edge),
-    "lineart": _of_picture(lineart),
-}
+ANNOTATORS: Mapping[str, Annotator] = OPENCV_MAPS
 """Control maps that need nothing but the picture; a pipeline's `annotators` starts with these."""
 
 
@@ -61,7 +54,9 @@ def run_annotator(
 
     def annotate(image: Image) -> Image:
         annotators, place = loaded()
-        return to_picture(annotators.draw(kind, torch.from_numpy(image).permute(2, 0, 1)[None].to(place))[0])
+        return to_picture(
+            annotators.annotate(kind, torch.from_numpy(image).permute(2, 0, 1)[None].to(place))[0]
+        )
 
     return annotate
 
@@ -83,10 +78,10 @@ def annotator_of_file(
 
     def refuse(image: Image) -> Image:
         raise AnnotatorError(
-            f"in training {settings[kind].path} drew the {kind} maps: code that the pool's settings name, "
+            f"in training {settings[kind].path} made the {kind} maps: code that the pool's settings name, "
             "which is not run because a file names it. If you trust it: "
             f"pipe.annotators[{kind!r}] = recipes.cologen.pipeline.tasks.run_annotator({kind!r}, "
-            "pipe.drawing.annotators, lambda: pipe.device)."
+            "pipe.generation.annotators, lambda: pipe.device)."
         )
 
     return refuse
@@ -194,10 +189,10 @@ def prepared(
     image = fitted(picture, size, classes=classes)
     if annotator is None:
         return image
-    drawn = annotator(image)
-    if drawn.shape != image.shape or drawn.dtype != image.dtype:
+    annotated = annotator(image)
+    if annotated.shape != image.shape or annotated.dtype != image.dtype:
         raise PictureError(
-            f"the annotator gave {drawn.dtype} {list(drawn.shape)} for a picture {image.dtype} "
+            f"the annotator gave {annotated.dtype} {list(annotated.shape)} for a picture {image.dtype} "
             f"{list(image.shape)}; a map has the picture's size, three channels, and values from 0 to 255."
         )
-    return drawn
+    return annotated

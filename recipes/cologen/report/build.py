@@ -7,17 +7,15 @@ from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from recipes.cologen.data.opening import held_out_records
 from recipes.cologen.flux.base import FluxBase
-from recipes.cologen.report.cells import Cell, Measurement, Scorer
-from recipes.cologen.report.curves import draw_training, draw_validation
+from recipes.cologen.report.cells import Cell, Measurement, Scorer, open_scorer
+from recipes.cologen.report.figures import Usage, draw_tables, draw_training, draw_usage, draw_validation
 from recipes.cologen.report.grids import GridRow, draw_grid
-from recipes.cologen.report.opening import open_scorer
 from recipes.cologen.report.page import Section, html_details, html_picture, html_table, write_page
-from recipes.cologen.report.run_reader import RunReader
 from recipes.cologen.report.scores import BASE, Scores, measure_scores, write_scores
-from recipes.cologen.report.tables import draw_tables
-from recipes.cologen.report.usage import Usage, draw_usage
-from recipes.cologen.training.sources import held_out_records
+from recipes.cologen.runs.files import CONFIG, PAGE
+from recipes.cologen.runs.reader import RunReader
 
 OVERVIEW = "overview.png"
 """One example of every stage; the README shows it."""
@@ -37,7 +35,7 @@ def build_report(
         run_dir: The folder that training wrote, with at least one finished stage.
         model: The run's base without a pool; None loads it.
         n: Held-out examples per task; None takes the run's `report.samples`.
-        announce: Told about every measurement that is made anew.
+        announce: Called with every new measurement.
 
     Returns:
         The path of the page, `report/index.html` of the run.
@@ -53,7 +51,7 @@ def build_report(
     else:
         measured = _measured_sections(open_scorer(run_dir, model=model, n=n, announce=announce))
     sections = [*measured, _training_section(run), _facts_section(run)]
-    return write_page(run.report / "index.html", f"CoLoGen run: {run.settings.name}", sections)
+    return write_page(run.report / PAGE, f"CoLoGen run: {run.settings.name}", sections)
 
 
 def _measured_sections(scorer: Scorer) -> list[Section]:
@@ -209,7 +207,7 @@ def _facts_section(run: RunReader) -> Section:
         "Python": [platform.python_version()],
         **{package: [_version(package)] for package in PACKAGES},
     }
-    config = html_details("config.yaml", settings.to_yaml())
+    config = html_details(CONFIG, settings.to_yaml())
     return Section("Run", "", [html_table(["", ""], rows), config])
 
 

@@ -1,8 +1,7 @@
 """Measures cells of the tables, each a task on a checkpoint, and keeps them on disk: none is measured twice.
 
 Which cells there are is scores.py's business. A kept cell counts only while checkpoint, base, settings and
-examples are the same; it is written after its pictures and in one go, so a killed evaluation goes on where
-it was.
+examples are the same; it is written after its pictures and in one go, so a killed evaluation is resumed.
 """
 
 from __future__ import annotations
@@ -16,20 +15,23 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image as PilImage
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 import prw
-from recipes.cologen.config_model import Shift
-from recipes.cologen.data.annotators.drawing import Annotators
+from prw.storage.atomic import write_text
+from recipes.cologen.config.model import Shift
+from recipes.cologen.data.annotators.annotate import Annotators
+from recipes.cologen.data.opening import DataSource, held_out_records
 from recipes.cologen.data.record import Example
+from recipes.cologen.errors import RunFolderError
 from recipes.cologen.flux.base import FluxBase
-from recipes.cologen.report.run_reader import RunReader
-from recipes.cologen.training.checkpoint import write_text
-from recipes.cologen.training.growth import base_folder
-from recipes.cologen.training.sources import DataSource
-from recipes.cologen.training.validation import (
+from recipes.cologen.runs.files import CONFIG
+from recipes.cologen.runs.loading import base_folder, load_base
+from recipes.cologen.runs.reader import RunReader
+from recipes.cologen.training.validation.scores import (
     TaskScore,
     evaluate_task,
     held_out_examples,
@@ -59,7 +61,7 @@ class Cell(NamedTuple):
         return "-".join(self)
 
 
-class Asked(BaseModel):
+class Conditions(BaseModel):
     """What a measurement depends on besides its cell."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -84,7 +86,7 @@ class Measurement(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    asked: Asked
+    conditions: Conditions
     score: float
     exact: bool
     by_kind: dict[str, float]
@@ -106,7 +108,7 @@ class Scorer:
     source: DataSource
     n: int
     announce: Callable[[str], None] = field(default=lambda line: None)
-    """Told about every cell that is measured anew."""
+    """Called with every cell that is measured anew."""
     annotators: Annotators = field(default_factory=Annotators)
     """What draws control maps that are not stored."""
     _hashes: dict[str, str] = field(default_factory=dict, init=False, repr=False, compare=False)
@@ -124,13 +126,13 @@ class Scorer:
         )
         return self.annotators.complete(examples, self.model.device)
 
-    def asked(self, cell: Cell) -> Asked:
+    def conditions(self, cell: Cell) -> Conditions:
         """What a measurement of this cell depends on now."""
         settings = self.run.settings
         weights = hash_files(base_folder(settings), whole=False)
         if cell.mode != "experts_off":
             weights = f"{weights}/{hash_files(self.run.pool(cell.checkpoint), whole=True)}"
-        return Asked(
+        return Conditions(
             n=self.n,
             seed=settings.data.held_out_seed,
             steps=settings.sampling.steps,
@@ -158,7 +160,7 @@ class Scorer:
             kept = Measurement.model_validate_json(path.read_text(encoding="utf-8"))
         except ValidationError:
             return None  # written by another version of this recipe
-        return kept if kept.asked == self.asked(cell) else None
+        return kept if kept.conditions == self.conditions(cell) else None
 
     def shown(self, cell: Cell) -> list[NDArray[np.uint8]]:
         """Kept pictures of a measured cell, uint8 [height, width, 3], as numbered by `Measurement.shown`."""
@@ -215,7 +217,7 @@ class Scorer:
         self._path(cell, ".png").parent.mkdir(parents=True, exist_ok=True)
         PilImage.fromarray(np.concatenate([score.images[i] for i in shown])).save(self._path(cell, ".png"))
         measurement = Measurement(
-            asked=self.asked(cell),
+            conditions=self.conditions(cell),
             score=score.score,
             exact=score.exact,
             by_kind=score.by_kind,
@@ -274,3 +276,44 @@ def hash_files(folder: Path, *, whole: bool) -> str:
         total.update(str(path.relative_to(folder)).encode())
         total.update(_hash_file(path, state.st_size, state.st_mtime_ns, whole).encode())
     return total.hexdigest()[:16]
+
+
+def open_scorer(
+    path: Path,
+    *,
+    model: FluxBase | None = None,
+    n: int | None = None,
+    announce: Callable[[str], None] = lambda line: None,
+) -> Scorer:
+    """Open the run in a folder.
+
+    Args:
+        path: The folder that training wrote, with at least one finished stage.
+        model: The run's base without a pool; None loads it, onto the GPU where there is one.
+        n: Held-out examples per task; None takes the run's `report.samples`.
+        announce: Called with every cell that is measured anew.
+
+    Raises:
+        RunFolderError: The folder holds no run, no finished stage, or nothing held out.
+        BaseModelError: The base is missing.
+        FolderDataError: The folder of held-out pictures has a fault.
+        AnnotatorError: What draws control maps cannot be loaded.
+    """
+    run = RunReader(path)
+    if not run.finished_stages():
+        raise RunFolderError(
+            f"{path} has no finished stage yet, so there is nothing to measure. Train on: "
+            f"python -m recipes.cologen.train --config {path / CONFIG} --output {path}"
+        )
+    source = held_out_records(run.settings.data)
+    if source is None:
+        raise RunFolderError(
+            f"{path} holds no pictures out, so nothing can be scored. Name a folder of pictures that it "
+            f"was not trained on as data.held_out (folder:PATH) in {path / CONFIG}"
+        )
+    if model is None:
+        model = load_base(run.settings, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    model.long_prompts = run.settings.held_out_long_prompts
+    wanted = run.settings.data.annotators if "control" in run.settings.stage_names else {}
+    annotators = Annotators.load(wanted, model.device)
+    return Scorer(model, run, source, n or run.settings.report.samples, announce, annotators)

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
-from recipes.cologen.report.style import MUTED, RIGHT, WRONG, save_png
+from recipes.cologen.report.figures import MUTED, RIGHT, WRONG, save_png
 
 Pixels = NDArray[np.uint8]
 COLUMNS = (0.6, 1.95, 3.3, 4.4, 5.5)

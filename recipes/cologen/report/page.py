@@ -7,7 +7,7 @@ from html import escape
 from pathlib import Path
 from typing import NamedTuple
 
-from recipes.cologen.training.checkpoint import write_text
+from prw.storage.atomic import write_text
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #222; }

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from prw.storage.atomic import write_text
 from recipes.cologen.report.cells import Cell, Measurement, Mode, Scorer
-from recipes.cologen.training.checkpoint import write_text
 
 BASE = "base"
 MODES: tuple[Mode, ...] = ("full_pool", "as_of")

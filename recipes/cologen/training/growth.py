@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
 import prw
-from recipes.cologen.config import RunConfig
-from recipes.cologen.data.sampler import derive_seed
+from recipes.cologen.config.run import RunConfig
+from recipes.cologen.data.seeding import derive_seed
 from recipes.cologen.flux.base import FluxBase
-from recipes.cologen.flux.families import load_base_model
-from recipes.cologen.flux.locate import locate_base
-from recipes.cologen.flux.placement import place
-from recipes.cologen.training.checkpoint import ForeignCheckpointError, read_state
-from recipes.cologen.training.parallel import waits_for_split
-from recipes.cologen.training.run_folder import RunFolder
-from recipes.cologen.training.state import StageState, seed_all
+from recipes.cologen.runs.checkpoint import ForeignCheckpointError, StageState, read_state, seed_all
+from recipes.cologen.runs.files import POOL, stage_file
+from recipes.cologen.runs.folder import RunFolder
+from recipes.cologen.runs.loading import load_base, load_stage
+from recipes.cologen.training.distributed.parallel import waits_for_split
 
 
 class OpenedPool(NamedTuple):
@@ -31,33 +28,9 @@ class OpenedPool(NamedTuple):
     """Whether optimiser and random state are still to be read from checkpoints/latest."""
 
 
-def load_base(config: RunConfig, device: torch.device) -> FluxBase:
-    """Load the frozen base onto the device, as the machine's settings say.
-
-    What FSDP2 is going to split stays in the machine's memory until then.
-
-    Raises:
-        BaseModelError: It is missing, or is no FLUX.
-        MachineError: A setting asks for what this machine lacks.
-    """
-    model = load_base_model(
-        base_folder(config),
-        dtype=getattr(torch, config.base.dtype),
-        max_text_tokens=config.base.max_text_tokens,
-        quantisation=config.base.quantisation,
-    )
-    model.long_prompts = config.long_prompts
-    place(model, config.machine, device, torch.device("cpu") if waits_for_split() else device)
-    return model
-
-
-def base_folder(config: RunConfig) -> Path:
-    """The folder of the base, fetched from the hub if it is not here.
-
-    Raises:
-        BaseModelError: It is neither here nor there.
-    """
-    return locate_base(config.base.path, config.base.revision, config.base_path)
+def load_base_to_train(config: RunConfig, device: torch.device) -> FluxBase:
+    """Load the frozen base as `load_base`; what FSDP2 will split stays in the machine's memory until then."""
+    return load_base(config, device, torch.device("cpu") if waits_for_split() else None)
 
 
 def open_pool(config: RunConfig, folder: RunFolder, model: FluxBase, name: str) -> OpenedPool:
@@ -70,7 +43,7 @@ def open_pool(config: RunConfig, folder: RunFolder, model: FluxBase, name: str) 
         state = read_state(folder.latest, folder.ledger.fingerprint)
         if state.stage == name:
             try:
-                weave = prw.load(model.transformer, folder.latest / "prw")
+                weave = prw.load(model.transformer, folder.latest / POOL)
             except prw.StorageError as error:
                 raise ForeignCheckpointError(
                     f"the last checkpoint cannot be read: {error} Remove {folder.latest} to start stage "
@@ -113,7 +86,7 @@ def grow(config: RunConfig, model: FluxBase, walk: Iterator[prw.Stage], name: st
             "were exchanged. Put this run's own back, or give another --output."
         )
     seed_all(derive_seed(config.data.seed, "stage", name, rank))
-    # Routers draw their noise in training mode only; the base itself has no dropout.
+    # Routers add their noise in training mode only; the base itself has no dropout.
     model.transformer.to(model.device).train()
 
 
@@ -140,23 +113,8 @@ def _finished_pool(config: RunConfig, folder: RunFolder, model: FluxBase, name: 
     return load_stage(model, folder.pool(previous), previous)
 
 
-def load_stage(model: FluxBase, pool: Path, stage: str) -> prw.Weave:
-    """Weave the pool that a stage ended with into the base.
-
-    Raises:
-        ForeignCheckpointError: It is damaged or does not fit; says how to get it back.
-    """
-    try:
-        return prw.load(model.transformer, pool)
-    except prw.StorageError as error:
-        raise ForeignCheckpointError(
-            f"the pool that stage {stage!r} ended with cannot be read: {error} If you have no copy of it, "
-            f"train the run again with --restart {stage}, which keeps the stages before."
-        ) from error
-
-
 def _stage_json(folder: RunFolder, name: str) -> dict[str, Any]:
-    file = folder.stage(name) / "stage.json"
+    file = stage_file(folder.path, name)
     try:
         content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
         return {"fingerprint": content["fingerprint"], "metrics_length": int(content["metrics_length"])}

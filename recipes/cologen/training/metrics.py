@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from recipes.cologen.data.record import Image
+from recipes.cologen.runs.files import METRICS
 from recipes.cologen.training.trackers import Trackers
 
 
@@ -38,7 +39,7 @@ class MetricsLog:
         project: str = "cologen",
     ) -> None:
         """Open the file and start the trackers; see the class."""
-        self.path = run / "metrics.jsonl"
+        self.path = run / METRICS
         self._enabled = enabled
         self._trackers: Trackers | None = None
         if not enabled:
@@ -50,18 +51,18 @@ class MetricsLog:
 
     def train(self, step_overall: int, row: Mapping[str, Any]) -> None:
         """Write a row of training; `step_overall` counts over all stages."""
-        self._write({"kind": "train", **row})
+        self.write({"kind": "train", **row})
         names = ("loss", "task_loss", "veteran_loss", "share", "gate", "lr", "skipped_steps")
         self._log({f"train/{name}": row[name] for name in names if name in row}, step_overall)
 
     def skipped(self, step_overall: int, row: Mapping[str, Any]) -> None:
         """Write down a step that was skipped."""
-        self._write({"kind": "skipped", **row})
+        self.write({"kind": "skipped", **row})
         self._log({"train/skipped_steps": row["skipped_steps"]}, step_overall)
 
     def validation(self, step_overall: int, row: Mapping[str, Any]) -> None:
         """Write a row of validation."""
-        self._write({"kind": "validation", **row})
+        self.write({"kind": "validation", **row})
         numbers = {f"validation/{task}": score for task, score in row["scores"].items()}
         for name in ("loss", "share", "entropy"):
             numbers |= {f"validation_{name}/{task}": value for task, value in row.get(name, {}).items()}
@@ -91,7 +92,8 @@ class MetricsLog:
         if self._trackers is not None:
             self._trackers.close()
 
-    def _write(self, row: Mapping[str, Any]) -> None:
+    def write(self, row: Mapping[str, Any]) -> None:
+        """Append a row to metrics.jsonl; only rank 0 does."""
         if self._enabled:
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")

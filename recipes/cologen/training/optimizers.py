@@ -10,11 +10,11 @@ import torch
 from diffusers.training_utils import EMAModel
 from torch import nn
 
-from recipes.cologen.config_model import OptimizerSettings
+from recipes.cologen.config.model import OptimizerSettings
 from recipes.cologen.errors import MachineError
 
 AVERAGE = "average"
-"""Key of the average in the optimiser's state, so that whoever keeps the one keeps the other."""
+"""Key of the average in the optimiser's state, so that both are saved together."""
 
 
 class ExpertAverage:

@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from recipes.cologen.config import RunConfig
-from recipes.cologen.config_data import DataSettings
+from recipes.cologen.config.data import DataSettings
+from recipes.cologen.config.run import RunConfig
 from recipes.cologen.costs.shapes import pixels_per_token
 from recipes.cologen.data.bucket_order import BucketOrder
 from recipes.cologen.data.buckets import buckets_of
@@ -118,3 +118,14 @@ def refuse_what_cannot_work(config: RunConfig, stages: Sequence[str], base: Path
     if found:
         lines = "\n".join(f"  {problem.about}: {problem.message}" for problem in found)
         raise PreflightError(f"the run cannot work as its settings are:\n{lines}")
+
+
+class Unchecked(NamedTuple):
+    """One check that was not made."""
+
+    about: str
+    """What it is about, in a word or two."""
+    why: str
+    """What was not looked at, and why."""
+    how: str
+    """How to have it checked."""

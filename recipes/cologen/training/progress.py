@@ -136,14 +136,14 @@ class Bars:
         self._stage: TaskID | None = None
 
     def __enter__(self) -> Self:
-        """Start drawing."""
+        """Start the display."""
         self._progress.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Stop drawing."""
+        """Stop the display."""
         self._progress.stop()
 
     def begin(self, stage: str, step: int, steps: int) -> None:

@@ -13,31 +13,34 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 from rich.console import Console
 
+from prw.storage.atomic import remove_drafts
 from recipes.cologen.caching.encoder import Encoder, open_encoder
-from recipes.cologen.config import RunConfig
-from recipes.cologen.data.annotators.drawing import Annotators
+from recipes.cologen.config.run import RunConfig
+from recipes.cologen.data.annotators.annotate import Annotators
+from recipes.cologen.data.opening import DataSource, held_out_records, training_records
 from recipes.cologen.errors import LaunchError
 from recipes.cologen.flux.base import FluxBase
 from recipes.cologen.flux.distilled import base_warnings
+from recipes.cologen.runs.checkpoint import StageState
+from recipes.cologen.runs.data_binding import contents
+from recipes.cologen.runs.files import stage_file
+from recipes.cologen.runs.folder import RunFolder, base_fingerprint, open_run
+from recipes.cologen.runs.interruption import StopSignals
+from recipes.cologen.runs.loading import base_folder
 from recipes.cologen.stages import select_stages, stage_index
-from recipes.cologen.training.bench import Bench, finish_stage, steps_before
-from recipes.cologen.training.data_binding import contents
-from recipes.cologen.training.data_card import write_card
-from recipes.cologen.training.data_check import check_held_out, check_sources
-from recipes.cologen.training.growth import base_folder, begin_state, curriculum, grow, load_base, open_pool
-from recipes.cologen.training.interruption import StopSignals
+from recipes.cologen.training.context import TrainingContext, finish_stage, steps_before
+from recipes.cologen.training.distributed.parallel import Parallel, deepspeed_is_ours, sharding_plugin, splits
+from recipes.cologen.training.growth import begin_state, curriculum, grow, load_base_to_train, open_pool
+from recipes.cologen.training.input.data_card import write_card
+from recipes.cologen.training.input.data_check import check_held_out, check_sources
+from recipes.cologen.training.input.skips import SkipTally
 from recipes.cologen.training.loop import train_stage
 from recipes.cologen.training.metrics import MetricsLog
-from recipes.cologen.training.parallel import Parallel, deepspeed_is_ours, sharding_plugin, splits
 from recipes.cologen.training.preflight import refuse_what_cannot_work
 from recipes.cologen.training.progress import ProgressView, progress_view
-from recipes.cologen.training.run_folder import RunFolder, base_fingerprint, open_run, stage_file
-from recipes.cologen.training.skips import SkipTally
-from recipes.cologen.training.sources import DataSource, held_out_records, training_records
-from recipes.cologen.training.state import StageState
-from recipes.cologen.training.step import Trainee
+from recipes.cologen.training.step import TrainedModel
 from recipes.cologen.training.trackers import check_trackers
-from recipes.cologen.training.validating import validated_tasks
+from recipes.cologen.training.validation.schedule import validated_tasks
 
 LONGEST_WAIT = timedelta(hours=12)
 """How long processes wait for one another: for as long as rank 0 may download a base, prepare data sets or
@@ -66,7 +69,7 @@ class Outcome(NamedTuple):
 def train(
     config: RunConfig, output: Path, wanted: str, console: Console, restart: str | None = None
 ) -> Outcome:
-    """Train stages; finished ones are skipped, one that was cut off goes on where it was.
+    """Train stages; finished ones are skipped, one that was cut off is resumed.
 
     Args:
         config: Of the run.
@@ -79,7 +82,7 @@ def train(
         UnknownStageError, StageOrderError: The stages cannot be trained as asked.
         BaseModelError: The base is missing or is no FLUX.
         FolderDataError: A folder of pictures has a fault, or a stage cannot be made from it.
-        AnnotatorError: What should draw control maps cannot be loaded.
+        AnnotatorError: What should make control maps cannot be loaded.
         RunFolderError: The folder belongs to another run, or a checkpoint in it is foreign.
         LaunchError: Processes that were launched together do not know of each other.
         TrackerError: A tracker of `logging.trackers` is unknown or not installed.
@@ -106,6 +109,8 @@ def train(
                 warn(line)
         sources = None if idle else _open_sources(config, names, accelerator.device)
         held = () if sources is None else contents(sources.data, sources.annotators)
+        if accelerator.is_main_process:
+            remove_drafts(output)
         forgotten = restart if accelerator.is_main_process else None
         folder = open_run(output, config, base, forgotten, held, warn=warn)
     folder.check_order(names, config.stage_names)
@@ -155,20 +160,20 @@ def _train_stages(
     accelerator: Accelerator,
     console: Console,
 ) -> tuple[tuple[str, ...], StageState | None]:
-    model = load_base(config, accelerator.device)
+    model = load_base_to_train(config, accelerator.device)
     _look_at(sources, config, todo, model, console)
     if accelerator.is_main_process:
         write_card(folder.path, config, sources.data, sources.held_out, sources.annotators)
     weave, state, resumed = open_pool(config, folder, model, todo[0])
     walk = curriculum(config).stages(weave)
-    trained: list[str] = []
+    done: list[str] = []
     with (
         StopSignals() as stop,
         _view(config, todo, state, console) as view,
         _metrics(config, folder, state, accelerator) as metrics,
     ):
-        bench = Bench(
-            trainee=Trainee(
+        context = TrainingContext(
+            trained=TrainedModel(
                 model,
                 weave,
                 accelerator,
@@ -185,26 +190,26 @@ def _train_stages(
             skips=SkipTally(folder.path, config.data.max_broken, accelerator.process_index),
         )
         for name in todo:
-            if trained and splits(accelerator):  # a pool that is split cannot grow
-                model = load_base(config, accelerator.device)
+            if done and splits(accelerator):  # a pool that is split cannot grow
+                model = load_base_to_train(config, accelerator.device)
                 encoder = _encoder(config, model, accelerator, Console(quiet=True))
-                bench = replace(bench, trainee=replace(bench.trainee, encoder=encoder))
+                context = replace(context, trained=replace(context.trained, encoder=encoder))
                 weave, state, resumed = open_pool(config, folder, model, name)
                 walk = curriculum(config).stages(weave)
-            elif trained:
+            elif done:
                 state, resumed = begin_state(config, folder, name), False
             grow(config, model, walk, name, accelerator.process_index)
             parallel = Parallel(model, accelerator)
-            trainee = replace(bench.trainee, model=model, weave=weave, parallel=parallel)
-            state = train_stage(bench := replace(bench, trainee=trainee), state, resumed)
+            trained = replace(context.trained, model=model, weave=weave, parallel=parallel)
+            state = train_stage(context := replace(context, trained=trained), state, resumed)
             parallel.release()
             if state.step < config.stages[name].steps:
-                return tuple(trained), state
-            finish_stage(bench, state)
-            trained.append(name)
+                return tuple(done), state
+            finish_stage(context, state)
+            done.append(name)
             if name != todo[-1] and stop.agreed(accelerator):
-                return tuple(trained), state
-    return tuple(trained), None
+                return tuple(done), state
+    return tuple(done), None
 
 
 def _encoder(config: RunConfig, model: FluxBase, accelerator: Accelerator, console: Console) -> Encoder:

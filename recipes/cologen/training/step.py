@@ -21,23 +21,23 @@ from prw import Weave
 from prw.routing import Routing
 from prw.routing.statistics import MEASURES
 from recipes.cologen.caching.encoder import Encoder
-from recipes.cologen.config import RunConfig
-from recipes.cologen.config_model import OptimizerSettings
-from recipes.cologen.data.annotators.drawing import Annotators
+from recipes.cologen.config.model import OptimizerSettings
+from recipes.cologen.config.run import RunConfig
+from recipes.cologen.data.annotators.annotate import Annotators
 from recipes.cologen.errors import CologenError
 from recipes.cologen.flux.base import FluxBase
 from recipes.cologen.flux.shift import shift_factor, shift_times
 from recipes.cologen.flux.tokens import ImageTokens, TextTokens
 from recipes.cologen.flux.transfer import to_device
 from recipes.cologen.stages import StageSettings
-from recipes.cologen.training.batches import Batch
-from recipes.cologen.training.flow import FlowSample, draw_noise, draw_timesteps, flow_sample
-from recipes.cologen.training.parallel import Parallel, clip
-from recipes.cologen.training.replay import own_tokens
+from recipes.cologen.training.distributed.parallel import Parallel, clip
+from recipes.cologen.training.flow import interpolate, sample_noise, sample_timesteps
+from recipes.cologen.training.input.batches import Batch
+from recipes.cologen.training.input.replay import own_tokens
 
 
 @dataclass(frozen=True)
-class Trainee:
+class TrainedModel:
     """What is trained and how: the base, the pool grown on it, the devices, the settings."""
 
     model: FluxBase
@@ -49,7 +49,7 @@ class Trainee:
     parallel: Parallel | None = None
     """How the base is spread over processes; None: there is one."""
     annotators: Annotators = field(default_factory=Annotators)
-    """What draws control maps that are not stored."""
+    """Annotate control maps that are not stored."""
 
     @property
     def guidance(self) -> float | None:
@@ -57,20 +57,18 @@ class Trainee:
         return self.config.flow.guidance if self.model.reads_guidance else None
 
 
-class Encoded(NamedTuple):
+class EncodedBatch(NamedTuple):
     """A batch as the transformer reads it."""
 
     text: TextTokens
-    source: ImageTokens
-    noise: ImageTokens
-    flow: FlowSample
-    further: tuple[ImageTokens, ...] = ()
-    """Further sources, where examples have several."""
-
-    @property
-    def sources(self) -> tuple[ImageTokens, ...]:
-        """All sources, the first one first."""
-        return self.source, *self.further
+    sources: tuple[ImageTokens, ...]
+    """Each [batch, source tokens, channels]; the first one first."""
+    noisy: ImageTokens
+    """[batch, tokens, channels]."""
+    timestep: Tensor
+    """[batch], 1 is pure noise."""
+    velocity: Tensor
+    """To predict, [batch, tokens, channels]."""
 
 
 class NonFiniteError(CologenError, ArithmeticError):
@@ -108,57 +106,43 @@ class StepLosses(NamedTuple):
         return StepLosses(*(_mean(values) for values in zip(*several, strict=True)))
 
 
-class Measured(NamedTuple):
-    """What a batch measured, as `StepLosses`, still on the device: float32 scalars without a graph."""
-
-    task_loss: Tensor
-    veteran_loss: Tensor
-    share: Tensor
-    gate: Tensor
-
-    def read(self) -> StepLosses:
-        """The numbers; this waits for the device."""
-        return StepLosses(*torch.stack(self).tolist())
-
-
 def _mean(values: Sequence[float]) -> float:
     known = [value for value in values if not math.isnan(value)]
     return sum(known) / len(known) if known else math.nan
 
 
 @torch.no_grad()
-def encode(trainee: Trainee, batch: Batch) -> Encoded:
-    """Draw maps that sources wait for, run the frozen text encoders and VAE; noise and times as seeded."""
-    encoder, flow = trainee.encoder, trainee.config.flow
-    first = trainee.annotators.sources(to_device(batch.source, trainee.accelerator.device), batch.annotators)
+def encode(trained: TrainedModel, batch: Batch) -> EncodedBatch:
+    """Annotate sources that wait for a map, run the frozen encoders; noise and times as seeded."""
+    encoder, flow = trained.encoder, trained.config.flow
+    first = trained.annotators.sources(to_device(batch.source, trained.accelerator.device), batch.annotators)
+    # [batch, 3, height, width] -> [batch, tokens, channels]
     clean = encoder.images(batch.target, batch.keys.target)
-    times = draw_timesteps(batch.seeds, flow.timestep_mean, flow.timestep_std)
-    noise = draw_noise(batch.seeds, clean.tokens.shape[1:])
-    sample = flow_sample(clean.tokens, noise, trained_times(trainee, times, clean.tokens.shape[1]))
-    return Encoded(
-        text=encoder.prompts(batch.prompts, batch.keys.prompts),
-        source=encoder.images(first, batch.keys.source),
-        noise=clean.with_tokens(sample.noisy),
-        flow=sample,
-        further=tuple(encoder.images(one) for one in batch.further),
-    )
+    times = sample_timesteps(batch.seeds, flow.timestep_mean, flow.timestep_std)
+    noise = sample_noise(batch.seeds, clean.tokens.shape[1:])
+    shifted = trained_times(trained, times, clean.tokens.shape[1])
+    noisy, timestep, velocity = interpolate(clean.tokens, noise, shifted)
+    text = encoder.prompts(batch.prompts, batch.keys.prompts)
+    source = encoder.images(first, batch.keys.source)
+    further = tuple(encoder.images(one) for one in batch.further)
+    return EncodedBatch(text, (source, *further), clean.with_tokens(noisy), timestep, velocity)
 
 
-def trained_times(trainee: Trainee, times: Tensor, num_tokens: int) -> Tensor:
+def trained_times(trained: TrainedModel, times: Tensor, num_tokens: int) -> Tensor:
     """Times [any] shifted as training shifts those of pictures of so many tokens, in float32."""
-    model, flow = trainee.model, trainee.config.flow
+    model, flow = trained.model, trained.config.flow
     mu = model.schedule_shift(num_tokens, flow.shift_steps)
     return shift_times(times, shift_factor(model.scheduler.config, flow.shift, mu))
 
 
-def encode_all(trainee: Trainee, micro: Sequence[Batch]) -> Iterator[Encoded]:
+def encode_all(trained: TrainedModel, micro: Sequence[Batch]) -> Iterator[EncodedBatch]:
     """Encode the micro-batches of a step in their order: each when it is asked for, or all at the first.
 
     All at once where encoders wait on the host, so that they come to the device once per step; what was
     encoded is given away one by one, and held by nobody else.
     """
-    each = (encode(trainee, batch) for batch in micro)
-    if not trainee.config.machine.encodes_ahead:
+    each = (encode(trained, batch) for batch in micro)
+    if not trained.config.machine.encodes_ahead:
         yield from each
         return
     ready = deque(each)
@@ -167,32 +151,35 @@ def encode_all(trainee: Trainee, micro: Sequence[Batch]) -> Iterator[Encoded]:
 
 
 def batch_loss(
-    trainee: Trainee, stage: StageSettings, batch: Batch, encoded: Encoded | None = None
-) -> tuple[Tensor, Measured]:
-    """The loss of one batch, with its graph, and what it is made of; nothing is read from the device.
+    trained: TrainedModel, stage: StageSettings, batch: Batch, encoded: EncodedBatch | None = None
+) -> tuple[Tensor, Tensor]:
+    """The loss of one batch, with its graph, and what it measured; nothing is read from the device.
 
     Source: CoLoGen (arXiv 2602.22150), equation 10; the task loss is flow matching's squared error, in
     float32.
 
     Args:
-        trainee: What is trained.
+        trained: What is trained.
         stage: Its settings.
         batch: The examples.
         encoded: The same as `encode` gives them; None: they are encoded here.
+
+    Returns:
+        The loss, a scalar with its graph, and the fields of `StepLosses`: float32 [4] without a graph.
     """
-    encoded, config = encoded or encode(trainee, batch), trainee.config
-    velocity_of = trainee.model.velocity if trainee.parallel is None else trainee.parallel.velocity
-    with trainee.accelerator.autocast(), trainee.weave.record() as routing:
+    encoded, config = encoded or encode(trained, batch), trained.config
+    velocity_of = trained.model.velocity if trained.parallel is None else trained.parallel.velocity
+    with trained.accelerator.autocast(), trained.weave.record() as routing:
         velocity = velocity_of(
-            encoded.noise,
-            encoded.flow.timestep,
+            encoded.noisy,
+            encoded.timestep,
             encoded.text,
             encoded.sources,
             source_timestep=config.flow.source_timestep,
-            guidance=trainee.guidance,
+            guidance=trained.guidance,
         )
-    task = F.mse_loss(velocity.float(), encoded.flow.velocity)
-    own = own_tokens(batch, sum(one.tokens.shape[1] for one in encoded.sources), trainee.accelerator.device)
+    task = F.mse_loss(velocity.float(), encoded.velocity)
+    own = own_tokens(batch, sum(one.tokens.shape[1] for one in encoded.sources), trained.accelerator.device)
     veteran = prw.veteran_loss(routing, rho=stage.rho, alpha=stage.alpha, per=config.veteran.per, mask=own)
     return task + veteran, _measured(
         task, veteran, routing, own, bool(batch.replayed) and all(batch.replayed)
@@ -202,15 +189,15 @@ def batch_loss(
 @torch.no_grad()
 def _measured(
     task: Tensor, veteran: Tensor, routing: Routing, own: Tensor | None, all_replayed: bool
-) -> Measured:
-    """Losses, share and gate of a batch, without waiting for the device."""
+) -> Tensor:
+    """Losses, share and gate of a batch: float32 [4] on the device, without synchronising."""
     share = routing.newest_share("straight-through", mask=own)
     tally = routing.tally()
     chosen, gates = tally.sums.tensor_split([len(tally.experts)], dim=1)
     gate = gates[:, MEASURES.index("gate")].sum() / chosen.sum().clamp(min=1.0)
     if all_replayed:
         share = torch.full_like(share, math.nan)
-    return Measured(task.detach(), veteran.detach(), share, gate)
+    return torch.stack([task.detach(), veteran.detach(), share, gate])
 
 
 def learning_rate(step: int, stage: StageSettings, settings: OptimizerSettings) -> float:
@@ -222,7 +209,7 @@ def learning_rate(step: int, stage: StageSettings, settings: OptimizerSettings) 
 
 
 def train_step(
-    trainee: Trainee,
+    trained: TrainedModel,
     stage: StageSettings,
     step: int,
     optimizer: torch.optim.Optimizer,
@@ -234,40 +221,40 @@ def train_step(
         NonFiniteError: A loss or gradient of any rank is not finite; neither weights nor optimiser moved.
     """
     optimizer.zero_grad(set_to_none=True)
-    measured, ready = [], encode_all(trainee, micro)
+    measured, ready = [], encode_all(trained, micro)
     for place, batch in enumerate(micro):
-        with _gathering(trainee, last=place == len(micro) - 1):
-            loss, losses = batch_loss(trainee, stage, batch, next(ready))
-            _backward(trainee, loss / len(micro))
+        with _gathering(trained, last=place == len(micro) - 1):
+            loss, losses = batch_loss(trained, stage, batch, next(ready))
+            _backward(trained, loss / len(micro))
         measured.append(losses)
-    norm = clip(optimizer, trainee.config.optimizer.clip_norm)
-    finite, losses_read = _read(trainee.accelerator, norm, measured)
+    norm = clip(optimizer, trained.config.optimizer.clip_norm)
+    finite, losses_read = _read(trained.accelerator, norm, measured)
     if not finite:
-        raise _non_finite(trainee.accelerator, losses_read, micro)
+        raise _non_finite(trained.accelerator, losses_read, micro)
     for group in optimizer.param_groups:
-        group["lr"] = learning_rate(step, stage, trainee.config.optimizer)
+        group["lr"] = learning_rate(step, stage, trained.config.optimizer)
     optimizer.step()
     return StepLosses.mean(losses_read)
 
 
-def _backward(trainee: Trainee, loss: Tensor) -> None:
-    if trainee.parallel is None:
+def _backward(trained: TrainedModel, loss: Tensor) -> None:
+    if trained.parallel is None:
         loss.backward()
     else:
-        trainee.parallel.backward(loss)
+        trained.parallel.backward(loss)
 
 
-def _gathering(trainee: Trainee, last: bool) -> AbstractContextManager[Any]:
+def _gathering(trained: TrainedModel, last: bool) -> AbstractContextManager[Any]:
     """Where gradients of a micro-batch are averaged over ranks: only with those of the step's last one."""
-    return nullcontext() if trainee.parallel is None or last else trainee.parallel.gather_later()
+    return nullcontext() if trained.parallel is None or last else trained.parallel.gather_later()
 
 
 def _read(
-    accelerator: Accelerator, norm: Tensor, measured: Sequence[Measured]
+    accelerator: Accelerator, norm: Tensor, measured: Sequence[Tensor]
 ) -> tuple[bool, list[StepLosses]]:
     """Whether losses and gradients of all ranks are finite, and this rank's numbers, in one transfer."""
     norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
-    rows = torch.stack([torch.stack(one) for one in measured])
+    rows = torch.stack(list(measured))  # [micro-batches, 4]
     finite = rows[:, :2].isfinite().all() & norm.to(rows.device).isfinite()
     faults = (~finite).float()[None]
     if accelerator.num_processes > 1:

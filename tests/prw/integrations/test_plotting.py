@@ -33,7 +33,7 @@ def test_a_mask_and_statistics_give_the_same_picture(routing):
     masked, taken = prw.plot_routing(routing, mask=mask), prw.plot_routing(routing.statistics(mask))
     pictures = [figure.axes[0].get_images()[0].get_array().tolist() for figure in (masked, taken)]
     assert pictures[0] == pictures[1] == routing.usage(mask).tolist()
-    with pytest.raises(prw.UnsupportedError, match="too late"):
+    with pytest.raises(prw.UnsupportedError, match="mask cannot be applied to statistics"):
         prw.plot_routing(routing.statistics(), mask=mask)
 
 

@@ -9,7 +9,7 @@ import torch
 from accelerate.state import AcceleratorState
 
 import prw
-from recipes.cologen.config import parse_config
+from recipes.cologen.config.run import parse_config
 from recipes.cologen.data.vocabulary import VOCABULARY
 from recipes.cologen.flux.tiny import build_tiny_flux, save_tiny_flux
 

@@ -10,7 +10,7 @@ from PIL import Image
 from rich.console import Console
 
 from recipes.cologen import doctor, train
-from recipes.cologen.config import REPOSITORY
+from recipes.cologen.config.run import REPOSITORY
 from recipes.cologen.diagnosis.data import _annotators
 from tests.recipes.cologen.training.conftest import base_path, make_config
 

@@ -12,17 +12,17 @@ from PIL import Image
 from rich.console import Console
 
 from recipes.cologen import generate as command
-from recipes.cologen.config import load_config
-from recipes.cologen.data.annotators.opencv import draw_canny
+from recipes.cologen.config.run import load_config
+from recipes.cologen.data.annotators.opencv import canny_map
+from recipes.cologen.data.picture_files import Fitted, enlarge
 from recipes.cologen.data.world import World
 from recipes.cologen.generate import _source, main
-from recipes.cologen.generate_options import options
-from recipes.cologen.pictures import Fitted, enlarge
+from recipes.cologen.generation.options import options
+from recipes.cologen.generation.sample import size_to_draw, source_of
 from recipes.cologen.pipeline import CoLoGenPipeline
 from recipes.cologen.pipeline.pixels import own_size
-from recipes.cologen.report.run_reader import RunReader
-from recipes.cologen.sample_picture import size_to_draw, source_of
-from recipes.cologen.training.growth import load_base
+from recipes.cologen.runs.loading import load_base
+from recipes.cologen.runs.reader import RunReader
 
 PROMPTS = {
     "inpainting": "small red circle top left on gray",
@@ -144,7 +144,7 @@ def test_a_control_prompt_without_its_kind_gets_a_hint(
 
 def test_the_map_of_a_photograph_is_drawn_first_on_request(arguments: list[str], tmp_path: Path) -> None:
     image = World(3).record(0).image
-    maps = {"photo": image, "map": draw_canny(image)}
+    maps = {"photo": image, "map": canny_map(image)}
     for name, pixels in maps.items():
         Image.fromarray(pixels).save(tmp_path / f"{name}.png")
     control = ["--task", "control", "--prompt", PROMPTS["control"], "--image"]
@@ -330,7 +330,7 @@ def test_a_picture_without_a_size_is_drawn_at_a_megapixel_at_most(
     image = np.zeros((3000, 4000, 3), np.uint8)
     source = source_of(model, folder, "editing", "make the red circle blue", image)
     assert source.image.shape[:2] == own_size(3000, 4000, 4) == (884, 1180)
-    assert any("at most 1048576 pixels are drawn" in notice for notice in source.notices)
+    assert any("at most 1048576 pixels are generated" in notice for notice in source.notices)
     assert size_to_draw(folder, model, image, "64x48") == (48, 64)
     bucketed = load_config(
         finished_run / "config.yaml", ["data.source=folder:x", "data.buckets.sizes=[[32,32],[32,64]]"]

@@ -12,8 +12,8 @@ from recipes.cologen.data.scene import SIZES
 from recipes.cologen.data.views import VIEWS
 from recipes.cologen.data.world import World
 from recipes.cologen.generate import main
-from recipes.cologen.generate_options import EXAMPLES, options
-from recipes.cologen.report.run_reader import RunReader
+from recipes.cologen.generation.options import EXAMPLES, options
+from recipes.cologen.runs.reader import RunReader
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 PAGE = (REPOSITORY / "docs/recipes/tasks.md").read_text(encoding="utf-8")

@@ -1,6 +1,7 @@
 """The command: what it says and returns when it is done, stopped, refused, or has nothing left to do."""
 
 import errno
+import fcntl
 import io
 import json
 import re
@@ -12,9 +13,10 @@ from PIL import Image
 from rich.console import Console
 
 from recipes.cologen import train as command
-from recipes.cologen.config import CONFIGS
-from recipes.cologen.score_table import score_table
-from recipes.cologen.training import bench, loop, run_lock
+from recipes.cologen.config.run import CONFIGS
+from recipes.cologen.report.score_table import score_table
+from recipes.cologen.training import context as context
+from recipes.cologen.training import loop
 from tests.recipes.cologen.training.conftest import base_path, make_config
 
 __all__ = ["base_path"]
@@ -91,9 +93,10 @@ def test_a_folder_that_another_command_writes_is_left_alone(call, config_file, t
     )
 
     def taken(handle, how):
-        raise BlockingIOError(errno.EAGAIN, "taken")
+        if how & fcntl.LOCK_EX:
+            raise BlockingIOError(errno.EAGAIN, "taken")
 
-    monkeypatch.setattr(run_lock.fcntl, "lockf", taken)
+    monkeypatch.setattr(fcntl, "flock", taken)
     (tmp_path / "run/.lock").write_text("4711 on here")
     assert call("--config", config_file)[0] == 1
     assert "another command is working" in (said := capsys.readouterr().err) and "4711 on here" in said
@@ -111,8 +114,8 @@ def test_a_full_disk_is_said_in_a_line_and_the_run_goes_on_later(call, config_fi
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(bench, "write_state", full)
-        patch.setattr(bench.RunFolder, "finish", full)
+        patch.setattr(context, "write_state", full)
+        patch.setattr(context.RunFolder, "finish", full)
         assert call("--config", config_file)[0] == 1
     said = capsys.readouterr().err
     assert re.fullmatch(r"error: .*No space left.* its last checkpoint too: .*\n", said)

@@ -1,1 +1,1 @@
-"""Annotators: what draws the control maps that a data set does not store."""
+"""Annotators: what makes the control maps that a data set does not store."""

@@ -1,4 +1,4 @@
-"""What an annotator is: something that draws control maps of a batch of pictures."""
+"""What an annotator is: something that makes control maps of a batch of pictures."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 class Annotator(Protocol):
-    """Draws one kind of control map."""
+    """Makes one kind of control map."""
 
     map_kind: str
     """Which: `canny`, `depth`, `soft_edge`, `lineart` or `segmentation`."""
@@ -18,12 +18,12 @@ class Annotator(Protocol):
         """What it cannot work without: a package, or a network at a path."""
 
     def fingerprint(self) -> str:
-        """Short hash of all that decides what it draws: weights, preparation, options, precision.
+        """Short hash of all that decides what it makes: weights, preparation, options, precision.
 
         A cache of what was made from its maps is good for this fingerprint alone.
         """
 
-    def draw(self, pixels: Tensor) -> Tensor:
+    def annotate(self, pixels: Tensor) -> Tensor:
         """The maps of a batch, none of which depends on its batch-mates.
 
         Args:

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from recipes.cologen.config_annotators import AnnotatorSettings
-from recipes.cologen.data.annotators.transformer_models import check_drawn, hash_weights
+from recipes.cologen.config.annotators import AnnotatorSettings
+from recipes.cologen.data.annotators.transformer_models import check_maps, hash_weights
 from recipes.cologen.errors import AnnotatorError
 
 _DETECTORS = {"soft_edge": "HEDdetector", "lineart": "LineartDetector"}
@@ -44,7 +44,7 @@ class DetectorAnnotator:
             network: nn.Module = detector.netNetwork
         else:
             network = detector.model_coarse if self._coarse else detector.model
-        self._network = network.requires_grad_(False).eval().to(device, self._dtype)
+        self.network = network.requires_grad_(False).eval().to(device, self._dtype)
         told = f"{_DETECTORS[map_kind]}{self._coarse}{self._dtype}{hash_weights(network.state_dict())}"
         self._fingerprint = hashlib.sha256(told.encode()).hexdigest()[:16]
 
@@ -58,22 +58,22 @@ class DetectorAnnotator:
         return self._fingerprint
 
     @torch.no_grad()
-    def draw(self, pixels: Tensor) -> Tensor:
+    def annotate(self, pixels: Tensor) -> Tensor:
         """Edges or lines at the pictures' own size.
 
         Raises:
-            AnnotatorError: As `check_drawn`.
+            AnnotatorError: As `check_maps`.
         """
         with torch.autocast(pixels.device.type, enabled=False):
             values = self._soft_edges(pixels) if self.map_kind == "soft_edge" else self._lines(pixels)
-        check_drawn(values, self.map_kind, self._settings)
+        check_maps(values, self.map_kind, self._settings)
         # Cut off, not rounded, as the detectors do.
         return (255 * values).clamp(0, 255).to(torch.uint8).expand(-1, 3, -1, -1)
 
     def _soft_edges(self, pixels: Tensor) -> Tensor:
         """Mean of the five depths' edges, squashed to 0..1: [batch, 1, height, width]."""
         size = pixels.shape[-2:]
-        edges = [edge.float() for edge in self._network(pixels.to(self._dtype))]
+        edges = [edge.float() for edge in self.network(pixels.to(self._dtype))]
         grown = [F.interpolate(edge, size, mode="bilinear", align_corners=False) for edge in edges]
         return torch.stack(grown).mean(0).sigmoid()
 
@@ -82,7 +82,7 @@ class DetectorAnnotator:
         height, width = pixels.shape[-2:]
         below, beside = -height % _LINEART_SIDES, -width % _LINEART_SIDES
         padded = F.pad(pixels.to(self._dtype) / 255, (0, beside, 0, below), mode="replicate")
-        lines: Tensor = self._network(padded)[..., :height, :width].float()
+        lines: Tensor = self.network(padded)[..., :height, :width].float()
         return 1 - lines
 
 
@@ -98,7 +98,7 @@ def _detector(map_kind: str, settings: AnnotatorSettings) -> Any:
     except ImportError as error:
         raise AnnotatorError(
             f"data.annotators.{map_kind}: {name} is of controlnet_aux, which cannot be imported ({error})."
-            " Run: pip install 'prw[annotators]'; or draw it without a network (kind: opencv)"
+            " Run: pip install 'prw[annotators]'; or make it without a network (kind: opencv)"
         ) from error
     try:
         return getattr(controlnet_aux, name).from_pretrained(str(settings.path))

@@ -1,4 +1,4 @@
-"""Maps that need no network, drawn in the loader's workers: Canny edges, blurred edges, line art."""
+"""Maps that need no network, made in the loader's workers: Canny edges, blurred edges, line art."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from recipes.cologen.config_annotators import OPTIONS, AnnotatorSettings
+from recipes.cologen.config.annotators import OPTIONS, AnnotatorSettings
 from recipes.cologen.data.record import Image
 
 _FORMS = {"canny": 2, "lineart": 2}
-"""Of a map that the same options once drew otherwise: how often it changed, and one. The others never did."""
+"""Of a map that the same options once made otherwise: how often it changed, and one. The others never did."""
 
 
-def draw_canny(image: Image, low: float = 100, high: float = 200) -> Image:
+def canny_map(image: Image, low: float = 100, high: float = 200) -> Image:
     """White edges on black, by Canny's detector with two thresholds, called once on the colours.
 
     OpenCV then takes each pixel's strongest gradient over the channels, as ControlNet's maps are made
@@ -27,13 +27,13 @@ def draw_canny(image: Image, low: float = 100, high: float = 200) -> Image:
     return as_gray(cv2.Canny(np.ascontiguousarray(image), low, high).astype(np.float32))
 
 
-def draw_soft_edge(image: Image, blur: float = 0.8) -> Image:
+def soft_edge_map(image: Image, blur: float = 0.8) -> Image:
     """Blurred edge strength, white on black: the look of HED maps, without its network."""
     strength = cv2.GaussianBlur(_steps(image), (3, 3), blur)
     return as_gray(255 * strength / max(float(strength.max()), 1.0))
 
 
-def draw_lineart(image: Image, threshold: float = 30) -> Image:
+def lineart_map(image: Image, threshold: float = 30) -> Image:
     """White lines on black wherever the picture changes by more than so many levels.
 
     White on black, as ControlNet 1.1 and controlnet_aux give line art to a network: both turn round what
@@ -42,11 +42,13 @@ def draw_lineart(image: Image, threshold: float = 30) -> Image:
     return as_gray(np.where(_steps(image) > threshold, 255.0, 0.0).astype(np.float32))
 
 
-DRAWERS: dict[str, Callable[..., Image]] = {
-    "canny": draw_canny,
-    "soft_edge": draw_soft_edge,
-    "lineart": draw_lineart,
+OPENCV_MAPS: dict[str, Callable[..., Image]] = {
+    "canny": canny_map,
+    "soft_edge": soft_edge_map,
+    "lineart": lineart_map,
 }
+"""Maps that OpenCV makes of a picture alone. A new one also gets its options in config/annotators.py and the
+beginning of its prompts in data/control.py."""
 
 
 class OpenCvAnnotator:
@@ -59,9 +61,9 @@ class OpenCvAnnotator:
 
     def __call__(self, image: Image) -> Image:
         """The map of one picture, uint8 [height, width, 3]."""
-        return DRAWERS[self.map_kind](image, **self.options)
+        return OPENCV_MAPS[self.map_kind](image, **self.options)
 
-    def draw(self, pixels: Tensor) -> Tensor:
+    def annotate(self, pixels: Tensor) -> Tensor:
         """The maps of a batch, one picture after the other."""
         pictures = pixels.permute(0, 2, 3, 1).cpu().numpy()
         maps = np.stack([self(picture) for picture in pictures])

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import AutoImageProcessor, AutoModelForDepthEstimation, AutoModelForSemanticSegmentation
 from transformers.utils import is_torchvision_available
 
-from recipes.cologen.config_annotators import AnnotatorSettings
+from recipes.cologen.config.annotators import AnnotatorSettings
 from recipes.cologen.data.class_colours import CLASS_COLOURS, CLASSES
 from recipes.cologen.errors import AnnotatorError
 
@@ -45,7 +45,7 @@ class TransformersAnnotator:
                 f"data.annotators.segmentation: {settings.path} tells {model.config.num_labels} classes "
                 f"apart, but at most {CLASSES} have colours of their own; take another network"
             )
-        self._model: nn.Module = model.requires_grad_(False).eval().to(device, self._dtype)
+        self.model: nn.Module = model.requires_grad_(False).eval().to(device, self._dtype)
         self._fingerprint = self._hash(model.config)
 
     @property
@@ -58,24 +58,24 @@ class TransformersAnnotator:
         return self._fingerprint
 
     @torch.no_grad()
-    def draw(self, pixels: Tensor) -> Tensor:
+    def annotate(self, pixels: Tensor) -> Tensor:
         """Depth with the nearest white, stretched over what occurs; or each class in its colour.
 
         Raises:
-            AnnotatorError: As `check_drawn`.
+            AnnotatorError: As `check_maps`.
         """
         size = (pixels.shape[-2], pixels.shape[-1])
         with torch.autocast(pixels.device.type, enabled=False):
-            outputs = self._model(self._prepared(pixels))
+            outputs = self.model(self._prepared(pixels))
         sizes = [size] * len(pixels)
         if self.map_kind == "segmentation":
-            check_drawn(outputs.logits, self.map_kind, self._settings)
+            check_maps(outputs.logits, self.map_kind, self._settings)
             found = self._processor.post_process_semantic_segmentation(outputs, target_sizes=sizes)
             colours = torch.from_numpy(CLASS_COLOURS).to(pixels.device)
             return colours[torch.stack(found)].permute(0, 3, 1, 2)
         found = self._processor.post_process_depth_estimation(outputs, target_sizes=sizes)
         depth = torch.stack([one["predicted_depth"] for one in found]).float()
-        check_drawn(depth, self.map_kind, self._settings)
+        check_maps(depth, self.map_kind, self._settings)
         return depth_levels(1 / depth.clamp_min(1e-6) if self._is_distance else depth)
 
     def _prepared(self, pixels: Tensor) -> Tensor:
@@ -89,11 +89,11 @@ class TransformersAnnotator:
         return values.to(pixels.device, self._dtype)
 
     def _hash(self, config: Any) -> str:
-        told = (type(self._model).__name__, type(self._processor).__name__, self._dtype)
+        told = (type(self.model).__name__, type(self._processor).__name__, self._dtype)
         digest = hashlib.sha256(repr(told).encode())
         for configuration in (config, self._processor):
             digest.update(configuration.to_json_string().encode())
-        digest.update(hash_weights(self._model.state_dict()).encode())
+        digest.update(hash_weights(self.model.state_dict()).encode())
         return digest.hexdigest()[:16]
 
 
@@ -111,10 +111,10 @@ def depth_levels(depth: Tensor) -> Tensor:
     return levels.to(torch.uint8)[:, None].expand(-1, 3, -1, -1)
 
 
-def check_drawn(values: Tensor, map_kind: str, settings: AnnotatorSettings) -> None:
+def check_maps(values: Tensor, map_kind: str, settings: AnnotatorSettings) -> None:
     """Refuse a network's output without a single finite value, which would become an empty map.
 
-    It reads one number from the device for each batch that a network draws; other batches never come here.
+    It reads one number from the device for each batch that a network annotates.
 
     Args:
         values: What the network gave, [batch, ...].
@@ -127,7 +127,7 @@ def check_drawn(values: Tensor, map_kind: str, settings: AnnotatorSettings) -> N
     empty = int((~values.isfinite().flatten(1).any(1)).sum())
     if empty:
         raise AnnotatorError(
-            f"data.annotators.{map_kind}: {settings.path} drew {empty} of {len(values)} maps without a "
+            f"data.annotators.{map_kind}: {settings.path} made {empty} of {len(values)} maps without a "
             f"finite value in {settings.dtype}. Half precision may have overflowed: try dtype: float32; if "
             "that does not help, its weights are damaged"
         )

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from recipes.cologen.config_data import SetSettings
+from recipes.cologen.config.data import SetSettings
 from recipes.cologen.data.layouts.layout import Layout, Reading
 from recipes.cologen.data.layouts.regions import coco_object
 from recipes.cologen.data.raw import RawRecord

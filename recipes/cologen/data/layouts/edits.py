@@ -47,7 +47,7 @@ def _first(value: Any) -> Any:
 
 
 def _record(reading: Reading, columns: _Columns) -> RawRecord:
-    """Every form of the prompt is a pair; the view draws among them.
+    """Every form of the prompt is a pair; the view samples one of them.
 
     Where the set has a caption of the result, that is the second form, if `captions` is on.
     """

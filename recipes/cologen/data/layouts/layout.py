@@ -9,7 +9,7 @@ from typing import Any
 
 from PIL import Image as PilImage
 
-from recipes.cologen.config_data import SetSettings
+from recipes.cologen.config.data import SetSettings
 from recipes.cologen.data.raw import RawRecord
 from recipes.cologen.data.record import Origin
 from recipes.cologen.data.sources.rows import Row, Rows, open_picture

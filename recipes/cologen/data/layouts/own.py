@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image as PilImage
 from pydantic import ValidationError
 
+from recipes.cologen.config.errors import fault_lines
 from recipes.cologen.data.folder_metadata import ObjectLine
 from recipes.cologen.data.layouts.layout import Layout, Reading
 from recipes.cologen.data.licences import UNSTATED
@@ -50,7 +51,7 @@ def _object(reading: Reading, item: Any, picture: PilImage.Image) -> RawObject:
     try:
         line = ObjectLine(label=item.get("label"), category=item.get("category"), bbox=item.get("bbox"))
     except ValidationError as error:
-        raise reading.broken(f"an object is not as it should be ({error.errors()[0]['msg']})") from error
+        raise reading.broken(f"an object: {fault_lines(error, ObjectLine)[0]}") from error
     if mask is None and line.bbox is None:
         raise reading.broken(f"object {line.label!r} has neither bbox nor mask")
     if line.bbox is not None and not _is_inside(line.bbox, picture.size):

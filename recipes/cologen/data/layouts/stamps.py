@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image as PilImage
 from PIL import ImageOps
 
-from recipes.cologen.config_data import SetSettings
+from recipes.cologen.config.data import SetSettings
 from recipes.cologen.data.composition import Composition
 from recipes.cologen.data.layouts.layout import Layout, Reading
 from recipes.cologen.data.layouts.own import ALL_TASKS

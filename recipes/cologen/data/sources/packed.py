@@ -48,7 +48,7 @@ class PackedBytes:
 class KeyIndex:
     """Where keys stand in a list, by 64-bit hashes in sorted order: 16 bytes a key.
 
-    Two keys may share a hash, so whoever looks one up compares it with what stands there.
+    Two keys may share a hash, so a look-up compares it with what stands there.
     """
 
     def __init__(self, keys: Iterable[str]) -> None:

@@ -9,29 +9,29 @@ import torch
 from PIL import Image
 
 from prw.routing import Routing, RoutingDecision
-from recipes.cologen.app.answers import A_MAP, Answers, Asked, joined
-from recipes.cologen.app.examples import TASKS
+from recipes.cologen.app.about import TASKS
+from recipes.cologen.app.answers import A_MAP, Answers, Request, joined
 from recipes.cologen.app.limits import Limits
 from recipes.cologen.app.serving import WARNS_OF_CLIP, keep_prompts_out_of_the_log
 from recipes.cologen.app.shares import share_maps, shares_picture
+from recipes.cologen.data.picture_files import enlarge
 from recipes.cologen.data.views import VIEWS
 from recipes.cologen.data.vocabulary import VOCABULARY
 from recipes.cologen.data.world import World
-from recipes.cologen.drawing import DrawingRoom
 from recipes.cologen.errors import CologenError
 from recipes.cologen.generate import main
-from recipes.cologen.pictures import enlarge
+from recipes.cologen.generation.session import GenerationSession
 from recipes.cologen.pipeline import pipeline_over
-from recipes.cologen.report.run_reader import RunReader
+from recipes.cologen.runs.reader import RunReader
 
 PICTURE = World(3).record(0).image
 HOLE = np.zeros((64, 64, 3), np.uint8)
 HOLE[8:24, 12:36] = 255
 ASKED = {
-    "inpainting": Asked(
+    "inpainting": Request(
         "inpainting", PICTURE, HOLE, "small red circle top left on gray", 1, 2, 3.5, "inpainting"
     ),
-    "grounding": Asked(
+    "grounding": Request(
         "grounding",
         enlarge(PICTURE, 8),
         None,
@@ -41,21 +41,21 @@ ASKED = {
         None,
         "full-pool",
     ),
-    "control": Asked(
+    "control": Request(
         "control", PICTURE, None, "line art to image red circle on gray", 3, 2, 1, "control", "lineart"
     ),
-    "editing": Asked("editing", PICTURE, None, "make the red circle blue", 0, 2, None, "no-experts"),
+    "editing": Request("editing", PICTURE, None, "make the red circle blue", 0, 2, None, "no-experts"),
 }
 
 
 @pytest.fixture(scope="module")
 def answers(finished_run: Path) -> Answers:
-    return Answers(DrawingRoom(RunReader(finished_run)), Limits(steps=5, letters=100))
+    return Answers(GenerationSession(RunReader(finished_run)), Limits(steps=5, letters=100))
 
 
 @pytest.mark.parametrize("task", ASKED)
 def test_the_settings_draw_the_picture_again_bit_for_bit(answers: Answers, tmp_path: Path, task: str) -> None:
-    answer = answers.draw(ASKED[task])
+    answer = answers.generate(ASKED[task])
     (tmp_path / "settings.json").write_text(answer.settings, encoding="utf-8")
     again = tmp_path / "again.png"
     assert main(["--settings", str(tmp_path / "settings.json"), "--output", str(again)]) == 0
@@ -87,16 +87,16 @@ REFUSALS = {
 
 
 @pytest.mark.parametrize(("asked", "message"), REFUSALS.values(), ids=REFUSALS)
-def test_it_refuses_in_words(answers: Answers, asked: Asked, message: str) -> None:
+def test_it_refuses_in_words(answers: Answers, asked: Request, message: str) -> None:
     with pytest.raises(CologenError, match=message):
-        answers.draw(asked)
+        answers.generate(asked)
 
 
 def test_a_prompt_of_another_kind_than_the_map_that_was_made_gets_a_note(answers: Answers) -> None:
     words = "depth map to image red circle top left on gray"
-    drawn = answers.draw(ASKED["control"]._replace(prompt=words, kind="canny"))
+    drawn = answers.generate(ASKED["control"]._replace(prompt=words, kind="canny"))
     assert 'the map is canny ("canny edge to image"), but the prompt begins with' in drawn.notes
-    assert "the map is" not in answers.draw(ASKED["control"]._replace(prompt=words, kind=A_MAP)).notes
+    assert "the map is" not in answers.generate(ASKED["control"]._replace(prompt=words, kind=A_MAP)).notes
 
 
 def test_nothing_that_was_typed_reaches_the_log(
@@ -106,7 +106,7 @@ def test_nothing_that_was_typed_reaches_the_log(
     monkeypatch.setattr(logger, "filters", [])
     logger.addHandler(caplog.handler)  # diffusers' loggers end at their own root
     monkeypatch.setattr(logger, "level", logging.WARNING)
-    pipe = pipeline_over(answers.room._model)
+    pipe = pipeline_over(answers.session.model)
     try:
         for said in (True, False):
             caplog.clear()
@@ -121,7 +121,7 @@ def test_nothing_that_was_typed_reaches_the_log(
 def test_the_preview_is_the_map_that_the_model_sees(answers: Answers) -> None:
     assert answers.preview(None, A_MAP) is None
     assert np.array_equal(answers.preview(PICTURE, A_MAP), enlarge(PICTURE, 16))
-    made = answers.room.made_map(PICTURE, "canny")
+    made = answers.session.made_map(PICTURE, "canny")
     assert np.array_equal(answers.preview(PICTURE, "canny"), enlarge(made, 16))
 
 
@@ -168,11 +168,11 @@ def test_where_whole_samples_are_routed_the_sites_are_drawn_instead() -> None:
 
 def test_a_size_is_drawn_and_too_large_a_one_is_refused(answers: Answers) -> None:
     asked = ASKED["grounding"]._replace(size=" 32 x 16 ")
-    assert answers.draw(asked).picture.shape[:2] == (256, 512)
+    assert answers.generate(asked).picture.shape[:2] == (256, 512)
     for size, message in (
         ("big", "the size: expected WIDTHxHEIGHT"),
-        ("2048x2048", "4194304 pixels; at most 1048576 are drawn here"),
+        ("2048x2048", "4194304 pixels; at most 1048576 are generated here"),
         ("30x16", "multiples of 4"),
     ):
         with pytest.raises(CologenError, match=message):
-            answers.draw(asked._replace(size=size))
+            answers.generate(asked._replace(size=size))

@@ -183,12 +183,12 @@ def test_what_is_no_picture_is_refused_in_words_and_the_page_goes_on(
     page.locator("#grounding-draw").click()
     notes = page.locator("#grounding-notes")
     expect(notes.locator("textarea")).to_have_value(re.compile("the base cannot read '<b>the</b>'"))
-    expect(notes).to_contain_text("Not drawn")
+    expect(notes).to_contain_text("Not generated")
     expect(page.locator(".toast-body")).to_have_count(0)
     page.locator("#grounding-prompt textarea").fill("draw a red box around the blue square")
     page.locator("#grounding-draw").click()
     assert drawn(page, "grounding").shape == (256, 256, 3)
-    expect(notes).not_to_contain_text("Not drawn")
+    expect(notes).not_to_contain_text("Not generated")
     expect(page.locator("#grounding-settings")).to_be_enabled()
 
 

@@ -21,8 +21,8 @@ from recipes.cologen.app.limits import (
     read_strokes,
     read_upload,
 )
+from recipes.cologen.data.picture_files import read_picture
 from recipes.cologen.errors import PictureError, PromptError
-from recipes.cologen.pictures import read_picture
 
 LIMITS = Limits(upload_bytes=20_000, pixels=10_000, letters=20)
 NOISE = np.random.default_rng(0).integers(0, 256, (30, 50, 3), dtype=np.uint8)

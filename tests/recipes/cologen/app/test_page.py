@@ -25,16 +25,16 @@ from recipes.cologen.app.limits import FLATTENED, Limits
 from recipes.cologen.app.page import NOTES, REFUSED, build_page, in_words
 from recipes.cologen.app.serving import serve
 from recipes.cologen.app.uploads import MOST_BLOBS, Upload, only_read_here
-from recipes.cologen.drawing import DrawingRoom
 from recipes.cologen.errors import PictureError
-from recipes.cologen.picture_settings import read_settings
-from recipes.cologen.report.run_reader import RunReader
+from recipes.cologen.generation.session import GenerationSession
+from recipes.cologen.generation.settings import read_settings
+from recipes.cologen.runs.reader import RunReader
 
 
 @pytest.fixture(scope="module")
 def page(finished_run: Path) -> gr.Blocks:
     async def built() -> gr.Blocks:  # outside a loop gradio makes some of its own, and never closes them
-        return build_page(Answers(DrawingRoom(RunReader(finished_run)), Limits(waiting=3)))
+        return build_page(Answers(GenerationSession(RunReader(finished_run)), Limits(waiting=3)))
 
     return asyncio.run(built())
 
@@ -198,7 +198,7 @@ def test_a_port_taken_meanwhile_is_said_without_a_variable_that_nobody_reads(
     monkeypatch.setattr("recipes.cologen.app.serving.Answers", lambda *_: None)
     monkeypatch.setattr("recipes.cologen.app.serving.build_page", lambda _: SimpleNamespace(launch=launch))
     with pytest.raises(AddressError) as refused:
-        serve(cast(DrawingRoom, None), Limits(), "127.0.0.1", port, print)
+        serve(cast(GenerationSession, None), Limits(), "127.0.0.1", port, print)
     assert words in str(refused.value) and "GRADIO" not in str(refused.value)
 
 
@@ -216,7 +216,7 @@ def test_another_host_is_a_choice_with_a_notice(
 
 def test_without_gradio_the_command_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "gradio", None)
-    for room in ("__main__", "serving", "page", "uploads"):
-        monkeypatch.delitem(sys.modules, f"recipes.cologen.app.{room}", raising=False)
+    for module in ("__main__", "serving", "page", "uploads"):
+        monkeypatch.delitem(sys.modules, f"recipes.cologen.app.{module}", raising=False)
     with pytest.raises(SystemExit, match=r"pip install 'prw\[app\]'"):
         runpy.run_module("recipes.cologen.app")

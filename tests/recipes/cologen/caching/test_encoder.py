@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from recipes.cologen.caching.encoder import Encoder, Stores, open_encoder
 from recipes.cologen.caching.fingerprints import picture_key, prompt_key, text_fingerprint, vae_fingerprint
 from recipes.cologen.caching.store import TensorStore
-from recipes.cologen.config_input import CacheSettings
+from recipes.cologen.config.data import CacheSettings
 from recipes.cologen.flux.tiny import build_tiny_flux
 
 WORDS = ["red", "blue", "circle", "square", "on", "tan"]

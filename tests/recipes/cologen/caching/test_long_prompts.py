@@ -5,12 +5,12 @@ import torch
 
 from recipes.cologen.caching.encoder import open_encoder
 from recipes.cologen.caching.fingerprints import prompt_key
-from recipes.cologen.config_input import CacheSettings
+from recipes.cologen.config.data import CacheSettings
 from recipes.cologen.data.record import Example
 from recipes.cologen.errors import PromptError
 from recipes.cologen.flux.tiny import build_tiny_flux
-from recipes.cologen.training.batches import Prepared, collate
-from recipes.cologen.training.filling import RecordBatches, fill
+from recipes.cologen.training.input.batches import collate
+from recipes.cologen.training.input.filling import RecordBatches, fill
 
 LONG, SHORT = " ".join(["red circle on tan"] * 20), "red circle"
 
@@ -59,7 +59,7 @@ class OneExample(torch.utils.data.Dataset):
         return 1
 
     def __getitem__(self, index):
-        return RecordBatches((collate([Prepared(self.example, 0)], keyed=True),))
+        return RecordBatches((collate([self.example], keyed=True),))
 
 
 def test_filling_ahead_refuses_it_as_well(reading):

@@ -107,7 +107,7 @@ def test_a_shard_that_another_process_deleted_is_no_error(tmp_path):
 
 
 def test_old_leftovers_of_killed_writers_are_removed_and_young_ones_kept(tmp_path):
-    old, young = tmp_path / ".old.safetensors.tmp", tmp_path / ".young.safetensors.tmp"
+    old, young = tmp_path / ".new-0-old.safetensors", tmp_path / ".new-1-young.safetensors"
     for path in (old, young):
         path.write_bytes(b"half")
     os.utime(old, (0, 0))

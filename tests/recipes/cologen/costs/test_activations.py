@@ -10,7 +10,7 @@ from accelerate.state import AcceleratorState
 import prw
 from prw.config import PoolSettings
 from recipes.cologen.caching.encoder import Encoder
-from recipes.cologen.config import parse_config
+from recipes.cologen.config.run import parse_config
 from recipes.cologen.costs import activations
 from recipes.cologen.costs.activations import Load, StepBytes, step_bytes
 from recipes.cologen.costs.cuda_numerics import CudaNumerics, backward, quantise
@@ -19,8 +19,8 @@ from recipes.cologen.costs.shapes import read_shape
 from recipes.cologen.data.vocabulary import VOCABULARY
 from recipes.cologen.flux.model import FluxModel
 from recipes.cologen.flux.tiny import build_tiny_flux, save_tiny_flux
-from recipes.cologen.training.batches import Batch
-from recipes.cologen.training.step import Trainee, batch_loss
+from recipes.cologen.training.input.batches import Batch
+from recipes.cologen.training.step import TrainedModel, batch_loss
 
 LEAST, MOST_SAVED, MOST_HELD = 0.99, 1.08, 1.18
 """Bounds of estimate / real. Without numbers, experts are computed by plain operations, which hold more than
@@ -72,7 +72,7 @@ def measured(base: Path, load: Load) -> StepBytes:
     )
     mixed = load.dtype == torch.bfloat16
     AcceleratorState._reset_state(reset_partial_state=True)
-    trainee = Trainee(
+    trained = TrainedModel(
         model,
         weave,
         Accelerator(mixed_precision="bf16" if mixed else "no", cpu=True),
@@ -89,7 +89,7 @@ def measured(base: Path, load: Load) -> StepBytes:
 
     with CudaNumerics(), LiveBytes(weights_of(model)) as live:
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            loss, _ = batch_loss(trainee, config.stages["grounding"], batch)
+            loss, _ = batch_loss(trained, config.stages["grounding"], batch)
         saved = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
         kept.clear()
         backward(loss)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from recipes.cologen.config import REPOSITORY
+from recipes.cologen.config.run import REPOSITORY
 from recipes.cologen.costs.activations import Load
 from recipes.cologen.costs.arithmetic import step_flops
 from recipes.cologen.costs.shapes import SHAPES, read_shape

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from recipes.cologen.config import REPOSITORY, parse_config
+from recipes.cologen.config.run import REPOSITORY, parse_config
 from recipes.cologen.costs.activations import StepBytes
 from recipes.cologen.costs.gpus import UnknownGpuError, gpu_memory, memory_size
 from recipes.cologen.costs.memory import estimate_memory, is_tight, load_of, memory_of, what_would_fit

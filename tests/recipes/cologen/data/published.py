@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 from pycocotools import mask as coco
 
-from recipes.cologen.config_data import SetSettings
+from recipes.cologen.config.data import SetSettings
 
 WIDTH, HEIGHT = 40, 24
 TEXT, INTEGER, NUMBER = datasets.Value("string"), datasets.Value("int64"), datasets.Value("float64")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import datasets
 
-from recipes.cologen.config_data import SetSettings
+from recipes.cologen.config.data import SetSettings
 from tests.recipes.cologen.data.published import INTEGER, NUMBER, PICTURE, TEXT, parquet, picture
 
 

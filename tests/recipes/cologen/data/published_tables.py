@@ -10,7 +10,7 @@ import datasets
 import numpy as np
 from PIL import Image
 
-from recipes.cologen.config_data import SetSettings
+from recipes.cologen.config.data import SetSettings
 from tests.recipes.cologen.data.published import (
     INTEGER,
     NUMBER,

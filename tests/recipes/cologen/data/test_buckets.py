@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from recipes.cologen.config_input import BucketSettings
+from recipes.cologen.config.data import BucketSettings
 from recipes.cologen.data.bucket_order import BucketOrder
 from recipes.cologen.data.buckets import Bucket, Buckets, bucketed, buckets_of
 from recipes.cologen.data.framing import frame_of, framed

@@ -4,7 +4,7 @@ import datasets
 import pytest
 from PIL import Image
 
-from recipes.cologen.config_data import DataSettings, SetSettings
+from recipes.cologen.config.data import DataSettings, SetSettings
 from recipes.cologen.data import content
 from recipes.cologen.data.content import set_content
 from recipes.cologen.data.sets import DataSet
@@ -22,8 +22,8 @@ def arrow_cache(tmp_path, monkeypatch):
 @pytest.mark.parametrize("layout", PUBLISHED)
 def test_every_layout_has_the_same_content_in_two_places(layout, tmp_path, monkeypatch):
     seen = []
-    original = content._record_facts
-    monkeypatch.setattr(content, "_record_facts", lambda *given: seen.append(original(*given)) or seen[-1])
+    original = content.record_facts
+    monkeypatch.setattr(content, "record_facts", lambda *given: seen.append(original(*given)) or seen[-1])
     found = set()
     for place in ("one", "two"):
         (tmp_path / place).mkdir()

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from recipes.cologen.config import parse_config
-from recipes.cologen.config_annotators import OPTIONS
+from recipes.cologen.config.annotators import OPTIONS
+from recipes.cologen.config.run import parse_config
 from recipes.cologen.data.layouts import LAYOUTS
 from recipes.cologen.stages import COLOGEN_STAGES
 

@@ -12,15 +12,15 @@ from hypothesis import strategies as st
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from recipes.cologen.config_data import DataSettings, SetSettings
-from recipes.cologen.config_training import DropoutSettings
+from recipes.cologen.config.data import DataSettings, SetSettings
+from recipes.cologen.config.training import DropoutSettings
 from recipes.cologen.data.decoding import as_rgb, open_upright, stored_size, upright_stand_in
 from recipes.cologen.data.folder import PictureFolder
-from recipes.cologen.data.sampler import Draw
+from recipes.cologen.data.picture_files import read_picture
+from recipes.cologen.data.sampler import SampleIndex
 from recipes.cologen.data.sets import DataSet
 from recipes.cologen.errors import BrokenPictureError, FolderDataError, PictureError
-from recipes.cologen.pictures import read_picture
-from recipes.cologen.training.batches import Examples
+from recipes.cologen.training.input.batches import Examples
 from tests.recipes.cologen.data.published import PICTURE, TEXT, parquet, picture, pixels, png
 
 
@@ -123,9 +123,9 @@ def test_a_broken_row_is_skipped_counted_and_named(content, tmp_path):
     path = parquet(tmp_path, rows, {"image": PICTURE, "text": TEXT})
     part = DataSet("mine", SetSettings(layout="own", path=path), DataSettings())
     assert part.picture_sizes("control").shape == (4, 4)
-    prepared = Examples(part, "control", DropoutSettings(text=0, source=0))[Draw(3, 5)]
+    prepared = Examples(part, "control", DropoutSettings(text=0, source=0))[SampleIndex(3, 5)]
     assert len(prepared.skipped) >= 1 and prepared.skipped[0].startswith("mine/3: ")
-    assert any(np.array_equal(prepared.example.target, pixels(number)) for number in range(3))
+    assert any(np.array_equal(prepared.target, pixels(number)) for number in range(3))
 
 
 @pytest.mark.parametrize("content", WRONG.values(), ids=WRONG)

@@ -193,10 +193,10 @@ def test_a_picture_is_turned_as_its_exif_data_says(tmp_path: Path) -> None:
 GOOD = {"file_name": "black.png", "text": "black"}
 FAULTS: dict[str, tuple[dict[str, Any] | str, str]] = {
     "not JSON": ("{'file_name': 'black.png'}", "not a JSON object"),
-    "not an object": ("[1, 2]", "the line"),
-    "no caption": ({"file_name": "black.png"}, "text: Field required"),
+    "not an object": ("[1, 2]", "expected an object"),
+    "no caption": ({"file_name": "black.png"}, "text: missing"),
     "an empty caption": ({**GOOD, "text": ""}, "text"),
-    "an unknown key": ({**GOOD, "caption": "black"}, "caption: Extra inputs"),
+    "an unknown key": ({**GOOD, "caption": "black"}, "caption: unknown setting"),
     "no such file": ({**GOOD, "file_name": "gone.png"}, r"there is no file gone\.png"),
     "a file outside": ({**GOOD, "file_name": "../x.png"}, "outside the folder"),
     "an absolute path": ({**GOOD, "file_name": "/etc/hostname"}, "outside the folder"),

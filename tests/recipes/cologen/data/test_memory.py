@@ -18,7 +18,7 @@ from recipes.cologen.data.sources.packed import KeyIndex, PackedBytes
 from recipes.cologen.data.sources.paired_folder import PairedFolder
 from recipes.cologen.data.sources.shards import ShardRows
 from tests.recipes.cologen.data.published import picture, write_lines
-from tests.recipes.cologen.data.test_names import shard
+from tests.recipes.cologen.data.sources.test_packed import shard
 
 ROWS = 1500
 OUTLINE = [12.5, 3.25, 40.75, 3.0, 40.5, 22.0, 12.0, 21.5]

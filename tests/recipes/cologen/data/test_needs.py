@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from recipes.cologen.config_data import DataSettings, SetSettings
+from recipes.cologen.config.data import DataSettings, SetSettings
 from recipes.cologen.data.folder import PictureFolder
 from recipes.cologen.data.sets import DataSet, Mixture
 from recipes.cologen.data.sources import rows

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recipes.cologen.data.sampler import BatchSampler, BatchSizeError, derive_seed
+from recipes.cologen.data.sampler import BatchSampler, BatchSizeError
+from recipes.cologen.data.seeding import derive_seed
 
 LAYOUTS = st.tuples(st.integers(1, 4), st.integers(1, 3), st.integers(1, 3))
 """Micro-batch, ranks, micro-batches a step."""
@@ -54,7 +55,7 @@ def test_going_on_from_a_saved_position_equals_not_stopping(layout, length, seed
 @given(st.integers(1, 9), st.integers(1, 5), st.integers(0, 9))
 def test_each_epoch_holds_every_record_once_in_another_order(length, batch, seed):
     sampler = BatchSampler(length, batch_size=batch, seed=seed)
-    stream = [sampler.draw(position).record_index for position in range(3 * length)]
+    stream = [sampler.at(position).record_index for position in range(3 * length)]
     epochs = [stream[start : start + length] for start in range(0, 3 * length, length)]
     assert all(sorted(epoch) == list(range(length)) for epoch in epochs)
     if length > 7:
@@ -63,13 +64,13 @@ def test_each_epoch_holds_every_record_once_in_another_order(length, batch, seed
 
 def test_a_record_seen_again_gets_another_seed():
     sampler = BatchSampler(2, batch_size=2, seed=0)
-    seeds = {sampler.draw(position).seed for position in range(40)}
+    seeds = {sampler.at(position).seed for position in range(40)}
     assert len(seeds) == 40
 
 
 def test_an_endless_source_is_never_repeated_and_seeds_read_other_parts_of_it():
-    first = {BatchSampler(None, batch_size=1, seed=0).draw(position).record_index for position in range(50)}
-    second = {BatchSampler(None, batch_size=1, seed=1).draw(position).record_index for position in range(50)}
+    first = {BatchSampler(None, batch_size=1, seed=0).at(position).record_index for position in range(50)}
+    second = {BatchSampler(None, batch_size=1, seed=1).at(position).record_index for position in range(50)}
     assert len(first) == 50
     assert not first & second
     assert min(first | second) >= 0

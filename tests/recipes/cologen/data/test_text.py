@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recipes.cologen.config_data import DataSettings, SetSettings
+from recipes.cologen.config.data import DataSettings, SetSettings
 from recipes.cologen.data.folder import PictureFolder
 from recipes.cologen.data.sets import DataSet
 from recipes.cologen.data.sources.json_files import JsonRows

@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from recipes.cologen.config.annotators import MAP_KINDS
 from recipes.cologen.data import oracle
 from recipes.cologen.data.class_colours import CLASS_COLOURS
-from recipes.cologen.data.control import MAPS, available_kinds
+from recipes.cologen.data.control import FROM_RECORD, available_kinds
 from recipes.cologen.data.editing import EDITS
 from recipes.cologen.data.grounding import draw_box
 from recipes.cologen.data.inpainting import MASK_KINDS
@@ -74,7 +75,7 @@ def test_holes_come_in_the_papers_proportions() -> None:
 
 
 def test_every_kind_of_map_and_edit_occurs() -> None:
-    assert set(_kinds("control", 200)) == set(MAPS)
+    assert set(_kinds("control", 200)) == set(MAP_KINDS)
     assert set(_kinds("editing", 200)) == set(EDITS)
     assert set(_kinds("grounding", 200)) == {"box", "mask", "instance"}
     assert set(_kinds("customization", 50)) == {"alone", "with another"}
@@ -120,9 +121,9 @@ def test_control_offers_the_maps_a_record_allows() -> None:
     record = replace(World(0).record(0), depth=None, segmentation=None)
     assert available_kinds(record) == ["canny", "soft_edge", "lineart"]
     with pytest.raises(MissingMetadataError, match="no depth map"):
-        MAPS["depth"](record)
+        FROM_RECORD["depth"](record)
     with pytest.raises(MissingMetadataError, match="no segmentation"):
-        MAPS["segmentation"](record)
+        FROM_RECORD["segmentation"](record)
 
 
 def test_classes_have_colours_of_their_own() -> None:
@@ -143,7 +144,7 @@ def test_classes_have_colours_of_their_own() -> None:
 
 def test_no_class_is_drawn_like_another() -> None:
     classes = np.arange(256).reshape(16, 16)
-    drawn = MAPS["segmentation"](replace(World(0).record(0), segmentation=classes))
+    drawn = FROM_RECORD["segmentation"](replace(World(0).record(0), segmentation=classes))
     assert len(np.unique(drawn.reshape(-1, 3), axis=0)) == 256
     assert (drawn.any(axis=-1) == (classes > 0)).all()
 
@@ -154,7 +155,7 @@ def test_a_class_number_without_a_colour_is_refused(number: int) -> None:
     classes[3, 4] = number
     record = replace(World(0).record(0), id="street.png#7", segmentation=classes)
     with pytest.raises(MissingMetadataError, match=rf"street\.png#7.*{number}.*expected 0.*to 255"):
-        MAPS["segmentation"](record)
+        FROM_RECORD["segmentation"](record)
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from recipes.cologen.flux import Flux2Model, FluxBase, FluxModel, ImageTokens, TextTokens
-from recipes.cologen.flux.random_flux2 import build_random_flux2
 from recipes.cologen.flux.tiny import build_tiny_flux
+from recipes.cologen.tools.random_flux2 import build_random_flux2
 
 WORDS = ("a", "red", "blue", "green", "circle", "square", "on", "the", "left", "right", ",", ".", "2")
 

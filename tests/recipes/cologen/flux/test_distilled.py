@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from recipes.cologen.config import parse_config
+from recipes.cologen.config.run import parse_config
 from recipes.cologen.flux.distilled import base_warnings, published_name
 
 

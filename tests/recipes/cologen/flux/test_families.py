@@ -11,8 +11,8 @@ from diffusers import Flux2KleinKVPipeline, Flux2KleinPipeline
 from recipes.cologen.errors import BaseModelError
 from recipes.cologen.flux import Flux2Model, FluxBase, FluxModel, generate, has_source_stream, load_base_model
 from recipes.cologen.flux.families import FAMILIES
-from recipes.cologen.flux.random_flux2 import build_random_flux2, write_random_flux2
 from recipes.cologen.flux.tiny import save_tiny_flux
+from recipes.cologen.tools.random_flux2 import build_random_flux2, write_random_flux2
 from tests.recipes.cologen.flux.conftest import Build
 
 INDEX = "model_index.json"

@@ -6,7 +6,7 @@ from diffusers import Flux2KleinPipeline
 
 from recipes.cologen.errors import PromptError
 from recipes.cologen.flux import ImageTokens
-from recipes.cologen.flux.random_flux2 import build_random_flux2
+from recipes.cologen.tools.random_flux2 import build_random_flux2
 
 
 def test_a_long_prompt_is_refused_or_cut_as_the_pipeline_cuts():

@@ -14,12 +14,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import prw
-from recipes.cologen.config import load_config
+from recipes.cologen.config.run import load_config
 from recipes.cologen.errors import ShapeError
 from recipes.cologen.flux import Flux2Model, SourceKV, TextTokens, generate
-from recipes.cologen.flux.random_flux2 import build_random_flux2
 from recipes.cologen.flux.source_stream import flux_attentions, install_source_stream, remove_source_stream
 from recipes.cologen.flux.two_step import SourceTokens
+from recipes.cologen.tools.random_flux2 import build_random_flux2
 from tests.recipes.cologen.flux.conftest import Inputs
 
 PROMPTS = ["a red circle", "ein Rätsel: 谜"]

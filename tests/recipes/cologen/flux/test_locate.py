@@ -9,7 +9,7 @@ import torch
 from recipes.cologen.errors import BaseModelError
 from recipes.cologen.flux import FluxModel
 from recipes.cologen.flux.locate import locate_base
-from recipes.cologen.flux.random_weights import write_random_flux
+from recipes.cologen.tools.random_flux1 import write_random_flux
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 

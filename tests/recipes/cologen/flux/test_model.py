@@ -19,7 +19,7 @@ from recipes.cologen.flux import (
     image_position_ids,
     remove_source_stream,
 )
-from recipes.cologen.flux.forward import run_transformer
+from recipes.cologen.flux.model import run_transformer
 from recipes.cologen.flux.pixel_vae import PixelUnshuffleVAE
 from recipes.cologen.flux.source_stream import SourceTokens, flux_attentions
 

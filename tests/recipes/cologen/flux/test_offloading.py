@@ -6,14 +6,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from recipes.cologen.config_model import MachineSettings
+from recipes.cologen.config.model import MachineSettings
 from recipes.cologen.flux import FluxModel, generate, load_base_model
 from recipes.cologen.flux.base import FluxBase
 from recipes.cologen.flux.offloading import OffloadedPart, compute_device
 from recipes.cologen.flux.placement import place
-from recipes.cologen.flux.random_flux2 import write_random_flux2
-from recipes.cologen.flux.random_weights import write_random_flux
 from recipes.cologen.pipeline import pipeline_over
+from recipes.cologen.tools.random_flux1 import write_random_flux
+from recipes.cologen.tools.random_flux2 import write_random_flux2
 
 CPU = torch.device("cpu")
 WRITERS: dict[str, Callable[..., object]] = {"FLUX.1": write_random_flux, "FLUX.2": write_random_flux2}
@@ -30,14 +30,14 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 def copies(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     """What comes and goes; here a copy on the same CPU stands for one on a device."""
     seen: list[str] = []
-    show = OffloadedPart._show
+    show = OffloadedPart.show
 
     def copied(part: OffloadedPart, values: Sequence[torch.Tensor]) -> None:
-        leaves = values is part._on_host
+        leaves = values is part.on_host
         seen.append("left" if leaves else "came")
         show(part, values if leaves else [value.clone() for value in values])
 
-    monkeypatch.setattr(OffloadedPart, "_show", copied)
+    monkeypatch.setattr(OffloadedPart, "show", copied)
     yield seen
 
 
@@ -122,10 +122,10 @@ def test_the_pipeline_gives_the_vae_its_pictures_where_it_computes(
     monkeypatch.setattr(pipe.vae, "decode", looked_at)
     size = (2 * 2 * model.vae_scale_factor,) * 2
     with pytest.raises(StopIteration):
-        pipe._encode(torch.zeros(1, 3, *size), torch.zeros(1))
+        pipe.family.encode(torch.zeros(1, 3, *size), torch.zeros(1))
     tokens = torch.zeros(1, 4, pipe.transformer.config.in_channels)
     with pytest.raises(StopIteration):
-        pipe._decode(tokens, size, "pil")
+        pipe.family.decode(tokens, size, "pil")
     assert seen == [device, device] == [compute_device(pipe.vae)] * 2
 
 

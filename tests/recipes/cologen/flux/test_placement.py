@@ -8,11 +8,11 @@ import torch
 from diffusers.models.attention_dispatch import _AttentionBackendRegistry
 
 import prw
-from recipes.cologen.config_model import MachineSettings
+from recipes.cologen.config.model import MachineSettings
 from recipes.cologen.errors import MachineError
 from recipes.cologen.flux import FluxModel, ImageTokens, TextTokens
 from recipes.cologen.flux.placement import place
-from recipes.cologen.flux.random_weights import write_random_flux
+from recipes.cologen.tools.random_flux1 import write_random_flux
 
 CPU = torch.device("cpu")
 

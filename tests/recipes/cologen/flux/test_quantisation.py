@@ -9,7 +9,7 @@ import torch
 import prw
 from recipes.cologen.errors import MachineError
 from recipes.cologen.flux import FluxModel, ImageTokens
-from recipes.cologen.flux.random_weights import write_random_flux
+from recipes.cologen.tools.random_flux1 import write_random_flux
 
 needs_torchao = pytest.mark.skipif(find_spec("torchao") is None, reason="torchao is not installed")
 

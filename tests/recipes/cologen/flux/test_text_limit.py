@@ -5,8 +5,8 @@ import json
 import pytest
 from diffusers import FluxPipeline
 
-from recipes.cologen.config_errors import ConfigError
-from recipes.cologen.config_model import MOST_TEXT_TOKENS
+from recipes.cologen.config.errors import ConfigError
+from recipes.cologen.config.model import MOST_TEXT_TOKENS
 from recipes.cologen.flux import FluxModel
 from recipes.cologen.flux.flux2_model import MAX_TEXT_TOKENS
 from recipes.cologen.flux.tiny import build_tiny_flux, save_tiny_flux

@@ -11,9 +11,9 @@ from diffusers import AutoencoderKL
 
 import prw
 from recipes.cologen.flux import FluxModel
-from recipes.cologen.flux.random_flux2 import build_random_flux2
 from recipes.cologen.flux.tiny import build_tiny_flux
 from recipes.cologen.pipeline import CoLoGenFlux2Pipeline, CoLoGenPipeline, pipeline_over
+from recipes.cologen.tools.random_flux2 import build_random_flux2
 
 WORDS = (
     "a",

@@ -9,10 +9,10 @@ from diffusers import Flux2KleinPipeline
 
 from recipes.cologen.errors import GuidanceError, PromptError
 from recipes.cologen.flux.families import load_base_model
-from recipes.cologen.flux.random_flux2 import build_random_flux2
 from recipes.cologen.flux.sampling import generate
 from recipes.cologen.flux.two_step import SourceKV
 from recipes.cologen.pipeline import CoLoGenFlux2Pipeline, pipeline_over
+from recipes.cologen.tools.random_flux2 import build_random_flux2
 
 both_timesteps = pytest.mark.parametrize("timestep", ["same", "zero"])
 
@@ -41,7 +41,7 @@ def test_without_a_source_it_is_stock_klein(flux2, tools) -> None:
 def test_it_draws_what_the_recipes_sampling_draws(flux2, tools, photo, timestep) -> None:
     pixels = torch.from_numpy(photo).permute(2, 0, 1)[None] / 127.5 - 1
     asked = {"height": 48, "width": 32, "steps": 2, "source_timestep": timestep}
-    expected = generate(flux2._view(), ["a red circle"], pixels, generator=0, **asked) / 2 + 0.5
+    expected = generate(flux2.family.model(), ["a red circle"], pixels, generator=0, **asked) / 2 + 0.5
     drawn = tools.draw(flux2, "a red circle", photo, output_type="pt", source_timestep=timestep).images
     torch.testing.assert_close(drawn, expected, atol=1e-5, rtol=1e-5)
 

@@ -76,16 +76,16 @@ def test_a_cache_that_skips_blocks_still_reads_the_source(build, tools, photo, t
 def test_vae_tiling_is_used_for_the_source_and_for_what_is_drawn(build, tools) -> None:
     pipe, wide = build(), tools.picture(0, 32, 96)
     latents = tools.draw(pipe, "a", wide, output_type="latent").images
-    whole = pipe._decode(latents, (32, 96), "np")
+    whole = pipe.family.decode(latents, (32, 96), "np")
     pipe.vae.enable_tiling()
     pipe.vae.tile_sample_min_size, pipe.vae.tile_latent_min_size = 64, 8
-    tiled = pipe._decode(latents, (32, 96), "np")
+    tiled = pipe.family.decode(latents, (32, 96), "np")
     assert tools.difference(whole, tiled) > 1e-4  # the tiny VAE's norms see a tile
     source = tools.draw(pipe, "a", wide, output_type="latent").images
     assert not torch.equal(source, latents)  # read tile by tile
     drawn = tools.draw(pipe, "a", wide)
     assert drawn.images.shape == (1, 32, 96, 3)
-    assert tools.difference(drawn, pipe._decode(source, (32, 96), "np")) == 0
+    assert tools.difference(drawn, pipe.family.decode(source, (32, 96), "np")) == 0
 
 
 @pytest.mark.parametrize(("family", "timestep"), [

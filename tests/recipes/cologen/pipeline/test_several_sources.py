@@ -8,10 +8,11 @@ import pytest
 import torch
 
 from recipes.cologen.errors import PictureError, RoutingQuestionError
-from recipes.cologen.flux.random_flux2 import build_random_flux2
 from recipes.cologen.flux.sampling import generate
 from recipes.cologen.flux.two_step import SourceKV
 from recipes.cologen.pipeline import pipeline_over, plot_routing
+from recipes.cologen.pipeline.family import token_side
+from recipes.cologen.tools.random_flux2 import build_random_flux2
 
 both_timesteps = pytest.mark.parametrize("timestep", ["same", "zero"])
 SIZE = {"height": 48, "width": 32}
@@ -41,7 +42,7 @@ def pixels(*pictures: np.ndarray) -> torch.Tensor:
 
 @both_timesteps
 def test_it_draws_what_the_recipes_sampling_draws(family, tools, timestep) -> None:
-    side = family.pipe._side
+    side = token_side(family.pipe)
     first = [tools.picture(n, 3 * side, 2 * side) for n in (0, 1)]
     further = [tools.picture(n, side, 3 * side) for n in (2, 3)]  # another size, another shape
     third = [tools.picture(n, 2 * side, side) for n in (4, 5)]

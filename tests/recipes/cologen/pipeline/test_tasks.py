@@ -5,8 +5,7 @@ import pytest
 import torch
 
 import prw
-from recipes.cologen.data.control import canny
-from recipes.cologen.data.record import Record
+from recipes.cologen.data.annotators.opencv import canny_map
 from recipes.cologen.errors import PictureError, PromptError
 from recipes.cologen.pipeline.tasks import worded
 
@@ -54,7 +53,7 @@ def test_inpainting_hides_what_the_mask_covers(pipe, tools, photo) -> None:
 
 def test_a_control_map_is_made_of_the_photo_or_given(pipe, tools, photo) -> None:
     made = tools.draw(pipe, "a", photo, task="control", control="canny", output_routing=True)
-    edges = canny(Record("photo", photo, ""))
+    edges = canny_map(photo)
     assert np.array_equal(made.routing.sources[0], edges)
     for prompt, asked in (("a", {"control": "canny", "annotate": False}), ("canny edge to image a", {})):
         assert tools.difference(made, tools.draw(pipe, prompt, edges, task="control", **asked)) == 0

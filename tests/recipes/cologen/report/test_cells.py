@@ -16,9 +16,8 @@ from recipes.cologen.data.views import VIEWS
 from recipes.cologen.data.world import World
 from recipes.cologen.flux.model import FluxModel
 from recipes.cologen.report import cells
-from recipes.cologen.report.cells import Cell, Scorer, hash_examples, hash_files, shown_examples
-from recipes.cologen.report.opening import open_scorer
-from recipes.cologen.training import validation
+from recipes.cologen.report.cells import Cell, Scorer, hash_examples, hash_files, open_scorer, shown_examples
+from recipes.cologen.training.validation import scores as validation
 
 OWN = Cell("grounding", "grounding", "full_pool")
 FINAL = Cell("control", "grounding", "as_of")

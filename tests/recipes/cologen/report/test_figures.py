@@ -6,10 +6,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from recipes.cologen.report.curves import draw_training, draw_validation
-from recipes.cologen.report.run_reader import RunReader
-from recipes.cologen.report.tables import draw_tables
-from recipes.cologen.report.usage import Usage, draw_usage, short_site
+from recipes.cologen.report.figures import (
+    Usage,
+    draw_tables,
+    draw_training,
+    draw_usage,
+    draw_validation,
+    short_site,
+)
+from recipes.cologen.runs.reader import RunReader
 
 
 def pixels_of(path: Path) -> np.ndarray:

@@ -8,8 +8,8 @@ import pytest
 from matplotlib.colors import to_rgb
 from PIL import Image
 
+from recipes.cologen.report.figures import RIGHT, WRONG
 from recipes.cologen.report.grids import GridRow, draw_grid
-from recipes.cologen.report.style import RIGHT, WRONG
 
 
 def plain(*colour: int, shape: tuple[int, int] = (16, 16)) -> np.ndarray:

@@ -4,18 +4,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recipes.cologen.report.cells import Asked, Cell, Measurement
+from recipes.cologen.report.cells import Cell, Conditions, Measurement
 from recipes.cologen.report.scores import Scores, all_cells, task_cells
 
 TASKS = ("inpainting", "grounding", "control", "customization", "editing")
 
 
 def measured(score: float) -> Measurement:
-    asked = Asked(
+    asked = Conditions(
         n=1, seed=0, steps=1, source_timestep="zero", guidance=1.0, held_out="None", examples="e", weights="x"
     )
     return Measurement(
-        asked=asked,
+        conditions=asked,
         score=score,
         exact=True,
         by_kind={},

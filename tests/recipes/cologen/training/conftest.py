@@ -12,7 +12,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from recipes.cologen.config import RunConfig, parse_config
+from recipes.cologen.config.run import RunConfig, parse_config
 from recipes.cologen.data.vocabulary import VOCABULARY
 from recipes.cologen.flux.tiny import build_tiny_flux, save_tiny_flux
 from recipes.cologen.training import loop

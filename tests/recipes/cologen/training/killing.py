@@ -13,9 +13,12 @@ from typing import Any
 
 from rich.console import Console
 
-from recipes.cologen.config import RunConfig, load_config
-from recipes.cologen.training import bench, loop, run_folder, step, validating
+from recipes.cologen.config.run import RunConfig, load_config
+from recipes.cologen.runs import folder as run_folder
+from recipes.cologen.training import context as context
+from recipes.cologen.training import loop, step
 from recipes.cologen.training.run import train
+from recipes.cologen.training.validation import schedule as validating
 
 MOMENTS = (
     "in a step",
@@ -38,10 +41,14 @@ def arrange(moment: str, count: int) -> None:
     """Have this process die when it comes to a moment for the n-th time."""
     owner, name, when = {
         "in a step": (step, "batch_loss", "after"),
-        "while a checkpoint is written": (bench, "save_tensors", "before"),
+        "while a checkpoint is written": (context, "save_tensors", "before"),
         "between the two renames of a checkpoint": (Path, "rename", "after"),
         "while a finished stage is written": (run_folder.json, "dumps", "before"),
-        "after a finished stage is renamed, before the ledger is written": (bench, "note_progress", "before"),
+        "after a finished stage is renamed, before the ledger is written": (
+            context,
+            "note_progress",
+            "before",
+        ),
         "while the ledger is written": (run_folder, "write_text", "half"),
         "in validation": (validating, "evaluate_task", "after"),
         "while a row is written": (loop, "_log", "half row"),
@@ -62,7 +69,7 @@ def arrange(moment: str, count: int) -> None:
             original(*arguments, **named)
         elif when == "half":
             path, text = arguments
-            path.with_name(f".{path.name}.new").write_text(text[: len(text) // 2])
+            path.with_name(f".new-01234567-{path.name}").write_text(text[: len(text) // 2])
         elif when == "half row":
             with arguments[0].metrics.path.open("a") as file:
                 file.write('{"kind": "train", "sta')

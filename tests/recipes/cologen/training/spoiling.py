@@ -8,7 +8,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from recipes.cologen.config import load_config
+import torch
+
+from recipes.cologen.config.run import load_config
 from recipes.cologen.training import step
 from tests.recipes.cologen.training.killing import quiet
 
@@ -21,7 +23,7 @@ if __name__ == "__main__":
         seen += 1
         loss, losses = original(*arguments)
         if seen == int(os.environ["SPOILT_LOSS"]) and os.environ["RANK"] == os.environ["SPOILT_RANK"]:
-            return loss * math.nan, losses._replace(task_loss=losses.task_loss * math.nan)
+            return loss * math.nan, losses * torch.tensor([math.nan, 1, 1, 1])
         return loss, losses
 
     step.batch_loss = spoilt

@@ -11,17 +11,17 @@ from PIL import Image
 
 import prw
 from recipes.cologen.caching.encoder import Encoder
-from recipes.cologen.data.annotators.drawing import Annotators
+from recipes.cologen.data.annotators.annotate import Annotators
+from recipes.cologen.data.opening import training_records
 from recipes.cologen.data.sampler import BatchSampler
 from recipes.cologen.errors import AnnotatorError
 from recipes.cologen.generate import main as draw_picture
-from recipes.cologen.report.opening import open_scorer
+from recipes.cologen.report.cells import open_scorer
+from recipes.cologen.runs.loading import load_base
 from recipes.cologen.training import step as step_module
-from recipes.cologen.training.batches import batches, withhold
-from recipes.cologen.training.growth import load_base
-from recipes.cologen.training.sources import training_records
-from recipes.cologen.training.step import Trainee, encode
-from recipes.cologen.training.validation import evaluate_task, held_out_examples
+from recipes.cologen.training.input.batches import batches, withhold
+from recipes.cologen.training.step import TrainedModel, encode
+from recipes.cologen.training.validation.scores import evaluate_task, held_out_examples
 from tests.recipes.cologen.annotator_folders import save_depth_anything, save_segformer
 from tests.recipes.cologen.training.conftest import make_config
 
@@ -74,9 +74,9 @@ def test_a_run_draws_maps_in_its_steps_and_resumes_bit_equal(config_of, run, sto
     config, seen = config_of("logging.checkpoint_every=1", "machine.workers=1"), []
     original = step_module.encode
 
-    def watching(trainee, batch):
+    def watching(trained, batch):
         seen.append(batch.annotators)
-        return original(trainee, batch)
+        return original(trained, batch)
 
     monkeypatch.setattr(step_module, "encode", watching)
     assert run(config, tmp_path / "whole").complete
@@ -94,28 +94,30 @@ def test_a_run_draws_maps_in_its_steps_and_resumes_bit_equal(config_of, run, sto
     assert card["depth"]["fingerprint"] in (tmp_path / "whole/data_card.md").read_text()
 
 
-def trainee_of(config):
+def make_trained(config):
     model = load_base(config, CPU)
     weave = prw.inject(model.transformer, experts=["control"], **config.pool.model_dump())
     annotators = Annotators.load(config.data.annotators, CPU)
-    return Trainee(model, weave, Accelerator(), config, Encoder(model, model.device), annotators=annotators)
+    return TrainedModel(
+        model, weave, Accelerator(), config, Encoder(model, model.device), annotators=annotators
+    )
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_what_is_encoded_is_the_map_and_the_target_stays_the_picture(config_of, dtype):
     config = config_of(f"base.dtype={dtype}", "dropout.source=0", "dropout.text=0")
-    trainee, batch = trainee_of(config), next(stream(config))
+    trained, batch = make_trained(config), next(stream(config))
     waits = [name is not None for name in batch.annotators]
     assert any(waits) and not all(waits)
-    encoded = encode(trainee, batch)
-    pictures = trainee.annotators.sources(batch.source, batch.annotators)
+    encoded = encode(trained, batch)
+    pictures = trained.annotators.sources(batch.source, batch.annotators)
     assert not torch.equal(pictures, batch.source)
-    ready = encode(trainee, batch._replace(source=pictures, annotators=()))
-    assert torch.equal(encoded.source.tokens, ready.source.tokens)
-    assert torch.equal(encoded.flow.velocity, ready.flow.velocity)
-    unready = encode(trainee, batch._replace(annotators=()))
+    ready = encode(trained, batch._replace(source=pictures, annotators=()))
+    assert torch.equal(encoded.sources[0].tokens, ready.sources[0].tokens)
+    assert torch.equal(encoded.velocity, ready.velocity)
+    unready = encode(trained, batch._replace(annotators=()))
     for row, wait in enumerate(waits):
-        assert torch.equal(encoded.source.tokens[row], unready.source.tokens[row]) != wait
+        assert torch.equal(encoded.sources[0].tokens[row], unready.sources[0].tokens[row]) != wait
 
 
 def test_workers_leave_networks_to_the_step_and_a_withheld_source_stays_black(config_of):
@@ -132,16 +134,16 @@ def test_workers_leave_networks_to_the_step_and_a_withheld_source_stays_black(co
 
 def test_a_source_that_still_waits_is_not_scored(config_of):
     config = config_of("dropout.source=0")
-    trainee = trainee_of(config)
+    trained = make_trained(config)
     records = training_records(config.data).stage("control").records
     examples = held_out_examples(records, "control", 12, seed=0)
     sampling = {"steps": 1, "seed": 0, "batch_size": 4, "source_timestep": "zero"}
     with pytest.raises(AnnotatorError, match=r"sources wait for .* maps.*Annotators\.complete"):
-        evaluate_task(trainee.model, trainee.weave, examples, **sampling)
-    done = trainee.annotators.complete(examples, CPU)
-    assert len(evaluate_task(trainee.model, trainee.weave, done, **sampling).values) == 12
+        evaluate_task(trained.model, trained.weave, examples, **sampling)
+    done = trained.annotators.complete(examples, CPU)
+    assert len(evaluate_task(trained.model, trained.weave, done, **sampling).values) == 12
     with pytest.raises(AnnotatorError, match="loaded here are none"):
-        encode(replace(trainee, annotators=Annotators()), next(stream(config)))
+        encode(replace(trained, annotators=Annotators()), next(stream(config)))
 
 
 def test_report_and_command_draw_as_training_does(config_of, run, tmp_path, networks):

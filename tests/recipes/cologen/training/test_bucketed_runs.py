@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from recipes.cologen.config_errors import ConfigError
+from recipes.cologen.config.errors import ConfigError
 from recipes.cologen.data import decoding, size_index
+from recipes.cologen.data.opening import training_records
 from recipes.cologen.data.sources import rows
 from recipes.cologen.training import loop
-from recipes.cologen.training.batches import Examples
-from recipes.cologen.training.sources import training_records
+from recipes.cologen.training.input.batches import Examples
 from tests.recipes.cologen.training import test_on_files
 from tests.recipes.cologen.training.conftest import make_config
 from tests.recipes.cologen.training.test_on_files import WRITERS, arrow_cache, lines, png
@@ -127,9 +127,9 @@ def test_a_stage_trains_on_micro_batches_of_one_bucket_and_resumes_bit_equal(
     seen = []
     original = loop.train_step
 
-    def watching(trainee, stage, step, optimizer, micro):
+    def watching(trained, stage, step, optimizer, micro):
         seen.extend((tuple(one.target.shape[2:]), tuple(one.source.shape[2:])) for one in micro)
-        return original(trainee, stage, step, optimizer, micro)
+        return original(trained, stage, step, optimizer, micro)
 
     stages = json.dumps({"editing": {**test_on_files.ROW, "steps": 6, "batch_size": 4}})
     settings = make("tar", f"stages={stages}", "data.buckets.group=2", "machine.micro_batch=2")
@@ -156,10 +156,10 @@ def test_a_broken_picture_is_replaced_by_one_of_its_bucket(make, tmp_path):
     number = [tuple(bucket) for bucket in bucketed.buckets].index(((24, 16), (16, 24)))
     examples = Examples(records.records, "editing", settings.dropout, bucketed)
     for seed in range(5):
-        prepared = examples[loop.BatchSampler(6, batch_size=1, seed=0).draw(0)._replace(
+        prepared = examples[loop.BatchSampler(6, batch_size=1, seed=0).at(0)._replace(
             record_index=1, seed=seed, bucket=number
         )]  # fmt: skip
-        assert prepared.example.target.shape == (24, 16, 3) and prepared.example.source.shape == (16, 24, 3)
+        assert prepared.target.shape == (24, 16, 3) and prepared.source.shape == (16, 24, 3)
         assert prepared.skipped
 
 
@@ -170,7 +170,7 @@ def test_a_picture_that_was_exchanged_for_one_of_another_shape_is_skipped_with_t
     Image.new("RGB", (40, 40), "red").save(tmp_path / "folder/1-after.png")
     number = [tuple(bucket) for bucket in bucketed.buckets].index(((24, 16), (16, 24)))
     examples = Examples(records.records, "editing", settings.dropout, bucketed)
-    draw = loop.BatchSampler(6, batch_size=1, seed=0).draw(0)._replace(record_index=1, bucket=number)
+    draw = loop.BatchSampler(6, batch_size=1, seed=0).at(0)._replace(record_index=1, bucket=number)
     prepared = examples[draw]
     assert (
         "its bucket is 16x16 from 16x24, but by the list of picture sizes 24x16 from 16x24"

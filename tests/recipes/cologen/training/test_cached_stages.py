@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from recipes.cologen.config_errors import ConfigError
+from recipes.cologen.config.errors import ConfigError
 from recipes.cologen.training import step as step_module
 from tests.recipes.cologen.training.test_on_files import ROW, arrow_cache, config, write_folder
 
@@ -26,9 +26,9 @@ def test_a_replayed_example_is_kept_with_its_own_task(kept, base_path, tmp_path,
     seen = []
     original = step_module.encode
 
-    def watching(trainee, batch):
+    def watching(trained, batch):
         seen.extend(zip(batch.replayed, batch.keys.prompts or [None] * len(batch.ids), strict=True))
-        return original(trainee, batch)
+        return original(trained, batch)
 
     monkeypatch.setattr(step_module, "encode", watching)
     stages = {"control": {**ROW, "steps": 1}, "editing": {**ROW, "steps": 4, "replay": {"control": 0.5}}}

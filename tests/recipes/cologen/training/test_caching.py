@@ -3,14 +3,14 @@
 import pytest
 
 from recipes.cologen import cache, train
-from recipes.cologen.config_errors import ConfigError
-from recipes.cologen.data.fixed import fixed_examples
+from recipes.cologen.config.errors import ConfigError
+from recipes.cologen.data.opening import training_records
 from recipes.cologen.data.record import ALL_FIXED
-from recipes.cologen.data.sampler import derive_seed
+from recipes.cologen.data.seeding import derive_seed
 from recipes.cologen.data.views import VIEWS
 from recipes.cologen.flux.model import FluxModel
-from recipes.cologen.training.batches import keys_of
-from recipes.cologen.training.sources import training_records
+from recipes.cologen.training.input.batches import keys_of
+from recipes.cologen.training.input.filling import fixed_examples
 from tests.recipes.cologen.training.conftest import make_config
 from tests.recipes.cologen.training.test_on_files import config, write_folder
 

@@ -5,9 +5,9 @@ import json
 import pytest
 from safetensors.torch import load_file
 
-from recipes.cologen.data.example_inputs import write_example_inputs
-from recipes.cologen.flux.random_weights import write_random_flux
-from tests.recipes.cologen.training.launching import ZERO2, launch
+from recipes.cologen.tools.example_inputs import write_example_inputs
+from recipes.cologen.tools.random_flux1 import write_random_flux
+from tests.recipes.cologen.training.distributed.launching import ZERO2, launch
 
 STAGES = ("inpainting", "grounding", "control", "customization", "editing")
 

@@ -6,18 +6,16 @@ import pytest
 import torch
 
 import prw
-from recipes.cologen.errors import BaseModelError
-from recipes.cologen.training.checkpoint import ForeignCheckpointError
-from recipes.cologen.training.growth import begin_state, curriculum, grow, load_base, open_pool
-from recipes.cologen.training.run_folder import open_run
-from tests.recipes.cologen.training.conftest import make_config
+from recipes.cologen.runs.checkpoint import ForeignCheckpointError
+from recipes.cologen.runs.folder import open_run
+from recipes.cologen.training.growth import begin_state, curriculum, grow, load_base_to_train, open_pool
 
 CPU = torch.device("cpu")
 
 
 def grown(config, num_stages, rank=0):
     """A fresh pool walked through the first stages without training."""
-    model = load_base(config, CPU)
+    model = load_base_to_train(config, CPU)
     weave = prw.inject(model.transformer, **config.pool.model_dump())
     walk = curriculum(config).stages(weave)
     for name in config.stage_names[:num_stages]:
@@ -82,11 +80,6 @@ def test_only_the_newest_trains_and_the_model_is_in_training_mode(config):
     }
 
 
-def test_a_missing_base_is_refused(tmp_path):
-    with pytest.raises(BaseModelError, match="no FLUX base"):
-        load_base(make_config(tmp_path / "absent"), CPU)
-
-
 def test_a_stage_begins_where_the_rows_of_the_one_before_ended(config, tmp_path):
     folder = open_run(tmp_path / "run", config, "base")
     assert begin_state(config, folder, "inpainting").metrics_length == 0
@@ -103,4 +96,4 @@ def test_a_broken_summary_of_a_stage_is_refused(config, tmp_path, content):
     summary.parent.mkdir(parents=True)
     summary.write_text(content)
     with pytest.raises(ForeignCheckpointError, match=r"stage\.json is not what this recipe writes"):
-        open_pool(config, folder, load_base(config, CPU), "grounding")
+        open_pool(config, folder, load_base_to_train(config, CPU), "grounding")

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from prw.storage.atomic import recover_folder
 from recipes.cologen import train as command
 from recipes.cologen.training import metrics
-from recipes.cologen.training.checkpoint import recover
 from tests.recipes.cologen.training.conftest import make_config
 from tests.recipes.cologen.training.killing import MOMENTS, arrange, in_child, quiet
 from tests.recipes.cologen.training.test_run import assert_same_run
@@ -71,7 +71,7 @@ def test_a_disk_that_is_full_for_checkpoints_keeps_the_last_one(short, unbroken,
         os._exit(command.main(["--config", str(config), "--stage", STAGES, "--output", str(folder)]))
 
     assert in_child(work) == 1
-    recover(folder / "checkpoints" / "latest")
+    recover_folder(folder / "checkpoints" / "latest")
     assert not (folder / "checkpoints" / "latest").exists()
     quiet(short, folder, STAGES)
     assert_same_run(folder, unbroken)
@@ -83,7 +83,7 @@ def test_a_metrics_file_that_cannot_be_written_loses_nothing(
 ):
     config, folder = tmp_path / "short.yaml", tmp_path / "run"
     config.write_text(short.to_yaml())
-    original, seen = metrics.MetricsLog._write, []
+    original, seen = metrics.MetricsLog.write, []
 
     def failing(self, row):
         seen.append(row)
@@ -94,7 +94,7 @@ def test_a_metrics_file_that_cannot_be_written_loses_nothing(
         original(self, row)
 
     with monkeypatch.context() as patch:
-        patch.setattr(metrics.MetricsLog, "_write", failing)
+        patch.setattr(metrics.MetricsLog, "write", failing)
         assert command.main(["--config", str(config), "--stage", STAGES, "--output", str(folder)]) == 1
     said = capsys.readouterr().err
     assert os.strerror(number) in said and "its last checkpoint too" in said and "Traceback" not in said

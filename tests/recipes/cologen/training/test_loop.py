@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from recipes.cologen.training.checkpoint import ForeignCheckpointError
+from recipes.cologen.runs.checkpoint import ForeignCheckpointError
 
 
 def test_an_optimiser_of_other_parameters_or_processes_is_refused(config, run, stop_at, tmp_path):

@@ -10,16 +10,16 @@ import torch
 import prw
 from recipes.cologen.caching.encoder import Encoder
 from recipes.cologen.flux import ImageTokens, TextTokens, transfer
-from recipes.cologen.flux.random_flux2 import build_random_flux2
 from recipes.cologen.flux.tiny import build_tiny_flux
 from recipes.cologen.flux.transfer import to_device
-from recipes.cologen.training import batches as loading
-from recipes.cologen.training import filling
+from recipes.cologen.tools.random_flux2 import build_random_flux2
+from recipes.cologen.training.input import batches as loading
+from recipes.cologen.training.input import filling
 from recipes.cologen.training.step import batch_loss
-from tests.recipes.cologen.training.test_step import some_batches, stage, trainee_of
+from tests.recipes.cologen.training.test_step import make_trained, some_batches, stage
 from tests.waiting import Waits
 
-__all__ = ["trainee_of"]
+__all__ = ["make_trained"]
 
 BASES = {
     "FLUX.1": lambda: build_tiny_flux(["a", "red"], width=16, heads=2, axes=(2, 2, 4), text_width=16),
@@ -49,18 +49,18 @@ def test_forward_and_backward_of_a_base_wait_for_nothing(base, way):
 
 @pytest.mark.parametrize("way", ["same", "zero"])
 @pytest.mark.parametrize("replayed", [False, True])
-def test_a_micro_batch_travels_by_to_device_alone(trainee_of, way, replayed):
-    trainee = trainee_of("pool.kernel=dense", f"flow.source_timestep={way}")
-    for part in trainee.model.modules():
+def test_a_micro_batch_travels_by_to_device_alone(make_trained, way, replayed):
+    trained = make_trained("pool.kernel=dense", f"flow.source_timestep={way}")
+    for part in trained.model.modules():
         part.to(META)
-    trainee = replace(
-        trainee,
+    trained = replace(
+        trained,
         accelerator=SimpleNamespace(device=META, autocast=nullcontext),
-        encoder=Encoder(trainee.model, META),
+        encoder=Encoder(trained.model, META),
     )
     batch = some_batches()[0]._replace(replayed=(replayed, False, replayed, False))
     with Waits(allowed=("to_device",)) as waits:
-        loss, _ = batch_loss(trainee, stage(trainee), batch)
+        loss, _ = batch_loss(trained, stage(trained), batch)
         loss.backward()
     assert waits.found == []
 

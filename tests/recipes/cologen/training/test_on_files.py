@@ -12,14 +12,14 @@ import yaml
 from PIL import Image
 from rich.console import Console
 
-from recipes.cologen.config_training import DropoutSettings
+from recipes.cologen.config.training import DropoutSettings
+from recipes.cologen.data.opening import training_records
 from recipes.cologen.data.sampler import BatchSampler
 from recipes.cologen.errors import DataSetError, FolderDataError
+from recipes.cologen.runs.config_changes import DifferentConfigError
 from recipes.cologen.training import loop
-from recipes.cologen.training.batches import batches
-from recipes.cologen.training.config_changes import DifferentConfigError
+from recipes.cologen.training.input.batches import batches
 from recipes.cologen.training.run import train
-from recipes.cologen.training.sources import training_records
 from tests.recipes.cologen.training.conftest import make_config
 
 WIDTH, HEIGHT = 24, 16
@@ -102,9 +102,9 @@ def test_two_steps_of_every_stage_from_every_kind_of_source(kind, base_path, tmp
     seen = []
     original = loop.train_step
 
-    def watching(trainee, stage, step, optimizer, micro):
+    def watching(trained, stage, step, optimizer, micro):
         seen.extend(micro)
-        return original(trainee, stage, step, optimizer, micro)
+        return original(trained, stage, step, optimizer, micro)
 
     monkeypatch.setattr(loop, "train_step", watching)
     held_out = ["data.held_out=sets", "data.held_out_sets.other.layout=own", "validation.samples=1"]

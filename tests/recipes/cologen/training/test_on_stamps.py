@@ -31,9 +31,9 @@ def config(base_path, tmp_path):
 def test_every_stage_trains_on_stamps(config, run, tmp_path, monkeypatch):
     seen, original = [], loop.train_step
 
-    def watching(trainee, stage, step, optimizer, micro):
+    def watching(trained, stage, step, optimizer, micro):
         seen.extend(micro)
-        return original(trainee, stage, step, optimizer, micro)
+        return original(trained, stage, step, optimizer, micro)
 
     monkeypatch.setattr(loop, "train_step", watching)
     outcome = run(config, tmp_path / "run")
@@ -59,9 +59,9 @@ def test_a_stopped_run_on_stamps_ends_as_one_that_was_not(config, run, stop_at, 
 def test_customization_trains_on_two_subjects_from_two_sources(base_path, tmp_path, run, monkeypatch):
     seen, original = [], loop.train_step
 
-    def watching(trainee, stage, step, optimizer, micro):
+    def watching(trained, stage, step, optimizer, micro):
         seen.extend(micro)
-        return original(trainee, stage, step, optimizer, micro)
+        return original(trained, stage, step, optimizer, micro)
 
     monkeypatch.setattr(loop, "train_step", watching)
     options = {"scenes": 20, "min_side": 8, "subjects": 2, "most": 1, "height": 32, "width": 48}

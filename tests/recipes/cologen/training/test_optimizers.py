@@ -8,10 +8,11 @@ from importlib.util import find_spec
 import pytest
 import torch
 
-from recipes.cologen.config_model import OptimizerSettings
+from recipes.cologen.config.model import OptimizerSettings
 from recipes.cologen.errors import MachineError
-from recipes.cologen.training import loop, validating
+from recipes.cologen.training import loop
 from recipes.cologen.training.optimizers import AVERAGE, make_average, make_optimizer
+from recipes.cologen.training.validation import schedule as validating
 from tests.recipes.cologen.training.conftest import make_config
 
 needs_bitsandbytes = pytest.mark.skipif(
@@ -127,9 +128,9 @@ def test_the_average_is_validated_kept_and_grown_on(base_path, run, tmp_path, mo
         scored.append([value.detach().clone() for value in weave.trainable_parameters()])
         return original_score(model, weave, *arguments, **options)
 
-    def step(trainee, *arguments):
-        measured = original_step(trainee, *arguments)
-        last[:] = [value.detach().clone() for value in trainee.weave.trainable_parameters()]
+    def step(trained, *arguments):
+        measured = original_step(trained, *arguments)
+        last[:] = [value.detach().clone() for value in trained.weave.trainable_parameters()]
         return measured
 
     monkeypatch.setattr(validating, "evaluate_task", score)

@@ -5,7 +5,7 @@ import signal
 import pytest
 import torch
 
-from recipes.cologen.training.checkpoint import ForeignCheckpointError
+from recipes.cologen.runs.checkpoint import ForeignCheckpointError
 from tests.recipes.cologen.training.conftest import make_config
 
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recipes.cologen.config_input import BucketSettings
+from recipes.cologen.config.data import BucketSettings
 from recipes.cologen.data.bucket_order import BucketOrder
 from recipes.cologen.data.buckets import buckets_of
 from recipes.cologen.data.sampler import BatchSampler, BatchSizeError

@@ -11,10 +11,10 @@ import time
 
 import pytest
 
-from recipes.cologen.config import load_config
+from recipes.cologen.config.run import load_config
 from tests.recipes.cologen.training.conftest import make_config
+from tests.recipes.cologen.training.distributed.launching import ZERO2, launch
 from tests.recipes.cologen.training.killing import MOMENTS, arrange, in_child, quiet
-from tests.recipes.cologen.training.launching import ZERO2, launch
 from tests.recipes.cologen.training.test_run import assert_same_run
 
 pytestmark = pytest.mark.slow

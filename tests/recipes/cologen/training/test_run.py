@@ -6,14 +6,14 @@ import shutil
 import pytest
 import torch
 
-from recipes.cologen.config import load_config
-from recipes.cologen.config_drawing import drawing_settings
+from recipes.cologen.config.run import load_config
 from recipes.cologen.errors import BaseModelError, RunFolderError
 from recipes.cologen.pipeline.pool import find_pool
+from recipes.cologen.runs.checkpoint import ForeignCheckpointError
+from recipes.cologen.runs.config_changes import DifferentConfigError
+from recipes.cologen.runs.folder import StageOrderError
+from recipes.cologen.runs.generation import generation_settings
 from recipes.cologen.stages import UnknownStageError
-from recipes.cologen.training.checkpoint import ForeignCheckpointError
-from recipes.cologen.training.config_changes import DifferentConfigError
-from recipes.cologen.training.run_folder import StageOrderError
 from tests.recipes.cologen.training.conftest import STAGES, make_config
 
 TOTAL = sum(stage["steps"] for stage in STAGES.values())
@@ -139,7 +139,7 @@ def test_the_folder_holds_what_the_brief_promises(whole, tmp_path):
         assert summary["experts"] == list(STAGES)[: len(summary["experts"])]
         assert 0 <= summary["share"] <= 1
         found = find_pool(shutil.copytree(whole / "checkpoints" / name / "prw", tmp_path / name))
-        assert found.drawing == drawing_settings(
+        assert found.generation == generation_settings(
             load_config(whole / "config.yaml")
         )  # the pool tells it alone
     kinds = [row["kind"] for row in rows(whole)]
@@ -257,7 +257,7 @@ def test_a_damaged_pool_says_what_to_remove_or_to_train_again(config, run, stop_
 def test_stages_in_another_order_are_refused(base_path, config, run, tmp_path):
     run(config, tmp_path / "run", "inpainting..grounding")
     stages = {name: STAGES[name] for name in ("grounding", "inpainting", "control")}
-    from recipes.cologen.config import parse_config
+    from recipes.cologen.config.run import parse_config
 
     turned = parse_config(
         {

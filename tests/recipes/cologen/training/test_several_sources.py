@@ -6,17 +6,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from recipes.cologen.config_data import DataSettings, SetSettings
-from recipes.cologen.config_training import DropoutSettings
+from recipes.cologen.config.data import DataSettings, SetSettings
+from recipes.cologen.config.training import DropoutSettings
 from recipes.cologen.data.folder import PictureFolder
+from recipes.cologen.data.opening import training_records
 from recipes.cologen.data.sampler import BatchSampler
 from recipes.cologen.data.sets import DataSet
 from recipes.cologen.data.views import VIEWS
 from recipes.cologen.errors import DataSetError, FolderDataError, PictureError
 from recipes.cologen.generate import main as draw_picture
 from recipes.cologen.training import step as step_module
-from recipes.cologen.training.batches import batches, withhold
-from recipes.cologen.training.sources import training_records
+from recipes.cologen.training.input.batches import batches, withhold
 from tests.recipes.cologen.training.conftest import make_config
 
 HEIGHT, WIDTH = 16, 24
@@ -102,8 +102,8 @@ def test_a_withheld_source_is_black_in_every_place(tmp_path):
 def test_runs_train_validate_and_draw_on_several_sources(base_path, tmp_path, run, monkeypatch):
     folder, seen, original = write_folder(tmp_path / "two", [1, 1, 1]), [], step_module.encode
 
-    def watching(trainee, batch):
-        seen.append(original(trainee, batch))
+    def watching(trained, batch):
+        seen.append(original(trained, batch))
         return seen[-1]
 
     monkeypatch.setattr(step_module, "encode", watching)
@@ -111,7 +111,7 @@ def test_runs_train_validate_and_draw_on_several_sources(base_path, tmp_path, ru
     validated = [f"data.held_out=folder:{held_out}", "validation.samples=3"]
     assert run(config_of(base_path, folder, *validated), tmp_path / "run").complete
     assert seen and all(
-        len(one.further) == 1 and one.further[0].tokens.shape == one.source.tokens.shape for one in seen
+        len(one.sources) == 2 and one.sources[0].tokens.shape == one.sources[1].tokens.shape for one in seen
     )
     words = ["--task", "customization", "--prompt", "the same object on navy", "--native"]
     drawn = {}

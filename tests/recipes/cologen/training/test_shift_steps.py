@@ -10,13 +10,13 @@ from hypothesis import strategies as st
 
 import prw
 from recipes.cologen.caching.encoder import Encoder
-from recipes.cologen.config import load_config
-from recipes.cologen.flux.random_flux2 import build_random_flux2
+from recipes.cologen.config.run import load_config
 from recipes.cologen.flux.shift import shift_factor, shift_times
-from recipes.cologen.training.batches import Batch
-from recipes.cologen.training.config_changes import DifferentConfigError, check_config
-from recipes.cologen.training.flow import draw_timesteps
-from recipes.cologen.training.step import Trainee, encode
+from recipes.cologen.runs.config_changes import DifferentConfigError, check_config
+from recipes.cologen.tools.random_flux2 import build_random_flux2
+from recipes.cologen.training.flow import sample_timesteps
+from recipes.cologen.training.input.batches import Batch
+from recipes.cologen.training.step import TrainedModel, encode
 from tests.recipes.cologen.training.conftest import make_config
 
 SEEDS = (3, 4)
@@ -27,13 +27,13 @@ def klein():
     """A FLUX.2, whose own shift depends on the number of steps, and a pool on it."""
     model = build_random_flux2()
     weave = prw.inject(model.transformer, experts=["inpainting"], rank=2)
-    return Trainee(model, weave, Accelerator(), make_config("x"), Encoder(model, model.device))
+    return TrainedModel(model, weave, Accelerator(), make_config("x"), Encoder(model, model.device))
 
 
-def times(trainee, *settings):
+def times(trained, *settings):
     pixels = torch.zeros(2, 3, 48, 32, dtype=torch.uint8)
     batch = Batch(pixels, pixels, ("a", "b"), SEEDS)
-    return encode(replace(trainee, config=make_config("x", *settings)), batch).flow.timestep
+    return encode(replace(trained, config=make_config("x", *settings)), batch).timestep
 
 
 @pytest.mark.parametrize("shift", ["base", "dynamic"])
@@ -47,7 +47,7 @@ def test_the_times_are_those_that_the_base_shifts_for_that_many_steps(klein, ste
     model = klein.model
     tokens = model.encode_images(torch.zeros(1, 3, 48, 32)).tokens.shape[1]
     factor = shift_factor(model.scheduler.config, "base", model.schedule_shift(tokens, steps))
-    expected = shift_times(draw_timesteps(SEEDS), factor)
+    expected = shift_times(sample_timesteps(SEEDS), factor)
     assert factor != 1.0
     assert torch.equal(times(klein, "flow.shift=base", f"flow.shift_steps={steps}"), expected)
 

@@ -20,15 +20,15 @@ def poison(monkeypatch):
     def arrange(*numbers, gradient=False):
         original, seen = step.batch_loss, []
 
-        def spoilt(trainee, stage, batch, encoded):
-            loss, losses = original(trainee, stage, batch, encoded)
+        def spoilt(trained, stage, batch, encoded):
+            loss, losses = original(trained, stage, batch, encoded)
             seen.append(batch)
             if len(seen) not in numbers:
                 return loss, losses
             if gradient:
                 loss.register_hook(lambda value: value * math.inf)
                 return loss, losses
-            return loss * math.nan, losses._replace(task_loss=losses.task_loss * math.nan)
+            return loss * math.nan, losses * torch.tensor([math.nan, 1, 1, 1])
 
         monkeypatch.setattr(step, "batch_loss", spoilt)
         return seen
@@ -52,17 +52,17 @@ def test_a_spoilt_step_touches_neither_weights_nor_optimiser(
     poison(4, gradient=gradient)
     original, kept = loop.train_step, []
 
-    def watching(trainee, stage, number, optimizer, micro):
-        before = [value.detach().clone() for value in trainee.weave.trainable_parameters()]
+    def watching(trained, stage, number, optimizer, micro):
+        before = [value.detach().clone() for value in trained.weave.trainable_parameters()]
         state = {key: dict(value) for key, value in optimizer.state_dict()["state"].items()}
         moments = [value["exp_avg"].clone() for value in state.values()]
         try:
-            return original(trainee, stage, number, optimizer, micro)
+            return original(trained, stage, number, optimizer, micro)
         finally:
             if number == 4:
                 same = [
                     torch.equal(a, b)
-                    for a, b in zip(before, trainee.weave.trainable_parameters(), strict=True)
+                    for a, b in zip(before, trained.weave.trainable_parameters(), strict=True)
                 ]
                 after = [value["exp_avg"] for value in optimizer.state_dict()["state"].values()]
                 kept.append(all(same) and all(map(torch.equal, moments, after)) and len(after) > 0)

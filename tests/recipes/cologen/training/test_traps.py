@@ -13,14 +13,14 @@ from accelerate import Accelerator
 
 import prw
 from recipes.cologen.caching.encoder import Encoder
-from recipes.cologen.config_training import DropoutSettings
+from recipes.cologen.config.training import DropoutSettings
 from recipes.cologen.data.record import Pair, Record
-from recipes.cologen.data.sampler import BatchSampler, Draw
+from recipes.cologen.data.sampler import BatchSampler, SampleIndex
 from recipes.cologen.data.world import World
 from recipes.cologen.errors import SourceStreamError, TooManyBrokenError
 from recipes.cologen.flux.tokens import ImageTokens
-from recipes.cologen.training.batches import Examples, batches
-from recipes.cologen.training.growth import load_base
+from recipes.cologen.runs.loading import load_base
+from recipes.cologen.training.input.batches import Examples, batches
 from tests.recipes.cologen.training.conftest import make_config
 from tests.recipes.cologen.training.test_step import some_batches
 
@@ -36,7 +36,7 @@ def woven(base_path, *settings):
 
 def test_t1_a_base_in_16_bits_has_experts_gates_and_moments_in_32(base_path):
     from recipes.cologen.training.optimizers import make_optimizer
-    from recipes.cologen.training.step import Trainee, train_step
+    from recipes.cologen.training.step import TrainedModel, train_step
 
     config = make_config(base_path, "base.dtype=bfloat16")
     model, weave = woven(base_path, "base.dtype=bfloat16")
@@ -44,8 +44,8 @@ def test_t1_a_base_in_16_bits_has_experts_gates_and_moments_in_32(base_path):
     assert {value.dtype for value in weave.trainable_parameters()} == {torch.float32}
     assert model.transformer.dtype == torch.bfloat16
     optimizer = make_optimizer(weave.trainable_parameters(), config.optimizer)
-    trainee = Trainee(model, weave, Accelerator(), config, Encoder(model, model.device))
-    train_step(trainee, config.stages["grounding"], 1, optimizer, some_batches())
+    trained = TrainedModel(model, weave, Accelerator(), config, Encoder(model, model.device))
+    train_step(trained, config.stages["grounding"], 1, optimizer, some_batches())
     gradients = [value.grad.dtype for value in weave.trainable_parameters() if value.grad is not None]
     moments = [value["exp_avg"].dtype for value in optimizer.state_dict()["state"].values()]
     assert {*gradients, *moments} == {torch.float32}
@@ -125,12 +125,12 @@ def test_t12_a_pair_in_which_nothing_changes_is_skipped_and_named():
         def record(self, index):
             return same if index == 0 else other
 
-    made = Examples(Records(), "editing", NONE)[Draw(0, 7)]
-    assert made.example.id.startswith("other")
+    made = Examples(Records(), "editing", NONE)[SampleIndex(0, 7)]
+    assert made.id.startswith("other")
     assert made.skipped == ("same: source and target of editing are the same picture",)
     Records.record = lambda self, index: same
     with pytest.raises(TooManyBrokenError, match="same picture"):
-        Examples(Records(), "editing", NONE)[Draw(0, 7)]
+        Examples(Records(), "editing", NONE)[SampleIndex(0, 7)]
 
 
 @pytest.mark.parametrize("changed", ["timestep", "pooled"])

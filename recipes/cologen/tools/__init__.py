@@ -1,0 +1,1 @@
+"""Commands for maintainers: pretraining the tiny base, random weights in real layouts, the cost page."""

@@ -1,0 +1,1 @@
+"""Several processes train together: DDP, ZeRO-2, FSDP2."""
