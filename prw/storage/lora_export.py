@@ -126,11 +126,6 @@ def export_lora(
             `load_lora_weights` and `load_lora_adapter`, with the scale in B.
         inputs: What to measure the difference on: keyword arguments of the model, its one argument, or a
             function that runs the model. None measures nothing.
-
-    Raises:
-        PoolError: if the pool has no such expert.
-        ConfigError: if there is no such layout.
-        UnsupportedError: if there are inputs, and a site is an nn.MultiheadAttention.
     """
     pool = pool_of(layers, adapter)
     index, experts = pool.index(expert), pool.experts[: pool.scope.size]
@@ -258,11 +253,7 @@ def card(
 def measured(
     report: LoraExport, model: nn.Module, layers: Layers, adapter: str, index: int, inputs: Any
 ) -> LoraExport:
-    """Compare the pool with the plain LoRA of one of its experts, on some inputs.
-
-    Raises:
-        UnsupportedError: if keys and values of a site never leave the attention; names it.
-    """
+    """Compare the pool with the plain LoRA of one of its experts, on some inputs."""
     inside = next((path for path, layer in layers.items() if isinstance(layer, PrwAttention)), None)
     if inside is not None:
         raise UnsupportedError(
