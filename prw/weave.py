@@ -295,7 +295,7 @@ class Weave:
 
     @contextmanager
     def samples(self, index: Tensor | int) -> Iterator[None]:
-        """Say inside a `with` block which sample each row of a site's input belongs to.
+        """Declare inside a `with` block which sample each row of a site's input belongs to.
 
         With `granularity="sample"` axis 0 is the sample, as in [batch, tokens, d]; a forward in which it
         visibly is not is refused. For images laid end to end ([tokens, d]) give the image of each token; for

@@ -28,12 +28,8 @@ class Curriculum(RootModel[tuple[InstanceOf[Stage], ...]], Sequence[Stage]):
         Raises:
             CurriculumError: if there is none, two share a name, or one starts from a later or unknown stage.
         """
-        given = (stages,) if isinstance(stages, Stage) else tuple(stages)
-        strange = [stage for stage in given if not isinstance(stage, Stage)]
-        if strange:
-            raise CurriculumError(f"a curriculum is a list of prw.Stage, got {strange[0]!r} in it.")
         try:
-            super().__init__(given)
+            super().__init__((stages,) if isinstance(stages, Stage) else tuple(stages))
         except ValidationError as error:
             raise CurriculumError(f"{fault_lines(error, type(self))[0]}.") from error
 

@@ -155,7 +155,7 @@ def test_a_lora_of_another_rank_is_swapped_in_place(orders) -> None:
     paths = [name.removesuffix(".lora_A.weight").removeprefix("transformer.") for name in one.loras["a"]]
     one.loras["a"] = lora_of(one.model, [path for path in paths if ".lora_B" not in path], seed=9, rank=4)
     one.pipe.load_lora_weights(dict(one.loras["a"]), adapter_name="a", hotswap=True)
-    one._settle()
+    one.settle()
     one.check()
 
 
