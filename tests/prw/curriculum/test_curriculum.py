@@ -174,5 +174,5 @@ def test_it_is_a_value(curriculum):
     assert len({curriculum, prw.Curriculum(list(curriculum))}) == 1
     with pytest.raises(ValidationError, match="frozen"):
         curriculum.root = ()
-    with pytest.raises(prw.CurriculumError, match="a curriculum is a list"):
+    with pytest.raises(prw.CurriculumError, match="1: expected a Stage, got 'a'"):
         prw.Curriculum([curriculum[0], "a"])
