@@ -167,11 +167,7 @@ def router_z_loss(routing: Routing, alpha: float = 1.0, *, mask: Tensor | None =
 
 
 def check_weight(alpha: float) -> None:
-    """Refuse a negative weight.
-
-    Raises:
-        ConfigError: says what came.
-    """
+    """Refuse a negative weight."""
     if not 0.0 <= alpha < math.inf:
         raise ConfigError(f"alpha weighs a loss: a finite number of at least 0, got {alpha}.")
 
@@ -183,9 +179,6 @@ def check_gradient(value: Tensor, alpha: float, loss: str) -> None:
         value: What the loss is made of.
         alpha: Its weight; with 0 nothing is to train.
         loss: Name of the loss.
-
-    Raises:
-        RoutingError: says the likely causes.
     """
     if alpha > 0.0 and torch.is_grad_enabled() and not value.requires_grad:
         raise RoutingError(

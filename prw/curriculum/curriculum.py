@@ -223,10 +223,6 @@ def restore(weave: Weave, path: Path) -> None:
     Args:
         weave: A pool whose experts are the saved one's first ones; usually an empty one.
         path: Folder of the saved pool.
-
-    Raises:
-        StorageError: if the folder is missing, damaged, or does not fit the model.
-        CurriculumError: if the pool has other experts or settings.
     """
     saved = read_folder(path)
     check_earlier(weave, saved, path)
@@ -249,11 +245,7 @@ def restore(weave: Weave, path: Path) -> None:
 
 
 def check_earlier(weave: Weave, saved: SavedPool, path: Path) -> None:
-    """Refuse a saved pool that is no later state of this one.
-
-    Raises:
-        CurriculumError: names both pools' experts or settings.
-    """
+    """Refuse a saved pool that is no later state of this one."""
     theirs, ours = tuple(saved.config.experts), weave.experts
     if theirs[: len(ours)] != ours:
         raise CurriculumError(

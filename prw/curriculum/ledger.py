@@ -72,9 +72,6 @@ def check_past(weave: Weave, stage: Stage, running: bool) -> None:
         weave: The pool.
         stage: The stage as the curriculum has it now.
         running: Whether the stage is not finished, so that its number of steps may still change.
-
-    Raises:
-        CurriculumError: names each setting, with both values.
     """
     entry = LedgerEntry.read(weave, stage.name)
     if entry is None:

@@ -52,12 +52,7 @@ class Stage(BaseModel):
 
 
 def stages_from(values: Any) -> list[Stage]:
-    """Make stages of plain values: {"stages": [{"name": ..., "rho": ..., ...}, ...]}.
-
-    Raises:
-        CurriculumError: if the values are not of that form; says where.
-        ConfigError: if a stage's setting cannot be used.
-    """
+    """Make stages of plain values: {"stages": [{"name": ..., "rho": ..., ...}, ...]}."""
     if not isinstance(values, Mapping) or set(values) != {"stages"} or not isinstance(values["stages"], list):
         found = ", ".join(map(str, values)) if isinstance(values, Mapping) else type(values).__name__
         raise CurriculumError(f'a curriculum is {{"stages": [...]}}, one entry per stage; got {found}.')
@@ -81,11 +76,7 @@ def stage_from(entry: Any, place: str) -> Stage:
 
 
 def write_stages(path: Path, values: dict[str, Any]) -> None:
-    """Write plain values as a JSON file, all or nothing.
-
-    Raises:
-        StorageError: if the file cannot be written.
-    """
+    """Write plain values as a JSON file, all or nothing."""
     try:
         write_text(path, json.dumps(values, indent=2) + "\n")
     except OSError as error:
@@ -93,11 +84,7 @@ def write_stages(path: Path, values: dict[str, Any]) -> None:
 
 
 def read_stages(path: Path) -> Any:
-    """Read plain values from a JSON file.
-
-    Raises:
-        StorageError: if the file is missing or not JSON.
-    """
+    """Read plain values from a JSON file."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

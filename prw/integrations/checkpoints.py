@@ -93,9 +93,6 @@ def let_trainer_read(checkpoint: Path, model: nn.Module) -> None:
     model (`load_sharded_checkpoint`). The index written here maps every weight to the adapter's file. That
     file has no weights of the base, and those of the pool under PEFT's names, so the Trainer reads it without
     changing anything; prw has loaded the pool already.
-
-    Raises:
-        StorageError: if the checkpoint cannot be written to.
     """
     has_whole = any((checkpoint / name).exists() for name in WHOLE)
     if isinstance(model, PeftModel) or has_whole or (checkpoint / INDEX).exists():

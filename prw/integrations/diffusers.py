@@ -77,11 +77,7 @@ def save_pipeline(
 
 
 def component_of(pipe: Any, component: str | None) -> tuple[str, nn.Module]:
-    """Find a model of a pipeline.
-
-    Raises:
-        PoolError: if it is missing or ambiguous; lists what there is.
-    """
+    """Find a model of a pipeline."""
     parts = getattr(pipe, "components", None)
     if not isinstance(parts, dict):
         raise PoolError(
@@ -101,11 +97,7 @@ def component_of(pipe: Any, component: str | None) -> tuple[str, nn.Module]:
 
 
 def refuse_other_component(pipe: Any, component: str, adapter: str) -> None:
-    """Refuse a model of a pipeline that has no pool where another model of it has one.
-
-    Raises:
-        PoolError: names the models with pools, and the adapters.
-    """
+    """Refuse a model of a pipeline that has no pool where another model of it has one."""
     models = {name: part for name, part in pipe.components.items() if isinstance(part, nn.Module)}
     pools = {name: found for name, part in models.items() if (found := adapters_with_pools(part))}
     if component in pools or not pools:
@@ -125,9 +117,6 @@ def read_saved_by_diffusers(file: Path, component: str) -> SavedPool:
     Args:
         file: The file.
         component: Name of the pipeline's model, which diffusers may put before every name.
-
-    Raises:
-        StorageError: if the file is damaged, or of something else.
     """
     weights, metadata = read_safetensors(file)
     values = diffusers_config(metadata, file)

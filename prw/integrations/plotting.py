@@ -67,11 +67,7 @@ def heading(statistics: RoutingStatistics) -> str:
 
 
 def heat_map(statistics: RoutingStatistics, title: str) -> Figure:
-    """Make the heat map.
-
-    Raises:
-        UnsupportedError: if matplotlib is not installed.
-    """
+    """Make the heat map."""
     try:
         from matplotlib.figure import Figure
     except ImportError as error:

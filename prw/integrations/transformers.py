@@ -15,16 +15,16 @@ from typing import Any, NamedTuple, cast
 
 import torch
 from peft import PeftModel
-from torch import nn
+from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from prw.curriculum import Curriculum, Stage
 from prw.curriculum.ledger import LedgerEntry
 from prw.errors import CurriculumError, UnsupportedError, first_few
 from prw.integrations.checkpoints import holds_pool, latest, let_trainer_read, pool_in, pools_of_others
-from prw.integrations.meter import RoutingMeter
 from prw.layers import AddedLoss
-from prw.routing import RoutingStatistics
+from prw.losses import veteran_loss
+from prw.routing import Collapse, Routing, RoutingStatistics, Tally, statistics_of
 from prw.tuner import pool_layers, trainable_parameters
 from prw.weave import Weave
 
@@ -297,15 +297,78 @@ class PrwCallback(TrainerCallback):
         self._added = None
 
 
+# ------------------------------------------------------------------------------------ what is logged
+
+
+class RoutingMeter:
+    """Computes the veteran loss of a stage and sums up its routing; reads the device only in `read`.
+
+    Attributes:
+        stage: The stage.
+        statistics: The routing between the last two calls of `read`; None before the first.
+    """
+
+    def __init__(self, stage: Stage, threshold: float) -> None:
+        """Start empty.
+
+        Args:
+            stage: The stage.
+            threshold: Share of a site's items from which the site counts as collapsed onto one expert.
+        """
+        self.stage = stage
+        self.statistics: RoutingStatistics | None = None
+        self._threshold = threshold
+        self._tally: Tally | None = None
+        self._losses: Tensor | float = 0.0
+        self._forwards = 0
+
+    def loss(self, routing: Routing, mask: Tensor | None = None) -> Tensor:
+        """Compute the veteran loss of one forward, and add its routing to the sums."""
+        loss = veteran_loss(routing, self.stage.rho, self.stage.alpha, mask=mask)
+        self._tally = routing.tally(mask).plus(self._tally)
+        self._losses = self._losses + loss.detach()
+        self._forwards += 1
+        return loss
+
+    def read(self) -> dict[str, float]:
+        """Return the means since the last call and warn of collapsed sites; empty if no forward ran."""
+        if self._tally is None:
+            return {}
+        self.statistics = statistics = statistics_of(self._tally)
+        collapsed = statistics.collapsed(self._threshold, self.stage.rho)
+        if collapsed:
+            logger.warning("%s", collapse_message(collapsed, statistics))
+        measured = {
+            "prw/share": statistics.share,
+            "prw/veteran_loss": float(self._losses) / self._forwards,
+            "prw/gate": statistics.gate,
+            "prw/entropy": statistics.entropy,
+            "prw/margin": statistics.margin,
+            "prw/collapsed_sites": float(len(collapsed)),
+        }
+        self._tally, self._losses, self._forwards = None, 0.0, 0
+        return measured
+
+
+def collapse_message(collapsed: tuple[Collapse, ...], statistics: RoutingStatistics) -> str:
+    """Say which sites have collapsed, onto which expert, and whether that is a veteran."""
+    newest = statistics.experts[-1]
+    shown = ", ".join(
+        f"{one.site} ({one.share:.0%} to the {'newest' if one.newest else 'veteran'} {one.expert})"
+        for one in collapsed[:3]
+    )
+    more = f" and {len(collapsed) - 3} more" if len(collapsed) > 3 else ""
+    return (
+        f"routing has collapsed at {len(collapsed)} of {len(statistics.sites)} sites: {shown}{more}. The "
+        f"newest expert {newest} has {statistics.share:.0%} over all sites."
+    )
+
+
 # ---------------------------------------------------------- checks of a Trainer before it trains a stage
 
 
 def check_arguments(args: Any, wanted: Mapping[str, Any], stage: Stage) -> None:
-    """Refuse a Trainer with other arguments than the stage's.
-
-    Raises:
-        CurriculumError: names each.
-    """
+    """Refuse a Trainer with other arguments than the stage's."""
     wrong = [
         f"{name}={getattr(args, name)!r}, not {value!r}"
         for name, value in wanted.items()
@@ -319,11 +382,7 @@ def check_arguments(args: Any, wanted: Mapping[str, Any], stage: Stage) -> None:
 
 
 def check_step(step: int, done: int, stage: Stage) -> None:
-    """Refuse a Trainer that begins at another step than the pool is at.
-
-    Raises:
-        CurriculumError: says where both are.
-    """
+    """Refuse a Trainer that begins at another step than the pool is at."""
     if step != done:
         raise CurriculumError(
             f"the pool has {done} steps of stage {stage.name!r} behind it, and the Trainer begins at step "
@@ -333,11 +392,7 @@ def check_step(step: int, done: int, stage: Stage) -> None:
 
 
 def check_model(ours: nn.Module, trained: nn.Module) -> None:
-    """Refuse a Trainer of another model.
-
-    Raises:
-        CurriculumError: names both.
-    """
+    """Refuse a Trainer of another model."""
     if not any(module is ours for module in trained.modules()):
         raise CurriculumError(
             f"the Trainer's model ({type(trained).__name__}) does not contain the weave's "
@@ -347,11 +402,7 @@ def check_model(ours: nn.Module, trained: nn.Module) -> None:
 
 
 def check_alone(model: nn.Module, weave: Weave) -> None:
-    """Refuse to train anything beside the pool: no checkpoint has it, so a resumed run would lose it.
-
-    Raises:
-        UnsupportedError: names some of it.
-    """
+    """Refuse to train anything beside the pool: no checkpoint has it, so a resumed run would lose it."""
     layers = pool_layers(weave.model, weave.adapter)
     ours = {id(parameter) for parameter in trainable_parameters(layers, weave.adapter, weave.config)}
     others = [n for n, p in model.named_parameters() if p.requires_grad and id(p) not in ours]
@@ -364,11 +415,7 @@ def check_alone(model: nn.Module, weave: Weave) -> None:
 
 
 def check_saving(args: Any, model: nn.Module) -> None:
-    """Refuse what would fail only at a Trainer's first checkpoint, or at the end of the stage.
-
-    Raises:
-        UnsupportedError: says what, and what to do.
-    """
+    """Refuse what would fail only at a Trainer's first checkpoint, or at the end of the stage."""
     if isinstance(model, PeftModel) or not getattr(model, "_hf_peft_config_loaded", False):
         return
     active = cast(Any, model).active_adapters()
@@ -388,9 +435,6 @@ def check_optimizer(optimizer: Any, model: nn.Module, weave: Weave, stage: Stage
     """Refuse an optimiser that lacks parameters of the pool that train, such as one of an earlier stage.
 
     An optimiser that holds copies of its own, like DeepSpeed's, cannot be checked and passes.
-
-    Raises:
-        CurriculumError: says how many parameters are missing.
     """
     held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
     missing = [parameter for parameter in weave.trainable_parameters() if id(parameter) not in held]

@@ -105,11 +105,7 @@ class AddedLoss:
 
 
 def check_request(model: nn.Module, loss: object, mask: str | None) -> None:
-    """Refuse what could only fail, or silently do nothing, in a forward.
-
-    Raises:
-        ConfigError: if the loss is not a function, or no argument of the model's forward has the mask's name.
-    """
+    """Refuse what could only fail, or silently do nothing, in a forward."""
     if not callable(loss):
         raise ConfigError(
             f"add_to_loss takes a function of the recorded routing, got a {type(loss).__name__}. For example "
@@ -127,11 +123,7 @@ def check_request(model: nn.Module, loss: object, mask: str | None) -> None:
 
 
 def own_loss(output: Any, model: nn.Module) -> Tensor:
-    """Find a model's own loss in its output: what is called `loss`, or the first of a tuple.
-
-    Raises:
-        RoutingError: if there is no scalar there.
-    """
+    """Find a model's own loss in its output: what is called `loss`, or the first of a tuple."""
     if isinstance(output, tuple | list):
         own = output[0] if output else None
     elif isinstance(output, Mapping):

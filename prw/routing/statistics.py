@@ -200,11 +200,7 @@ def measured(decision: RoutingDecision, num_experts: int) -> Tensor:
 
 
 def check_sizes(decisions: Sequence[RoutingDecision], experts: tuple[str, ...]) -> None:
-    """Refuse decisions over more experts than the record has names for.
-
-    Raises:
-        RoutingError: says how many.
-    """
+    """Refuse decisions over more experts than the record has names for."""
     largest = max(decision.num_experts for decision in decisions)
     if largest > len(experts):
         raise RoutingError(
@@ -227,10 +223,6 @@ def merged(
     Returns:
         One decision of shape [1, items], or [batch, items] by sample, in the order of the decisions, with the
         axes after them kept; an item that is masked out has the expert -1, as one that is not routed.
-
-    Raises:
-        ConfigError: if the mask is not of bools.
-        RoutingError: if the mask does not fit a decision.
     """
     device = decisions[0].expert_ids.device
 
@@ -277,10 +269,6 @@ def item_mask(mask: Tensor, expert_ids: Tensor) -> Tensor:
         mask: Bool of shape [batch, tokens].
         expert_ids: Of shape [batch, items]. Where there is one item for several tokens, as with whole
             samples, it counts if any of its tokens does.
-
-    Raises:
-        ConfigError: if the mask is not of bools.
-        RoutingError: if the shapes do not fit.
     """
     if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
         found = getattr(mask, "dtype", type(mask).__name__)

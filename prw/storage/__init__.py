@@ -1,4 +1,7 @@
-"""Saving and loading of pools in PEFT's folder layout, and single experts as plain LoRAs."""
+"""Saving and loading of pools in PEFT's folder layout, and single experts as plain LoRAs.
+
+Files that are missing, damaged, foreign or do not fit raise StorageError; the model is unchanged then.
+"""
 
 from prw.storage.folder import SavedPool, pool_config, pool_parameters, read_folder, save_pool, write_folder
 from prw.storage.loading import fill, load_pool, place_pool

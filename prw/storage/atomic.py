@@ -66,9 +66,6 @@ def atomic_folder(path: Path, last: str) -> Iterator[Path]:
     Args:
         path: Where the files come to.
         last: Name of the file that is renamed last, where `path` exists already.
-
-    Raises:
-        StorageError: if `path` is a file.
     """
     path = path.resolve()
     if path.exists() and not path.is_dir():

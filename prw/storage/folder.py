@@ -71,10 +71,6 @@ def save_pool(path: Path, layers: Layers, adapter: str, config: PrwConfig) -> No
         layers: The projections of the pool, by path.
         adapter: Adapter name.
         config: The pool's configuration.
-
-    Raises:
-        StorageError: if `path` is a file.
-        UnsupportedError: if other modules were to be saved with the pool, which only PEFT does.
     """
     parameters = pool_parameters(layers, adapter)
     weights = {name: whole(parameter) for name, parameter in parameters.items()}
@@ -101,12 +97,7 @@ def pool_parameters(layers: Layers, adapter: str, experts: int | None = None) ->
 
 
 def write_folder(path: Path, config: PrwConfig, weights: dict[str, Tensor]) -> None:
-    """Write a pool's folder; it appears whole or not at all.
-
-    Raises:
-        StorageError: if `path` is a file, or holds an adapter of another kind.
-        UnsupportedError: if other modules were to be saved with the pool, which only PEFT does.
-    """
+    """Write a pool's folder; it appears whole or not at all."""
     if config.modules_to_save:
         raise UnsupportedError(
             f"the pool's configuration has modules_to_save={list(config.modules_to_save)}, which weave."
@@ -149,11 +140,7 @@ def write_config(folder: Path, config: PeftConfig) -> None:
 
 
 def refuse_other_kind(path: Path, kind: str) -> None:
-    """Refuse to write one kind of adapter over another: over the pool that it came from, or a user's LoRA.
-
-    Raises:
-        StorageError: says what is there.
-    """
+    """Refuse to write one kind of adapter over another: over the pool that it came from, or a user's LoRA."""
     if (path / CONFIG_NAME).is_file():
         found = read_config(path).get("peft_type")
         if found != kind:
@@ -167,12 +154,7 @@ def refuse_other_kind(path: Path, kind: str) -> None:
 
 
 def read_folder(path: Path) -> SavedPool:
-    """Read a pool's folder, also while it is being saved into.
-
-    Raises:
-        StorageError: if the folder or a file is missing, damaged, or not of a pool; says which. Also if
-            configuration and weights are of two saves.
-    """
+    """Read a pool's folder, also while it is being saved into."""
     for _ in range(ATTEMPTS):
         config = read_pool_config(path)
         weights, summary = read_summarised_weights(path)
@@ -191,11 +173,7 @@ def read_folder(path: Path) -> SavedPool:
 
 
 def read_pool_config(path: Path) -> PrwConfig:
-    """Read the configuration of a pool's folder.
-
-    Raises:
-        StorageError: if it is missing, damaged, or not of a pool.
-    """
+    """Read the configuration of a pool's folder."""
     return pool_config(read_config(path), path / CONFIG_NAME)
 
 
@@ -205,9 +183,6 @@ def pool_config(values: dict[str, Any], file: Path) -> PrwConfig:
     Args:
         values: What the file holds.
         file: Where they were read, for messages.
-
-    Raises:
-        StorageError: if they are of another adapter, or cannot be used.
     """
     if values.get("peft_type") != "PRW":
         raise StorageError(
@@ -224,11 +199,7 @@ def pool_config(values: dict[str, Any], file: Path) -> PrwConfig:
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """Read a folder's PEFT configuration as plain values.
-
-    Raises:
-        StorageError: if it is missing or not a JSON object.
-    """
+    """Read a folder's PEFT configuration as plain values."""
     file = path / CONFIG_NAME
     if not file.is_file():
         found = (
@@ -249,11 +220,7 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """Read a folder's weights onto the CPU.
-
-    Raises:
-        StorageError: if the file is missing or damaged.
-    """
+    """Read a folder's weights onto the CPU."""
     return read_summarised_weights(path)[0]
 
 
@@ -261,9 +228,6 @@ def read_summarised_weights(path: Path) -> tuple[dict[str, Tensor], str | None]:
     """Read a folder's weights onto the CPU, and the summary of their configuration.
 
     Files that PEFT wrote have no summary.
-
-    Raises:
-        StorageError: if the file is missing or damaged.
     """
     file = path / SAFETENSORS_WEIGHTS_NAME
     if not file.is_file():
@@ -275,11 +239,7 @@ def read_summarised_weights(path: Path) -> tuple[dict[str, Tensor], str | None]:
 
 
 def read_safetensors(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Read a safetensors file onto the CPU: the tensors by name, and the file's metadata.
-
-    Raises:
-        StorageError: if it is damaged.
-    """
+    """Read a safetensors file onto the CPU: the tensors by name, and the file's metadata."""
     try:
         with safe_open(file, framework="pt") as opened:
             weights = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118  # no mapping

@@ -31,11 +31,7 @@ from prw.tuner import (
 
 
 def load_pool(model: nn.Module, path: Path, adapter: str) -> None:
-    """Load a folder into a model; if anything is wrong with the folder, the model is as before.
-
-    Raises:
-        StorageError: if the folder is missing, damaged, foreign or does not fit.
-    """
+    """Load a folder into a model; if anything is wrong with the folder, the model is as before."""
     place_pool(model, read_folder(path), path, adapter)
 
 
@@ -47,9 +43,6 @@ def place_pool(model: nn.Module, saved: SavedPool, path: Path, adapter: str) -> 
         saved: What was read.
         path: Where it was read from, for messages.
         adapter: Adapter name.
-
-    Raises:
-        StorageError: if it does not fit.
     """
     inner = inner_model(model)
     saved, embeddings = without_embeddings(inner, saved, path)
@@ -88,11 +81,7 @@ def place_pool(model: nn.Module, saved: SavedPool, path: Path, adapter: str) -> 
 
 
 def fill_earlier(layers: Layers, adapter: str, config: PrwConfig, saved: SavedPool) -> None:
-    """Load an earlier stage's pool into a larger one.
-
-    Raises:
-        StorageError: if its experts are not the pool's first ones or settings differ; nothing changed then.
-    """
+    """Load an earlier stage's pool into a larger one."""
     theirs, ours = saved.config.experts, config.experts
     if theirs != ours[: len(theirs)] or saved.config.settings() != config.settings():
         raise StorageError(
@@ -111,9 +100,6 @@ def fill(layers: Layers, adapter: str, weights: Mapping[str, Tensor], experts: i
         adapter: Adapter name.
         weights: Weights as in a pool's file.
         experts: How many of the pool's first experts the weights are of, at every site; None means all.
-
-    Raises:
-        StorageError: if weights are missing, left over or of another shape; nothing was changed then.
     """
     parameters = pool_parameters(layers, adapter, experts)
     unknown, missing = sorted(set(weights) - set(parameters)), sorted(set(parameters) - set(weights))
@@ -147,9 +133,6 @@ def without_embeddings(
 
     Returns:
         The pool alone; and by its name in the model, each of the embeddings' parameters with what was saved.
-
-    Raises:
-        StorageError: if the model's is of another size.
     """
     parameters = {} if saved.config.modules_to_save else embeddings_of(model)
     names = {base_path(name.removeprefix(PEFT_PREFIX)): name for name in saved.weights}

@@ -126,11 +126,6 @@ def export_lora(
             `load_lora_weights` and `load_lora_adapter`, with the scale in B.
         inputs: What to measure the difference on: keyword arguments of the model, its one argument, or a
             function that runs the model. None measures nothing.
-
-    Raises:
-        PoolError: if the pool has no such expert.
-        ConfigError: if there is no such layout.
-        UnsupportedError: if there are inputs, and a site is an nn.MultiheadAttention.
     """
     pool = pool_of(layers, adapter)
     index, experts = pool.index(expert), pool.experts[: pool.scope.size]
@@ -144,31 +139,17 @@ def export_lora(
     text = card(report, config, layout, len(pairs), component, experts)
     with one_writer(pool_parameters(layers, adapter).values()) as writes:
         if writes:
-            lora = lora_config(pairs, layers, adapter, config)
+            refuse_other_kind(path, "LORA")
             scales = {name: layers[name].scales[adapter] for name in pairs}
-            write_lora(path, pairs, scales, layout, component, lora, text)
+            with atomic_folder(path, last=CONFIG_NAME) as draft:
+                if layout == "peft":
+                    write_config(draft, lora_config(pairs, scales, layers, config))
+                    weights, file = lora_weights(pairs, PEFT_PREFIX), SAFETENSORS_WEIGHTS_NAME
+                else:
+                    weights, file = lora_weights(pairs, f"{component}.", scales), DIFFUSERS_WEIGHTS_NAME
+                save_file(weights, draft / file, metadata={"format": "pt"})
+                (draft / README).write_text(text, encoding="utf-8")
     return report
-
-
-def write_lora(
-    path: Path,
-    pairs: dict[str, tuple[Tensor, Tensor]],
-    scales: dict[str, float],
-    layout: Layout,
-    component: str,
-    lora: LoraConfig,
-    text: str,
-) -> None:
-    """Write a LoRA's folder with its card; it appears whole or not at all."""
-    refuse_other_kind(path, "LORA")
-    with atomic_folder(path, last=CONFIG_NAME) as draft:
-        if layout == "peft":
-            write_config(draft, lora)
-            file, prefix, factors = SAFETENSORS_WEIGHTS_NAME, PEFT_PREFIX, dict.fromkeys(pairs, 1.0)
-        else:
-            file, prefix, factors = DIFFUSERS_WEIGHTS_NAME, f"{component}.", scales
-        save_file(tensors_for(pairs, prefix, factors), draft / file, metadata={"format": "pt"})
-        (draft / README).write_text(text, encoding="utf-8")
 
 
 def pairs_of(layers: Layers, adapter: str, index: int, skip_empty: bool) -> dict[str, tuple[Tensor, Tensor]]:
@@ -178,24 +159,24 @@ def pairs_of(layers: Layers, adapter: str, index: int, skip_empty: bool) -> dict
     return adding if skip_empty and adding else pairs
 
 
-def tensors_for(
-    pairs: dict[str, tuple[Tensor, Tensor]], prefix: str, factors: dict[str, float]
+def lora_weights(
+    pairs: dict[str, tuple[Tensor, Tensor]], prefix: str, scales: Mapping[str, float] | None = None
 ) -> dict[str, Tensor]:
-    """Name the weights as a LoRA file does, with a factor on every B."""
+    """Name the weights as a LoRA's file does; scales, where given, are folded into B."""
     weights = {}
     for path, (down, up) in pairs.items():
+        folded = up if scales is None or scales[path] == 1.0 else scaled(up, scales[path]).to(up.dtype)
         weights[f"{prefix}{path}.lora_A.weight"] = down
-        folded = up if factors[path] == 1.0 else scaled(up, factors[path]).to(up.dtype)
         weights[f"{prefix}{path}.lora_B.weight"] = folded.contiguous()
     return weights
 
 
 def lora_config(
-    pairs: dict[str, tuple[Tensor, Tensor]], layers: Layers, adapter: str, config: PrwConfig
+    pairs: dict[str, tuple[Tensor, Tensor]], scales: Mapping[str, float], layers: Layers, config: PrwConfig
 ) -> LoraConfig:
     """Write PEFT's configuration of the LoRA: the usual rank and alpha, and patterns for the others."""
     ranks = {path: down.shape[0] for path, (down, _) in pairs.items()}
-    alphas = {path: layers[path].scales[adapter] * rank for path, rank in ranks.items()}
+    alphas = {path: scales[path] * rank for path, rank in ranks.items()}
     rank, alpha = (Counter(values.values()).most_common(1)[0][0] for values in (ranks, alphas))
     return LoraConfig(
         r=int(rank),
@@ -258,11 +239,7 @@ def card(
 def measured(
     report: LoraExport, model: nn.Module, layers: Layers, adapter: str, index: int, inputs: Any
 ) -> LoraExport:
-    """Compare the pool with the plain LoRA of one of its experts, on some inputs.
-
-    Raises:
-        UnsupportedError: if keys and values of a site never leave the attention; names it.
-    """
+    """Compare the pool with the plain LoRA of one of its experts, on some inputs."""
     inside = next((path for path, layer in layers.items() if isinstance(layer, PrwAttention)), None)
     if inside is not None:
         raise UnsupportedError(

@@ -75,9 +75,6 @@ def read_foreign(source: str | Path | Mapping[str, Tensor]) -> ForeignLora:
     Args:
         source: A PEFT folder; a folder with diffusers' weights, or a safetensors file; or weights by name, as
             diffusers' `lora_state_dict` gives them.
-
-    Raises:
-        StorageError: if it is missing, damaged, or not a plain LoRA.
     """
     if isinstance(source, Mapping):
         return pairs_by_module("the given weights", source, {})
@@ -96,11 +93,7 @@ def read_foreign(source: str | Path | Mapping[str, Tensor]) -> ForeignLora:
 
 
 def read_file(path: Path) -> tuple[dict[str, Tensor], dict[str, dict[str, Any]]]:
-    """Read a safetensors file, and the LoRA configurations in its metadata by component.
-
-    Raises:
-        StorageError: if it is damaged, or its metadata says that it is not a plain LoRA.
-    """
+    """Read a safetensors file, and the LoRA configurations in its metadata by component."""
     weights, metadata = read_safetensors(path)
     configs: dict[str, dict[str, Any]] = {}
     for key, value in diffusers_config(metadata, path).items():
@@ -112,11 +105,7 @@ def read_file(path: Path) -> tuple[dict[str, Tensor], dict[str, dict[str, Any]]]
 
 
 def diffusers_config(metadata: Mapping[str, str], file: Path) -> dict[str, Any]:
-    """Read the adapter's configuration that diffusers writes into the metadata of its weights file.
-
-    Raises:
-        StorageError: if it is not JSON.
-    """
+    """Read the adapter's configuration that diffusers writes into the metadata of its weights file."""
     try:
         values: dict[str, Any] = json.loads(metadata.get(DIFFUSERS_METADATA, "{}"))
     except ValueError as error:
@@ -125,11 +114,7 @@ def diffusers_config(metadata: Mapping[str, str], file: Path) -> dict[str, Any]:
 
 
 def check_plain(source: str, values: Mapping[str, Any]) -> None:
-    """Refuse adapters that are not LoRAs, or whose A and B mean something else than a plain LoRA's.
-
-    Raises:
-        StorageError: says what it is.
-    """
+    """Refuse adapters that are not LoRAs, or whose A and B mean something else than a plain LoRA's."""
     extras = [name for name in EXTRAS if values.get(name)]
     if values.get("peft_type") != "LORA" or extras:
         raise StorageError(
@@ -154,9 +139,6 @@ def pairs_by_module(
         source: Where they are from.
         weights: Weights by name; a scalar `<module>.alpha` is that module's LoRA alpha.
         configs: Configuration of the LoRA by the component its modules' names start with.
-
-    Raises:
-        StorageError: if an A has no B or the other way round, or their ranks differ.
     """
     downs: dict[str, Tensor] = {}
     ups: dict[str, Tensor] = {}

@@ -67,10 +67,6 @@ def fit_lora(
 
     Returns:
         Projection to its LoRA, and the report.
-
-    Raises:
-        StorageError: if nothing fits, if a projection has other weights than A and B, or if `strict` and
-            something is dropped.
     """
     pairs: dict[str, LoraPair] = {}
     dropped = []
@@ -98,11 +94,7 @@ def fit_lora(
 
 
 def check_fit(lora: ForeignLora, layers: Layers, fits: bool, dropped: list[str], strict: bool) -> None:
-    """Refuse a LoRA that fits nowhere, or one that would lose something where that is not allowed.
-
-    Raises:
-        StorageError: names the pool's projections and what else the LoRA adapts.
-    """
+    """Refuse a LoRA that fits nowhere, or one that would lose something where that is not allowed."""
     if not fits:
         raise StorageError(
             f"the LoRA in {lora.source} adapts none of the pool's projections ({first_few(sorted(layers))}), "
@@ -189,11 +181,7 @@ def place_of(module: str, layers: Layers, flat: Mapping[str, int]) -> str | None
 
 
 def check_widths(path: str, pair: LoraPair, layer: PrwLinear) -> None:
-    """Refuse a LoRA whose widths are not the projection's.
-
-    Raises:
-        StorageError: says which.
-    """
+    """Refuse a LoRA whose widths are not the projection's."""
     widths = (layer.in_features, layer.out_features)
     theirs = (pair.down.shape[-1], pair.up.shape[0])
     if theirs != widths or pair.down.dim() != 2 or pair.up.dim() != 2:

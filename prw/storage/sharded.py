@@ -14,11 +14,7 @@ from prw.errors import StorageError
 
 
 def whole(weight: Tensor) -> Tensor:
-    """Copy a weight onto the CPU; of a split one every process must ask, and every one gets all of it.
-
-    Raises:
-        StorageError: if the weight is elsewhere, or this is a part of it.
-    """
+    """Copy a weight onto the CPU; of a split one every process must ask, and every one gets all of it."""
     value = weight.detach()
     if value.is_meta:
         raise StorageError(

@@ -25,6 +25,9 @@ from recipes.cologen.runs.files import CONFIG, POOL
 from recipes.cologen.runs.generation import GenerationSettings, generation_settings, read_generation
 from recipes.cologen.runs.reader import RunReader
 
+BY_ATTENTION = (PyramidAttentionBroadcastConfig, FasterCacheConfig)
+"""Keep what an attention gave for a later step, whichever pass asks."""
+
 
 class FoundPool(NamedTuple):
     """A pool's folder, its run's generation settings and folder; None where these are unknown."""
@@ -124,10 +127,6 @@ def _explain_processors(transformer: Any) -> None:
                 "set_attn_processor, remove_source_stream): load the base again, "
                 "or put stock processors back and make a new pipeline over them."
             )
-
-
-BY_ATTENTION = (PyramidAttentionBroadcastConfig, FasterCacheConfig)
-"""Keep what an attention gave for a later step, whichever pass asks."""
 
 
 def refuse_caches(transformer: Any, source_runs_alone: bool) -> None:

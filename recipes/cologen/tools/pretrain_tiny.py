@@ -60,7 +60,9 @@ def pretrain(settings: Settings, work: Path, output: Path, *, compiled: bool = F
 
 def main() -> None:
     """Read the command line and pretrain."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m recipes.cologen.tools.pretrain_tiny", description=__doc__
+    )
     parser.add_argument("--output", type=Path, default=Path(__file__).parents[1] / "assets" / "tiny_flux")
     parser.add_argument(
         "--work", type=Path, default=Path("runs/pretrain_tiny"), help="state and log of the run"

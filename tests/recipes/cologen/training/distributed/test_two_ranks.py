@@ -1,10 +1,9 @@
 """Two processes train what one does, under DDP, ZeRO-2, FSDP2; launched wrongly they refuse at once."""
 
-import fcntl
-
 import pytest
 import torch
 import yaml
+from filelock import FileLock
 from safetensors.torch import load_file
 from torch.testing import assert_close
 
@@ -60,8 +59,7 @@ def test_two_ranks_are_both_refused_a_folder_that_is_taken(base_path, tmp_path):
     file = tmp_path / "two.yaml"
     file.write_text(make_config(base_path).to_yaml())
     (tmp_path / "run").mkdir()
-    with (tmp_path / "run" / LOCK_FILE).open("w") as lock:
-        fcntl.lockf(lock, fcntl.LOCK_EX)
+    with FileLock(tmp_path / "run" / LOCK_FILE):
         ended = launch("ddp", "--config", file, "--output", tmp_path / "run")
     assert ended.returncode != 0
     assert ended.stderr.count("error: another command is working") == 2

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import prw
-from prw.integrations.meter import RoutingMeter
+from prw.integrations.transformers import RoutingMeter
 from prw.routing import Routing, top_1
 
 STAGE = prw.Stage("new", rho=0.8, alpha=0.5, steps=1, lr=1.0)
