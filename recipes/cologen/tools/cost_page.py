@@ -164,8 +164,8 @@ def _cards(found: Study) -> Iterator[str]:
     yield ""
     yield from _heads("card", "memory, GB", "bfloat16", "torchao_fp8", "nf4")
     for card in CARDS:
-        fitting = [fitting(found, GPUS[card] * 10**9, kind) for kind in (None, "torchao_fp8", "nf4")]
-        yield f"| {card} | {GPUS[card]} | " + " | ".join(fitting) + " |"
+        cells = [fitting(found, GPUS[card] * 10**9, kind) for kind in (None, "torchao_fp8", "nf4")]
+        yield f"| {card} | {GPUS[card]} | " + " | ".join(cells) + " |"
     yield ""
 
 
