@@ -119,7 +119,9 @@ class Weave(Life, Exchange, AddsLosses):
         """Use the pool as it was when an expert's stage ended, inside a `with` block: bit for bit.
 
         That is the stage's model if nothing beside the pool has been trained since; what has is named in a
-        warning.
+        warning. Checksums and copies of frozen weights are kept until torch counts a change, and a write to
+        `p.data` is not counted: write to `p` under `torch.no_grad()`, or call
+        `torch.autograd.graph.increment_version(p)` after it.
 
         Raises:
             PoolError: if there is no such expert, or was none yet as of a block around this one, or if

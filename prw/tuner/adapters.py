@@ -42,7 +42,7 @@ class AdapterConfigs(dict[str, PeftConfig]):
         if isinstance(self.get(name), PrwConfig) and not isinstance(config, PrwConfig):
             raise PoolError(
                 f"a new adapter with a {type(config).__name__} asks for the name {name!r}, which a pool on "
-                "this model has. Give the new adapter another name, as with adapter_name='lora'."
+                "this model has. Give the new adapter another name, as with adapter_name='style'."
             )
         super().__setitem__(name, config)
         if self._before is not None:

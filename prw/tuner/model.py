@@ -86,7 +86,17 @@ class PrwModel(BaseTuner):
     def _remap_adapter_state_dict_for_load(
         cls, model: nn.Module, config: PeftConfig, adapter_name: str, state_dict: dict[str, Any]
     ) -> dict[str, Any]:
-        """Find the places of saved weights, also of projections that have moved since."""
+        """Find the places of saved weights, also of projections that have moved since.
+
+        Raises:
+            PoolError: if they are a LoRA's, loaded under the pool's name; PEFT would load nothing and say so
+                nowhere.
+        """
+        if any(".lora_" in key for key in state_dict) and not any(".prw_" in key for key in state_dict):
+            raise PoolError(
+                f"the adapter name {adapter_name!r} is a pool's on this model, and the weights to load are a "
+                "LoRA's. Load the LoRA under another name, as with adapter_name='style'."
+            )
         base = model.get_base_model() if isinstance(model, PeftModel) else model
         places = {
             cls._remove_adapter_name_from_key(key, adapter_name).removeprefix(PEFT_PREFIX): key

@@ -207,3 +207,16 @@ def test_the_base_is_named_without_wrappers_and_adapters_and_its_own_names_are_k
     assert base_path("a.to_k.base_layer.prw_A0.weight") == "a.to_k.prw_A0.weight"
     for name in ("a.base_layer_norm.weight", "a.base_layer.to_k.weight"):
         assert base_path(name) == name
+
+
+def test_a_write_through_data_is_seen_once_its_version_is_counted(pair):
+    model, weave = pair
+    weave.freeze()
+    weave.add_expert("b")
+    with weave.as_of("a"):
+        pass
+    weight = model.classifier.weight
+    weight.data.mul_(2)
+    torch.autograd.graph.increment_version(weight)
+    with pytest.warns(UserWarning, match="classifier.weight"), weave.as_of("a"):
+        pass
