@@ -321,7 +321,9 @@ class Weave:
         """Use the pool inside a `with` block as it was when an expert's stage ended, bit for bit.
 
         That is the stage's model if nothing beside the pool has been trained since; otherwise a warning names
-        what has.
+        what has. Checksums and copies of frozen weights are kept until torch counts a change, and torch does
+        not count a write to `p.data`: write to `p` under `torch.no_grad()`, or call
+        `torch.autograd.graph.increment_version(p)` after it.
 
         Raises:
             PoolError: if there is no such expert, if a block around this one recalls a pool without it, or if

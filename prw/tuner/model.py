@@ -152,7 +152,16 @@ class PrwModel(BaseTuner):
     def _remap_adapter_state_dict_for_load(
         cls, model: nn.Module, config: PeftConfig, adapter_name: str, state_dict: dict[str, Any]
     ) -> dict[str, Any]:
-        """Rename saved weights to those of the model, also where the host has renamed its modules since."""
+        """Rename saved weights to those of the model, also where the host has renamed its modules since.
+
+        Raises:
+            PoolError: if they are a LoRA's, loaded under the pool's name; PEFT would silently load nothing.
+        """
+        if any(".lora_" in key for key in state_dict) and not any(".prw_" in key for key in state_dict):
+            raise PoolError(
+                f"the adapter name {adapter_name!r} is a pool's on this model, and the weights to load are a "
+                "LoRA's. Load the LoRA under another name, as with adapter_name='style'."
+            )
         base = model.get_base_model() if isinstance(model, PeftModel) else model
         places = {
             cls._remove_adapter_name_from_key(key, adapter_name).removeprefix(PEFT_PREFIX): key
@@ -312,7 +321,7 @@ class AdapterConfigs(dict[str, PeftConfig]):
         if isinstance(self.get(name), PrwConfig) and not isinstance(config, PrwConfig):
             raise PoolError(
                 f"a new adapter with a {type(config).__name__} asks for the name {name!r}, which a pool on "
-                "this model has. Give the new adapter another name, as with adapter_name='lora'."
+                "this model has. Give the new adapter another name, as with adapter_name='style'."
             )
         super().__setitem__(name, config)
         if self._before is not None:

@@ -8,7 +8,7 @@ import warnings
 import pytest
 import torch
 from diffusers import FluxTransformer2DModel
-from peft import LoraConfig, inject_adapter_in_model
+from peft import LoraConfig, get_peft_model, inject_adapter_in_model
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import prw
@@ -198,3 +198,19 @@ def test_a_lora_inside_which_a_pool_was_put_is_saved_for_stock_diffusers(tmp_pat
     theirs = {name: weight for name, weight in base.state_dict().items() if ".lora_" in name}
     assert len(ours) == len(theirs) > 0
     assert all(torch.equal(ours[name.replace("default_0", "style")], theirs[name]) for name in theirs)
+
+
+def test_a_lora_is_not_loaded_under_a_pools_name_through_an_outer_peft_model(make_plain, tmp_path):
+    lora = get_peft_model(make_plain(), LORA, adapter_name="default")
+    lora.save_pretrained(tmp_path)
+    model = get_peft_model(make_plain(), LORA, adapter_name="style")
+    weave = prw.inject(model.base_model.model, rank=2, experts=["a"])
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    with pytest.raises(prw.PoolError, match=r"'default' is a pool's.*adapter_name='style'"):
+        model.load_adapter(tmp_path, "default")
+    with pytest.raises(ValueError, match="'default' already exists"):
+        model.add_adapter("default", LORA)
+    assert all(torch.equal(weight, before[name]) for name, weight in model.state_dict().items())
+    assert weave.experts == ("a",)
+    model.load_adapter(tmp_path, "other")
+    assert "other" in model.peft_config

@@ -4,6 +4,7 @@ import shutil
 
 import pytest
 import torch
+from torch.utils.data import DataLoader
 from transformers import Trainer, TrainingArguments
 
 import prw
@@ -212,6 +213,25 @@ def test_a_stage_goes_on_after_the_trainer_has_looked_for_a_smaller_batch(make_r
     assert fits.sizes[:3] == [4, 4, 2], "the last batch of an epoch is smaller"
     assert "starts stage 'up' again at step 0" in caplog.text
     assert "the 3 steps since then stay in the expert's weights" in caplog.text
+
+
+class Uneven(list):
+    """Batches as a sampler that counts tokens gives them: of no one size."""
+
+
+def test_so_does_one_whose_loader_has_no_one_size_of_batches(make_run, tmp_path, caplog, monkeypatch):
+    def uneven(trainer):
+        size, rows = trainer._train_batch_size, range(len(trainer.train_dataset))
+        batches = Uneven(list(rows[start : start + size]) for start in rows[::size])
+        return DataLoader(trainer.train_dataset, batch_sampler=batches, collate_fn=trainer.data_collator)
+
+    monkeypatch.setattr(Trainer, "get_train_dataloader", uneven)
+    run, fits = make_run(tmp_path), RunsOut(largest=2, after=3)
+    run.model.register_forward_pre_hook(fits, with_kwargs=True)
+    options = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 1}
+    run.train(auto_find_batch_size=True, **options)
+    assert [entry["done"] for entry in run.weave.config.stages.values()] == [5, 4]
+    assert "starts stage 'up' again at step 0" in caplog.text
 
 
 class Interrupted(RunsOut):

@@ -213,3 +213,11 @@ def test_rows_of_one_height_have_zeros_behind(ranks, extra):
                     assert not cut[len(weight) :].any()
             with torch.no_grad():
                 weights[0].add_(1)
+
+
+def test_a_write_through_data_is_copied_once_its_version_is_counted():
+    weights = [nn.Parameter(torch.randn(2, 3), requires_grad=False) for _ in range(2)]
+    stacked(weights, torch.float32, fixed=True)
+    weights[0].data.mul_(2)
+    torch.autograd.graph.increment_version(weights[0])
+    assert torch.equal(stacked(weights, torch.float32, fixed=True), torch.cat(weights))

@@ -5,11 +5,14 @@ from __future__ import annotations
 import ast
 import importlib
 import inspect
+import pkgutil
 import subprocess
 import sys
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
 
+import diffusers
 import peft
 import pytest
 import torch
@@ -21,6 +24,7 @@ from peft.utils import PeftType
 from torch import nn
 
 import prw
+from prw.tuner import host_calls
 from prw.tuner.config import check_peft
 
 PACKAGE = Path(prw.__file__).parent
@@ -188,3 +192,78 @@ def test_low_memory_loading_makes_our_weights_on_meta(make_plain) -> None:
     wrapped = get_peft_model(make_plain(), prw.PrwConfig(rank=2, experts=["a"]), low_cpu_mem_usage=True)
     experts = [p for name, p in wrapped.named_parameters() if ".prw_" in name]
     assert all(p.device == torch.device("meta") for p in experts), "init_empty_weights works otherwise now"
+
+
+RECOGNISED = ("FUSING", "SAVING", "MEASURING", "SCALING", "NAMING", "MOVING", "SAVING_ADAPTER")
+"""Names in `host_calls` of the functions of diffusers that prw recognises."""
+
+ASKING = {
+    "fuse_projections": [
+        ("diffusers.models.attention.AttentionModuleMixin.fuse_projections", "weight"),
+        ("diffusers.models.attention_processor.Attention.fuse_projections", "weight"),
+    ],
+    "fuse_qkv_projections": [
+        ("diffusers.models.attention.AttentionMixin.fuse_qkv_projections", "fuse_projections"),
+        ("diffusers.UNet2DConditionModel.fuse_qkv_projections", "fuse_projections"),
+    ],
+    "save_pretrained": [
+        ("diffusers.ModelMixin.save_pretrained", "state_dict"),
+        ("diffusers.DiffusionPipeline.save_pretrained", "save_method"),
+    ],
+    "_maybe_expand_lora_state_dict": [
+        ("diffusers.loaders.FluxLoraLoaderMixin._maybe_expand_lora_state_dict", "state_dict"),
+    ],
+    "_fuse_lora_apply": [
+        ("diffusers.loaders.peft.PeftAdapterMixin._fuse_lora_apply", "scale_layer"),
+        ("diffusers.loaders.peft.PeftAdapterMixin._fuse_lora_apply", "merge"),
+    ],
+    "fuse_text_encoder_lora": [
+        ("diffusers.loaders.lora_base.fuse_text_encoder_lora", "scale_layer"),
+        ("diffusers.loaders.lora_base.fuse_text_encoder_lora", "merge"),
+    ],
+    "get_adapter_name": [
+        ("diffusers.utils.peft_utils.get_adapter_name", "r"),
+        ("diffusers.utils.peft_utils.get_adapter_name", "model"),
+    ],
+    "set_lora_device": [
+        ("diffusers.loaders.lora_base.LoraBaseMixin.set_lora_device", "lora_A"),
+        ("diffusers.loaders.lora_base.LoraBaseMixin.set_lora_device", "adapter_names"),
+    ],
+    "save_lora_adapter": [
+        ("diffusers.loaders.peft.PeftAdapterMixin.save_lora_adapter", "get_peft_model_state_dict"),
+        ("diffusers.loaders.peft.PeftAdapterMixin.save_lora_adapter", "safe_serialization"),
+    ],
+}
+"""Functions of diffusers that prw recognises by name, where they are, and a name that each must use."""
+
+
+def names_used(function: object) -> set[str]:
+    """Names and attributes in the code of a function, its docstring left out."""
+    tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
+    names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+    names |= {node.arg for node in ast.walk(tree) if isinstance(node, ast.arg)}
+    return names | {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+
+
+def test_every_function_that_is_recognised_by_its_name_is_looked_at() -> None:
+    assert set(ASKING) == {name for kind in RECOGNISED for name in getattr(host_calls, kind)}
+    kinds = {kind for kind, value in vars(host_calls).items() if kind.isupper() and isinstance(value, tuple)}
+    assert kinds == set(RECOGNISED)
+
+
+@pytest.mark.parametrize(("where", "used"), [pair for pairs in ASKING.values() for pair in pairs])
+def test_diffusers_still_asks_from_the_function_that_is_recognised(where: str, used: str) -> None:
+    why = f"diffusers {diffusers.__version__} has moved {where}: correct prw/tuner/host_calls.py"
+    function = inspect.unwrap(pkgutil.resolve_name(where))
+    assert function.__module__.startswith("diffusers"), why
+    assert function.__code__.co_name == where.rpartition(".")[2], why
+    assert used in names_used(function), f"{why}; it no longer uses {used}"
+
+
+def test_the_look_into_a_function_notices_what_it_no_longer_uses() -> None:
+    def save_pretrained(model: nn.Module) -> list[nn.Module]:
+        """Leave state_dict out."""
+        return list(model.children())
+
+    assert "state_dict" not in names_used(save_pretrained)
+    assert {"model", "children"} <= names_used(save_pretrained)

@@ -198,3 +198,16 @@ def test_recalling_a_stage_costs_one_walk_where_nothing_trained_beside_and_sums_
     train(model, weave)
     with pytest.warns(UserWarning, match="classifier"), weave.as_of("b"):
         assert len(sums) == 4
+
+
+def test_a_write_through_data_is_seen_once_its_version_is_counted(pair):
+    model, weave = pair
+    weave.freeze()
+    weave.add_expert("b")
+    with weave.as_of("a"):
+        pass
+    weight = model.classifier.weight
+    weight.data.mul_(2)
+    torch.autograd.graph.increment_version(weight)
+    with pytest.warns(UserWarning, match="classifier.weight"), weave.as_of("a"):
+        pass
