@@ -160,6 +160,17 @@ class LorasBesidePool(DiffusionPipeline):  # type: ignore[misc]  # diffusers is 
         self._refuse_pool(names, "is taken out by pipe.weave.eject()")
         super().delete_adapters(names)
 
+    def get_active_adapters(self) -> list[str]:
+        """List the LoRAs that are active, as the other calls take them; the pool is not among them.
+
+        `get_list_adapters` lists what `set_adapters` takes, so there the pool is.
+        """
+        if pool_of(self.transformer) is None:
+            return list(super().get_active_adapters())
+        parts = [getattr(self, name, None) for name in self._lora_loadable_modules]
+        loras = {name for part in parts for name in lora_names(part)}
+        return [name for name in active_adapters(parts) if name in loras]
+
     def _refuse_pool(self, names: Collection[str], instead: str) -> None:
         weave = pool_of(self.transformer)
         if weave is not None and weave.adapter in names:
