@@ -81,6 +81,13 @@ def names_to_fuse(pipe: Any, components: Sequence[str], adapter_names: list[str]
     return [name for name in active_adapters(parts) if name != weave.adapter]
 
 
+def active_loras(pipe: Any) -> list[str]:
+    """The active LoRAs of a pipeline with a pool, without the pool."""
+    parts = [getattr(pipe, name, None) for name in pipe._lora_loadable_modules]
+    loras = {name for part in parts for name in lora_names(part)}
+    return [name for name in active_adapters(parts) if name in loras]
+
+
 def refuse_pool(transformer: Any, names: Collection[str], instead: str) -> None:
     """Refuse a call for LoRAs that names the pool.
 

@@ -497,3 +497,12 @@ class RoutedPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers is u
         names = [adapter_names] if isinstance(adapter_names, str) else list(adapter_names)
         loras.refuse_pool(self.transformer, names, "is taken out by pipe.weave.eject()")
         super().delete_adapters(names)
+
+    def get_active_adapters(self) -> list[str]:
+        """List the active LoRAs, in the form that the other methods for LoRAs take; the pool is not included.
+
+        `get_list_adapters` lists what `set_adapters` takes, so it includes the pool.
+        """
+        if pool_of(self.transformer) is None:
+            return list(super().get_active_adapters())
+        return loras.active_loras(self)

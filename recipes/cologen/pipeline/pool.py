@@ -77,8 +77,8 @@ def pool_of(transformer: Any) -> Weave | None:
     return Weave(transformer, names[0]) if names else None
 
 
-def lora_names(model: nn.Module) -> tuple[str, ...]:
-    """Adapters of a model that are no pool."""
+def lora_names(model: nn.Module | None) -> tuple[str, ...]:
+    """Adapters of a model that are no pool; none where there is no model."""
     configs = getattr(model, "peft_config", None) or {}
     return tuple(name for name, config in configs.items() if not isinstance(config, PrwConfig))
 

@@ -222,6 +222,71 @@ def test_unloading_without_a_pool_is_the_stock_call(made, tools, photo, family) 
         pipe.unload_lora_weights(reset_to_overwritten_params=True)
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_active_loras_can_be_given_to_every_call(made, tools, photo, family) -> None:
+    pipe = made(family)
+    before = tools.draw(pipe, "a", photo)
+    assert pipe.get_active_adapters() == []
+    for seed, (name, projection) in enumerate({"one": "to_q", "two": "to_k"}.items()):
+        weights = lora_of(pipe.transformer, [f"transformer_blocks.0.attn.{projection}"], seed)
+        pipe.load_lora_weights(dict(weights), adapter_name=name)
+    assert sorted(pipe.get_list_adapters()["transformer"]) == ["default", "one", "two"]
+    pipe.set_adapters("two")
+    assert pipe.get_active_adapters() == ["two"]
+    pipe.set_adapters(["two", "default"], 0.5)  # the pool, named for its strength
+    assert pipe.get_active_adapters() == ["two"]
+    pipe.set_adapters("default", 1.0)
+    assert pipe.get_active_adapters() == []
+    pipe.set_adapters(["one", "two"])
+    pipe.fuse_lora(adapter_names=pipe.get_active_adapters())
+    pipe.unfuse_lora()
+    pipe.set_lora_device(pipe.get_active_adapters(), "cpu")
+    pipe.delete_adapters("one")
+    assert pipe.get_active_adapters() == ["two"]
+    pipe.delete_adapters(pipe.get_active_adapters())
+    assert pipe.get_active_adapters() == []
+    assert tools.difference(before, tools.draw(pipe, "a", photo)) < 1e-5
+
+
+def test_a_pool_is_not_among_the_active_loras(build, lora) -> None:
+    pipe = build(experts=False)
+    pipe.load_lora_weights(dict(lora.weights), adapter_name="style")
+    assert pipe.get_active_adapters() == ["style"]
+    add_pool(pipe.transformer)
+    assert pipe.get_active_adapters() == ["style"]
+    pipe.text_encoder.add_adapter(LoraConfig(r=2, target_modules=["q_proj"]), "words")
+    assert sorted(pipe.get_active_adapters()) == ["style", "words"]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_scale_of_zero_is_the_base_and_leaves_the_next_call_as_it_was(made, tools, photo, family) -> None:
+    pipe = made(family)
+    with pipe.weave.disabled():
+        base = tools.draw(pipe, "a", photo)
+    weights = lora_of(pipe.transformer, ["transformer_blocks.0.attn.to_q"], seed=0)
+    pipe.load_lora_weights(dict(weights), adapter_name="style")
+    both = tools.draw(pipe, "a", photo)
+    half = tools.draw(pipe, "a", photo, joint_attention_kwargs={"scale": 0.5})
+    assert tools.difference(base, tools.draw(pipe, "a", photo, joint_attention_kwargs={"scale": 0.0})) < 1e-6
+    assert tools.difference(both, tools.draw(pipe, "a", photo)) == 0
+    pipe.set_adapters(["style", "default"], 0.5)  # one strength for a call, or for good: the same picture
+    assert tools.difference(half, tools.draw(pipe, "a", photo)) < 1e-6
+
+
+@pytest.mark.filterwarnings("ignore:Already found a `peft_config`:UserWarning")
+@pytest.mark.parametrize("family", FAMILIES)
+def test_calls_for_loras_refuse_a_pool_of_any_name(made, photo, family) -> None:
+    pipe = made(family, pool={"adapter": "experts"})
+    with pytest.raises(prw.UnsupportedError, match="'experts' is the pool's"):
+        pipe.load_lora_weights({}, adapter_name="experts")
+    pipe.transformer.add_adapter(LoraConfig(r=2, target_modules=["to_k"]))  # the model's own call
+    with pytest.raises(prw.PoolError, match="'experts' is switched off"):
+        pipe("a", photo)
+    pipe.set_adapters("default")
+    assert pipe.get_active_adapters() == ["default"]
+    pipe("a", photo, num_inference_steps=1)
+
+
 def test_a_deleted_lora_leaves_the_pool(pipe, tools, photo, lora) -> None:
     before = tools.draw(pipe, "a", photo)
     pipe.load_lora_weights(dict(lora.weights), adapter_name="style")
