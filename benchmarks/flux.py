@@ -1,0 +1,239 @@
+"""Whole steps of a FLUX with FLUX.1's proportions: plain, with PEFT's LoRA on K and V, and with pools."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import NamedTuple
+
+import torch
+from diffusers import FluxTransformer2DModel
+from peft import LoraConfig, get_peft_model
+from torch import Tensor, nn
+
+import prw
+from benchmarks.baselines import routed
+from benchmarks.cases import LORA
+from benchmarks.points import SCALE
+from benchmarks.schema import Pass, Routed, Step
+from benchmarks.timing import Case, Device, paired, spread
+
+RHO, ALPHA = 0.8, 0.5
+PLAIN_FLUX = "plain FLUX"
+POOLS = (1, 5, 8)
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """A FLUX.1 with fewer blocks: one double to two single ones, heads of 128, a third as many text tokens.
+
+    Attributes:
+        heads: Heads of `head` features; FLUX.1 has 24 of 128, a width of 3072.
+        head: Features of a head.
+        double: Blocks with two streams; FLUX.1 has 19.
+        single: Blocks with one stream; FLUX.1 has 38.
+        side: Latent patches along an edge: 32 are 512 pixels.
+        text: Text tokens; FLUX.1 has 512.
+        rank: LoRA rank.
+    """
+
+    heads: int = 8
+    head: int = 128
+    double: int = 1
+    single: int = 2
+    side: int = 32
+    text: int = 512
+    rank: int = 16
+
+    @property
+    def width(self) -> int:
+        """Width of the hidden states, d."""
+        return self.heads * self.head
+
+    def setup(self) -> dict[str, int | str]:
+        """Write it down."""
+        return {"class": "diffusers.FluxTransformer2DModel", "width": self.width, **asdict(self)}
+
+
+def geometry_of(size: tuple[int, ...]) -> Geometry:
+    """Read a group's size: heads, features of a head, patches along an edge, text tokens, rank."""
+    heads, head, side, text, rank = size
+    return Geometry(heads=heads, head=head, side=side, text=text, rank=rank)
+
+
+class Model(NamedTuple):
+    """A case: its model, a pool's handle, and how many experts it has."""
+
+    model: nn.Module
+    weave: prw.Weave | None
+    experts: int
+
+
+def base_weights(geometry: Geometry) -> dict[str, Tensor]:
+    """Make the base's weights once; every case shares them."""
+    torch.manual_seed(0)
+    return flux(geometry, "cpu").state_dict()
+
+
+def flux(geometry: Geometry, device: str) -> nn.Module:
+    """Make a FLUX."""
+    # FLUX.1's rotary axes are 16, 56 and 56 of a head's 128 features.
+    axes = geometry.head // 8, geometry.head * 7 // 16, geometry.head * 7 // 16
+    with torch.device(device):
+        return FluxTransformer2DModel(
+            in_channels=64,
+            num_layers=geometry.double,
+            num_single_layers=geometry.single,
+            attention_head_dim=geometry.head,
+            num_attention_heads=geometry.heads,
+            joint_attention_dim=geometry.width * 4 // 3,
+            pooled_projection_dim=geometry.width // 4,
+            guidance_embeds=True,
+            axes_dims_rope=axes,
+        )
+
+
+def plain(geometry: Geometry, weights: dict[str, Tensor]) -> nn.Module:
+    """The frozen base, on shared weights."""
+    model = flux(geometry, "meta")
+    model.load_state_dict(weights, assign=True)
+    return model.requires_grad_(False)
+
+
+def with_pool(geometry: Geometry, weights: dict[str, Tensor], experts: int) -> tuple[nn.Module, prw.Weave]:
+    """A pool on the picture's K and V of every block; the newest expert trains."""
+    model = plain(geometry, weights)
+    names = [f"expert_{index}" for index in range(experts)]
+    weave = prw.inject(model, "kv", names, rank=geometry.rank, alpha=SCALE * geometry.rank)
+    randomise(model, ".prw_B")
+    return model, weave
+
+
+def with_lora(geometry: Geometry, weights: dict[str, Tensor]) -> nn.Module:
+    """PEFT's LoRA on the very modules that a pool takes."""
+    _, weave = with_pool(geometry, weights, 1)
+    targets = [module for site in weave.sites for module in site.modules]
+    config = LoraConfig(r=geometry.rank, lora_alpha=int(SCALE * geometry.rank), target_modules=targets)
+    model = get_peft_model(plain(geometry, weights), config)
+    randomise(model, ".lora_B")
+    return model
+
+
+@torch.no_grad()
+def randomise(model: nn.Module, part: str) -> None:
+    """Give every B values, as after training: zeros are no fair input."""
+    for name, parameter in model.named_parameters():
+        if part in name:
+            parameter.normal_(std=0.02)
+
+
+def models(geometry: Geometry, device: Device) -> dict[str, Model]:
+    """Build the cases, on shared weights, in the dtype that is timed."""
+    where, dtype = device.torch_device, getattr(torch, device.dtype)
+    weights = {name: weight.to(where, dtype) for name, weight in base_weights(geometry).items()}
+    found = {
+        PLAIN_FLUX: Model(plain(geometry, weights), None, 0),
+        LORA: Model(with_lora(geometry, weights), None, 1),
+    }
+    for experts in POOLS:
+        found[f"prw, N={experts}"] = Model(*with_pool(geometry, weights, experts), experts)
+    for one in found.values():
+        one.model.to(where, dtype)
+    return found
+
+
+def inputs(geometry: Geometry, device: Device) -> dict[str, Tensor]:
+    """Make one batch: latents of one picture, its text, a timestep; positions stay in float32."""
+    torch.manual_seed(1)
+    tokens, dtype = geometry.side**2, getattr(torch, device.dtype)
+    rows, columns = torch.meshgrid(torch.arange(geometry.side), torch.arange(geometry.side), indexing="ij")
+    places = torch.stack([torch.zeros_like(rows), rows, columns], dim=-1).reshape(tokens, 3)
+    found = {
+        "hidden_states": torch.randn(1, tokens, 64),
+        "encoder_hidden_states": torch.randn(1, geometry.text, geometry.width * 4 // 3),
+        "pooled_projections": torch.randn(1, geometry.width // 4),
+        "timestep": torch.full((1,), 0.5),
+        "guidance": torch.full((1,), 3.5),
+    }
+    found = {name: value.to(device.torch_device, dtype) for name, value in found.items()}
+    # Gradients go down to the input in every case, also in the plain one, which trains nothing.
+    found["hidden_states"].requires_grad_()
+    positions = {"img_ids": places.float(), "txt_ids": torch.zeros(geometry.text, 3)}
+    return found | {name: value.to(device.torch_device) for name, value in positions.items()}
+
+
+def step(one: Model, batch: dict[str, Tensor], passes: Pass) -> Case:
+    """Make a denoising step, or a training step, of a case."""
+    if passes == "training":
+        return training_step(one.model, one.weave, batch)
+    one.model.eval()
+
+    @torch.no_grad()
+    def run() -> None:
+        one.model(**batch, return_dict=False)
+
+    return Case(run)
+
+
+def training_step(model: nn.Module, weave: prw.Weave | None, batch: dict[str, Tensor]) -> Case:
+    """Forward, backward and AdamW; a pool records its decisions and adds the veteran loss."""
+    model.train()
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=1e-4) if trained else None
+    target = torch.zeros_like(batch["hidden_states"])
+
+    def loss_of(forward: Callable[[], Tensor]) -> Tensor:
+        if weave is None:
+            return nn.functional.mse_loss(forward(), target)
+        with weave.record() as routing:
+            task = nn.functional.mse_loss(forward(), target)
+        return task + prw.veteran_loss(routing, rho=RHO, alpha=ALPHA)
+
+    def run() -> None:
+        loss_of(lambda: model(**batch, return_dict=False)[0]).backward()
+        if optimizer is not None:
+            optimizer.step()
+
+    def clear() -> None:
+        for parameter in (*trained, batch["hidden_states"]):
+            parameter.grad = None
+
+    return Case(run, clear)
+
+
+def steps(
+    passes: Pass, built: Mapping[str, Model], seconds: Mapping[str, list[float]], batch: dict[str, Tensor]
+) -> list[Step]:
+    """Turn seconds into rows, each beside the plain model and beside LoRA; nothing without these two."""
+    if not {PLAIN_FLUX, LORA} <= seconds.keys():
+        return []
+    found = []
+    for name, values in seconds.items():
+        model, weave, experts = built[name]
+        of_time, of_ratio = spread(values, 1e3), paired(values, seconds[PLAIN_FLUX])
+        found.append(
+            Step(
+                case=name,
+                what="denoising step" if passes == "forward" else "training step",
+                experts=experts,
+                trainable=sum(one.numel() for one in model.parameters() if one.requires_grad),
+                median_ms=of_time.median,
+                iqr_ms=of_time.iqr,
+                ratio=of_ratio.median,
+                ratio_iqr=of_ratio.iqr,
+                ratio_to_lora=paired(values, seconds[LORA]).median,
+                routed=shares(weave, partial(model, **batch)),
+            )
+        )
+    return found
+
+
+@torch.no_grad()
+def shares(weave: prw.Weave | None, forward: Callable[[], object]) -> Routed | None:
+    """Record where a pool sends its input, over all sites."""
+    if weave is None:
+        return None
+    with weave.record() as routing:
+        forward()
+    return routed(routing)

@@ -1,0 +1,310 @@
+"""Measures one group on a device: builds its cases, times them in turn, and gives the result."""
+
+from __future__ import annotations
+
+import gc
+import os
+import statistics
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+from torch import Tensor
+
+from benchmarks.baselines import Peer, build
+from benchmarks.cases import LORA, NEVER_RECORDED, PLAIN, STACKED, Group
+from benchmarks.checks import checks
+from benchmarks.floors import forward_floor, least_seconds, training_floor
+from benchmarks.points import gradients_like, hidden_of
+from benchmarks.probes import ceilings, probes
+from benchmarks.schema import Ceiling, Failure, Kind, Memory, Pass, Point, Result, Routed, Row, SetName
+from benchmarks.store import origin
+from benchmarks.timing import (
+    MIB,
+    Candidate,
+    Case,
+    Device,
+    Times,
+    Way,
+    first_line,
+    measured,
+    paired,
+    prepared,
+    rounds_within,
+    saved_bytes,
+    spread,
+    tidy,
+)
+
+Fields = dict[str, Any]
+"""What a kind of group adds to its result."""
+Measure = Callable[[Device, Group, SetName, Sequence[Result]], Fields]
+
+
+def measure(device: Device, group: Group, chosen: SetName, known: Sequence[Result] = ()) -> Result:
+    """Measure a group.
+
+    Args:
+        device: Where.
+        group: What.
+        chosen: The set that the group is of; each case of the smallest runs once.
+        known: Results of the same run so far: ceilings, and what probes look at.
+
+    Raises:
+        DeviceLostError: if the device went with it.
+    """
+    fields = {"rounds": 1} | MEASURES[group.kind](device, group, chosen, known)
+    passes = group.passes if group.kind in ("grid", "peers", "skew", "kernels", "flux") else None
+    now = origin(device, group.kind)
+    return Result(kind=group.kind, name=group.name, set=chosen, origin=now, passes=passes, **fields)
+
+
+@dataclass
+class Cases:
+    """Cases of a group that run here, and those that do not.
+
+    Attributes:
+        device: Where. On a CPU, where every case must run, a failure is raised.
+        candidates: What is timed, by key.
+        failures: What is not, and why.
+    """
+
+    device: Device
+    candidates: dict[str, Candidate] = field(default_factory=dict)
+    failures: list[Failure] = field(default_factory=list)
+
+    def add(
+        self, key: str, make: Callable[[], Case], point: Point | None = None, record: bool = True
+    ) -> None:
+        """Build a case and warm it up; what fails is written down, and the others go on.
+
+        Raises:
+            DeviceLostError: if nothing can go on.
+        """
+        candidate = None
+        try:
+            candidate = prepared(self.device, make(), record)
+        except Exception as error:  # it holds what failed in memory until this block ends
+            self.fail(key, error, point)
+        if candidate is None:
+            self.device.still_there(key)
+            return
+        self.candidates[key] = candidate
+        if record and candidate.why_not:
+            self.failures.append(Failure(case=f"{key}, recorded", point=point, why=candidate.why_not))
+
+    def timed(
+        self, group: Group, chosen: SetName, ways: Sequence[Way] | None = None
+    ) -> tuple[int, list[Times]]:
+        """Time everything, give the memory back, and give the number of rounds and the times."""
+        gc.collect()
+        rounds = 1 if chosen == "smoke" else group.rounds
+        rounds = rounds or rounds_within(self.device, self.candidates, group.budget_s)
+        times: list[Times] = []
+        try:
+            times = measured(self.device, self.candidates, rounds, ways)
+        except RuntimeError as error:
+            self.fail(", ".join(self.candidates), error)
+        self.candidates.clear()
+        self.device.still_there("timing")
+        return rounds, times
+
+    def fail(self, case: str, error: Exception, point: Point | None = None) -> None:
+        """Write a failure down, or raise it."""
+        if self.device.name == "cpu":
+            raise error
+        self.failures.append(Failure(case=case, point=point, why=first_line(error)))
+
+
+# The projections of one site, as users get them: every case is a model with a router of its own.
+
+
+def projections(device: Device, group: Group, chosen: SetName, known: Sequence[Result]) -> Fields:
+    """Time the cases of a group beside its first, the plain projections."""
+    found, built = Cases(device), dict[str, Built]()
+    shared = gradients_like(hidden_of(group.point, device.torch_device))  # nobody writes to them
+    for name, point in group.cases:
+        key = f"{name}, {point.label()}"
+        make = partial(peer_case, device, group.passes, name, point, shared, built, key)
+        found.add(key, make, point, record=name not in NEVER_RECORDED)
+    rounds, times = found.timed(group, chosen)
+    found_ceilings = [one for result in known for one in result.ceilings]
+    rows = list(rows_of(group.passes, times, built, found_ceilings))
+    return {"rounds": rounds, "times": rows, "failures": found.failures}
+
+
+@dataclass(frozen=True)
+class Built:
+    """What is kept of a case for its row.
+
+    Attributes:
+        name: Of the case.
+        point: What it was built for.
+        counted: Whether it does the arithmetic that floors count.
+        routed: Where its items went.
+        used: How many experts serve.
+    """
+
+    name: str
+    point: Point
+    counted: bool
+    routed: Routed | None
+    used: int
+
+
+def peer_case(
+    device: Device,
+    passes: Pass,
+    name: str,
+    point: Point,
+    shared: tuple[Tensor, ...],
+    built: dict[str, Built],
+    key: str,
+) -> Case:
+    """Build a competitor, and keep what its row says."""
+    peer = build(name, point, device.torch_device)
+    routed, used = peer.recorded()
+    counted = peer.weave is not None or name in (PLAIN, STACKED, LORA)
+    built[key] = Built(name, peer.point, counted, routed, used)
+    return peer.case(passes, shared)
+
+
+def rows_of(
+    passes: Pass, times: Sequence[Times], built: Mapping[str, Built], ceilings: Sequence[Ceiling]
+) -> Iterator[Row]:
+    """Turn times into rows, each beside the plain projections launched alike."""
+    plain = {one.way: one.seconds for one in times if built[one.name].name == PLAIN}
+    for one in times:
+        if one.way not in plain:
+            continue
+        case = built[one.name]
+        of_time, of_ratio = spread(one.seconds, 1e3), paired(one.seconds, plain[one.way])
+        floor = floor_of(case, passes, statistics.median(plain[one.way]), ceilings)
+        yield Row(
+            case=case.name,
+            point=case.point,
+            launch=one.way[0],
+            cache=one.way[1],
+            median_ms=of_time.median,
+            iqr_ms=of_time.iqr,
+            ratio=of_ratio.median,
+            ratio_iqr=of_ratio.iqr,
+            floor=floor,
+            routed=case.routed,
+        )
+
+
+def floor_of(case: Built, passes: Pass, plain_s: float, ceilings: Sequence[Ceiling]) -> float | None:
+    """Give the least ratio to the plain projections: by measured ceilings, else by operations alone."""
+    point, newest = case.point, 1.0 if case.routed is None else case.routed.newest
+    if not case.counted:
+        return None
+    for one in ceilings:
+        if (one.tokens, one.width) == (point.tokens, point.width):
+            used = case.used or min(point.experts, 1)
+            return tidy(least_seconds(point, passes, one, used, newest) / plain_s)
+    if not point.rank:
+        return None
+    if passes == "forward":
+        return forward_floor(point.rank, point.width)
+    return training_floor(point.rank, point.width, newest)
+
+
+def memory(device: Device, group: Group, chosen: SetName, known: Sequence[Result]) -> Fields:
+    """Count the activation memory of every case."""
+    found, rows = Cases(device), []
+    for name, point in group.cases:
+        try:
+            rows.append(counted(device, build(name, point, device.torch_device)))
+        except Exception as error:
+            found.fail(f"{name}, memory", error, point)
+        device.still_there(name)
+    return {"memory": rows, "failures": found.failures}
+
+
+def counted(device: Device, peer: Peer) -> Memory:
+    """Count one competitor's forward and backward, after one that warms up."""
+    case = peer.case("training", gradients_like(peer.hidden))
+    case.run()
+    case.clear()
+    saved = saved_bytes(lambda: tuple(peer.model(peer.hidden)), peer.model.parameters())
+    peak = device.peak_bytes(case.run)
+    case.clear()
+    return Memory(case=peer.name, point=peer.point, saved_mib=tidy(saved / MIB), peak_mib=tidy(peak / MIB))
+
+
+# Whole models, pictures and files; what they need is imported only now, and may be missing beside a GPU.
+
+
+def flux(device: Device, group: Group, chosen: SetName, known: Sequence[Result]) -> Fields:
+    """Time a step of a whole model: plain, with LoRA, with pools."""
+    module: Any = import_module("benchmarks.flux")
+    geometry, found = module.geometry_of(group.size), Cases(device)
+    batch, built = module.inputs(geometry, device), module.models(geometry, device)
+    for name, model in built.items():
+        found.add(name, partial(module.step, model, batch, group.passes), record=False)
+    rounds, times = found.timed(group, chosen, device.ways[-1:])
+    rows = module.steps(group.passes, built, {one.name: one.seconds for one in times}, batch)
+    return {"rounds": rounds, "setup": geometry.setup(), "steps": rows, "failures": found.failures}
+
+
+def generation(device: Device, group: Group, chosen: SetName, known: Sequence[Result]) -> Fields:
+    """Time whole pictures."""
+    module: Any = import_module("benchmarks.generation")
+    *size, steps = group.size
+    geometry, found = import_module("benchmarks.flux").geometry_of(tuple(size)), Cases(device)
+    ways = module.generators(geometry)
+    for name, one in ways.items():
+        found.add(name, partial(Case, partial(one.generate, steps)))
+    rounds, times = found.timed(group, chosen)
+    seconds = {one.name: one.seconds for one in times}
+    rows = module.pictures(device, geometry, steps, ways, seconds)
+    return {"rounds": rounds, "setup": geometry.setup(), "pictures": rows}
+
+
+def files(device: Device, group: Group, chosen: SetName, known: Sequence[Result]) -> Fields:
+    """Time the way from files to tokens, and what a training step spends outside the model."""
+    module: Any = import_module("benchmarks.input")
+    amount, before = module.AMOUNTS[chosen], os.getloadavg()[0]
+    with tempfile.TemporaryDirectory() as name:
+        folder, found = Path(name), Cases(device)
+        # The loader warns where workers outnumber cores; that is what is measured here.
+        with (
+            patch.dict(os.environ, {"HF_DATASETS_CACHE": str(folder / "arrow")}),
+            patch("os.sched_getaffinity", lambda process: range(8)),
+        ):
+            ways = {str(tuple(way)): (way, case) for way, case in module.ways_in(folder, amount)}
+            for key, (_, case) in ways.items():
+                found.add(key, lambda case=case: case)  # type: ignore[misc]
+            rounds, times = found.timed(group, chosen)
+        shares = module.shares(folder, chosen)
+    seconds = {one.name: one.seconds for one in times}
+    rows = module.pipelines({key: way for key, (way, _) in ways.items()}, seconds, amount)
+    load = (before, os.getloadavg()[0])
+    return {
+        "rounds": rounds,
+        "setup": module.setup(amount),
+        "load": load,
+        "pipelines": rows,
+        "shares": shares,
+    }
+
+
+MEASURES: Mapping[Kind, Measure] = {
+    "grid": projections,
+    "peers": projections,
+    "skew": projections,
+    "kernels": projections,
+    "memory": memory,
+    "flux": flux,
+    "generation": generation,
+    "input": files,
+    "checks": checks,
+    "ceilings": ceilings,
+    "probes": probes,
+}
