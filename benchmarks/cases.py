@@ -303,8 +303,6 @@ def more_groups(sizes: GpuSizes) -> Iterator[Group]:
     yield by_kernels(sizes, main, middle, "forward")
     for rank in (high, few):
         yield by_kernels(sizes, small, rank, "forward", pools=pools)
-    point = gpu_at(sizes, main, high, 1)
-    yield Group("probes", "probes", cases=((PLAIN, point),), rounds=sizes.rounds, size=sizes.tokens)
     yield Group("memory", "memory", "training", tuple(gpu_memory(sizes)), rounds=1)
     yield by_kernels(sizes, main, few, "training")
     yield by_kernels(sizes, main, middle, "training")

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from benchmarks.schema import Result, Row
 
 PASSED = {True: "passed", False: "FAILED", None: "not made"}
-HELD = {True: "held", False: "NOT HELD", None: "not judged"}
 
 
 def lines(result: Result) -> Iterator[str]:
@@ -37,9 +36,6 @@ def lines(result: Result) -> Iterator[str]:
     for ceiling in result.ceilings:
         speeds = f"{ceiling.flops_per_s / 1e12:.3g} TFLOP/s, {ceiling.bytes_per_s / 1e12:.3g} TB/s"
         yield f"T={ceiling.tokens} d={ceiling.width}: {speeds}"
-    for probe in result.probes:
-        yield f"{probe.name} {probe.question}: predicted {probe.predicted}; measured {probe.measured}"
-        yield f"   {HELD[probe.held]}{'; ' if probe.then else ''}{probe.then}"
     for failure in result.failures:
         at = "" if failure.point is None else f" at {failure.point.label()}"
         yield f"without a number: {failure.case}{at}: {failure.why}"

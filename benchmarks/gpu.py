@@ -15,7 +15,7 @@ import torch
 from benchmarks.cases import GPU_KERNELS, OURS, Group, gpu_groups
 from benchmarks.checks import LOST, may_be_timed
 from benchmarks.console import lines
-from benchmarks.report import gpu_verdicts
+from benchmarks.report import gpu_verdicts, threshold
 from benchmarks.run import measure
 from benchmarks.schema import Failure, Point, Result, SetName
 from benchmarks.store import RefusedError, done, gpu_folder, origin, write
@@ -203,6 +203,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return LOST_DEVICE
     judged = gpu_verdicts(run.known)
     say("\nTargets", *(f"{one.target}: {one.wanted}; {one.measured}, {one.word}" for one in judged))
+    say("", threshold(run.known))
     return 0 if run.allowed() else NO_NUMBERS
 
 

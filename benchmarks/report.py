@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from benchmarks.cases import CACHED, LORA, LORA_32, OURS
 from benchmarks.schema import Kind, Launch, Memory, Pass, Picture, Result, Row, Step
@@ -19,29 +21,24 @@ Key = tuple[int, int, int]
 
 @dataclass(frozen=True)
 class Ratio:
-    """A ratio and the point that it is of."""
+    """A ratio and the point that it is of; `reach` is what it would be if prw stood at its floor."""
 
     value: float
     at: str
     reach: float | None = None
-    """What the ratio would be were prw at its floor; None where that is not asked."""
 
 
 @dataclass(frozen=True)
 class Found:
-    """Every result of a folder."""
+    """Every result of a folder, smaller sizes first."""
 
     results: tuple[Result, ...]
 
     def of(self, kind: Kind) -> list[Result]:
-        """Give the results of a kind, smaller sizes first."""
         return [result for result in self.results if result.kind == kind]
 
     def rows(self, kind: Kind, passes: Pass) -> Iterator[Row]:
-        """Give the timed cases of a kind and pass."""
-        for result in self.of(kind):
-            if result.passes == passes:
-                yield from result.times
+        return (row for result in self.of(kind) if result.passes == passes for row in result.times)
 
     def pools(self, passes: Pass) -> list[Row]:
         """Give prw's cases of the grid."""
@@ -52,9 +49,8 @@ class Found:
     ) -> Row | None:
         """Find a case under even routing; None if it was not measured."""
         for row in self.rows(kind, passes):
-            at = row.point
-            point = (at.tokens, at.width, at.rank), at.experts, at.granularity
-            if row.case == case and point == (key, experts, granularity) and at.routing == "uniform":
+            point = (key_of(row), row.point.experts, row.point.granularity)
+            if row.case == case and point == (key, experts, granularity) and row.point.routing == "uniform":
                 return row
         return None
 
@@ -67,34 +63,33 @@ class Found:
 
     def keys(self, kind: Kind, passes: Pass) -> list[Key]:
         """List tokens, width and rank of what was measured."""
-        found = {(row.point.tokens, row.point.width, row.point.rank) for row in self.rows(kind, passes)}
+        found = {key_of(row) for row in self.rows(kind, passes)}
         return sorted((key for key in found if key[2]), key=lambda key: (key[1], key[0], key[2]))
 
     def memory(self) -> list[Memory]:
-        """Give the counts of memory."""
         return [row for result in self.of("memory") for row in result.memory]
 
-    def steps(self) -> Iterator[tuple[Result, Step]]:
-        """Give the steps of whole models with the result that each is of."""
-        return ((result, step) for result in self.of("flux") for step in result.steps)
+    def steps(self) -> list[tuple[Result, Step]]:
+        return [(result, step) for result in self.of("flux") for step in result.steps]
 
-    def pictures(self) -> Iterator[tuple[Result, Picture]]:
-        """Give the ways of generating a picture with the result that each is of."""
-        return ((result, row) for result in self.of("generation") for row in result.pictures)
+    def pictures(self) -> list[tuple[Result, Picture]]:
+        return [(result, row) for result in self.of("generation") for row in result.pictures]
+
+
+def key_of(row: Row) -> Key:
+    return row.point.tokens, row.point.width, row.point.rank
 
 
 def load() -> Found:
     """Read the committed results of the CPU; those of the input pipeline have a page of their own."""
-    results = [result for result in read_all(CPU) if result.kind != "input"]
-    return Found(tuple(sorted(results, key=order)))
 
+    def order(result: Result) -> tuple[object, ...]:
+        first = result.times[0].point if result.times else None
+        setup = result.setup
+        size = (first.width, first.tokens) if first else (setup.get("width", 0), setup.get("rank", 0))
+        return (*size, result.name)
 
-def order(result: Result) -> tuple[object, ...]:
-    """Sort by what was measured: width, tokens, name."""
-    first = result.times[0].point if result.times else None
-    setup = result.setup
-    size = (first.width, first.tokens) if first else (setup.get("width", 0), setup.get("rank", 0))
-    return (*size, result.name)
+    return Found(tuple(sorted((one for one in read_all(CPU) if one.kind != "input"), key=order)))
 
 
 # Questions to the grid, the peers, memory and pictures.
@@ -102,46 +97,38 @@ def order(result: Result) -> tuple[object, ...]:
 
 def over_floor(found: Found, passes: Pass) -> list[Ratio]:
     """Time over floor at the grid's points that count."""
-    return [
-        Ratio(row.ratio / row.floor, row.point.label())
-        for row in found.pools(passes)
-        if row.floor is not None and row.point.tokens >= BIG
-    ]
+    rows = [row for row in found.pools(passes) if row.point.tokens >= BIG]
+    return [Ratio(row.ratio / row.floor, row.point.label()) for row in rows if row.floor is not None]
 
 
 def growth(found: Found, passes: Pass) -> list[Ratio]:
     """Time with 64 experts over time with one, at rank 16."""
-    ratios = []
-    for row in found.pools(passes):
-        at = row.point
-        if (at.rank, at.experts) == (16, 64) and at.tokens >= BIG:
-            one = found.ratio("grid", passes, OURS, (at.tokens, at.width, 16), 1, at.granularity)
-            if one is not None:
-                ratios.append(Ratio(row.ratio / one, at.label()))
-    return ratios
+    rows = [row for row in found.pools(passes) if (row.point.rank, row.point.experts) == (16, 64)]
+    return beside(found, rows, lambda row: ("grid", passes, OURS, key_of(row), 1, row.point.granularity))
 
 
 def beside_lora(found: Found, passes: Pass, experts: int) -> list[Ratio]:
     """Time of a token-routed pool over that of one PEFT LoRA of its rank."""
-    ratios = []
-    for row in found.pools(passes):
-        at = row.point
-        if (at.granularity, at.experts) == ("token", experts) and at.tokens >= BIG:
-            lora = found.ratio("grid", passes, LORA, (at.tokens, at.width, at.rank), 1)
-            if lora is not None:
-                ratios.append(Ratio(row.ratio / lora, at.label()))
-    return ratios
+    wanted = ("token", experts)
+    rows = [row for row in found.pools(passes) if (row.point.granularity, row.point.experts) == wanted]
+    return beside(found, rows, lambda row: ("grid", passes, LORA, key_of(row), 1, "token"))
+
+
+def beside(
+    found: Found, rows: list[Row], other: Callable[[Row], tuple[Kind, Pass, str, Key, int, str]]
+) -> list[Ratio]:
+    """Give the times of rows that count over those of other rows."""
+    pairs = [(row, found.ratio(*other(row))) for row in rows if row.point.tokens >= BIG]
+    return [Ratio(row.ratio / base, row.point.label()) for row, base in pairs if base is not None]
 
 
 def faster_than(found: Found, passes: Pass, peer: str) -> list[Ratio]:
     """Time of a peer over that of a token-routed pool of as many experts."""
     ratios = []
     for row in found.rows("peers", passes):
-        at = row.point
-        if row.case == peer and at.tokens >= BIG:
-            ours = found.row("peers", passes, OURS, (at.tokens, at.width, at.rank), at.experts)
-            if ours is not None and ours.floor is not None:
-                ratios.append(Ratio(row.ratio / ours.ratio, at.label(), row.ratio / ours.floor))
+        ours = found.row("peers", passes, OURS, key_of(row), row.point.experts)
+        if row.case == peer and row.point.tokens >= BIG and ours is not None and ours.floor is not None:
+            ratios.append(Ratio(row.ratio / ours.ratio, row.point.label(), row.ratio / ours.floor))
     return ratios
 
 
@@ -149,21 +136,13 @@ def memory_beside(
     found: Found, peer: str, experts: tuple[int, ...], peer_experts: int | None, what: str
 ) -> list[Ratio]:
     """Activation memory of token-routed pools over a peer's; the peer's pool is as large where None."""
-    rows, ratios = found.memory(), []
-    for row in rows:
-        at = row.point
-        if row.case != OURS or at.experts not in experts or at.granularity != "token":
-            continue
-        wanted = at.but(experts=at.experts if peer_experts is None else peer_experts)
-        for other in rows:
-            if other.case == peer and other.point == wanted:
-                ratios.append(Ratio(getattr(row, what) / getattr(other, what), at.label()))
+    kept = {(row.case, row.point): getattr(row, what) for row in found.memory()}
+    ratios = []
+    for (case, at), ours in kept.items():
+        theirs = kept.get((peer, at.but(experts=peer_experts or at.experts)))
+        if case == OURS and at.experts in experts and at.granularity == "token" and theirs is not None:
+            ratios.append(Ratio(ours / theirs, at.label()))
     return ratios
-
-
-def scene(result: Result, row: Picture) -> str:
-    """Name what was generated in words."""
-    return f"d={result.setup['width']}, {row.text} text and {row.noise} noise tokens, N={row.experts}"
 
 
 def cached(found: Found, what: str) -> list[Ratio]:
@@ -182,8 +161,11 @@ def five_beside_one(found: Found, what: Callable[[Picture], float]) -> list[Rati
     return ratios
 
 
+def scene(result: Result, row: Picture) -> str:
+    return f"d={result.setup['width']}, {row.text} text and {row.noise} noise tokens, N={row.experts}"
+
+
 def geometric_mean(ratios: list[Ratio]) -> float:
-    """Give the geometric mean of ratios."""
     return statistics.geometric_mean([ratio.value for ratio in ratios])
 
 
@@ -236,82 +218,75 @@ def mean_at_most(target: str, ratios: list[Ratio], limit: float) -> Verdict:
 
 
 def verdicts(found: Found) -> list[Verdict]:
-    """Judge every target."""
-    judges = (floor_verdicts, peer_verdicts, memory_verdicts, flux_verdicts, generation_verdicts)
-    return [verdict for judge in judges for verdict in judge(found)]
-
-
-def floor_verdicts(found: Found) -> Iterator[Verdict]:
-    """Judge closeness to the limit, and that cost does not grow with the pool."""
+    """Judge every target: the floor, the pool's size, peers, memory, whole models."""
+    judged = []
     for (passes, words), limit in zip(PASSES, (1.20, 1.25), strict=True):
-        ratios = over_floor(found, passes)
-        target = f"{words}: time over its floor"
-        yield mean_at_most(f"{target}, geometric mean ≤ {limit:.2f}", ratios, limit)
-        yield at_most(f"{target}, no point over 1.5", ratios, 1.5)
+        ratios, target = over_floor(found, passes), f"{words}: time over its floor"
+        judged.append(mean_at_most(f"{target}, geometric mean ≤ {limit:.2f}", ratios, limit))
+        judged.append(at_most(f"{target}, no point over 1.5", ratios, 1.5))
     for passes, words in PASSES:
-        yield at_most(f"{words}: N = 64 at r = 16 costs ≤ 1.25 times N = 1", growth(found, passes), 1.25)
-
-
-def peer_verdicts(found: Found) -> Iterator[Verdict]:
-    """Judge beside the peers."""
+        target = f"{words}: N = 64 at r = 16 costs ≤ 1.25 times N = 1"
+        judged.append(at_most(target, growth(found, passes), 1.25))
     for passes, words in PASSES:
         target = f"{words}: N = 8 by token ≤ 1.25 times one PEFT LoRA of its rank"
-        yield at_most(target, beside_lora(found, passes, 8), 1.25)
-        yield at_most(f"{words}: N = 1 no slower than PEFT LoRA", beside_lora(found, passes, 1), 1.0)
+        judged.append(at_most(target, beside_lora(found, passes, 8), 1.25))
+        ratios = beside_lora(found, passes, 1)
+        judged.append(at_most(f"{words}: N = 1 no slower than PEFT LoRA", ratios, 1.0))
     limits = (("PEFT Arrow", 3.0), ("PEFT X-LoRA layer", 5.0), ("MixLoRA-style loop", 1.3))
     for passes, words in PASSES:
         for peer, limit in limits:
             target = f"{words}: at N = 8 ≥ {limit:g} times faster than {peer}"
-            yield at_least(target, faster_than(found, passes, peer), limit)
+            judged.append(at_least(target, faster_than(found, passes, peer), limit))
+    return judged + memory_verdicts(found) + model_verdicts(found)
 
 
-def memory_verdicts(found: Found) -> Iterator[Verdict]:
+def memory_verdicts(found: Found) -> list[Verdict]:
     """Judge activation memory, kept for backward and at its peak."""
+    judged = []
     for what, words in (("saved_mib", "kept for backward"), ("peak_mib", "at its peak")):
         lora = memory_beside(found, LORA, (1, 4, 8), 1, what)
         arrow = memory_beside(found, "PEFT Arrow", (4,), None, what)
-        yield at_most(f"activation memory {words} ≤ PEFT LoRA's, N = 1, 4, 8", lora, 1.0)
-        yield at_most(f"activation memory {words} ≤ a third of Arrow's, N = 4", arrow, 1 / 3)
+        judged.append(at_most(f"activation memory {words} ≤ PEFT LoRA's, N = 1, 4, 8", lora, 1.0))
+        judged.append(at_most(f"activation memory {words} ≤ a third of Arrow's, N = 4", arrow, 1 / 3))
+    return judged
 
 
-def flux_verdicts(found: Found) -> Iterator[Verdict]:
-    """Judge the training step of a whole model."""
-    ratios = [
+def model_verdicts(found: Found) -> list[Verdict]:
+    """Judge the training step of a whole model, and what a source and a pool cost when generating."""
+    steps = [
         Ratio(step.ratio_to_lora, f"d={result.setup['width']} r={result.setup['rank']} N={step.experts}")
         for result, step in found.steps()
         if step.what == "training step" and step.case.startswith(OURS)
     ]
-    yield at_most("FLUX training step ≤ 1.05 times the step with PEFT LoRA, N = 1, 5, 8", ratios, 1.05)
-
-
-def generation_verdicts(found: Found) -> Iterator[Verdict]:
-    """Judge what a source costs when a picture is generated, and what a pool costs."""
     text, kontext = cached(found, "ratio"), cached(found, "kontext_ratio")
     time = five_beside_one(found, lambda row: row.median_ms)
     memory = five_beside_one(found, lambda row: row.weights_mib + row.peak_mib)
-    yield at_most("drawing with the source cached ≤ 1.20 times text alone", text, 1.20)
-    yield at_least("drawing with the source cached ≥ 1.5 times faster than FluxKontextPipeline", kontext, 1.5)
-    yield at_most("drawing with N = 5 ≤ 1.05 times the time of N = 1", time, 1.05)
-    yield at_most("drawing with N = 5 ≤ 1.05 times the memory of N = 1", memory, 1.05)
+    faster = "drawing with the source cached ≥ 1.5 times faster than FluxKontextPipeline"
+    return [
+        at_most("FLUX training step ≤ 1.05 times the step with PEFT LoRA, N = 1, 5, 8", steps, 1.05),
+        at_most("drawing with the source cached ≤ 1.20 times text alone", text, 1.20),
+        at_least(faster, kontext, 1.5),
+        at_most("drawing with N = 5 ≤ 1.05 times the time of N = 1", time, 1.05),
+        at_most("drawing with N = 5 ≤ 1.05 times the memory of N = 1", memory, 1.05),
+    ]
 
 
 # Targets for one H100, each with what a GPU's results say: bfloat16, cold cache, recorded, even routing.
 
-GPU_TOKENS, GPU_SMALL, GPU_RANK = 4096, 1024, 128
 Judge = Callable[[Sequence[Result]], list[Ratio]]
+GPU_TOKENS, GPU_RANK, TO_EIGHT = 4096, 128, (1, 2, 4, 8)
 
 
 def gpu_row(
     results: Sequence[Result], case: str, tokens: int, rank: int, experts: int, passes: Pass, launch: Launch
 ) -> Row | None:
     """Find a row of even token routing with a cold cache."""
-    for result in results:
-        for row in result.times if result.passes == passes else ():
-            at = row.point
-            point = (at.tokens, at.rank, at.experts, at.granularity, at.routing)
-            how = (row.case, row.launch, row.cache)
-            if point == (tokens, rank, experts, "token", "uniform") and how == (case, launch, "cold"):
-                return row
+    for row in (row for result in results if result.passes == passes for row in result.times):
+        at = row.point
+        point = (at.tokens, at.rank, at.experts, at.granularity, at.routing)
+        how = (row.case, row.launch, row.cache)
+        if point == (tokens, rank, experts, "token", "uniform") and how == (case, launch, "cold"):
+            return row
     return None
 
 
@@ -329,20 +304,17 @@ def beside_plain(
 
 def beside_peer(peer: str, pools: tuple[int, ...]) -> Judge:
     """Time of a peer over that of a pool: recorded if both can be, else both eager."""
+    launches: tuple[Launch, ...] = ("graph", "eager")
 
     def judge(results: Sequence[Result]) -> list[Ratio]:
-        found = []
-        launches: tuple[Launch, ...] = ("graph", "eager")
-        for n in pools:
-            for launch in launches:
-                ours, theirs = (
-                    gpu_row(results, case, GPU_TOKENS, GPU_RANK, n, "forward", launch)
-                    for case in (OURS, peer)
-                )
-                if ours is not None and theirs is not None:
-                    found.append(Ratio(theirs.median_ms / ours.median_ms, f"N={n}, {launch}"))
-                    break
-        return found
+        found = {}
+        for n, launch in ((n, launch) for n in pools for launch in launches):
+            ours, theirs = (
+                gpu_row(results, case, GPU_TOKENS, GPU_RANK, n, "forward", launch) for case in (OURS, peer)
+            )
+            if ours is not None and theirs is not None:
+                found.setdefault(n, Ratio(theirs.median_ms / ours.median_ms, f"N={n}, {launch}"))
+        return list(found.values())
 
     return judge
 
@@ -382,57 +354,48 @@ class GpuTarget:
     judge: Judge
 
 
-TO_EIGHT = (1, 2, 4, 8)
+PLAIN_TARGETS: tuple[tuple[str, str, str, str, float, Judge], ...] = (
+    ("forward, r = 16, N ≤ 8", "≤ 1.20", "1.14", "1.013", 1.20, beside_plain(16, TO_EIGHT)),
+    ("forward, r = 64, N ≤ 4", "≤ 1.25", "1.18", "1.043", 1.25, beside_plain(64, (1, 2, 4))),
+    ("forward, r = 128, N = 1", "≤ 1.22", "1.15", "1.084", 1.22, beside_plain(128, (1,))),
+    ("forward, r = 128, N = 2", "≤ 1.27", "1.20", "1.084", 1.27, beside_plain(128, (2,))),
+    ("forward, r = 128, N = 4", "≤ 1.30", "1.23", "1.085", 1.30, beside_plain(128, (4,))),
+    ("forward, r = 128, N = 8", "≤ 1.35", "1.26", "1.086", 1.35, beside_plain(128, (8,))),
+    ("forward, r = 16, N = 64", "≤ 1.35", "1.25", "1.031", 1.35, beside_plain(16, (64,))),
+    (
+        "forward and backward, r = 128, N = 1 to 8", "≤ 1.40", "1.25 to 1.35", "1.09 to 1.13", 1.40,
+        beside_plain(128, TO_EIGHT, "training"),
+    ),
+    (
+        "T = 1024, K and V stacked", "≤ 1.15", "< 1.05", "none", 1.15,
+        beside_plain(128, TO_EIGHT, tokens=1024),
+    ),
+)  # fmt: skip
 AS_IT_COMES = "PEFT LoRA as it comes: float32 adapters, no autocast, TF32 off"
+PEER_TARGETS = (
+    ("PEFT LoRA, same rank, bfloat16 adapters", 1.25, "1.4", "1.5", LORA, (1,)),
+    (AS_IT_COMES, 2.0, "2.7", "none", LORA_32, (1,)),
+    ("MixLoRA-style loop, any N", 1.8, "2.1", "none", "MixLoRA-style loop", (4, 8)),
+    ("transformers grouped_mm", 1.4, "1.55", "none", "transformers grouped_mm", (4, 8)),
+    ("PEFT Arrow, N = 4", 2.0, "2.5", "none", "PEFT Arrow", (4,)),
+    ("PEFT Arrow, N = 8", 3.0, "3.7", "none", "PEFT Arrow", (8,)),
+)
+MEMORY_TARGETS = (
+    ("activation memory of PEFT LoRA with float32 adapters", "≤ a third", 1 / 3, LORA_32, 1),
+    ("activation memory of PEFT Arrow, N = 4", "≤ a sixth", 1 / 6, "PEFT Arrow", 4),
+)
 GPU_TARGETS = (
-    GpuTarget(
-        "two nn.Linear, forward, r = 16, N ≤ 8", "≤ 1.20", "1.14", "1.013", 1.20, beside_plain(16, TO_EIGHT)
-    ),
-    GpuTarget(
-        "two nn.Linear, forward, r = 64, N ≤ 4", "≤ 1.25", "1.18", "1.043", 1.25, beside_plain(64, (1, 2, 4))
-    ),
-    *(
-        GpuTarget(
-            f"two nn.Linear, forward, r = 128, N = {n}", f"≤ {limit:.2f}", good, floor, limit,
-            beside_plain(128, (n,)),
-        )
-        for n, limit, good, floor in (
-            (1, 1.22, "1.15", "1.084"), (2, 1.27, "1.20", "1.084"), (4, 1.30, "1.23", "1.085"),
-            (8, 1.35, "1.26", "1.086"),
-        )
-    ),
-    GpuTarget(
-        "two nn.Linear, forward, r = 16, N = 64", "≤ 1.35", "1.25", "1.031", 1.35, beside_plain(16, (64,))
-    ),
-    GpuTarget(
-        "two nn.Linear, forward and backward, r = 128, N = 1 to 8", "≤ 1.40", "1.25 to 1.35", "1.09 to 1.13",
-        1.40, beside_plain(128, TO_EIGHT, "training"),
-    ),
-    GpuTarget(
-        "two nn.Linear, T = 1024, K and V stacked", "≤ 1.15", "< 1.05", "none", 1.15,
-        beside_plain(128, TO_EIGHT, tokens=GPU_SMALL),
-    ),
+    *(GpuTarget(f"two nn.Linear, {against}", *more) for against, *more in PLAIN_TARGETS),
     *(
         GpuTarget(against, f"≥ {limit:g} times faster", good, floor, limit, beside_peer(peer, pools))
-        for against, limit, good, floor, peer, pools in (
-            ("PEFT LoRA, same rank, bfloat16 adapters", 1.25, "1.4", "1.5", LORA, (1,)),
-            (AS_IT_COMES, 2.0, "2.7", "none", LORA_32, (1,)),
-            ("MixLoRA-style loop, any N", 1.8, "2.1", "none", "MixLoRA-style loop", (4, 8)),
-            ("transformers grouped_mm", 1.4, "1.55", "none", "transformers grouped_mm", (4, 8)),
-            ("PEFT Arrow, N = 4", 2.0, "2.5", "none", "PEFT Arrow", (4,)),
-            ("PEFT Arrow, N = 8", 3.0, "3.7", "none", "PEFT Arrow", (8,)),
-        )
+        for against, limit, good, floor, peer, pools in PEER_TARGETS
     ),
-    GpuTarget(
-        "activation memory of PEFT LoRA with float32 adapters", "≤ a third", "none", "none", 1 / 3,
-        gpu_memory_beside(LORA_32, 1),
-    ),
-    GpuTarget(
-        "activation memory of PEFT Arrow, N = 4", "≤ a sixth", "none", "none", 1 / 6,
-        gpu_memory_beside("PEFT Arrow", 4),
+    *(
+        GpuTarget(against, must, "none", "none", limit, gpu_memory_beside(peer, experts))
+        for against, must, limit, peer, experts in MEMORY_TARGETS
     ),
     GpuTarget("a whole FLUX step", "≤ +1.5 %", "+1 %", "+0.45 % (r = 128)", 1.015, gpu_flux),
-)  # fmt: skip
+)
 
 
 def gpu_verdicts(results: Sequence[Result]) -> Iterator[Verdict]:
@@ -445,3 +408,53 @@ def gpu_verdicts(results: Sequence[Result]) -> Iterator[Verdict]:
         worst = (min if faster else max)(found, key=lambda one: one.value)
         met = worst.value >= target.limit if faster else worst.value <= target.limit
         yield Verdict(target.against, f"{worst.value:.3f} ({worst.at})", met, target.must)
+
+
+# Where a sorted kernel overtakes the dense one on a GPU, and the limit for `auto` that follows.
+
+
+def crossing(dense: Sequence[tuple[int, float]], other: Sequence[tuple[int, float]]) -> float | None:
+    """Give experts x rank from which the other kernel is no slower, between measured points.
+
+    Args:
+        dense: Experts x rank, and a time, of the dense kernel.
+        other: The same of the other one.
+
+    Returns:
+        The first point if it is nowhere slower; None if it is slower everywhere.
+    """
+    gaps = [(size, math.log(one / two)) for (size, one), (_, two) in zip(dense, other, strict=True)]
+    if gaps[0][1] >= 0:
+        return float(gaps[0][0])
+    for (low, before), (high, after) in pairwise(gaps):
+        if before < 0 <= after:
+            part = before / (before - after)
+            return math.exp(math.log(low) + part * (math.log(high) - math.log(low)))
+    return None
+
+
+def crossings(results: Sequence[Result]) -> dict[str, list[float]]:
+    """Find from which experts x rank on a sorted kernel is faster than the dense one, at each rank."""
+    series: dict[tuple[str, int], list[tuple[int, float]]] = {}
+    known = [one for one in results if (one.kind, one.passes) == ("kernels", "forward")]
+    for row in (row for one in known for row in one.times):
+        at, how = row.point, (row.launch, row.cache, row.point.granularity)
+        if how == ("graph", "cold", "token") and at.tokens == GPU_TOKENS and at.rank:
+            series.setdefault((row.case, at.rank), []).append((at.experts * at.rank, row.median_ms))
+    found: dict[str, list[float]] = {}
+    for (case, rank), times in series.items():
+        dense = series.get(("prw dense", rank), [])
+        if case in ("prw triton", "prw grouped") and len(dense) == len(times) > 1:
+            size = crossing(sorted(dense), sorted(times))
+            found.setdefault(case.removeprefix("prw "), []).extend([] if size is None else [size])
+    return {kernel: sizes for kernel, sizes in found.items() if sizes}
+
+
+def threshold(results: Sequence[Result]) -> str:
+    """Say which limit of the dense kernel follows from the crossings; predicted were 256 to 384 for triton."""
+    limits = {kernel: round(statistics.geometric_mean(sizes)) for kernel, sizes in crossings(results).items()}
+    if not limits:
+        return "nothing measured says from where on a sorted kernel is faster than dense"
+    kernel, limit = min(limits.items(), key=lambda pair: pair[1])
+    said = ", ".join(f"{name} from {size}" for name, size in limits.items())
+    return f"faster than dense: {said}; for this device: dense up to experts x rank = {limit}, then {kernel}"

@@ -14,15 +14,15 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+import torch
 from torch import Tensor
 
 from benchmarks.baselines import Peer, build
 from benchmarks.cases import LORA, NEVER_RECORDED, PLAIN, STACKED, Group
 from benchmarks.checks import checks
-from benchmarks.floors import forward_floor, least_seconds, training_floor
+from benchmarks.floors import base, forward_floor, least_seconds, training_floor
 from benchmarks.points import gradients_like, hidden_of
-from benchmarks.probes import ceilings, probes
-from benchmarks.schema import Ceiling, Failure, Kind, Memory, Pass, Point, Result, Routed, Row, SetName
+from benchmarks.schema import Cache, Ceiling, Failure, Kind, Memory, Pass, Point, Result, Routed, Row, SetName
 from benchmarks.store import origin
 from benchmarks.timing import (
     MIB,
@@ -295,6 +295,55 @@ def files(device: Device, group: Group, chosen: SetName, known: Sequence[Result]
     }
 
 
+# What the device reaches in this very run.
+
+
+@torch.no_grad()
+def ceilings(device: Device, group: Group, chosen: SetName, known: Sequence[Result]) -> Fields:
+    """Measure products of exactly the plain projections' size, and a copy, at every size of a group.
+
+    Products run with a warm cache and recorded launches, and the better of two forms counts: nothing should
+    be above a ceiling. The copy runs with a cold cache: it stands for memory and not for the cache.
+    """
+    found, generator = [], torch.Generator(device.torch_device).manual_seed(0)
+    for _, point in group.cases:
+        (tokens, width), dtype, where = (
+            (point.tokens, point.width),
+            getattr(torch, point.dtype),
+            device.torch_device,
+        )
+        hidden = torch.randn(tokens, width, generator=generator, device=where).to(dtype)
+        weights = torch.randn(2 * width, width, generator=generator, device=where).to(dtype)
+        outs, work = hidden.new_empty(2, tokens, width), base(tokens, width)
+        source = torch.randint(0, 256, (int(work.moved) // 2,), dtype=torch.uint8, device=where)
+        target, both = torch.empty_like(source), hidden.new_empty(tokens, 2 * width)
+        products = {
+            "apart": lambda h=hidden, w=weights, o=outs: [
+                torch.mm(h, half.mT, out=out) for half, out in zip(w.chunk(2), o, strict=True)
+            ],
+            "together": lambda h=hidden, w=weights, b=both: torch.mm(h, w.mT, out=b),
+        }
+        product = min(median_seconds(device, run, group.rounds, "warm") for run in products.values())
+        copy = median_seconds(device, lambda t=target, s=source: t.copy_(s), group.rounds, "cold")
+        reached = {"flops_per_s": work.flops / product, "bytes_per_s": 2 * source.nbytes / copy}
+        found.append(Ceiling(tokens=tokens, width=width, **reached))
+        device.still_there(group.name)
+    return {"ceilings": found}
+
+
+def median_seconds(device: Device, run: Callable[[], Any], rounds: int, cache: Cache) -> float:
+    """Time something alone, recorded.
+
+    Raises:
+        RuntimeError: if it cannot be recorded.
+    """
+    candidate = prepared(device, Case(run))
+    if candidate.replay is None:
+        raise RuntimeError(candidate.why_not)
+    (times,) = measured(device, {"alone": candidate}, rounds, [("graph", cache)])
+    return statistics.median(times.seconds)
+
+
 MEASURES: Mapping[Kind, Measure] = {
     "grid": projections,
     "peers": projections,
@@ -306,5 +355,4 @@ MEASURES: Mapping[Kind, Measure] = {
     "input": files,
     "checks": checks,
     "ceilings": ceilings,
-    "probes": probes,
 }

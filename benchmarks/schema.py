@@ -20,7 +20,6 @@ Kind = Literal[
     "input",
     "checks",
     "ceilings",
-    "probes",
 ]
 SetName = Literal["smoke", "default", "full", "rehearsal"]
 """How much is measured: the first three on a CPU; `full` and the rehearsal on a GPU."""
@@ -235,20 +234,6 @@ class Ceiling(Strict):
     """Of a copy that reads and writes as many bytes as the plain projections, with a cold cache."""
 
 
-class Probe(Strict):
-    """A prediction made before the first run on a GPU, and what was measured."""
-
-    name: str = Field(pattern=r"^H[1-8]$")
-    question: str
-    predicted: str
-    measured: str
-    numbers: dict[str, float] = {}
-    held: bool | None = None
-    """Whether the prediction held; None where it was not measured."""
-    then: str = ""
-    """What follows."""
-
-
 class Failure(Strict):
     """A case that gave no number, and why: out of memory, or an error."""
 
@@ -279,7 +264,6 @@ class Result(Strict):
     shares: tuple[StepShare, ...] = ()
     checks: tuple[Check, ...] = ()
     ceilings: tuple[Ceiling, ...] = ()
-    probes: tuple[Probe, ...] = ()
     failures: tuple[Failure, ...] = ()
 
     @model_validator(mode="after")
@@ -292,7 +276,6 @@ class Result(Strict):
             "pipelines",
             "checks",
             "ceilings",
-            "probes",
             "failures",
         )
         if not any(getattr(self, name) for name in lists):

@@ -61,10 +61,10 @@ def test_every_case_is_a_whole_model_beside_the_plain_projections_in_every_way(r
     assert loop == {"eager"}, "what waits for the device by its nature is never recorded"
 
 
-def test_predictions_memory_and_whole_steps_are_there(rehearsed: Rehearsed) -> None:
+def test_ceilings_memory_and_whole_steps_are_there(rehearsed: Rehearsed) -> None:
     _, results = rehearsed
-    assert [probe.name for probe in results["probes"].probes] == ["H1", "H2", "H5", "H8"]
     assert all(row.peak_mib > 0 for row in results["memory"].memory)
+    assert {one.tokens for one in results["ceilings"].ceilings} == {32, 64, 96}
     steps = {step.what for result in results.values() for step in result.steps}
     assert steps == {"denoising step", "training step"}
 
@@ -181,9 +181,9 @@ def test_an_unknown_group_is_refused(capsys: pytest.CaptureFixture[str]) -> None
 
 
 def test_only_what_was_asked_for_is_measured_after_checks_and_ceilings() -> None:
-    names = [group.name for group in command.groups_of("flux, probes", "full")]
+    names = [group.name for group in command.groups_of("flux, memory", "full")]
     assert names[:4] == ["checks-dense", "checks-grouped", "checks-triton", "ceilings"]
-    assert all("flux" in name or name == "probes" for name in names[4:])
+    assert all("flux" in name or name == "memory" for name in names[4:])
 
 
 def test_a_kernel_forced_from_outside_is_refused(

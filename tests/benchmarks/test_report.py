@@ -14,12 +14,15 @@ from benchmarks.report import (
     at_least,
     at_most,
     beside_lora,
+    crossing,
+    crossings,
     faster_than,
-    generation_verdicts,
     gpu_verdicts,
     growth,
     mean_at_most,
+    model_verdicts,
     over_floor,
+    threshold,
     verdicts,
 )
 from benchmarks.schema import Memory, Picture, Result, Routed, Row, Step
@@ -182,7 +185,7 @@ def picture(
 
 def judged(*rows: Picture) -> list[bool | None]:
     whole = result("generation", None, setup={"width": 1024}, pictures=rows)
-    return [verdict.met for verdict in generation_verdicts(found(whole))]
+    return [verdict.met for verdict in model_verdicts(found(whole))[1:]]
 
 
 @pytest.mark.parametrize(
@@ -226,3 +229,26 @@ def test_a_gpus_targets_are_judged_by_their_worst_point() -> None:
     assert (worst.measured, worst.met) == ("1.300 (N=8)", False)
     assert judged["PEFT Arrow, N = 8"].met is True
     assert judged["PEFT Arrow, N = 8"].measured.startswith("3.500")
+
+
+def test_kernels_cross_where_they_take_equally_long() -> None:
+    dense = [(16, 1.0), (64, 2.0), (256, 4.0), (1024, 16.0)]
+    assert crossing(dense, [(size, 4.0) for size, _ in dense]) == pytest.approx(256)
+    assert 64 < crossing(dense, [(size, 3.0) for size, _ in dense]) < 256
+    assert crossing(dense, [(size, 0.5) for size, _ in dense]) == 16, "no slower from the first point on"
+    assert crossing(dense, [(size, 99.0) for size, _ in dense]) is None
+
+
+def test_a_threshold_is_proposed_from_even_routing_recorded_with_a_cold_cache() -> None:
+    def rows(case: str, ms: float, **more: str) -> list[Row]:
+        points = [at(4096, 3072, 16, experts, dtype="bfloat16") for experts in (8, 16, 32)]
+        times = [{"median_ms": float(one.experts) if case == "prw dense" else ms} for one in points]
+        how = {"iqr_ms": 0, "ratio": 1, "ratio_iqr": 0, "launch": "graph", "cache": "cold"} | more
+        return [Row(case=case, point=one, **how, **time) for one, time in zip(points, times, strict=True)]
+
+    many = rows("prw dense", 0) + rows("prw triton", 16.0) + rows("prw grouped", 99.0)
+    many += rows("prw triton", 0.1, cache="warm") + rows("prw", 0.1)
+    results = [result("kernels", "forward", times=many)]
+    assert crossings(results) == {"triton": [pytest.approx(256)]}
+    assert threshold(results).endswith("dense up to experts x rank = 256, then triton")
+    assert "nothing measured" in threshold([result("kernels", "training", times=many)])

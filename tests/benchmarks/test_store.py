@@ -16,7 +16,7 @@ from benchmarks.store import RESULTS, RefusedError, committed_gpus, done, git, o
 from benchmarks.timing import Device, Rehearsal
 
 CPU = sorted(FOLDER.glob("*.json"))
-GPU_KINDS = {"checks", "ceilings", "probes"}
+GPU_KINDS = {"checks", "ceilings"}
 
 
 @pytest.fixture(scope="module")
