@@ -17,7 +17,7 @@ from benchmarks.baselines import routed
 from benchmarks.cases import LORA
 from benchmarks.points import SCALE
 from benchmarks.schema import Pass, Routed, Step
-from benchmarks.timing import Case, Device, paired, spread
+from benchmarks.timing import Case, Device, beside, paired
 
 RHO, ALPHA = 0.8, 0.5
 PLAIN_FLUX = "plain FLUX"
@@ -211,19 +211,15 @@ def steps(
     found = []
     for name, values in seconds.items():
         model, weave, experts = built[name]
-        of_time, of_ratio = spread(values, 1e3), paired(values, seconds[PLAIN_FLUX])
         found.append(
             Step(
                 case=name,
                 what="denoising step" if passes == "forward" else "training step",
                 experts=experts,
                 trainable=sum(one.numel() for one in model.parameters() if one.requires_grad),
-                median_ms=of_time.median,
-                iqr_ms=of_time.iqr,
-                ratio=of_ratio.median,
-                ratio_iqr=of_ratio.iqr,
                 ratio_to_lora=paired(values, seconds[LORA]).median,
                 routed=shares(weave, partial(model, **batch)),
+                **beside(values, seconds[PLAIN_FLUX]),
             )
         )
     return found

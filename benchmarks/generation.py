@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from benchmarks.cases import CACHED, KONTEXT, PLAIN_TEXT, UNCACHED
 from benchmarks.flux import Geometry, base_weights, plain, with_pool
 from benchmarks.schema import Picture
-from benchmarks.timing import MIB, Device, paired, spread, tidy
+from benchmarks.timing import MIB, Device, beside, paired, tidy
 from recipes.cologen.flux.base import SourceTimestep
 from recipes.cologen.flux.latents import pack_latents
 from recipes.cologen.flux.source_stream import install_source_stream
@@ -148,7 +148,6 @@ def pictures(
     """Turn seconds into rows, and count memory."""
     made = []
     for name, values in seconds.items():
-        of_time, of_ratio = spread(values, 1e3), paired(values, seconds[PLAIN_TEXT])
         generate, model, experts = found[name]
         weights = sum(value.numel() * value.element_size() for value in model.parameters())
         made.append(
@@ -159,13 +158,10 @@ def pictures(
                 noise=geometry.side**2,
                 source=0 if name == PLAIN_TEXT else geometry.side**2,
                 experts=experts,
-                median_ms=of_time.median,
-                iqr_ms=of_time.iqr,
-                ratio=of_ratio.median,
-                ratio_iqr=of_ratio.iqr,
                 kontext_ratio=paired(seconds[KONTEXT], values).median,
                 weights_mib=tidy(weights / MIB),
                 peak_mib=tidy(device.peak_bytes(partial(generate, MEMORY_STEPS)) / MIB),
+                **beside(values, seconds[PLAIN_TEXT]),
             )
         )
     return made

@@ -76,7 +76,7 @@ class Found:
         return [(result, row) for result in self.of("generation") for row in result.pictures]
 
 
-def key_of(row: Row) -> Key:
+def key_of(row: Row | Memory) -> Key:
     return row.point.tokens, row.point.width, row.point.rank
 
 
@@ -451,7 +451,7 @@ def crossings(results: Sequence[Result]) -> dict[str, list[float]]:
 
 
 def threshold(results: Sequence[Result]) -> str:
-    """Say which limit of the dense kernel follows from the crossings; predicted were 256 to 384 for triton."""
+    """Say which limit of the dense kernel follows from the crossings; predicted for triton: 256 to 384."""
     limits = {kernel: round(statistics.geometric_mean(sizes)) for kernel, sizes in crossings(results).items()}
     if not limits:
         return "nothing measured says from where on a sorted kernel is faster than dense"

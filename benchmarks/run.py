@@ -31,13 +31,12 @@ from benchmarks.timing import (
     Device,
     Times,
     Way,
+    beside,
     first_line,
     measured,
-    paired,
     prepared,
     rounds_within,
     saved_bytes,
-    spread,
     tidy,
 )
 
@@ -183,19 +182,15 @@ def rows_of(
         if one.way not in plain:
             continue
         case = built[one.name]
-        of_time, of_ratio = spread(one.seconds, 1e3), paired(one.seconds, plain[one.way])
         floor = floor_of(case, passes, statistics.median(plain[one.way]), ceilings)
         yield Row(
             case=case.name,
             point=case.point,
             launch=one.way[0],
             cache=one.way[1],
-            median_ms=of_time.median,
-            iqr_ms=of_time.iqr,
-            ratio=of_ratio.median,
-            ratio_iqr=of_ratio.iqr,
             floor=floor,
             routed=case.routed,
+            **beside(one.seconds, plain[one.way]),
         )
 
 

@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from itertools import product
+from itertools import accumulate, product
 from typing import Any, NamedTuple
 
 import torch
@@ -41,7 +41,7 @@ class Device:
     Attributes:
         torch_device: For torch.
         name: Of the hardware.
-        dtype: In which projections are timed.
+        dtype: In which whole models are timed.
         ways: How each case is launched and what is in the cache.
         warm_ups: Runs of a case before it is timed.
     """
@@ -71,9 +71,7 @@ class Device:
         """Push everything out of the caches, without leaving anything there that has to be written back."""
 
     def recorded(self, run: Run) -> Run:
-        """Record a run's launches once, and give what replays them on the same memory.
-
-        The run has run before, so that nothing is compiled or set up within the recording.
+        """Record the launches of a run that has run before, and give what replays them on the same memory.
 
         Raises:
             RuntimeError: if it does what cannot be recorded.
@@ -90,11 +88,7 @@ class Device:
             run()
         events = enumerate(profiled.profiler.kineto_results.events())
         changes = sorted((one.start_ns(), at, one.nbytes()) for at, one in events if one.name() == "[memory]")
-        level = peak = 0
-        for _, _, change in changes:
-            level += change
-            peak = max(peak, level)
-        return peak
+        return max(0, *accumulate(change for _, _, change in changes)) if changes else 0
 
     def free_bytes(self) -> int:
         """Give the memory that is left, where a check asks for it."""
@@ -104,10 +98,7 @@ class Device:
         """Give back memory that nobody holds any more; on a CPU that is left to Python."""
 
     def still_there(self, name: str) -> None:
-        """Give memory back, and see whether the device goes on after what was done last.
-
-        Args:
-            name: What that was.
+        """Give memory back, and see whether the device goes on after what was done last, which has a name.
 
         Raises:
             DeviceLostError: if it does not.
@@ -122,9 +113,8 @@ class Device:
 class Rehearsal(Device):
     """The CPU in the place of a GPU: the same calls, and numbers that mean nothing."""
 
-    name = REHEARSAL
-    dtype = "bfloat16"
-    ways: tuple[Way, ...] = tuple(product(("graph", "eager"), ("cold", "warm")))  # type: ignore[arg-type]
+    name, dtype = REHEARSAL, "bfloat16"
+    ways: tuple[Way, ...] = (("graph", "cold"), ("graph", "warm"), ("eager", "cold"), ("eager", "warm"))
 
 
 class Cuda(Device):
@@ -136,10 +126,8 @@ class Cuda(Device):
 
     dtype, ways, warm_ups = Rehearsal.dtype, Rehearsal.ways, 3
 
-    def __init__(self, index: int = 0) -> None:
-        """Take a device; the process keeps to it."""
-        self.torch_device = torch.device("cuda", index)
-        torch.cuda.set_device(self.torch_device)
+    def __init__(self) -> None:
+        self.torch_device = torch.device("cuda", torch.cuda.current_device())
         self._properties = torch.cuda.get_device_properties(self.torch_device)
         self.name = self._properties.name
         self._l2_bytes = int(getattr(self._properties, "L2_cache_size", 0)) or FALLBACK_L2
@@ -156,7 +144,6 @@ class Cuda(Device):
             "memory_mib": self._properties.total_memory >> 20,
             "l2_mib": self._l2_bytes >> 20,
             "cuda": str(torch.version.cuda),
-            "index": self.torch_device.index or 0,
         }
 
     def mark(self) -> Mark:
@@ -266,13 +253,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A case that runs on this device.
-
-    Attributes:
-        case: What is timed eagerly.
-        replay: Replays its recorded launches; None if it cannot be recorded.
-        why_not: Then why.
-    """
+    """A case that runs on this device; `replay` replays its recorded launches, or `why_not` says why not."""
 
     case: Case
     replay: Run | None = None
@@ -294,10 +275,8 @@ def prepared(device: Device, case: Case, record: bool = True) -> Candidate:
         case.run()
     case.clear()
     device.synchronize()
-    if all(launch == "eager" for launch, _ in device.ways):
+    if not record or all(launch == "eager" for launch, _ in device.ways):
         return Candidate(case)
-    if not record:
-        return Candidate(case, None, "its shapes follow from the routing")
     try:
         with device.waits_are_errors():
             case.run()
@@ -393,12 +372,12 @@ class Spread(NamedTuple):
     iqr: float
 
 
-def spread(values: Sequence[float], unit: float = 1.0) -> Spread:
-    """Summarise values, given in a unit."""
-    if len(values) == 1:
-        return Spread(tidy(values[0] * unit), 0.0)
-    low, median, high = statistics.quantiles(values, n=4, method="inclusive")
-    return Spread(tidy(median * unit), tidy((high - low) * unit))
+def spread(values: Sequence[float]) -> Spread:
+    """Summarise values."""
+    low, median, high = (
+        statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else values * 3
+    )
+    return Spread(tidy(median), tidy(high - low))
 
 
 def tidy(value: float) -> float:
@@ -409,3 +388,9 @@ def tidy(value: float) -> float:
 def paired(values: Sequence[float], base: Sequence[float]) -> Spread:
     """Ratios of one case to another, round by round: what drifts over rounds falls out."""
     return spread([value / one for value, one in zip(values, base, strict=True)])
+
+
+def beside(values: Sequence[float], base: Sequence[float]) -> dict[str, float]:
+    """Give the fields of a timed row: milliseconds, and the ratio to a base."""
+    (median, iqr), ratio = spread([1e3 * value for value in values]), paired(values, base)
+    return {"median_ms": median, "iqr_ms": iqr, "ratio": ratio.median, "ratio_iqr": ratio.iqr}

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.cases import at
-from benchmarks.page import NONE_YET, PAGE, gpu_body, page
+from benchmarks.page import NONE_YET, PAGE, gpu_table, page
 from benchmarks.plots import PLOTS
 from benchmarks.report import GPU_TARGETS, Found, load, verdicts
 from benchmarks.schema import Result, Row
@@ -45,7 +45,7 @@ def test_a_plot_is_there_and_drawn_alike_twice(name: str, found: Found, tmp_path
 
 
 def test_without_a_gpus_result_every_target_says_so() -> None:
-    assert gpu_body([]).count(NONE_YET) == len(GPU_TARGETS)
+    assert gpu_table([]).count(NONE_YET) == len(GPU_TARGETS)
 
 
 def test_a_gpus_result_is_judged_on_the_page() -> None:
@@ -57,7 +57,7 @@ def test_a_gpus_result_is_judged_on_the_page() -> None:
     result = Result(
         kind="kernels", name="k", set="full", origin=here, passes="forward", rounds=30, times=(row,)
     )
-    text = gpu_body([[result]])
+    text = gpu_table([[result]])
     assert f"NVIDIA H100, {here.commit[:9]}" in text
     (line,) = [line for line in text.splitlines() if "r = 128, N = 8 |" in line]
     assert line.endswith("| 1.500 (N=8) **not met** |")

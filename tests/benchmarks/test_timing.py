@@ -166,12 +166,13 @@ class Fake:
         self.top = 5 * GIB
 
     def install(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        for name in ("set_device", "synchronize", "empty_cache", "reset_peak_memory_stats"):
+        for name in ("synchronize", "empty_cache", "reset_peak_memory_stats"):
             monkeypatch.setattr(torch.cuda, name, self.noting(name))
         facts = SimpleNamespace(
             name="NVIDIA Fake", L2_cache_size=1 << 10, major=9, minor=0, multi_processor_count=132,
             total_memory=80 * GIB,
         )  # fmt: skip
+        monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
         monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: facts)
         monkeypatch.setattr(torch.cuda, "Stream", lambda _: "own stream")
         monkeypatch.setattr(torch.cuda, "set_stream", lambda stream: setattr(self, "current", stream))
