@@ -9,7 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import torch
-from peft import ArrowConfig, LoraConfig, XLoraConfig, create_arrow_model, get_peft_model
+from peft import ArrowConfig, LoraConfig, PeftModel, XLoraConfig, create_arrow_model, get_peft_model
 from peft.tuners import lora
 from peft.tuners.xlora.layer import XLoraLinearLayer
 from torch import Tensor, nn
@@ -21,16 +21,13 @@ from benchmarks.points import SCALE, Adapter, Bases, Weights, hidden_of, weights
 from benchmarks.schema import Pass, Point, Routed
 from benchmarks.timing import Case, tidy
 
-TARGETS = ("to_k", "to_v")
-
-
 # The model under test, and a router for the baselines that have none.
 
 
 class KeysAndValues(nn.Module):
     """The two projections of one attention block, frozen."""
 
-    def __init__(self, width: int, bases: Bases) -> None:
+    def __init__(self, bases: Bases) -> None:
         super().__init__()
         self.to_k, self.to_v = (frozen_linear(*base) for base in bases)
 
@@ -43,7 +40,7 @@ class Block(nn.Module):
 
     def __init__(self, point: Point, weights: Weights) -> None:
         super().__init__()
-        self.attn = KeysAndValues(point.width, weights.bases)
+        self.attn = KeysAndValues(weights.bases)
 
     def forward(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
         return self.attn(hidden)
@@ -94,14 +91,12 @@ class Top1(nn.Module):
 
 def lora_config(point: Point) -> LoraConfig:
     """Give LoRA on K and V."""
-    return LoraConfig(r=point.rank, lora_alpha=int(SCALE * point.rank), target_modules=list(TARGETS))
+    return LoraConfig(r=point.rank, lora_alpha=int(SCALE * point.rank), target_modules=["to_k", "to_v"])
 
 
 def lora_layers(model: nn.Module) -> list[lora.Linear]:
     """Find the wrapped projections, K first."""
-    found = [module for module in model.modules() if isinstance(module, lora.Linear)]
-    assert len(found) == len(TARGETS)
-    return found
+    return [module for module in model.modules() if isinstance(module, lora.Linear)]
 
 
 @torch.no_grad()
@@ -114,16 +109,15 @@ def fill_lora(model: nn.Module, adapter: str, pairs: tuple[Adapter, Adapter]) ->
 
 def train_only(model: nn.Module, adapter: str) -> None:
     """Freeze every LoRA pair but one adapter's."""
-    for layer in lora_layers(model):
-        for part in (layer.lora_A, layer.lora_B):
-            for name, linear in part.items():
-                linear.weight.requires_grad_(name == adapter)
+    for part in (part for layer in lora_layers(model) for part in (layer.lora_A, layer.lora_B)):
+        for name, linear in part.items():
+            linear.weight.requires_grad_(name == adapter)
 
 
-def peft_lora(point: Point, weights: Weights) -> nn.Module:
-    """PEFT's LoRA on K and V: the pool's newest expert as the only one."""
-    model = get_peft_model(Block(point, weights), lora_config(point), adapter_name="newest")
-    fill_lora(model, "newest", weights.adapters[-1])
+def peft_lora(point: Point, weights: Weights, expert: int = -1) -> PeftModel:
+    """PEFT's LoRA on K and V: one of the pool's experts, the newest, as the only one."""
+    model = get_peft_model(Block(point, weights), lora_config(point))
+    fill_lora(model, "default", weights.adapters[expert])
     return model
 
 
@@ -161,10 +155,8 @@ def arrow(point: Point, weights: Weights) -> nn.Module:
     """PEFT's Arrow with top_k = 1 over the pool's experts; its router is its own and learns nothing."""
     with tempfile.TemporaryDirectory() as folder:
         paths = [str(Path(folder) / str(index)) for index in range(point.experts)]
-        for path, pairs in zip(paths, weights.adapters, strict=True):
-            single = get_peft_model(Block(point, weights), lora_config(point))
-            fill_lora(single, "default", pairs)
-            single.save_pretrained(path)
+        for index, path in enumerate(paths):
+            peft_lora(point, weights, index).save_pretrained(path)
         model = create_arrow_model(
             base_model=Block(point, weights),
             task_specific_adapter_paths=paths,
@@ -177,41 +169,32 @@ def arrow(point: Point, weights: Weights) -> nn.Module:
 # Recipes: MixLoRA's loop in our own words, and transformers' grouped_mm function itself.
 
 
-class Pair(nn.Module):
-    """One LoRA pair."""
-
-    def __init__(self, adapter: Adapter, trains: bool) -> None:
-        super().__init__()
-        self.down = nn.Parameter(adapter.down.clone(), requires_grad=trains)
-        self.up = nn.Parameter(adapter.up.clone(), requires_grad=trains)
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        low = nn.functional.linear(hidden.to(self.down.dtype), self.down)  # [rows, d] -> [rows, r]
-        return nn.functional.linear(low, self.up)  # -> [rows, d]
-
-
 class MixLoraLoop(nn.Module):
     """The base once for all tokens; then per expert: find its rows, gather, LoRA, weigh, add at the rows."""
 
     def __init__(self, point: Point, weights: Weights) -> None:
         super().__init__()
-        self.base = KeysAndValues(point.width, weights.bases)
-        self.router = Top1(weights.routers)
-        newest = point.experts - 1
-        self.experts = nn.ModuleList(
-            nn.ModuleList(Pair(adapter, index == newest) for adapter in pairs)
-            for index, pairs in enumerate(weights.adapters)
+        self.base, self.router = KeysAndValues(weights.bases), Top1(weights.routers)
+        flat = [matrix.clone() for pairs in weights.adapters for pair in pairs for matrix in pair]
+        newest = 4 * (point.experts - 1)  # A and B of K, A and B of V, of each expert
+        self.experts = nn.ParameterList(
+            nn.Parameter(matrix, requires_grad=index >= newest) for index, matrix in enumerate(flat)
         )
 
     def forward(self, hidden: Tensor) -> tuple[Tensor, ...]:
         flat = hidden.flatten(0, 1)  # [batch, tokens, d] -> [T, d]
         expert_ids, factors = self.router(flat)  # [T]
-        outs = self.base(flat)
-        for index, pairs in enumerate(self.experts):
+        outs, dtype = self.base(flat), self.experts[0].dtype
+        for index in range(len(self.experts) // 4):
             (rows,) = torch.where(expert_ids == index)
-            chosen, factor = flat[rows], (factors[rows] * SCALE).unsqueeze(-1)  # [rows, d], [rows, 1]
-            for out, pair in zip(outs, pairs, strict=True):
-                out.index_add_(0, rows, (pair(chosen) * factor).to(out.dtype))
+            chosen, factor = (
+                flat[rows].to(dtype),
+                (factors[rows] * SCALE).unsqueeze(-1),
+            )  # [rows, d], [rows, 1]
+            matrices = iter(self.experts[4 * index : 4 * index + 4])
+            for out, down, up in zip(outs, matrices, matrices, strict=True):
+                low = nn.functional.linear(chosen, down)  # [rows, d] -> [rows, r]
+                out.index_add_(0, rows, (nn.functional.linear(low, up) * factor).to(out.dtype))
         return tuple(out.view_as(hidden) for out in outs)
 
 
@@ -221,7 +204,7 @@ class Stack(nn.Module):
     has_gate = has_bias = is_transposed = has_post_expert_norm = False
     _is_expert_parallel = False
 
-    def __init__(self, adapters: list[Adapter]) -> None:
+    def __init__(self, adapters: tuple[Adapter, ...]) -> None:
         super().__init__()
         self.num_experts = len(adapters)
         self.up_proj = nn.Parameter(torch.stack([adapter.down for adapter in adapters]))  # [N, r, d]
@@ -240,11 +223,8 @@ class GroupedRecipe(nn.Module):
 
     def __init__(self, point: Point, weights: Weights) -> None:
         super().__init__()
-        self.base = KeysAndValues(point.width, weights.bases)
-        self.router = Top1(weights.routers)
-        self.stacks = nn.ModuleList(
-            Stack([pairs[projection] for pairs in weights.adapters]) for projection in range(2)
-        )
+        self.base, self.router = KeysAndValues(weights.bases), Top1(weights.routers)
+        self.stacks = nn.ModuleList(map(Stack, zip(*weights.adapters, strict=True)))
 
     def forward(self, hidden: Tensor) -> tuple[Tensor, ...]:
         flat = hidden.flatten(0, 1)  # [batch, tokens, d] -> [T, d]
@@ -263,16 +243,9 @@ def pool(
     point: Point, weights: Weights, kernel: str = "auto", target: str = "kv"
 ) -> tuple[nn.Module, prw.Weave]:
     """Make a pool of the point's experts, of which the newest and its router vectors train."""
-    model = Block(point, weights)
-    weave = prw.inject(
-        model,
-        target=target,
-        experts=[f"expert_{index}" for index in range(point.experts)],
-        rank=point.rank,
-        alpha=SCALE * point.rank,
-        granularity=point.granularity,
-        kernel=kernel,
-    )
+    model, names = Block(point, weights), [f"expert_{index}" for index in range(point.experts)]
+    settings = {"rank": point.rank, "alpha": SCALE * point.rank, "granularity": point.granularity}
+    weave = prw.inject(model, target, names, kernel=kernel, **settings)
     filled = 0
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -321,16 +294,7 @@ BASELINES: Mapping[str, Callable[[Point, Weights], nn.Module]] = {
 
 @dataclass(frozen=True)
 class Peer:
-    """A competitor at a point.
-
-    Attributes:
-        name: A key of `BASELINES`, "prw" for a pool with the default kernel, "prw dense" and so on for a
-            forced one.
-        point: What it was built for.
-        model: Takes hidden states [batch, tokens, d], gives keys and values; in training mode.
-        hidden: Its input.
-        weave: The pool's handle, for prw's own.
-    """
+    """A competitor at a point: a model that takes hidden states [batch, tokens, d], gives keys and values."""
 
     name: str
     point: Point
@@ -343,15 +307,10 @@ class Peer:
         return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
 
     def case(self, passes: Pass, gradients: tuple[Tensor, ...]) -> Case:
-        """Make a case: a forward in evaluation, or a forward and backward in training.
-
-        Args:
-            passes: Which of the two.
-            gradients: Of keys and of values.
-        """
+        """Make a case: a forward in evaluation, or a forward and backward in training from gradients."""
         model = self.model.train(passes == "training")
         if passes == "forward":
-            return Case(lambda: self.evaluated(model))
+            return Case(torch.no_grad()(lambda: model(self.hidden)))
         trained = [*self.trainable(), self.hidden]
 
         def training() -> None:
@@ -362,11 +321,6 @@ class Peer:
                 parameter.grad = None
 
         return Case(training, clear)
-
-    @torch.no_grad()
-    def evaluated(self, model: nn.Module) -> None:
-        """Run a forward without gradients."""
-        model(self.hidden)
 
     def recorded(self) -> tuple[Routed | None, int]:
         """Record where a pool sends its input, and how many experts serve: counted, not assumed."""
@@ -385,12 +339,7 @@ def routed(routing: prw.Routing) -> Routed:
 
 
 def build(name: str, point: Point, device: torch.device) -> Peer:
-    """Build a competitor on a device.
-
-    Args:
-        name: A key of `BASELINES`, "prw", or "prw " and a kernel's name.
-        point: Where.
-        device: For torch.
+    """Build a competitor on a device: a key of `BASELINES`, "prw", or "prw " and a kernel's name.
 
     Raises:
         ValueError: if there is no such competitor.

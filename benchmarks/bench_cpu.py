@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from benchmarks.cases import Group
 from benchmarks.run import measure
-from benchmarks.schema import SetName
-from benchmarks.store import done, origin, write
+from benchmarks.schema import Result, SetName
+from benchmarks.store import LOCAL, done, origin, write
 from benchmarks.timing import Device
 
 SKIPPED = "measured already by this very code; remove the file to measure again"
@@ -18,13 +17,16 @@ SKIPPED = "measured already by this very code; remove the file to measure again"
 
 # What torch.compile says of torch itself, and of gradients that it looks for while it traces.
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:torch", "ignore:The .grad attribute:UserWarning")
-def bench_group(benchmark: Any, group: Group, results: Path, chosen: SetName) -> None:
-    device = Device()
+def bench_group(
+    benchmark: Any, group: Group, results: list[Result], chosen: SetName, pytestconfig: pytest.Config
+) -> None:
+    device, folder = Device(), pytestconfig.getoption("--to", LOCAL)
     if benchmark.disabled:
         device.warm_ups = 0
-    elif done(results, group.name, origin(device, group.kind), chosen):
+    elif done(folder, group.name, origin(device, group.kind), chosen):
         pytest.skip(SKIPPED)
     result = benchmark.pedantic(measure, args=(device, group, chosen))
     assert not result.failures
     if not benchmark.disabled:
-        write(result, results)
+        write(result, folder)
+        results.append(result)

@@ -19,7 +19,7 @@ from benchmarks.points import SCALE, Weights, assignment_of, routers_of, weights
 from benchmarks.schema import Check, Failure, Point, Result, SetName
 from benchmarks.timing import Device, DeviceLostError, first_line
 
-FLOAT32_ERROR = 1e-5
+FLOAT32_ERROR, COMPILED_ERROR = 1e-5, 1e-2
 NO_WORSE = {"out": 1.1, "grad": 1.5, "router": 2.0}
 """Errors of two roundings of the same numbers differ by chance: little for outputs, more for gradients, most
 for a router vector's: a sum of either sign over as few items as the batch has samples."""
@@ -31,7 +31,7 @@ nothing, so near that the router's gradient is no difference of nearly equal num
 STRONGER = 3.0
 """Factor on B, so that an error in the experts' part is seen in the output."""
 LOST = "lost the device: "
-FAR_RANK, FAR_EXPERTS, TAIL = 16, 2, 128
+FAR_RANK, FAR_EXPERTS, TAIL, FAR_ERROR = 16, 2, 128, 1.5e-2
 WIDE_TENSORS = 16
 """Tensors of [T, d] in 16 bits that live at once at most where T x d is above 2^31."""
 
@@ -42,14 +42,9 @@ class NotMadeError(Exception):
 
 @dataclass(frozen=True)
 class Problem:
-    """A pool with an input whose routing is clear, and gradients of its keys and values.
+    """A pool with an input [batch, tokens, d] whose routing is clear, and gradients of its keys and values.
 
-    Attributes:
-        model: A site with a pool.
-        weave: Its handle.
-        hidden: Input [batch, tokens, d], which requires grad.
-        grads: Gradients of K and V.
-        mask: Which tokens are routed, bool [batch, tokens]; None means all.
+    `mask` says which tokens are routed, bool [batch, tokens]; None means all.
     """
 
     model: nn.Module
@@ -72,31 +67,24 @@ class Problem:
         """Run forward and backward, and name every output and gradient."""
         leaves, outs = self.leaves(), (forward or self.forward)()
         grads = torch.autograd.grad(outs, list(leaves.values()), self.grads, allow_unused=True)
-        named = {f"out {name}": out.detach() for name, out in zip("kv", outs, strict=True)}
-        pairs = zip(leaves.items(), grads, strict=True)
-        return named | {
-            f"grad {name}": torch.zeros_like(leaf) if grad is None else grad for (name, leaf), grad in pairs
-        }
+        found = {f"out {name}": out.detach() for name, out in zip("kv", outs, strict=True)}
+        for (name, leaf), grad in zip(leaves.items(), grads, strict=True):
+            found[f"grad {name}"] = torch.zeros_like(leaf) if grad is None else grad
+        return found
 
 
 def problem(point: Point, device: Device, kernel: str, seed: int = 0, unrouted: float = 0.0) -> Problem:
-    """Make a problem, in evaluation mode, since noise would give every kernel another routing.
+    """Make a problem, of whose tokens a share is unrouted.
 
-    Args:
-        point: Sizes and dtype.
-        device: Where.
-        kernel: Which kernel computes it.
-        seed: Of the input, the routing and the gradients.
-        unrouted: Share of the tokens that go to no expert.
+    It is in evaluation mode, since noise would give every kernel another routing.
     """
     where, dtype = device.torch_device, getattr(torch, point.dtype)
     model, weave = pool(point, stronger(weights_of(point, where)), kernel)
-    generator = torch.Generator().manual_seed(10 + seed)
-    shape = (point.batch, point.tokens // point.batch)
+    generator, shape = torch.Generator().manual_seed(10 + seed), (point.batch, point.tokens // point.batch)
     mask = (torch.rand(shape, generator=generator) >= unrouted).to(where) if unrouted else None
-    grads = tuple(torch.randn(*shape, point.width, generator=generator).to(where, dtype) for _ in range(2))
+    keys, values = (torch.randn(*shape, point.width, generator=generator).to(where, dtype) for _ in range(2))
     hidden = clear_input(point, generator).to(where, dtype).requires_grad_()
-    return Problem(model.to(dtype).eval(), weave, hidden, grads, mask)  # type: ignore[arg-type]
+    return Problem(model.to(dtype).eval(), weave, hidden, (keys, values), mask)
 
 
 def stronger(weights: Weights) -> Weights:
@@ -113,18 +101,14 @@ def clear_input(point: Point, generator: torch.Generator) -> Tensor:
     shift = int(torch.randint(point.experts, (1,), generator=generator))
     ids = (assignment_of(point) + shift) % point.experts  # [batch, tokens]
     logits = (2 * torch.rand(*shape, point.experts, generator=generator) - 1) * OTHERS  # [batch, tokens, N]
-    logits.scatter_(-1, ids.unsqueeze(-1), CHOSEN)
-    return noise + logits @ routers
+    return noise + logits.scatter(-1, ids.unsqueeze(-1), CHOSEN) @ routers
 
 
 def in_float64(given: Problem, reference: Problem) -> Problem:
     """Give the numbers of a problem to the reference, in float64, where they are exactly these."""
-
-    def cast(tensor: Tensor) -> Tensor:
-        return tensor.detach().double().requires_grad_(tensor.requires_grad)
-
+    hidden = given.hidden.detach().double().requires_grad_()
     grads = given.grads[0].double(), given.grads[1].double()
-    return Problem(reference.model.double(), reference.weave, cast(given.hidden), grads, given.mask)
+    return Problem(reference.model.double(), reference.weave, hidden, grads, given.mask)
 
 
 def by_peft_formula(given: Problem, granularity: str) -> tuple[Tensor, ...]:
@@ -137,10 +121,8 @@ def by_peft_formula(given: Problem, granularity: str) -> tuple[Tensor, ...]:
         if match is None:
             bases[projection].append(value)
         elif match[1] != "noise":
-            kind = match[1] if match[1] in "AB" else "router"
-            found[projection, kind, int(match[2])] = value
-    experts = 1 + max(index for _, _, index in found)
-    features = given.hidden.float()  # [batch, tokens, d]
+            found[projection, match[1] if match[1] in "AB" else "router", int(match[2])] = value
+    experts, features = 1 + max(index for _, _, index in found), given.hidden.float()  # [batch, tokens, d]
     if granularity == "sample":
         features = features.mean(1, keepdim=True)  # -> [batch, 1, d]
     vectors = torch.cat([found["to_k", "router", index] for index in range(experts)]).float()  # [N, d]
@@ -160,20 +142,13 @@ def by_peft_formula(given: Problem, granularity: str) -> tuple[Tensor, ...]:
 
 @dataclass(frozen=True)
 class CheckSetup:
-    """Where the checks are made and at which sizes.
-
-    Attributes:
-        device: The device.
-        small: Odd sizes, for float32.
-        large: Sizes as they are timed, for 16 bits.
-        inductor: Whether torch.compile compiles for the device; if not, it only traces.
-    """
+    """Where the checks are made and at which sizes."""
 
     device: Device
-    small: Point
-    large: Point
-    inductor: bool = True
-    truths: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+    small: Point  # odd sizes, for float32
+    large: Point  # as they are timed, for 16 bits
+    inductor: bool = True  # whether torch.compile compiles for the device; if not, it only traces
+    truths: dict[tuple[bool, str], dict[str, Tensor]] = field(default_factory=dict)
 
     def problem(self, kernel: str, large: bool = True, granularity: str = "token") -> Problem:
         """Make a kernel's problem at one of the sizes."""
@@ -182,29 +157,22 @@ class CheckSetup:
 
     def truth(self, given: Problem, large: bool, granularity: str) -> dict[str, Tensor]:
         """Give what the reference makes of a problem in float64; made once for all kernels."""
-        key = f"{large} {granularity}"
-        if key not in self.truths:
-            self.truths[key] = in_float64(given, self.problem("reference", large, granularity)).results()
-        return self.truths[key]
+        if (large, granularity) not in self.truths:
+            exact = in_float64(given, self.problem("reference", large, granularity))
+            self.truths[large, granularity] = exact.results()
+        return self.truths[large, granularity]
 
 
 def errors(got: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> dict[str, float]:
     """Give the relative error of every output and gradient."""
-    found = {}
-    for name, exact in wanted.items():
-        size = float(exact.norm())
-        off = float((got[name].double() - exact).norm())
-        found[name] = off / size if size else off
-    return found
+    off = {name: float((got[name].double() - exact).norm()) for name, exact in wanted.items()}
+    return {name: off[name] / (float(exact.norm()) or 1.0) for name, exact in wanted.items()}
 
 
 def worst(found: Mapping[str, float], limits: Mapping[str, float]) -> str:
     """Name what is above its limit, or give an empty string. Not a number is above any limit."""
-    return "; ".join(
-        f"{name}: error {error:.2e}, at most {limits[name]:.2e}"
-        for name, error in found.items()
-        if not error <= limits[name]
-    )
+    above = [(name, error, limits[name]) for name, error in found.items() if not error <= limits[name]]
+    return "; ".join(f"{name}: error {error:.2e}, at most {limit:.2e}" for name, error, limit in above)
 
 
 def float32_equals(setup: CheckSetup, kernel: str, granularity: str) -> str:
@@ -220,12 +188,11 @@ def float32_equals(setup: CheckSetup, kernel: str, granularity: str) -> str:
 
 def peft_limits(given: Problem, exact: Mapping[str, Tensor], granularity: str = "token") -> dict[str, float]:
     """Give the error that PEFT's own formula has on the same numbers, as the limit of everything."""
-    theirs = errors(given.results(lambda: by_peft_formula(given, granularity)), exact)
-    adapters = re.compile(r"^out |^grad hidden|prw_[AB]\d")
-    kinds = {name: name.partition(" ")[0] if adapters.search(name) else "router" for name in theirs}
-    return {
-        name: max(error * NO_WORSE[kinds[name]], LEAST_ERROR[kinds[name]]) for name, error in theirs.items()
-    }
+    adapters, limits = re.compile(r"^out |^grad hidden|prw_[AB]\d"), {}
+    for name, error in errors(given.results(lambda: by_peft_formula(given, granularity)), exact).items():
+        kind = name.partition(" ")[0] if adapters.search(name) else "router"
+        limits[name] = max(error * NO_WORSE[kind], LEAST_ERROR[kind])
+    return limits
 
 
 def no_worse_than_peft(setup: CheckSetup, kernel: str, granularity: str) -> str:
@@ -258,9 +225,12 @@ def one_recording_serves(setup: CheckSetup, kernel: str) -> str:
     given = problem(setup.large, setup.device, kernel, seed=7)
     held: dict[str, Tensor] = {}
 
-    def run() -> None:
+    def clear() -> None:
         for leaf in given.leaves().values():
             leaf.grad = None
+
+    def run() -> None:
+        clear()
         outs = given.forward()
         torch.autograd.backward(outs, given.grads)
         held.update({f"out {name}": out.detach() for name, out in zip("kv", outs, strict=True)})
@@ -270,14 +240,11 @@ def one_recording_serves(setup: CheckSetup, kernel: str) -> str:
 
     for _ in range(3):
         run()
-    for leaf in given.leaves().values():
-        leaf.grad = None
+    clear()
     replay = setup.device.recorded(run)
     with torch.no_grad():
         given.hidden.copy_(problem(setup.large, setup.device, kernel, seed=8).hidden)
     replay()
-    if setup.device.torch_device.type == "cpu":  # a rehearsal replays nothing, so the tensors are new ones
-        run()
     setup.device.synchronize()
     exact = in_float64(given, problem(setup.large, setup.device, "reference")).results()
     missing = set(exact) - set(held)
@@ -290,47 +257,37 @@ def one_recording_serves(setup: CheckSetup, kernel: str) -> str:
 def compiles(setup: CheckSetup, kernel: str) -> str:
     """Compile a pool's forward as one graph, and compare with the eager one."""
     given = problem(setup.large, setup.device, kernel)
-    wanted = dict(zip("kv", given.forward(), strict=True))
+    wanted = {name: one.double() for name, one in zip("kv", given.forward(), strict=True)}
     torch._dynamo.reset()
     compiled = torch.compile(given.model, fullgraph=True, backend="inductor" if setup.inductor else "eager")
     got = dict(zip("kv", compiled(given.hidden), strict=True))
     torch._dynamo.reset()
-    return worst(errors(got, {name: one.double() for name, one in wanted.items()}), dict.fromkeys("kv", 1e-2))
+    return worst(errors(got, wanted), dict.fromkeys("kv", COMPILED_ERROR))
 
 
 def far_rows(setup: CheckSetup, kernel: str) -> str:
     """Check rows whose numbers lie beyond what 32 bits can count, against the reference on them alone."""
-    width, free = setup.large.width, setup.device.free_bytes()
-    needed = WIDE_TENSORS * 2 * far_tokens(width) * width
+    width, where, free = setup.large.width, setup.device.torch_device, setup.device.free_bytes()
+    tokens = far_tokens(width)
+    needed = WIDE_TENSORS * 2 * tokens * width
     if free < needed:
         raise NotMadeError(f"needs {needed >> 30} GiB, {free >> 30} GiB are free")
-    limit = {"out": 1.5e-2, "grad": 1.5e-2}  # of bfloat16, with its roundings one after another
-    return worst(tail_errors(setup.device, kernel, width), limit)
-
-
-def far_tokens(width: int) -> int:
-    """Give so many tokens that the last ones' numbers are beyond 2^31."""
-    return 2**31 // width + 4 * TAIL
-
-
-def tail_errors(device: Device, kernel: str, width: int) -> dict[str, float]:
-    """Run forward and backward over all rows, and compare the last ones with the reference on them."""
-    tokens, where = far_tokens(width), device.torch_device
-    point = Point(tokens=tokens, width=width, rank=FAR_RANK, experts=FAR_EXPERTS, batch=1, dtype="bfloat16")
+    sizes = {"tokens": tokens, "width": width, "rank": FAR_RANK, "experts": FAR_EXPERTS}
+    point = Point(**sizes, batch=1, dtype="bfloat16")
     weights, generator = stronger(weights_of(point, where)), torch.Generator(where).manual_seed(0)
-    routers = weights.routers
-
-    def wide() -> Tensor:
-        made = torch.empty(1, tokens, width, dtype=torch.bfloat16, device=where)
-        return made.normal_(generator=generator)
 
     def to_k(kernel: str) -> nn.Module:
         model = pool(point, weights, kernel, target="k")[0].to(torch.bfloat16).eval()
         return model.get_submodule("attn.to_k")
 
-    hidden, grad = wide(), wide()
-    ids = torch.randint(FAR_EXPERTS, (tokens,), generator=generator, device=where)
-    hidden += (2 * ids - 1).to(hidden).unsqueeze(-1) * (CHOSEN * (routers[1] - routers[0])).to(hidden)
+    hidden, grad = (
+        torch.empty(1, tokens, width, dtype=torch.bfloat16, device=where).normal_(generator=generator)
+        for _ in range(2)
+    )
+    sides = (
+        2 * torch.randint(2, (tokens, 1), generator=generator, device=where) - 1
+    )  # of one expert or the other
+    hidden += sides.to(hidden) * (CHOSEN * (weights.routers[1] - weights.routers[0])).to(hidden)
     hidden.requires_grad_()
     out = to_k(kernel)(hidden)
     (of_hidden,) = torch.autograd.grad(out, hidden, grad)
@@ -338,7 +295,12 @@ def tail_errors(device: Device, kernel: str, width: int) -> dict[str, float]:
     wanted = to_k("reference").double()(tail)
     (of_tail,) = torch.autograd.grad(wanted, tail, grad[:, -TAIL:].double())
     got = {"out": out.detach()[:, -TAIL:], "grad": of_hidden[:, -TAIL:]}
-    return errors(got, {"out": wanted.detach(), "grad": of_tail})
+    return worst(errors(got, {"out": wanted.detach(), "grad": of_tail}), dict.fromkeys(got, FAR_ERROR))
+
+
+def far_tokens(width: int) -> int:
+    """Give so many tokens that the last ones' numbers are beyond 2^31."""
+    return 2**31 // width + 4 * TAIL
 
 
 CHECKS: Mapping[str, tuple[Callable[[CheckSetup, str], str], bool]] = {
@@ -382,12 +344,10 @@ def may_be_timed(kernel: str, found: Sequence[Check]) -> bool:
 
 def checks(device: Device, group: Group, chosen: SetName, known: Sequence[Result]) -> dict[str, Any]:
     """Check one kernel, as far as the device lasts."""
-    sizes, kernel = GPU_SIZES[chosen], group.cases[0][0]
-    inductor = device.torch_device.type == "cuda"
-    found: list[Check] = []
-    failures = []
+    sizes, kernel, found, failures = GPU_SIZES[chosen], group.cases[0][0], list[Check](), []
+    setup = CheckSetup(device, small_check(sizes), large_check(sizes), device.torch_device.type == "cuda")
     try:
-        for check in checked(CheckSetup(device, small_check(sizes), large_check(sizes), inductor), kernel):
+        for check in checked(setup, kernel):
             found.append(check)
     except DeviceLostError:
         last = found[-1].check if found else "before a check ended"

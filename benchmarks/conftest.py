@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,10 +9,10 @@ import torch
 
 from benchmarks.cases import cpu_groups
 from benchmarks.console import lines
-from benchmarks.schema import SetName
-from benchmarks.store import LOCAL, read
+from benchmarks.schema import Result, SetName
+from benchmarks.store import LOCAL
 
-written = pytest.StashKey[list[Path]]()
+measured = pytest.StashKey[list[Result]]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -26,9 +25,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def set_of(config: pytest.Config) -> SetName:
     """Give the set: what was asked for, else the smallest where nothing is measured."""
     asked: SetName | None = config.getoption("--set", None)
-    if asked is None:
-        return "default" if config.getoption("benchmark_enable", False) else "smoke"
-    return asked
+    return asked or ("default" if config.getoption("benchmark_enable", False) else "smoke")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -38,31 +35,22 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("group", found, ids=[group.name for group in found])
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture
 def chosen(pytestconfig: pytest.Config) -> SetName:
-    """The set that is measured."""
+    """The set that is measured, from the same random state in every group."""
+    torch.manual_seed(0)
     return set_of(pytestconfig)
 
 
 @pytest.fixture
-def results(pytestconfig: pytest.Config) -> Iterator[Path]:
-    """The folder of the results; what appears there is printed at the end."""
-    folder: Path = pytestconfig.getoption("--to", LOCAL)
-    before = {path: path.stat().st_mtime_ns for path in folder.glob("*.json")}
-    yield folder
-    news = [path for path in folder.glob("*.json") if before.get(path) != path.stat().st_mtime_ns]
-    pytestconfig.stash.setdefault(written, []).extend(sorted(news))
-
-
-@pytest.fixture(autouse=True)
-def same_start() -> None:
-    """Start every benchmark from the same random state."""
-    torch.manual_seed(0)
+def results(pytestconfig: pytest.Config) -> list[Result]:
+    """What was measured, to be printed at the end."""
+    return pytestconfig.stash.setdefault(measured, [])
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     """Print each result."""
-    for path in config.stash.get(written, []):
-        terminalreporter.write_sep("-", path.name)
-        for line in lines(read(path)):
+    for result in config.stash.get(measured, []):
+        terminalreporter.write_sep("-", result.name)
+        for line in lines(result):
             terminalreporter.write_line(line)

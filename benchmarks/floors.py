@@ -35,12 +35,7 @@ def training_floor(rank: int, width: int, newest_share: float, choices: int = 1)
 def least_seconds(point: Point, passes: Pass, ceiling: Ceiling, used: int, newest: float) -> float:
     """Give the least seconds under measured ceilings, if everything were one kernel.
 
-    Args:
-        point: Sizes; plain projections have rank 0.
-        passes: Forward, or forward and backward.
-        ceiling: What the device reached in the same run.
-        used: Experts that somebody chose: the others need not be read.
-        newest: Share of the choices that went to the newest expert.
+    `used` experts were chosen: the others need not be read. `newest` is the share of the newest one.
     """
     t, d, r = point.tokens, point.width, point.rank
     plain = 4 * t * d * d  # operations of one product with both weights
@@ -84,14 +79,7 @@ def base(tokens: int, width: int) -> Kernel:
 
 
 def shrink(tokens: int, width: int, computed: int, held: int) -> Kernel:
-    """Input times A of K and V.
-
-    Args:
-        tokens: T.
-        width: d.
-        computed: Columns computed per token and projection: r if routed, N r if dense.
-        held: Columns of all A that are read, per projection: N r.
-    """
+    """Input times A of K and V; per projection r columns are computed, N r if dense; N r are held."""
     moved = BYTES * (tokens * width + 2 * held * width + 2 * tokens * computed)
     return Kernel("shrink", 4 * tokens * width * computed, moved)
 

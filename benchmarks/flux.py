@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import NamedTuple
@@ -16,7 +16,7 @@ import prw
 from benchmarks.baselines import routed
 from benchmarks.cases import LORA
 from benchmarks.points import SCALE
-from benchmarks.schema import Pass, Routed, Step
+from benchmarks.schema import Pass, Step
 from benchmarks.timing import Case, Device, beside, paired
 
 RHO, ALPHA = 0.8, 0.5
@@ -26,16 +26,10 @@ POOLS = (1, 5, 8)
 
 @dataclass(frozen=True)
 class Geometry:
-    """A FLUX.1 with fewer blocks: one double to two single ones, heads of 128, a third as many text tokens.
+    """A FLUX.1 with fewer blocks: one double to two single ones, heads of 128 features.
 
-    Attributes:
-        heads: Heads of `head` features; FLUX.1 has 24 of 128, a width of 3072.
-        head: Features of a head.
-        double: Blocks with two streams; FLUX.1 has 19.
-        single: Blocks with one stream; FLUX.1 has 38.
-        side: Latent patches along an edge: 32 are 512 pixels.
-        text: Text tokens; FLUX.1 has 512.
-        rank: LoRA rank.
+    FLUX.1 has 24 heads (a width of 3072), 19 double and 38 single blocks, 512 text tokens; `side` is the
+    number of latent patches along an edge: 32 are 512 pixels.
     """
 
     heads: int = 8
@@ -58,8 +52,7 @@ class Geometry:
 
 def geometry_of(size: tuple[int, ...]) -> Geometry:
     """Read a group's size: heads, features of a head, patches along an edge, text tokens, rank."""
-    heads, head, side, text, rank = size
-    return Geometry(heads=heads, head=head, side=side, text=text, rank=rank)
+    return Geometry(**dict(zip(("heads", "head", "side", "text", "rank"), size, strict=True)))
 
 
 class Model(NamedTuple):
@@ -132,12 +125,9 @@ def models(geometry: Geometry, device: Device) -> dict[str, Model]:
     """Build the cases, on shared weights, in the dtype that is timed."""
     where, dtype = device.torch_device, getattr(torch, device.dtype)
     weights = {name: weight.to(where, dtype) for name, weight in base_weights(geometry).items()}
-    found = {
-        PLAIN_FLUX: Model(plain(geometry, weights), None, 0),
-        LORA: Model(with_lora(geometry, weights), None, 1),
-    }
-    for experts in POOLS:
-        found[f"prw, N={experts}"] = Model(*with_pool(geometry, weights, experts), experts)
+    found = {PLAIN_FLUX: Model(plain(geometry, weights), None, 0)}
+    found[LORA] = Model(with_lora(geometry, weights), None, 1)
+    found |= {f"prw, N={n}": Model(*with_pool(geometry, weights, n), n) for n in POOLS}
     for one in found.values():
         one.model.to(where, dtype)
     return found
@@ -164,34 +154,25 @@ def inputs(geometry: Geometry, device: Device) -> dict[str, Tensor]:
 
 
 def step(one: Model, batch: dict[str, Tensor], passes: Pass) -> Case:
-    """Make a denoising step, or a training step, of a case."""
-    if passes == "training":
-        return training_step(one.model, one.weave, batch)
-    one.model.eval()
+    """Make a denoising step of a case; or a training step: forward, backward and AdamW.
 
-    @torch.no_grad()
-    def run() -> None:
-        one.model(**batch, return_dict=False)
-
-    return Case(run)
-
-
-def training_step(model: nn.Module, weave: prw.Weave | None, batch: dict[str, Tensor]) -> Case:
-    """Forward, backward and AdamW; a pool records its decisions and adds the veteran loss."""
-    model.train()
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    A pool records its decisions and adds the veteran loss when it trains.
+    """
+    forward = partial(one.model.train(passes == "training"), **batch, return_dict=False)
+    if passes == "forward":
+        return Case(torch.no_grad()(forward))
+    trained = [parameter for parameter in one.model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-4) if trained else None
     target = torch.zeros_like(batch["hidden_states"])
 
-    def loss_of(forward: Callable[[], Tensor]) -> Tensor:
-        if weave is None:
-            return nn.functional.mse_loss(forward(), target)
-        with weave.record() as routing:
-            task = nn.functional.mse_loss(forward(), target)
-        return task + prw.veteran_loss(routing, rho=RHO, alpha=ALPHA)
-
     def run() -> None:
-        loss_of(lambda: model(**batch, return_dict=False)[0]).backward()
+        if one.weave is None:
+            loss = nn.functional.mse_loss(forward()[0], target)
+        else:
+            with one.weave.record() as routing:
+                task = nn.functional.mse_loss(forward()[0], target)
+            loss = task + prw.veteran_loss(routing, rho=RHO, alpha=ALPHA)
+        loss.backward()
         if optimizer is not None:
             optimizer.step()
 
@@ -206,30 +187,24 @@ def steps(
     passes: Pass, built: Mapping[str, Model], seconds: Mapping[str, list[float]], batch: dict[str, Tensor]
 ) -> list[Step]:
     """Turn seconds into rows, each beside the plain model and beside LoRA; nothing without these two."""
-    if not {PLAIN_FLUX, LORA} <= seconds.keys():
-        return []
     found = []
-    for name, values in seconds.items():
+    for name, values in seconds.items() if {PLAIN_FLUX, LORA} <= seconds.keys() else ():
         model, weave, experts = built[name]
+        trained = sum(one.numel() for one in model.parameters() if one.requires_grad)
+        shares = None
+        if weave is not None:
+            with weave.record() as routing, torch.no_grad():
+                model(**batch)
+            shares = routed(routing)
         found.append(
             Step(
                 case=name,
                 what="denoising step" if passes == "forward" else "training step",
                 experts=experts,
-                trainable=sum(one.numel() for one in model.parameters() if one.requires_grad),
-                ratio_to_lora=paired(values, seconds[LORA]).median,
-                routed=shares(weave, partial(model, **batch)),
+                trainable=trained,
+                ratio_to_lora=paired(values, seconds[LORA])[0],
+                routed=shares,
                 **beside(values, seconds[PLAIN_FLUX]),
             )
         )
     return found
-
-
-@torch.no_grad()
-def shares(weave: prw.Weave | None, forward: Callable[[], object]) -> Routed | None:
-    """Record where a pool sends its input, over all sites."""
-    if weave is None:
-        return None
-    with weave.record() as routing:
-        forward()
-    return routed(routing)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from benchmarks.cases import CACHED, KONTEXT, PLAIN_TEXT, UNCACHED
 from benchmarks.flux import Geometry, base_weights, plain, with_pool
 from benchmarks.schema import Picture
-from benchmarks.timing import MIB, Device, beside, paired, tidy
+from benchmarks.timing import MIB, Device, Times, beside, paired, tidy
 from recipes.cologen.flux.base import SourceTimestep
 from recipes.cologen.flux.latents import pack_latents
 from recipes.cologen.flux.source_stream import install_source_stream
@@ -29,13 +29,7 @@ Generate = Callable[[int], Tensor]
 
 
 class Generator(NamedTuple):
-    """One way of generating a picture.
-
-    Attributes:
-        generate: Does it.
-        model: What it uses.
-        experts: Size of its pool; 0 is none.
-    """
+    """One way of generating a picture, the model that it uses, and the size of its pool; 0 is none."""
 
     generate: Generate
     model: nn.Module
@@ -139,14 +133,10 @@ def generators(geometry: Geometry, pools: tuple[int, ...] = (1, 5)) -> dict[str,
 
 
 def pictures(
-    device: Device,
-    geometry: Geometry,
-    steps: int,
-    found: Mapping[str, Generator],
-    seconds: Mapping[str, list[float]],
+    device: Device, geometry: Geometry, steps: int, found: Mapping[str, Generator], times: Sequence[Times]
 ) -> list[Picture]:
-    """Turn seconds into rows, and count memory."""
-    made = []
+    """Turn times into rows, and count memory."""
+    made, seconds = [], {one.name: one.seconds for one in times}
     for name, values in seconds.items():
         generate, model, experts = found[name]
         weights = sum(value.numel() * value.element_size() for value in model.parameters())
@@ -158,7 +148,7 @@ def pictures(
                 noise=geometry.side**2,
                 source=0 if name == PLAIN_TEXT else geometry.side**2,
                 experts=experts,
-                kontext_ratio=paired(seconds[KONTEXT], values).median,
+                kontext_ratio=paired(seconds[KONTEXT], values)[0],
                 weights_mib=tidy(weights / MIB),
                 peak_mib=tidy(device.peak_bytes(partial(generate, MEMORY_STEPS)) / MIB),
                 **beside(values, seconds[PLAIN_TEXT]),

@@ -36,9 +36,8 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--output", type=Path, help="folder of the results (default: benchmarks/results/gpu-...)"
     )
-    made.add_argument(
-        "--budget", type=seconds, default=BUDGET_S, help="seconds after which no further group is started"
-    )
+    budget = "seconds after which no further group is started"
+    made.add_argument("--budget", type=seconds, default=BUDGET_S, help=budget)
     made.add_argument(
         "--only", default="", help="groups whose names contain one of these, separated by commas"
     )
@@ -48,10 +47,9 @@ def parser() -> argparse.ArgumentParser:
 
 def seconds(text: str) -> float:
     """Read a positive number of seconds."""
-    value = float(text)
-    if not value > 0:
+    if not float(text) > 0:
         raise argparse.ArgumentTypeError(f"expected a positive number of seconds, got {text}")
-    return value
+    return float(text)
 
 
 def device_of(rehearse: bool) -> Device:
@@ -87,22 +85,13 @@ def groups_of(only: str, chosen: SetName) -> list[Group]:
         if not any(part in group.name for group in groups):
             names = ", ".join(group.name for group in groups)
             raise RefusedError(f"--only {part} fits no group; there are: {names}.")
-    return [
-        group for group in groups
-        if not parts or group.kind in ALWAYS or any(part in group.name for part in parts)
-    ]  # fmt: skip
+    wanted = [group.kind in ALWAYS or any(part in group.name for part in parts) for group in groups]
+    return [group for group, one in zip(groups, wanted, strict=True) if one or not parts]
 
 
 @dataclass
 class GpuRun:
-    """One run through the list.
-
-    Attributes:
-        device: Where.
-        chosen: Which set.
-        folder: Where results go.
-        known: Results so far, of this process and of earlier ones.
-    """
+    """One run through the list; `known` holds the results so far, of this process and of earlier ones."""
 
     device: Device
     chosen: SetName
@@ -115,12 +104,9 @@ class GpuRun:
         Raises:
             DeviceLostError: if this process can measure no more; what there is has been written.
         """
-        found = {
-            group.name: done(self.folder, group.name, origin(self.device, group.kind), self.chosen)
-            for group in groups
-        }
-        self.known += [result for result in found.values() if result is not None]
-        left = [group for group in groups if found[group.name] is None]
+        found = [done(self.folder, one.name, origin(self.device, one.kind), self.chosen) for one in groups]
+        self.known += [result for result in found if result is not None]
+        left = [group for group, result in zip(groups, found, strict=True) if result is None]
         for place, group in enumerate(left):
             if time.time() > deadline:
                 rest = ", ".join(group.name for group in left[place:])
@@ -175,14 +161,7 @@ def say(*said: str) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command.
-
-    Args:
-        arguments: As from a command line.
-
-    Returns:
-        The exit code.
-    """
+    """Run the command with arguments as from a command line, and give the exit code."""
     asked = parser().parse_args(arguments)
     chosen: SetName = "rehearsal" if asked.rehearse else "full"
     if asked.list:

@@ -26,7 +26,7 @@ from benchmarks.schema import Pipeline, SetName, StepShare
 from benchmarks.timing import Case, spread, tidy
 from recipes.cologen.caching import encoder
 from recipes.cologen.caching.encoder import Encoder, open_encoder
-from recipes.cologen.config import RunConfig, load_config
+from recipes.cologen.config import load_config
 from recipes.cologen.config_data import DataSettings
 from recipes.cologen.config_input import CacheSettings
 from recipes.cologen.config_training import DropoutSettings
@@ -40,11 +40,38 @@ from recipes.cologen.training.filling import FixedExamples, fill
 from recipes.cologen.training.run import train
 from recipes.cologen.training.sources import training_records
 
-STORED, FRAMED = (480, 640), (256, 256)
-"""Height and width of the files, and of what is trained on."""
-QUALITY = 90
+STORED, FRAMED, QUALITY = (480, 640), (256, 256), 90
+"""Height and width of the files, and of what is trained on; the files' quality."""
 WORDS = ["make", "it", "blue", "red", "a", "picture", *"abcdefghijklmnopqrstuvwxyz"]
-SOURCES: tuple[Literal["folder", "parquet", "tar"], ...] = ("folder", "parquet", "tar")
+Source, Kept = Literal["folder", "parquet", "tar"], Literal["none", "full"]
+SOURCES: tuple[Source, ...] = ("folder", "parquet", "tar")
+CACHES: tuple[Kept, ...] = ("none", "full")
+NO_DROPOUT = DropoutSettings(text=0, source=0)
+PREFETCHED = 2
+"""Batches that a worker of torch's loader makes ahead."""
+
+
+class Amount(NamedTuple):
+    """How much is read: pictures in all, examples of a batch, batches of a run, numbers of workers."""
+
+    pictures: int
+    batch: int
+    batches: int
+    workers: tuple[int, ...]
+
+
+AMOUNTS: dict[SetName, Amount] = {
+    "smoke": Amount(4, 2, 1, (0,)),
+    "default": Amount(32, 8, 4, (0, 1, 2)),
+    "full": Amount(64, 8, 4, (0, 1, 2)),
+}
+
+
+def setup(chosen: SetName) -> dict[str, int | str]:
+    """Write down what is read."""
+    stored, trained = (f"{height}x{width}" for height, width in (STORED, FRAMED))
+    words = {"stored": f"{stored} JPEG, quality {QUALITY}", "trained": trained}
+    return {**words, "number": AMOUNTS[chosen].pictures, "batch": AMOUNTS[chosen].batch}
 
 
 def jpeg(seed: int) -> bytes:
@@ -58,42 +85,31 @@ def jpeg(seed: int) -> bytes:
     return content.getvalue()
 
 
-def write(folder: Path, kind: str, count: int) -> str:
+def write(folder: Path, kind: Source, count: int) -> str:
     """Write pairs of pictures in a kind of source and give the path that a data set names them by."""
     folder.mkdir(parents=True)
-    rows = [
-        (jpeg(2 * number), jpeg(2 * number + 1), f"make it {WORDS[number % 6]}") for number in range(count)
-    ]
+    rows = [(jpeg(2 * at), jpeg(2 * at + 1), f"make it {WORDS[at % 6]}") for at in range(count)]
+
+    def about(after: bytes | str, text: str) -> dict[str, Any]:
+        return {"text": text, "pairs": [{"task": "editing", "image": after, "prompt": text}]}
+
     if kind == "parquet":
-        table = [
-            {"image": before, "text": text, "pairs": [pair_of(after, text)]} for before, after, text in rows
-        ]
+        table = [{"image": before, **about(after, text)} for before, after, text in rows]
         datasets.Dataset.from_list(table).to_parquet(folder / "part.parquet")
         return f"parquet:{folder}/part.parquet"
     if kind == "tar":
         with webdataset.TarWriter(f"{folder}/part.tar") as shard:
-            for number, (before, after, text) in enumerate(rows):
-                line = {"text": text, "pairs": [pair_of("after.jpg", text)]}
-                shard.write({"__key__": f"{number:05}", "jpg": before, "after.jpg": after, "json": line})
+            for at, (before, after, text) in enumerate(rows):
+                files = {"jpg": before, "after.jpg": after, "json": about("after.jpg", text)}
+                shard.write({"__key__": f"{at:05}", **files})
         return f"tar:{folder}/part.tar"
     lines = []
-    for number, (before, after, text) in enumerate(rows):
-        (folder / f"{number}-before.jpg").write_bytes(before)
-        (folder / f"{number}-after.jpg").write_bytes(after)
-        pairs = [pair_of(f"{number}-after.jpg", text)]
-        lines.append(json.dumps({"file_name": f"{number}-before.jpg", "text": text, "pairs": pairs}) + "\n")
+    for at, (before, after, text) in enumerate(rows):
+        (folder / f"{at}-before.jpg").write_bytes(before)
+        (folder / f"{at}-after.jpg").write_bytes(after)
+        lines.append(json.dumps({"file_name": f"{at}-before.jpg", **about(f"{at}-after.jpg", text)}) + "\n")
     (folder / "metadata.jsonl").write_text("".join(lines), encoding="utf-8")
     return f"folder:{folder}"
-
-
-def pair_of(image: Any, prompt: str) -> dict[str, Any]:
-    return {"task": "editing", "image": image, "prompt": prompt}
-
-
-def settings(path: str) -> DataSettings:
-    """The data settings of one set."""
-    sets = {"made": {"layout": "own", "path": path}}
-    return DataSettings.model_validate({"source": "sets", "sets": sets, "size": FRAMED})
 
 
 def base() -> FluxModel:
@@ -117,44 +133,21 @@ def base() -> FluxModel:
     return model
 
 
-# The ways in: each source, number of workers, and cache.
-
-NO_DROPOUT = DropoutSettings(text=0, source=0)
-CACHES: tuple[Literal["none", "full"], ...] = ("none", "full")
-PREFETCHED = 2
-"""Batches that a worker of torch's loader makes ahead."""
-
-
-class Amount(NamedTuple):
-    """How much is read."""
-
-    pictures: int
-    batch: int
-    batches: int
-    """Read in one run."""
-    workers: tuple[int, ...]
-
-
-AMOUNTS: dict[SetName, Amount] = {
-    "smoke": Amount(pictures=4, batch=2, batches=1, workers=(0,)),
-    "default": Amount(pictures=32, batch=8, batches=4, workers=(0, 1, 2)),
-    "full": Amount(pictures=64, batch=8, batches=4, workers=(0, 1, 2)),
-}
-
-
 class Way(NamedTuple):
     """One way in."""
 
-    source: Literal["folder", "parquet", "tar"]
+    source: Source
     workers: int
-    cache: Literal["none", "full"]
+    cache: Kept
 
 
-def ways_in(folder: Path, amount: Amount) -> Iterator[tuple[Way, Case]]:
+def ways_in(folder: Path, chosen: SetName) -> Iterator[tuple[Way, Case]]:
     """All ways in; streams stay open, and what workers made ahead is thrown away before each run."""
-    model, device = base(), torch.device("cpu")
+    model, device, amount = base(), torch.device("cpu"), AMOUNTS[chosen]
     for source in SOURCES:
-        records = training_records(settings(write(folder / source, source, amount.pictures))).stage("editing")
+        sets = {"made": {"layout": "own", "path": write(folder / source, source, amount.pictures)}}
+        settings = DataSettings.model_validate({"source": "sets", "sets": sets, "size": FRAMED})
+        records = training_records(settings).stage("editing")
         kept = open_encoder(model, device, CacheSettings(folder=str(folder / "cache" / source)))
         fill(kept, FixedExamples(records.records, amount.pictures, "editing", NO_DROPOUT))
         for workers, cache in product(amount.workers, CACHES):
@@ -182,6 +175,13 @@ def reading(stream: Iterator[Batch], encoder: Encoder, count: int, ahead: int) -
     return Case(run, clear)
 
 
+def pipeline(way: Way, seconds: list[float], chosen: SetName) -> Pipeline:
+    """Turn the seconds of a way in into examples a second."""
+    images = AMOUNTS[chosen].batch * AMOUNTS[chosen].batches
+    speed, iqr = spread([images / one for one in seconds])
+    return Pipeline(**way._asdict(), images_per_second=speed, iqr=iqr)
+
+
 # What a step of the tiny preset spends outside the model, taken from the training command itself.
 
 PREPARING = (
@@ -201,90 +201,69 @@ class StepClock:
 
     def __init__(self) -> None:
         self.rows: list[dict[str, float]] = []
-        self._now: dict[str, float] = defaultdict(float)
-        self._start = time.perf_counter()
+        self.now: dict[str, float] = defaultdict(float)
+        self.start = time.perf_counter()
 
     def timed(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Add a function's time under a name."""
+
         def wrapped(*arguments: Any, **options: Any) -> Any:
             start = time.perf_counter()
             try:
                 return function(*arguments, **options)
             finally:
-                self._now[name] += time.perf_counter() - start
+                self.now[name] += time.perf_counter() - start
 
         return wrapped
 
     def waited(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """The loop's stream of batches, its waits timed; a step ends when the next batch is asked for."""
 
+        def watched(stream: Iterator[Any]) -> Iterator[Any]:
+            while True:
+                self.rows.append({**self.now, "all": time.perf_counter() - self.start})
+                self.now, self.start = defaultdict(float), time.perf_counter()
+                yield self.timed("waiting", next)(stream)
+
         def wrapped(*arguments: Any) -> Any:
             stream, micro_batches = function(*arguments)
-
-            def watched() -> Iterator[Any]:
-                while True:
-                    self._end_step()
-                    start = time.perf_counter()
-                    batch = next(stream)
-                    self._now["waiting"] += time.perf_counter() - start
-                    yield batch
-
-            return watched(), micro_batches
+            return watched(stream), micro_batches
 
         return wrapped
 
-    def _end_step(self) -> None:
-        end = time.perf_counter()
-        self.rows.append({**self._now, "all": end - self._start})
-        self._now, self._start = defaultdict(float), end
 
-
-def tiny(stage: str, workers: int, steps: int, batch_size: int) -> RunConfig:
-    """The tiny preset with one short stage, which has no veterans."""
+def share(folder: Path, stage: str, workers: int, steps: int, batch_size: int) -> StepShare:
+    """Train one short stage of the tiny preset by the real loop, and say where its steps' time went."""
     row = f"{{steps: {steps}, batch_size: {batch_size}, lr: 1.0e-2, rho: 1.0, alpha: 0.0, init: zero}}"
     quiet = ["validation.samples=0", f"logging.checkpoint_every={10 * steps}"]
-    return load_config("tiny", [f"stages={{{stage}: {row}}}", f"machine.workers={workers}", *quiet])
-
-
-def share(folder: Path, stage: str, workers: int, steps: int, batch_size: int = 64) -> StepShare:
-    """Train a stage of the tiny preset by the real loop, and say where its steps' time went."""
+    config = load_config("tiny", [f"stages={{{stage}: {row}}}", f"machine.workers={workers}", *quiet])
     clock = StepClock()
     with ExitStack() as patched:
         for place, name in PREPARING:
             patched.enter_context(patch.object(place, name, clock.timed("preparing", getattr(place, name))))
         patched.enter_context(patch.object(loop, "train_step", clock.timed("step", loop.train_step)))
         patched.enter_context(patch.object(loop, "_stream", clock.waited(loop._stream)))
-        train(tiny(stage, workers, steps, batch_size), folder, "all", Console(file=io.StringIO()))
+        train(config, folder, "all", Console(file=io.StringIO()))
     # The first row ends where the first batch is asked for; the last step ends with the run, not with a wait.
     return share_of(stage, workers, clock.rows[1 + WARM_UP :])
 
 
 def share_of(stage: str, workers: int, rows: list[dict[str, float]]) -> StepShare:
     """Medians over steps."""
-    rest = [row["all"] - row["step"] - row["waiting"] for row in rows]
-    outside = [(row["all"] - row["step"] + row["preparing"]) / row["all"] for row in rows]
 
-    def middle(values: list[float], scale: float = 1e3) -> float:
-        return tidy(scale * statistics.median(values))
+    def middle(of: Callable[[dict[str, float]], float], scale: float = 1e3) -> float:
+        return tidy(scale * statistics.median(map(of, rows)))
 
     return StepShare(
         stage=stage,
         workers=workers,
         steps=len(rows),
-        step_ms=middle([row["all"] for row in rows]),
-        waiting_ms=middle([row["waiting"] for row in rows]),
-        preparing_ms=middle([row["preparing"] for row in rows]),
-        rest_ms=middle(rest),
-        outside=middle(outside, 1.0),
+        step_ms=middle(lambda row: row["all"]),
+        waiting_ms=middle(lambda row: row["waiting"]),
+        preparing_ms=middle(lambda row: row["preparing"]),
+        rest_ms=middle(lambda row: row["all"] - row["step"] - row["waiting"]),
+        outside=middle(lambda row: (row["all"] - row["step"] + row["preparing"]) / row["all"], 1.0),
     )
-
-
-def pipelines(ways: dict[str, Way], seconds: dict[str, list[float]], amount: Amount) -> list[Pipeline]:
-    """Turn the seconds of each way in into examples a second."""
-    found, images = [], amount.batch * amount.batches
-    for name, way in ways.items():
-        speed = spread([images / one for one in seconds[name]])
-        found.append(Pipeline(**way._asdict(), images_per_second=speed.median, iqr=speed.iqr))
-    return found
 
 
 def shares(folder: Path, chosen: SetName) -> list[StepShare]:
@@ -292,13 +271,3 @@ def shares(folder: Path, chosen: SetName) -> list[StepShare]:
     stages = list(COLOGEN_STAGES)[: 1 if chosen == "smoke" else None]
     workers, batch = (0, 4) if chosen == "smoke" else (2, 64)
     return [share(folder / stage, stage, workers, STEPS[chosen], batch) for stage in stages]
-
-
-def setup(amount: Amount) -> dict[str, int | str]:
-    """Write down what is read."""
-    return {
-        "stored": f"{STORED[0]}x{STORED[1]} JPEG, quality {QUALITY}",
-        "trained": f"{FRAMED[0]}x{FRAMED[1]}",
-        "number": amount.pictures,
-        "batch": amount.batch,
-    }

@@ -30,17 +30,11 @@ Bases = tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 class Weights(NamedTuple):
-    """Every weight of a point; the first expert of a larger point is the same numbers.
-
-    Attributes:
-        bases: Of K and V.
-        adapters: For each expert, oldest first, the pairs of K and of V.
-        routers: Router vectors, orthonormal, of shape [N, d].
-    """
+    """Every weight of a point; the first expert of a larger point is the same numbers."""
 
     bases: Bases
-    adapters: tuple[tuple[Adapter, Adapter], ...]
-    routers: Tensor
+    adapters: tuple[tuple[Adapter, Adapter], ...]  # for each expert, oldest first, of K and of V
+    routers: Tensor  # router vectors, orthonormal, [N, d]
 
 
 @lru_cache(maxsize=2)

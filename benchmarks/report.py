@@ -341,10 +341,7 @@ def gpu_flux(results: Sequence[Result]) -> list[Ratio]:
 
 @dataclass(frozen=True)
 class GpuTarget:
-    """A target for one H100: as it must be, as it would be good, as physics allows; and its judge.
-
-    `limit` is an upper one, or a lower one for times that a peer is slower.
-    """
+    """A target for one H100; the limit is an upper one, or a lower one for times that a peer is slower."""
 
     against: str
     must: str
@@ -414,14 +411,9 @@ def gpu_verdicts(results: Sequence[Result]) -> Iterator[Verdict]:
 
 
 def crossing(dense: Sequence[tuple[int, float]], other: Sequence[tuple[int, float]]) -> float | None:
-    """Give experts x rank from which the other kernel is no slower, between measured points.
+    """Give experts x rank from which the other kernel is no slower, from experts x rank and a time of each.
 
-    Args:
-        dense: Experts x rank, and a time, of the dense kernel.
-        other: The same of the other one.
-
-    Returns:
-        The first point if it is nowhere slower; None if it is slower everywhere.
+    The first point if it is nowhere slower; None if it is slower everywhere.
     """
     gaps = [(size, math.log(one / two)) for (size, one), (_, two) in zip(dense, other, strict=True)]
     if gaps[0][1] >= 0:

@@ -6,7 +6,7 @@ import gc
 import os
 import statistics
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from importlib import import_module
@@ -15,7 +15,6 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
-from torch import Tensor
 
 from benchmarks.baselines import Peer, build
 from benchmarks.cases import LORA, NEVER_RECORDED, PLAIN, STACKED, Group
@@ -46,13 +45,7 @@ Measure = Callable[[Device, Group, SetName, Sequence[Result]], Fields]
 
 
 def measure(device: Device, group: Group, chosen: SetName, known: Sequence[Result] = ()) -> Result:
-    """Measure a group.
-
-    Args:
-        device: Where.
-        group: What.
-        chosen: The set that the group is of; each case of the smallest runs once.
-        known: Results of the same run so far: ceilings, and what probes look at.
+    """Measure a group; floors follow from the ceilings among the results known so far.
 
     Raises:
         DeviceLostError: if the device went with it.
@@ -65,13 +58,7 @@ def measure(device: Device, group: Group, chosen: SetName, known: Sequence[Resul
 
 @dataclass
 class Cases:
-    """Cases of a group that run here, and those that do not.
-
-    Attributes:
-        device: Where. On a CPU, where every case must run, a failure is raised.
-        candidates: What is timed, by key.
-        failures: What is not, and why.
-    """
+    """Cases of a group that run here, by key, and those that do not; on a CPU all must."""
 
     device: Device
     candidates: dict[str, Candidate] = field(default_factory=dict)
@@ -125,84 +112,41 @@ class Cases:
 
 def projections(device: Device, group: Group, chosen: SetName, known: Sequence[Result]) -> Fields:
     """Time the cases of a group beside its first, the plain projections."""
-    found, built = Cases(device), dict[str, Built]()
-    shared = gradients_like(hidden_of(group.point, device.torch_device))  # nobody writes to them
+    found, built = Cases(device), dict[str, tuple[Peer, Routed | None, int]]()
+    shared = gradients_like(hidden_of(group.cases[0][1], device.torch_device))  # nobody writes to them
+
+    def make(key: str, name: str, point: Point) -> Case:
+        peer = build(name, point, device.torch_device)
+        built[key] = (peer, *peer.recorded())
+        return peer.case(group.passes, shared)
+
     for name, point in group.cases:
         key = f"{name}, {point.label()}"
-        make = partial(peer_case, device, group.passes, name, point, shared, built, key)
-        found.add(key, make, point, record=name not in NEVER_RECORDED)
+        found.add(key, partial(make, key, name, point), point, record=name not in NEVER_RECORDED)
     rounds, times = found.timed(group, chosen)
-    found_ceilings = [one for result in known for one in result.ceilings]
-    rows = list(rows_of(group.passes, times, built, found_ceilings))
+    plain = {one.way: one.seconds for one in times if built[one.name][0].name == PLAIN}
+    rows = []
+    for one in (one for one in times if one.way in plain):
+        peer, routed, used = built[one.name]
+        sizes = [ceiling for result in known for ceiling in result.ceilings]
+        floor = floor_of(peer, group.passes, routed, used, statistics.median(plain[one.way]), sizes)
+        what = {"case": peer.name, "point": peer.point, "floor": floor, "routed": routed}
+        how = {"launch": one.way[0], "cache": one.way[1]}
+        rows.append(Row(**what, **how, **beside(one.seconds, plain[one.way])))
     return {"rounds": rounds, "times": rows, "failures": found.failures}
 
 
-@dataclass(frozen=True)
-class Built:
-    """What is kept of a case for its row.
-
-    Attributes:
-        name: Of the case.
-        point: What it was built for.
-        counted: Whether it does the arithmetic that floors count.
-        routed: Where its items went.
-        used: How many experts serve.
-    """
-
-    name: str
-    point: Point
-    counted: bool
-    routed: Routed | None
-    used: int
-
-
-def peer_case(
-    device: Device,
-    passes: Pass,
-    name: str,
-    point: Point,
-    shared: tuple[Tensor, ...],
-    built: dict[str, Built],
-    key: str,
-) -> Case:
-    """Build a competitor, and keep what its row says."""
-    peer = build(name, point, device.torch_device)
-    routed, used = peer.recorded()
-    counted = peer.weave is not None or name in (PLAIN, STACKED, LORA)
-    built[key] = Built(name, peer.point, counted, routed, used)
-    return peer.case(passes, shared)
-
-
-def rows_of(
-    passes: Pass, times: Sequence[Times], built: Mapping[str, Built], ceilings: Sequence[Ceiling]
-) -> Iterator[Row]:
-    """Turn times into rows, each beside the plain projections launched alike."""
-    plain = {one.way: one.seconds for one in times if built[one.name].name == PLAIN}
-    for one in times:
-        if one.way not in plain:
-            continue
-        case = built[one.name]
-        floor = floor_of(case, passes, statistics.median(plain[one.way]), ceilings)
-        yield Row(
-            case=case.name,
-            point=case.point,
-            launch=one.way[0],
-            cache=one.way[1],
-            floor=floor,
-            routed=case.routed,
-            **beside(one.seconds, plain[one.way]),
-        )
-
-
-def floor_of(case: Built, passes: Pass, plain_s: float, ceilings: Sequence[Ceiling]) -> float | None:
+def floor_of(
+    peer: Peer, passes: Pass, routed: Routed | None, used: int, plain_s: float, ceilings: Sequence[Ceiling]
+) -> float | None:
     """Give the least ratio to the plain projections: by measured ceilings, else by operations alone."""
-    point, newest = case.point, 1.0 if case.routed is None else case.routed.newest
-    if not case.counted:
-        return None
+    point, newest = peer.point, 1.0 if routed is None else routed.newest
+    if peer.weave is None and peer.name not in (PLAIN, STACKED, LORA):
+        return None  # another computation
     for one in ceilings:
         if (one.tokens, one.width) == (point.tokens, point.width):
-            used = case.used or min(point.experts, 1)
-            return tidy(least_seconds(point, passes, one, used, newest) / plain_s)
+            least = least_seconds(point, passes, one, used or min(point.experts, 1), newest)
+            return tidy(least / plain_s)
     if not point.rank:
         return None
     if passes == "forward":
@@ -257,37 +201,29 @@ def generation(device: Device, group: Group, chosen: SetName, known: Sequence[Re
     for name, one in ways.items():
         found.add(name, partial(Case, partial(one.generate, steps)))
     rounds, times = found.timed(group, chosen)
-    seconds = {one.name: one.seconds for one in times}
-    rows = module.pictures(device, geometry, steps, ways, seconds)
+    rows = module.pictures(device, geometry, steps, ways, times)
     return {"rounds": rounds, "setup": geometry.setup(), "pictures": rows}
 
 
 def files(device: Device, group: Group, chosen: SetName, known: Sequence[Result]) -> Fields:
     """Time the way from files to tokens, and what a training step spends outside the model."""
     module: Any = import_module("benchmarks.input")
-    amount, before = module.AMOUNTS[chosen], os.getloadavg()[0]
+    before, found = os.getloadavg()[0], Cases(device)
     with tempfile.TemporaryDirectory() as name:
-        folder, found = Path(name), Cases(device)
+        folder = Path(name)
         # The loader warns where workers outnumber cores; that is what is measured here.
         with (
             patch.dict(os.environ, {"HF_DATASETS_CACHE": str(folder / "arrow")}),
             patch("os.sched_getaffinity", lambda process: range(8)),
         ):
-            ways = {str(tuple(way)): (way, case) for way, case in module.ways_in(folder, amount)}
+            ways = {str(tuple(way)): (way, case) for way, case in module.ways_in(folder, chosen)}
             for key, (_, case) in ways.items():
-                found.add(key, lambda case=case: case)  # type: ignore[misc]
+                found.add(key, partial(Case, case.run, case.clear))
             rounds, times = found.timed(group, chosen)
         shares = module.shares(folder, chosen)
-    seconds = {one.name: one.seconds for one in times}
-    rows = module.pipelines({key: way for key, (way, _) in ways.items()}, seconds, amount)
-    load = (before, os.getloadavg()[0])
-    return {
-        "rounds": rounds,
-        "setup": module.setup(amount),
-        "load": load,
-        "pipelines": rows,
-        "shares": shares,
-    }
+    rows = [module.pipeline(ways[one.name][0], one.seconds, chosen) for one in times]
+    about = {"setup": module.setup(chosen), "load": (before, os.getloadavg()[0])}
+    return {"rounds": rounds, "pipelines": rows, "shares": shares, **about}
 
 
 # What the device reaches in this very run.

@@ -10,16 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 Pass = Literal["forward", "training"]
 """`forward`: evaluation mode, no gradients. `training`: forward and backward in training mode."""
 Kind = Literal[
-    "grid",
-    "peers",
-    "skew",
-    "kernels",
-    "memory",
-    "flux",
-    "generation",
-    "input",
-    "checks",
-    "ceilings",
+    "grid", "peers", "skew", "kernels", "memory", "flux", "generation", "input", "checks", "ceilings"
 ]
 SetName = Literal["smoke", "default", "full", "rehearsal"]
 """How much is measured: the first three on a CPU; `full` and the rehearsal on a GPU."""
@@ -36,6 +27,7 @@ Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=0)]
+AtLeastOne = Annotated[int, Field(ge=1)]
 
 
 class Strict(BaseModel):
@@ -45,16 +37,13 @@ class Strict(BaseModel):
 
 
 class Machine(Strict):
-    """Where it ran."""
+    """Where it ran; the facts are those of the device that bear on the numbers."""
 
     cpu: str = Field(min_length=2)
-    cores: int = Field(ge=1)
-    """Cores that this process may use."""
-    threads: int = Field(ge=1)
-    """Threads of torch within one operation."""
+    cores: AtLeastOne  # that this process may use
+    threads: AtLeastOne  # of torch within one operation
     device: str = Field(default="cpu", min_length=2)
     facts: dict[str, int | str] = {}
-    """Of the device, as far as they bear on the numbers."""
     system: str
     memory_gb: Positive
 
@@ -63,10 +52,8 @@ class Origin(Strict):
     """What ran: code, versions, machine, date, seed."""
 
     commit: str = Field(pattern=r"^[0-9a-f]{40}$")
-    changed: bool
-    """Whether files differed from that commit."""
-    code: str = Field(pattern=r"^[0-9a-f]{16}$")
-    """Digest of every module that bears on the numbers, as it ran."""
+    changed: bool  # whether files differed from that commit
+    code: str = Field(pattern=r"^[0-9a-f]{16}$")  # digest of every module that bears on the numbers
     date: datetime
     versions: dict[str, str]
     machine: Machine
@@ -76,27 +63,21 @@ class Origin(Strict):
 class Point(Strict):
     """Sizes of one pair of projections and its experts; plain projections have rank and experts 0."""
 
-    tokens: int = Field(ge=1)
-    """All tokens of the batch, T."""
-    width: int = Field(ge=1)
-    """Features in and out, d."""
+    tokens: AtLeastOne  # of all samples, T
+    width: AtLeastOne  # features in and out, d
     rank: Count = 0
     experts: Count = 0
     granularity: Granularity = "token"
-    batch: int = Field(default=4, ge=1)
-    """Samples that the tokens belong to."""
+    batch: AtLeastOne = 4  # samples that the tokens belong to
     routing: Routing = "uniform"
-    dtype: str = "float32"
-    """Of base, input and adapters."""
+    dtype: str = "float32"  # of base, input and adapters
 
     @model_validator(mode="after")
     def _is_possible(self) -> Self:
         if self.tokens % self.batch:
             raise ValueError(f"{self.tokens} tokens do not split into {self.batch} samples of one length")
         if self.experts > self.width:
-            raise ValueError(
-                f"{self.experts} experts need as many orthogonal router vectors, but d={self.width}"
-            )
+            raise ValueError(f"{self.experts} experts need as many orthogonal router vectors, d={self.width}")
         return self
 
     def but(self, **changes: object) -> Self:
@@ -118,43 +99,44 @@ class Routed(Strict):
 
 
 class Timed(Strict):
-    """A case and its time."""
+    """A case and its time; the ratio, to the first case of the group, is the median of each round's."""
 
     case: str
     median_ms: Positive
     iqr_ms: NotNegative
     ratio: Positive
-    """To the first case of the group, timed in the same way: the median of the ratios of each round."""
     ratio_iqr: NotNegative
 
 
 class Row(Timed):
-    """The projections of a site, timed."""
+    """The projections of a site, timed.
+
+    `floor` is the ratio that hardware allows, with everything fused; None for another computation.
+    """
 
     point: Point
     launch: Launch = "eager"
     cache: Cache = "mixed"
     floor: Positive | None = None
-    """The ratio that the hardware's limits allow, with everything fused; None for another computation."""
     routed: Routed | None = None
 
     @property
     def marginal(self) -> float | None:
         """What the experts cost over what they must."""
-        if self.floor is None or self.floor <= 1:
-            return None
-        return (self.ratio - 1) / (self.floor - 1)
+        return None if self.floor is None or self.floor <= 1 else (self.ratio - 1) / (self.floor - 1)
 
 
 class Memory(Strict):
-    """A case's activation memory in one forward and backward, in MiB."""
+    """A case's activation memory in one forward and backward.
+
+    `saved` is what autograd keeps from forward for backward: each storage once, parameters not; `peak` the
+    most that was allocated at once above the resting level, outputs and gradients included.
+    """
 
     case: str
     point: Point
     saved_mib: NotNegative
-    """What autograd keeps from forward for backward: each storage once, parameters not."""
     peak_mib: NotNegative
-    """Most that was allocated at once above the resting level, outputs and gradients included."""
 
 
 class Step(Timed):
@@ -163,75 +145,66 @@ class Step(Timed):
     what: Literal["denoising step", "training step"]
     experts: Count
     trainable: Count
-    ratio_to_lora: Positive
-    """To PEFT LoRA on the same modules, by rounds."""
+    ratio_to_lora: Positive  # on the same modules, by rounds
     routed: Routed | None = None
 
 
 class Picture(Timed):
-    """One way of generating a whole picture, timed."""
+    """One way of generating a whole picture, timed; the peak of memory is above the weights."""
 
-    steps: int = Field(ge=1)
-    text: Count
-    """Tokens of the text, as `noise` and `source` are of the pictures."""
-    noise: int = Field(ge=1)
+    steps: AtLeastOne
+    text: Count  # tokens, as `noise` and `source` are of the pictures
+    noise: AtLeastOne
     source: Count
     experts: Count
-    kontext_ratio: Positive
-    """Time of FluxKontextPipeline over this one's, by rounds: how many times faster this one is."""
+    kontext_ratio: Positive  # FluxKontextPipeline's time over this one's, by rounds
     weights_mib: Positive
     peak_mib: Positive
-    """Most that was allocated at once above the weights."""
 
 
 class Pipeline(Strict):
-    """One way in, timed: from sampling an index to tokens."""
+    """One way in, timed, from sampling an index to tokens; an example is a source, a target and a prompt."""
 
     source: Literal["folder", "parquet", "tar"]
     workers: Count
     cache: Literal["none", "full"]
     images_per_second: Positive
-    """Examples, each a source, a target and a prompt; the median of the rounds."""
     iqr: NotNegative
 
 
 class StepShare(Strict):
-    """A training step of the tiny preset, in milliseconds: medians over its steps."""
+    """A training step of the tiny preset: medians over its steps."""
 
     stage: str
     workers: Count
     steps: int = Field(ge=5)
-    step_ms: Positive
-    """All of it, from one step's end to the next one's."""
-    waiting_ms: NotNegative
-    """For the next batch."""
-    preparing_ms: NotNegative
-    """Tokenising, uint8 to float, drawing noise and times, mixing them."""
-    rest_ms: NotNegative
-    """Logging, progress, counting."""
-    outside: Share
-    """The three together, of all of it: the median over steps."""
+    step_ms: Positive  # all of it, from one step's end to the next one's
+    waiting_ms: NotNegative  # for the next batch
+    preparing_ms: NotNegative  # tokenising, uint8 to float, sampling noise and times, mixing them
+    rest_ms: NotNegative  # logging, progress, counting
+    outside: Share  # the three together, of all of it
 
 
 class Check(Strict):
-    """One check of one kernel's correctness."""
+    """One check of one kernel's correctness; None: could not be made here, and the note says why."""
 
     kernel: str
     check: str
     passed: bool | None = None
-    """None: could not be made here, and the note says why."""
     note: str = ""
 
 
 class Ceiling(Strict):
-    """What the device reached in this run, at the size of the plain projections."""
+    """What the device reached in this run, at the size of the plain projections.
+
+    Operations: the better of the two plain products and of one product with both weights stacked. Bytes: of a
+    copy that reads and writes as many as the plain projections, with a cold cache.
+    """
 
     tokens: int
     width: int
     flops_per_s: Positive
-    """The better of the two plain products and of one product with both weights stacked."""
     bytes_per_s: Positive
-    """Of a copy that reads and writes as many bytes as the plain projections, with a cold cache."""
 
 
 class Failure(Strict):
@@ -243,7 +216,11 @@ class Failure(Strict):
 
 
 class Result(Strict):
-    """One file."""
+    """One file.
+
+    `setup` is the geometry of a whole model, or the sizes of the pictures that were read; `load` the
+    processes that wanted the machine, over the last minute, before and after.
+    """
 
     version: Literal[2] = 2
     kind: Kind
@@ -251,11 +228,9 @@ class Result(Strict):
     set: SetName
     origin: Origin
     passes: Pass | None = None
-    rounds: int = Field(ge=1)
+    rounds: AtLeastOne
     setup: dict[str, int | str] = {}
-    """Geometry of a whole model, or sizes of the pictures that were read."""
     load: tuple[float, float] | None = None
-    """Processes that wanted the machine, over the last minute, before and after."""
     times: tuple[Row, ...] = ()
     memory: tuple[Memory, ...] = ()
     steps: tuple[Step, ...] = ()
@@ -268,16 +243,7 @@ class Result(Strict):
 
     @model_validator(mode="after")
     def _says_something(self) -> Self:
-        lists = (
-            "times",
-            "memory",
-            "steps",
-            "pictures",
-            "pipelines",
-            "checks",
-            "ceilings",
-            "failures",
-        )
+        lists = ("times", "memory", "steps", "pictures", "pipelines", "checks", "ceilings", "failures")
         if not any(getattr(self, name) for name in lists):
             raise ValueError(f"the result {self.name} holds neither a number nor a failure")
         return self

@@ -165,28 +165,22 @@ def gpu_folder(now: Origin, chosen: SetName) -> Path:
 
 
 def committed_gpus(names: Sequence[str], folder: Path = RESULTS) -> list[list[Result]]:
-    """Read every GPU's results that are to be published.
-
-    Args:
-        names: Groups of a full run.
-        folder: Where the GPUs' folders are.
+    """Read every GPU's results that are to be published; `names` are the groups of a full run.
 
     Raises:
         ValueError: if one is a rehearsal, an unfinished run, or of files that differ from its commit.
     """
-    return [whole_run(path, names) for path in sorted(folder.glob("gpu-*")) if path.is_dir()]
-
-
-def whole_run(folder: Path, names: Sequence[str]) -> list[Result]:
-    """Read a GPU's results; see `committed_gpus`."""
-    found = read_all(folder)
-    if any(result.origin.machine.device == REHEARSAL or result.set == "rehearsal" for result in found):
-        raise ValueError(f"{folder.name} is a rehearsal on a CPU, and its numbers mean nothing; remove it")
-    missing = set(names) - {result.name for result in found if result.set == "full"}
-    if missing:
-        raise ValueError(f"{folder.name} is not a whole run: {', '.join(sorted(missing))} are missing")
-    if any(result.origin.changed for result in found):
-        raise ValueError(f"{folder.name} was measured on files that differ from its commit")
-    if len({(result.origin.commit, result.origin.machine.device) for result in found}) != 1:
-        raise ValueError(f"{folder.name} mixes commits or devices")
-    return sorted(found, key=lambda result: list(names).index(result.name))
+    gpus = []
+    for path in sorted(one for one in folder.glob("gpu-*") if one.is_dir()):
+        found = read_all(path)
+        missing = set(names) - {result.name for result in found if result.set == "full"}
+        if any(one.set == "rehearsal" or one.origin.machine.device == REHEARSAL for one in found):
+            raise ValueError(f"{path.name} is a rehearsal on a CPU, and its numbers mean nothing; remove it")
+        if missing:
+            raise ValueError(f"{path.name} is not a whole run: {', '.join(sorted(missing))} are missing")
+        if any(one.origin.changed for one in found):
+            raise ValueError(f"{path.name} was measured on files that differ from its commit")
+        if len({(one.origin.commit, one.origin.machine.device) for one in found}) != 1:
+            raise ValueError(f"{path.name} mixes commits or devices")
+        gpus.append(found)
+    return gpus

@@ -36,21 +36,12 @@ class DeviceLostError(Exception):
 
 
 class Device:
-    """Where things run and are timed; this one is the CPU.
-
-    Attributes:
-        torch_device: For torch.
-        name: Of the hardware.
-        dtype: In which whole models are timed.
-        ways: How each case is launched and what is in the cache.
-        warm_ups: Runs of a case before it is timed.
-    """
+    """Where things run and are timed; this one is the CPU."""
 
     torch_device = torch.device("cpu")
-    name = "cpu"
-    dtype = "float32"
-    ways: tuple[Way, ...] = (("eager", "mixed"),)
-    warm_ups = 2
+    name, dtype = "cpu", "float32"  # of the hardware; in which whole models are timed
+    ways: tuple[Way, ...] = (("eager", "mixed"),)  # how a case is launched, and what is in the cache
+    warm_ups = 2  # runs of a case before it is timed
 
     def facts(self) -> dict[str, int | str]:
         """Say what the hardware is, as far as it bears on the numbers and the CPU's name does not."""
@@ -240,12 +231,7 @@ def saved_bytes(forward: Run, parameters: Iterable[Tensor]) -> int:
 
 @dataclass(frozen=True)
 class Case:
-    """Something to time.
-
-    Attributes:
-        run: What is timed.
-        clear: Undoes what a run leaves, before the next one; not timed.
-    """
+    """Something to time; `clear` undoes what a run leaves, before the next one, and is not timed."""
 
     run: Run
     clear: Callable[[], None] = lambda: None
@@ -313,8 +299,7 @@ def measured(
 ) -> list[Times]:
     """Time candidates in turn: each once in every way and round, in an order of the round's own.
 
-    No candidate always follows the one that leaves the caches worst, and what drifts over rounds falls out
-    of ratios.
+    So no candidate always follows the one that leaves the caches worst.
     """
     order = random.Random(0)
     marks: dict[tuple[str, Way], list[tuple[Mark, Mark]]] = {}
@@ -365,19 +350,11 @@ def rounds_within(device: Device, candidates: Mapping[str, Candidate], budget_s:
     return max(LEAST_ROUNDS, min(MOST_ROUNDS, int(budget_s / taken)))
 
 
-class Spread(NamedTuple):
-    """A median and its interquartile range."""
-
-    median: float
-    iqr: float
-
-
-def spread(values: Sequence[float]) -> Spread:
-    """Summarise values."""
-    low, median, high = (
-        statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else values * 3
-    )
-    return Spread(tidy(median), tidy(high - low))
+def spread(values: Sequence[float]) -> tuple[float, float]:
+    """Give the median and the interquartile range."""
+    many = values if len(values) > 1 else [*values, *values]
+    low, median, high = statistics.quantiles(many, n=4, method="inclusive")
+    return tidy(median), tidy(high - low)
 
 
 def tidy(value: float) -> float:
@@ -385,12 +362,12 @@ def tidy(value: float) -> float:
     return float(f"{value:.6g}")
 
 
-def paired(values: Sequence[float], base: Sequence[float]) -> Spread:
+def paired(values: Sequence[float], base: Sequence[float]) -> tuple[float, float]:
     """Ratios of one case to another, round by round: what drifts over rounds falls out."""
     return spread([value / one for value, one in zip(values, base, strict=True)])
 
 
 def beside(values: Sequence[float], base: Sequence[float]) -> dict[str, float]:
     """Give the fields of a timed row: milliseconds, and the ratio to a base."""
-    (median, iqr), ratio = spread([1e3 * value for value in values]), paired(values, base)
-    return {"median_ms": median, "iqr_ms": iqr, "ratio": ratio.median, "ratio_iqr": ratio.iqr}
+    times = zip(("median_ms", "iqr_ms"), spread([1e3 * value for value in values]), strict=True)
+    return dict([*times, *zip(("ratio", "ratio_iqr"), paired(values, base), strict=True)])

@@ -3,7 +3,7 @@
 import torch
 
 from benchmarks.cases import LORA
-from benchmarks.flux import PLAIN_FLUX, Geometry, inputs, models, training_step
+from benchmarks.flux import PLAIN_FLUX, Geometry, inputs, models, step
 from benchmarks.timing import Device, Rehearsal
 
 GEOMETRY = Geometry(heads=2, head=32, double=1, single=1, side=4, text=5, rank=4)
@@ -24,9 +24,10 @@ def test_flux_has_lora_and_pool_on_the_same_modules() -> None:
 
 
 def test_a_training_step_moves_the_newest_expert_alone() -> None:
-    model, weave, _ = models(GEOMETRY, Device())["prw, N=5"]
+    one = models(GEOMETRY, Device())["prw, N=5"]
+    model = one.model
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
-    case = training_step(model, weave, inputs(GEOMETRY, Device()))
+    case = step(one, inputs(GEOMETRY, Device()), "training")
     case.run()
     moved = {name for name, parameter in model.named_parameters() if not torch.equal(parameter, before[name])}
     assert moved

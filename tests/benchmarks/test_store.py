@@ -12,7 +12,7 @@ from benchmarks.cases import PLAIN, at, gpu_groups
 from benchmarks.report import Found, load
 from benchmarks.schema import Kind, Memory, Result
 from benchmarks.store import CPU as FOLDER
-from benchmarks.store import RESULTS, RefusedError, committed_gpus, done, git, origin, read, whole_run, write
+from benchmarks.store import RESULTS, RefusedError, committed_gpus, done, git, origin, read, write
 from benchmarks.timing import Device, Rehearsal
 
 CPU = sorted(FOLDER.glob("*.json"))
@@ -148,10 +148,10 @@ def test_only_a_whole_run_on_committed_code_is_published(
 
 
 def test_results_of_two_devices_are_not_mixed(tmp_path: Path) -> None:
-    write(gpu_result(), tmp_path)
-    write(gpu_result(name="other", device="NVIDIA A100"), tmp_path)
+    write(gpu_result(), tmp_path / "gpu-h100")
+    write(gpu_result(name="other", device="NVIDIA A100"), tmp_path / "gpu-h100")
     with pytest.raises(ValueError, match="mixes"):
-        whole_run(tmp_path, ["memory", "other"])
+        committed_gpus(["memory", "other"], tmp_path)
 
 
 def test_a_rehearsal_does_not_go_beside_the_committed_results() -> None:

@@ -1,4 +1,4 @@
-"""Measures what `import prw` takes beside `import peft`: `python benchmarks/import_time.py [rounds]`.
+"""Measures what `import prw` takes beside `import peft`: `python scripts/import_time.py [rounds]`.
 
 Each import has a process of its own; the two are measured in turn, since a machine's speed drifts. It ends
 with 1 if prw takes more than a tenth more than peft, by the medians.
