@@ -83,7 +83,8 @@ def refuse_saving(sites: Mapping[str, Site]) -> None:
             f"save_pretrained of diffusers would write the base of {paths_of(sites)} under names that no "
             "model has, so that these projections are lost on loading. Save the pool: prw.save_pipeline("
             "pipe, path) or weave.save_pretrained(path); the base has not changed. To save the base too, "
-            "call weave.eject() first, and load the pool again with prw.load(model, path)."
+            "call weave.eject() first, and load the pool again with prw.load(model, path). A folder that a "
+            "pipeline has begun to write is incomplete: delete it."
         )
 
 

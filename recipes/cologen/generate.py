@@ -63,7 +63,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _check_task(asked)
         check_prompt_given(asked.prompt)
         drawn = draw_grid(asked, console.print) if asked.grid else _draw(asked, console)
-        scale = asked.scale or max(1, SHOWN_PIXELS // min(drawn.shape[:2]))
+        most = MOST_SIDE // max(drawn.shape[:2])  # a long, narrow picture is enlarged less
+        scale = asked.scale or max(1, min(SHOWN_PIXELS // min(drawn.shape[:2]), most))
         if scale * max(drawn.shape[:2]) > MOST_SIDE:
             raise PictureError(
                 f"--scale {scale} would make a picture of {scale * drawn.shape[1]}x{scale * drawn.shape[0]} "

@@ -115,7 +115,8 @@ def fit_picture(
     ):
         return Fitted(fitted, None)
     left, top, right, bottom = (round(side) for side in frame.crop)
-    cut = "" if frame.crop == (0, 0, columns, rows) else f"its middle, {right - left}x{bottom - top}, "
+    middle = f"{max(1, right - left)}x{max(1, bottom - top)}"
+    cut = "" if frame.crop == (0, 0, columns, rows) else f"its middle, {middle}, "
     kept = f"{cut or 'it '}was resized to the model's {width}x{height}."
     return Fitted(fitted, f"{name} is {columns}x{rows} pixels; {kept}")
 

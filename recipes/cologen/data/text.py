@@ -33,6 +33,11 @@ def decoded_text(content: bytes) -> str:
         BrokenPictureError: It is in no such encoding.
     """
     encoding = next((name for mark, name in _MARKS if content.startswith(mark)), "utf-8")
+    if encoding == "utf-8" and b"\x00" in content:
+        raise BrokenPictureError(
+            "its text holds NUL bytes, as UTF-16 without a byte order mark does. Convert it: "
+            f"iconv -f {_byte_order(content)} -t utf-8"
+        )
     try:
         text = content.decode(encoding)
     except UnicodeDecodeError as error:
@@ -40,12 +45,12 @@ def decoded_text(content: bytes) -> str:
             f"its text is not UTF-8 ({error}), probably Windows' cp1252 or another old encoding. Convert it: "
             "iconv -f cp1252 -t utf-8"
         ) from error
-    if "\x00" in text:
-        raise BrokenPictureError(
-            "its text holds NUL characters, as UTF-16 without a byte order mark does. Convert it: "
-            "iconv -f utf-16le -t utf-8"
-        )
-    return text.replace(_BOM, "")
+    return cleaned(text)
+
+
+def _byte_order(content: bytes) -> str:
+    """The name of UTF-16 in the byte order whose upper bytes are zero more often, as in Latin text."""
+    return "utf-16be" if content[::2].count(0) > content[1::2].count(0) else "utf-16le"
 
 
 def recoded_lines(path: Path) -> list[bytes] | None:

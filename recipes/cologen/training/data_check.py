@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from recipes.cologen.config import RunConfig
@@ -137,18 +137,15 @@ def check_data(
     count = min(num_records, MAX_RECORDS)
     seeds = range(max(2, -(-EXAMPLES_PER_STAGE // count)))
     faults: dict[Fault, None] = {}
-    broken, lost = 0, _DepthLost()
+    broken, notes = 0, _Notes()
     for place in range(count):
-        found = list(_faults(records, place * num_records // count, stages, seeds, model, lost))
+        found = list(_faults(records, place * num_records // count, stages, seeds, model, notes))
         if skip_incomplete:
             found = [fault._replace(broken=fault.broken or fault.incomplete) for fault in found]
         broken += any(fault.broken for fault in found)
         faults.update(dict.fromkeys(found))
-    if lost.maps:
-        say(
-            f"depth: {lost.maps} of {count} records looked at have {lost.pixels:,} pixels that are no finite "
-            "number (NaN or infinite); they count as farthest"
-        )
+    for note in notes.lines(count):
+        say(note)
     expected = max_broken * count
     if broken <= expected + 2 * math.sqrt(expected):
         faults = {fault: None for fault in faults if not fault.broken}
@@ -177,11 +174,30 @@ def _advice(faults: Iterable[Fault], stages: Sequence[str]) -> str:
 
 
 @dataclass
-class _DepthLost:
-    """Depth maps with pixels that hold no finite number, and how many such pixels they have."""
+class _Notes:
+    """What was found that is no fault, but worth knowing."""
 
-    maps: int = 0
-    pixels: int = 0
+    depth_maps: int = 0
+    """Depth maps with pixels that hold no finite number."""
+    depth_pixels: int = 0
+    """How many such pixels they have."""
+    unread: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """Records whose prompts hold characters that the base cannot read, and the words that hold them."""
+
+    def lines(self, count: int) -> Iterator[str]:
+        """One line for each kind of note, about `count` records."""
+        if self.depth_maps:
+            yield (
+                f"depth: {self.depth_maps} of {count} records looked at have {self.depth_pixels:,} pixels "
+                "that are no finite number (NaN or infinite); they count as farthest"
+            )
+        if self.unread:
+            record, words = next(iter(self.unread.items()))
+            yield (
+                f"prompts: {len(self.unread)} of {count} records looked at have characters that the base's "
+                f"tokenizer cannot read, such as {', '.join(map(repr, words[:3]))} in {record}; training "
+                "reads them as unknown, and generate refuses them"
+            )
 
 
 def _faults(
@@ -190,25 +206,29 @@ def _faults(
     stages: Sequence[str],
     seeds: Sequence[int],
     model: FluxBase,
-    lost: _DepthLost,
+    notes: _Notes,
 ) -> Iterator[Fault]:
     try:
         record = records.record(index)
     except CologenError as error:
         yield Fault(ANY_STAGE, f"record {index + 1}", str(error), isinstance(error, BrokenPictureError))
         return
-    lost.maps += record.depth_lost > 0
-    lost.pixels += record.depth_lost
+    notes.depth_maps += record.depth_lost > 0
+    notes.depth_pixels += record.depth_lost
     for stage in stages:
         for seed in seeds:
             try:
                 prompt = VIEWS[stage](record, derive_seed(seed, "check")).prompt
                 _check_prompt(prompt, model)
+                unread = model.unknown_words(prompt)
             except CologenError as error:
                 broken, incomplete = (
                     isinstance(error, kind) for kind in (BrokenPictureError, MissingMetadataError)
                 )
                 yield Fault(stage, record.id, str(error), broken, incomplete)
+                continue
+            if unread:
+                notes.unread.setdefault(record.id, unread)
 
 
 def _check_prompt(prompt: str, model: FluxBase) -> None:

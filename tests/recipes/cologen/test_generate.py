@@ -190,6 +190,13 @@ def test_the_last_line_gives_the_size_that_was_written(
         assert capsys.readouterr().err.endswith(f"out.png, {said}\n")
 
 
+def test_a_long_narrow_picture_is_enlarged_as_far_as_can_be_written(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    draw(arguments, "--size", "1600x16", "--steps", "1")
+    assert capsys.readouterr().err.endswith("out.png, 8000x80 pixels (1600x16 enlarged 5 times)\n")
+
+
 def test_a_disk_that_cannot_be_written_is_said_in_a_line(
     arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -147,6 +147,11 @@ def test_another_shape_keeps_its_middle_and_its_proportions() -> None:
     assert fitted.notice == "mine is 30x10 pixels; its middle, 10x10, was resized to the model's 20x20."
 
 
+def test_the_notice_of_a_narrow_middle_has_no_zero() -> None:
+    fitted = fit_picture(np.zeros((100, 1, 3), np.uint8), 1, 64, "mine")
+    assert fitted.notice == "mine is 1x100 pixels; its middle, 1x1, was resized to the model's 64x1."
+
+
 def test_no_hole_and_nothing_but_a_hole_are_refused() -> None:
     white, black = np.full((4, 4, 3), 255, np.uint8), np.zeros((4, 4, 3), np.uint8)
     for image, mask, message in (

@@ -41,7 +41,9 @@ def test_a_text_is_what_was_written_without_its_mark(text, encoding):
     [
         ("un café".encode("cp1252"), r"not UTF-8.*cp1252.*iconv"),
         ("a cat".encode("utf-16-le"), r"NUL.*utf-16le"),
-        ("a cat".encode("utf-16-be"), r"NUL"),
+        ("a cat".encode("utf-16-be"), r"NUL.*utf-16be"),
+        ("un café".encode("utf-16-le"), r"NUL.*utf-16le"),  # which is no UTF-8 either
+        ("un café".encode("utf-16-be"), r"NUL.*utf-16be"),
     ],
 )
 def test_an_encoding_that_cannot_be_told_is_no_text(content, message):

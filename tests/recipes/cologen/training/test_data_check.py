@@ -1,16 +1,14 @@
 """What a stage lacks in the data is found before training, for all stages at once."""
 
-import string
 from dataclasses import replace
-from types import SimpleNamespace
 
 import pytest
 
 from recipes.cologen.data.record import Record
-from recipes.cologen.data.vocabulary import VOCABULARY
 from recipes.cologen.data.world import World
 from recipes.cologen.errors import FolderDataError
 from recipes.cologen.flux import FluxModel
+from recipes.cologen.flux.letters import letter_tokenizers
 from recipes.cologen.training.data_check import MAX_RECORDS, SHOWN_FAULTS, check_data
 
 
@@ -67,6 +65,18 @@ def test_depth_without_a_value_is_told(model):
     ]
 
 
+def test_prompts_with_characters_that_the_base_cannot_read_are_named_once(model):
+    clip, t5 = letter_tokenizers(77, 128)
+    spelling = replace(model, tokenizer=clip, tokenizer_2=t5, max_text_tokens=128)
+    notes = []
+    smiling = Given(lambda record: replace(record, caption=f"{record.caption} 🙂"))
+    check_data(smiling, 20, ("inpainting",), spelling, say=notes.append)
+    check_data(Given(), 20, ("inpainting",), spelling, say=notes.append)
+    (note,) = notes
+    assert note.startswith("prompts: 20 of 20 records looked at have characters that the base's tokenizer")
+    assert "'🙂' in " in note
+
+
 def test_a_large_folder_is_looked_at_here_and_there(model):
     records = Given()
     check_data(records, 10 * MAX_RECORDS, ("grounding",), model)
@@ -81,13 +91,12 @@ def test_a_prompt_that_is_too_long_is_named(model):
         check_data(Given(long), 3, ("inpainting",), model)
 
 
-def test_words_are_looked_up_only_where_the_vocabulary_is_closed(model, monkeypatch):
+def test_an_unknown_word_is_a_fault_only_if_the_vocabulary_is_closed(model):
     def foreign(record):
         return Record(id="x", image=record.image, caption="Üzüm", objects=record.objects)
 
     with pytest.raises(FolderDataError, match="cannot read 'Üzüm'"):
         check_data(Given(foreign), 3, ("inpainting",), model)
-    letters = {**dict.fromkeys(string.ascii_lowercase, 0), **dict.fromkeys(VOCABULARY, 0)}
-    spelling = replace(model, tokenizer_2=SimpleNamespace(get_vocab=lambda: letters), long_prompts="truncate")
-    monkeypatch.setattr(FluxModel, "check_length", lambda *_: None)
+    clip, t5 = letter_tokenizers(77, 128)
+    spelling = replace(model, tokenizer=clip, tokenizer_2=t5, max_text_tokens=128)
     check_data(Given(foreign), 3, ("inpainting",), spelling)
