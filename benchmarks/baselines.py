@@ -21,8 +21,6 @@ from benchmarks.points import SCALE, Adapter, Bases, Weights, hidden_of, weights
 from benchmarks.schema import Pass, Point, Routed
 from benchmarks.timing import Case, tidy
 
-# The model under test, and a router for the baselines that have none.
-
 
 class KeysAndValues(nn.Module):
     """The two projections of one attention block, frozen."""
@@ -66,11 +64,7 @@ def frozen_linear(weight: Tensor, bias: Tensor) -> nn.Linear:
 
 
 class Top1(nn.Module):
-    """The router of the baselines that have none of their own: softmax over all experts, then the best.
-
-    It chooses as prw's does in evaluation, decides once for K and V, and adds no noise. Only the newest
-    expert's vector trains.
-    """
+    """The router of baselines that have none: it chooses as prw's in evaluation; the newest vector trains."""
 
     def __init__(self, routers: Tensor) -> None:
         super().__init__()
@@ -122,10 +116,7 @@ def peft_lora(point: Point, weights: Weights, expert: int = -1) -> PeftModel:
 
 
 class XLora(nn.Module):
-    """X-LoRA's layers under scalings that a plain router makes, in one pass.
-
-    X-LoRA itself runs the whole model twice, first for its classifier; that is left out, in its favour.
-    """
+    """X-LoRA's layers under scalings that a plain router makes, in one pass; X-LoRA itself takes two."""
 
     def __init__(self, point: Point, weights: Weights) -> None:
         super().__init__()
@@ -164,9 +155,6 @@ def arrow(point: Point, weights: Weights) -> nn.Module:
         )
     train_only(model, f"task_{point.experts - 1}")
     return model
-
-
-# Recipes: MixLoRA's loop in our own words, and transformers' grouped_mm function itself.
 
 
 class MixLoraLoop(nn.Module):
@@ -216,10 +204,7 @@ class Stack(nn.Module):
 
 
 class GroupedRecipe(nn.Module):
-    """The base, plus `transformers.integrations.moe.grouped_mm_experts_forward` with A and B as its experts.
-
-    It sorts, multiplies by A and by B in groups, weighs at full width, undoes the sort; then the sum.
-    """
+    """The base, plus transformers' own `grouped_mm_experts_forward` with A and B as its experts."""
 
     def __init__(self, point: Point, weights: Weights) -> None:
         super().__init__()
@@ -236,9 +221,6 @@ class GroupedRecipe(nn.Module):
         )
 
 
-# The library under test, through its public names only.
-
-
 def pool(
     point: Point, weights: Weights, kernel: str = "auto", target: str = "kv"
 ) -> tuple[nn.Module, prw.Weave]:
@@ -248,33 +230,22 @@ def pool(
     weave = prw.inject(model, target, names, kernel=kernel, **settings)
     filled = 0
     with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            value = pool_value(name, weights)
-            if value is not None:
-                parameter.copy_(value)
-                filled += 1
+        for name, parameter in model.named_parameters():  # prw_A0, prw_B0, ... as in every checkpoint
+            kind, _, rest = name.partition(".prw_")[2].partition(".")
+            if not rest or kind.startswith("noise"):
+                continue
+            index = int("".join(filter(str.isdigit, kind)))
+            pair = weights.adapters[index]["to_v" in name]
+            values = {"A": pair.down, "B": pair.up}
+            parameter.copy_(values.get(kind[0], weights.routers[index : index + 1]))
+            filled += 1
     assert filled == (1 + 2 * len(target)) * point.experts
     return model, weave
 
 
-def pool_value(name: str, weights: Weights) -> Tensor | None:
-    """Give the value of a pool's parameter, by the names that checkpoints have; None is left as it is."""
-    kind, _, rest = name.partition(".prw_")[2].partition(".")
-    if not rest or kind.startswith("noise"):
-        return None
-    index = int("".join(filter(str.isdigit, kind)))
-    if kind[0] in "AB":
-        pair = weights.adapters[index]["to_v" in name]
-        return pair.down if kind[0] == "A" else pair.up
-    return weights.routers[index : index + 1]
-
-
 def compiled_reference(point: Point, weights: Weights) -> nn.Module:
-    """torch.compile of a pool whose kernel is the plain loop over experts.
-
-    What was compiled for earlier points is forgotten first: torch gives up on code that it compiled often.
-    """
-    torch.compiler.reset()
+    """torch.compile of a pool whose kernel is the plain loop over experts."""
+    torch.compiler.reset()  # torch gives up on code that it compiled often
     return torch.compile(pool(point, weights, "reference")[0])  # type: ignore[return-value]
 
 

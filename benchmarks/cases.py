@@ -27,20 +27,15 @@ ROUTINGS: tuple[Routing, ...] = ("uniform", "90/10", "all to one", "half empty",
 
 @dataclass(frozen=True)
 class Group:
-    """Cases that are measured together: one result.
-
-    The first case is what the others are compared with. Rounds are as many as are given, or else fit the
-    budget. The size is of a whole model: heads, features of a head, patches along an edge, text tokens, rank,
-    steps.
-    """
+    """Cases that are measured together: one result."""
 
     kind: Kind
     name: str
     passes: Pass = "forward"
-    cases: tuple[tuple[str, Point], ...] = ()
-    budget_s: float = 0
+    cases: tuple[tuple[str, Point], ...] = ()  # the first is what the others are compared with
+    budget_s: float = 0  # for the rounds, if their number is not given
     rounds: int = 0
-    size: tuple[int, ...] = ()
+    size: tuple[int, ...] = ()  # heads, features of a head, patches along an edge, text tokens, rank, steps
 
 
 def at(tokens: int, width: int, rank: int = 0, experts: int = 0, **more: str) -> Point:
@@ -197,14 +192,10 @@ GPU_SIZES: dict[SetName, GpuSizes] = {
 }
 
 
-def small_check(sizes: GpuSizes) -> Point:
-    """Give the odd sizes at which float32 is checked."""
-    return at(4 * 83, min(sizes.width, 192), 12, 5)
-
-
-def large_check(sizes: GpuSizes) -> Point:
-    """Give the sizes at which 16 bits are checked."""
-    return sizes.at(sizes.tokens[1], *sizes.some)
+def check_points(chosen: SetName) -> tuple[Point, Point]:
+    """Give the odd sizes at which float32 is checked, and those at which 16 bits are."""
+    sizes = GPU_SIZES[chosen]
+    return at(4 * 83, min(sizes.width, 192), 12, 5), sizes.at(sizes.tokens[1], *sizes.some)
 
 
 def gpu_groups(chosen: SetName) -> list[Group]:
@@ -226,7 +217,7 @@ def all_gpu_groups(sizes: GpuSizes) -> Iterator[Group]:
     few, middle, high = sizes.ranks
     rounds, pools, peers = sizes.rounds, sizes.pools[:4], sizes.pools[2:4]
     for kernel in GPU_KERNELS:
-        yield Group("checks", f"checks-{kernel}", cases=((kernel, large_check(sizes)),), rounds=1)
+        yield Group("checks", f"checks-{kernel}", cases=((kernel, sizes.at(small, *sizes.some)),), rounds=1)
     points = tuple((PLAIN, sizes.at(tokens)) for tokens in sizes.tokens)
     yield Group("ceilings", "ceilings", cases=points, rounds=rounds)
     yield by_kernels(sizes, main, high, "forward")

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import prw
 from benchmarks.baselines import pool
-from benchmarks.cases import GPU_SIZES, Group, large_check, small_check
+from benchmarks.cases import Group, check_points
 from benchmarks.points import SCALE, Weights, assignment_of, routers_of, weights_of
 from benchmarks.schema import Check, Failure, Point, Result, SetName
 from benchmarks.timing import Device, DeviceLostError, first_line
@@ -74,10 +74,7 @@ class Problem:
 
 
 def problem(point: Point, device: Device, kernel: str, seed: int = 0, unrouted: float = 0.0) -> Problem:
-    """Make a problem, of whose tokens a share is unrouted.
-
-    It is in evaluation mode, since noise would give every kernel another routing.
-    """
+    """Make a problem, in evaluation mode: noise would give every kernel another routing."""
     where, dtype = device.torch_device, getattr(torch, point.dtype)
     model, weave = pool(point, stronger(weights_of(point, where)), kernel)
     generator, shape = torch.Generator().manual_seed(10 + seed), (point.batch, point.tokens // point.batch)
@@ -344,8 +341,8 @@ def may_be_timed(kernel: str, found: Sequence[Check]) -> bool:
 
 def checks(device: Device, group: Group, chosen: SetName, known: Sequence[Result]) -> dict[str, Any]:
     """Check one kernel, as far as the device lasts."""
-    sizes, kernel, found, failures = GPU_SIZES[chosen], group.cases[0][0], list[Check](), []
-    setup = CheckSetup(device, small_check(sizes), large_check(sizes), device.torch_device.type == "cuda")
+    kernel, found, failures = group.cases[0][0], list[Check](), []
+    setup = CheckSetup(device, *check_points(chosen), device.torch_device.type == "cuda")
     try:
         for check in checked(setup, kernel):
             found.append(check)

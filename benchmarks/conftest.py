@@ -12,7 +12,8 @@ from benchmarks.console import lines
 from benchmarks.schema import Result, SetName
 from benchmarks.store import LOCAL
 
-measured = pytest.StashKey[list[Result]]()
+measured: list[Result] = []
+"""Of this process, to be printed at the end."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -43,14 +44,14 @@ def chosen(pytestconfig: pytest.Config) -> SetName:
 
 
 @pytest.fixture
-def results(pytestconfig: pytest.Config) -> list[Result]:
-    """What was measured, to be printed at the end."""
-    return pytestconfig.stash.setdefault(measured, [])
+def results() -> list[Result]:
+    """What was measured."""
+    return measured
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     """Print each result."""
-    for result in config.stash.get(measured, []):
+    for result in measured:
         terminalreporter.write_sep("-", result.name)
         for line in lines(result):
             terminalreporter.write_line(line)

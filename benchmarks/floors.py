@@ -49,9 +49,6 @@ def least_seconds(point: Point, passes: Pass, ceiling: Ceiling, used: int, newes
     return Kernel("fused", flops, BYTES * moved).seconds(limits)
 
 
-# A model of the projections on a GPU, not a measurement: each kernel under two limits.
-
-
 @dataclass(frozen=True)
 class Limits:
     """What a device can do: readings of an H100 (dense bfloat16 products; a copy), or measured ceilings."""

@@ -74,17 +74,11 @@ def flux(geometry: Geometry, device: str) -> nn.Module:
     # FLUX.1's rotary axes are 16, 56 and 56 of a head's 128 features.
     axes = geometry.head // 8, geometry.head * 7 // 16, geometry.head * 7 // 16
     with torch.device(device):
-        return FluxTransformer2DModel(
-            in_channels=64,
-            num_layers=geometry.double,
-            num_single_layers=geometry.single,
-            attention_head_dim=geometry.head,
-            num_attention_heads=geometry.heads,
-            joint_attention_dim=geometry.width * 4 // 3,
-            pooled_projection_dim=geometry.width // 4,
-            guidance_embeds=True,
-            axes_dims_rope=axes,
-        )
+        heads = {"attention_head_dim": geometry.head, "num_attention_heads": geometry.heads}
+        blocks = {"num_layers": geometry.double, "num_single_layers": geometry.single}
+        text = {"joint_attention_dim": geometry.width * 4 // 3, "pooled_projection_dim": geometry.width // 4}
+        inputs = {"in_channels": 64, "guidance_embeds": True, "axes_dims_rope": axes}
+        return FluxTransformer2DModel(**inputs, **blocks, **heads, **text)
 
 
 def plain(geometry: Geometry, weights: dict[str, Tensor]) -> nn.Module:
@@ -154,10 +148,7 @@ def inputs(geometry: Geometry, device: Device) -> dict[str, Tensor]:
 
 
 def step(one: Model, batch: dict[str, Tensor], passes: Pass) -> Case:
-    """Make a denoising step of a case; or a training step: forward, backward and AdamW.
-
-    A pool records its decisions and adds the veteran loss when it trains.
-    """
+    """Make a denoising step of a case; or a training step with AdamW, to which a pool adds its loss."""
     forward = partial(one.model.train(passes == "training"), **batch, return_dict=False)
     if passes == "forward":
         return Case(torch.no_grad()(forward))
@@ -196,15 +187,8 @@ def steps(
             with weave.record() as routing, torch.no_grad():
                 model(**batch)
             shares = routed(routing)
-        found.append(
-            Step(
-                case=name,
-                what="denoising step" if passes == "forward" else "training step",
-                experts=experts,
-                trainable=trained,
-                ratio_to_lora=paired(values, seconds[LORA])[0],
-                routed=shares,
-                **beside(values, seconds[PLAIN_FLUX]),
-            )
-        )
+        what = "denoising step" if passes == "forward" else "training step"
+        case = {"case": name, "what": what, "experts": experts, "trainable": trained, "routed": shares}
+        ratios = beside(values, seconds[PLAIN_FLUX]) | {"ratio_to_lora": paired(values, seconds[LORA])[0]}
+        found.append(Step(**case, **ratios))
     return found

@@ -37,14 +37,11 @@ class Generator(NamedTuple):
 
 
 class Inputs(NamedTuple):
-    """What every way starts from: latents [1, 16, 2 side, 2 side], a picture, text, pooled text.
+    """What every way starts from."""
 
-    `source` is Kontext's, `picture` CoLoGen's; None is no source.
-    """
-
-    noise: Tensor
-    source: Tensor
-    picture: Tensor | None
+    noise: Tensor  # latents [1, 16, 2 side, 2 side]
+    source: Tensor  # likewise, for Kontext
+    picture: Tensor | None  # the source for CoLoGen; None is no source
     embeds: Tensor
     pooled: Tensor
 
@@ -64,45 +61,24 @@ def inputs(geometry: Geometry) -> Inputs:
 
 def vae() -> AutoencoderKL:
     """A small VAE of FLUX.1's scale: CoLoGen's source passes it once, and nothing is decoded."""
-    return AutoencoderKL(
-        block_out_channels=(4,) * 4,
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-        latent_channels=16,
-        norm_num_groups=2,
-        use_quant_conv=False,
-        use_post_quant_conv=False,
-        shift_factor=0.0,
-        scaling_factor=1.0,
-    )
+    down, up = ("DownEncoderBlock2D",) * 4, ("UpDecoderBlock2D",) * 4
+    shape = {"block_out_channels": (4,) * 4, "down_block_types": down, "up_block_types": up}
+    scale = {"latent_channels": 16, "norm_num_groups": 2, "shift_factor": 0.0, "scaling_factor": 1.0}
+    return AutoencoderKL(**shape, **scale, use_quant_conv=False, use_post_quant_conv=False)
 
 
 def by_diffusers(kind: type[Any], model: nn.Module, given: Inputs, **more: Any) -> Generate:
     """Generate with a pipeline of diffusers, to latents, by FLUX.1-dev's scheduler."""
-    pipeline = kind(
-        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True),
-        vae=vae(),
-        text_encoder=None,
-        tokenizer=None,
-        text_encoder_2=None,
-        tokenizer_2=None,
-        transformer=model,
-    )
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True)
+    no_text = dict.fromkeys(("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2"))
+    pipeline = kind(scheduler=scheduler, vae=vae(), transformer=model, **no_text)
     pipeline.set_progress_bar_config(disable=True)
     side = given.noise.shape[-1] * SCALE
+    text = {"prompt_embeds": given.embeds, "pooled_prompt_embeds": given.pooled, "guidance_scale": GUIDANCE}
+    picture = {"latents": pack_latents(given.noise), "height": side, "width": side, "output_type": "latent"}
 
     def generate(steps: int) -> Tensor:
-        latents: Tensor = pipeline(
-            prompt_embeds=given.embeds,
-            pooled_prompt_embeds=given.pooled,
-            latents=pack_latents(given.noise),
-            height=side,
-            width=side,
-            num_inference_steps=steps,
-            guidance_scale=GUIDANCE,
-            output_type="latent",
-            **more,
-        ).images
+        latents: Tensor = pipeline(num_inference_steps=steps, **text, **picture, **more).images
         return latents
 
     return generate
@@ -140,18 +116,9 @@ def pictures(
     for name, values in seconds.items():
         generate, model, experts = found[name]
         weights = sum(value.numel() * value.element_size() for value in model.parameters())
-        made.append(
-            Picture(
-                case=name,
-                steps=steps,
-                text=geometry.text,
-                noise=geometry.side**2,
-                source=0 if name == PLAIN_TEXT else geometry.side**2,
-                experts=experts,
-                kontext_ratio=paired(seconds[KONTEXT], values)[0],
-                weights_mib=tidy(weights / MIB),
-                peak_mib=tidy(device.peak_bytes(partial(generate, MEMORY_STEPS)) / MIB),
-                **beside(values, seconds[PLAIN_TEXT]),
-            )
-        )
+        peak, noise = device.peak_bytes(partial(generate, MEMORY_STEPS)), geometry.side**2
+        tokens = {"text": geometry.text, "noise": noise, "source": 0 if name == PLAIN_TEXT else noise}
+        memory = {"weights_mib": tidy(weights / MIB), "peak_mib": tidy(peak / MIB)}
+        ratios = beside(values, seconds[PLAIN_TEXT]) | {"kontext_ratio": paired(seconds[KONTEXT], values)[0]}
+        made.append(Picture(case=name, steps=steps, experts=experts, **tokens, **memory, **ratios))
     return made

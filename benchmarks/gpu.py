@@ -155,8 +155,7 @@ class GpuRun:
 
 def say(*said: str) -> None:
     """Print lines at once."""
-    for line in said:
-        sys.stdout.write(f"{line}\n")
+    sys.stdout.write("".join(f"{line}\n" for line in said))
     sys.stdout.flush()
 
 

@@ -117,17 +117,10 @@ def base() -> FluxModel:
     model = build_tiny_flux(WORDS)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model.vae = AutoencoderKL(
-            down_block_types=("DownEncoderBlock2D",) * 4,
-            up_block_types=("UpDecoderBlock2D",) * 4,
-            block_out_channels=(16, 32, 64, 64),
-            latent_channels=16,
-            norm_num_groups=8,
-            shift_factor=0.1,
-            scaling_factor=0.3,
-            use_quant_conv=False,
-            use_post_quant_conv=False,
-        )
+        down, up = ("DownEncoderBlock2D",) * 4, ("UpDecoderBlock2D",) * 4
+        shape = {"down_block_types": down, "up_block_types": up, "block_out_channels": (16, 32, 64, 64)}
+        scale = {"latent_channels": 16, "norm_num_groups": 8, "shift_factor": 0.1, "scaling_factor": 0.3}
+        model.vae = AutoencoderKL(**shape, **scale, use_quant_conv=False, use_post_quant_conv=False)
     for module in model.modules():
         module.eval().requires_grad_(False)
     return model
@@ -181,8 +174,6 @@ def pipeline(way: Way, seconds: list[float], chosen: SetName) -> Pipeline:
     speed, iqr = spread([images / one for one in seconds])
     return Pipeline(**way._asdict(), images_per_second=speed, iqr=iqr)
 
-
-# What a step of the tiny preset spends outside the model, taken from the training command itself.
 
 PREPARING = (
     (FluxModel, "tokenize"),
@@ -254,16 +245,11 @@ def share_of(stage: str, workers: int, rows: list[dict[str, float]]) -> StepShar
     def middle(of: Callable[[dict[str, float]], float], scale: float = 1e3) -> float:
         return tidy(scale * statistics.median(map(of, rows)))
 
-    return StepShare(
-        stage=stage,
-        workers=workers,
-        steps=len(rows),
-        step_ms=middle(lambda row: row["all"]),
-        waiting_ms=middle(lambda row: row["waiting"]),
-        preparing_ms=middle(lambda row: row["preparing"]),
-        rest_ms=middle(lambda row: row["all"] - row["step"] - row["waiting"]),
-        outside=middle(lambda row: (row["all"] - row["step"] + row["preparing"]) / row["all"], 1.0),
-    )
+    parts = {f"{name}_ms": middle(lambda row, name=name: row[name]) for name in ("waiting", "preparing")}
+    parts["step_ms"] = middle(lambda row: row["all"])
+    parts["rest_ms"] = middle(lambda row: row["all"] - row["step"] - row["waiting"])
+    outside = middle(lambda row: (row["all"] - row["step"] + row["preparing"]) / row["all"], 1.0)
+    return StepShare(stage=stage, workers=workers, steps=len(rows), outside=outside, **parts)
 
 
 def shares(folder: Path, chosen: SetName) -> list[StepShare]:

@@ -8,14 +8,20 @@ from pathlib import Path
 from benchmarks.cases import COMPILED, KONTEXT, LORA, OURS, PLAIN, PLAIN_TEXT, ROUTED_PEERS, gpu_groups
 from benchmarks.plots import PLOTS
 from benchmarks.report import GPU_TARGETS, PASSES, Found, Key, gpu_verdicts, key_of, load, verdicts
-from benchmarks.schema import Pass, Pipeline, Result, Row
+from benchmarks.schema import Pass, Result, Row
 from benchmarks.store import CPU, ROOT, committed_gpus, read
 
 PAGE, TEMPLATE = ROOT / "docs" / "benchmarks.md", Path(__file__).with_name("page.md")
+DATA_TEMPLATE = TEMPLATE.with_name("data.md")
 INPUT_RESULT, INPUT_PAGE = CPU / "input.json", ROOT / "docs" / "recipes" / "data.md"
 BEGIN, END = "<!-- input benchmark: begin, generated -->", "<!-- input benchmark: end -->"
 INPUT_TARGET = 0.10
 """Largest share of a tiny step outside the model, with two workers."""
+BUSY = (
+    "\n\n**The machine was busy with other work**, which held most of its cores: rates are far below "
+    "those of an idle one, workers found no core of their own, and small differences are none. "
+    "What a cache saves, and the share outside the model, were taken under one load."
+)
 NONE_YET = "not yet measured on a GPU"
 
 
@@ -214,9 +220,6 @@ def gpu_table(gpus: Sequence[Sequence[Result]]) -> str:
     return f"{said}\n{table(' | '.join(('against | must | good | physical floor', *names)), rows)}"
 
 
-# The tables of the page on data.
-
-
 def input_page(result: Result, text: str) -> str:
     """Give the page on data with its tables made anew."""
     before, _, rest = text.partition(BEGIN)
@@ -226,47 +229,28 @@ def input_page(result: Result, text: str) -> str:
 
 def input_tables(result: Result) -> str:
     """The two tables with what has to be known to read them."""
-    machine, shape, load = result.origin.machine, result.setup, result.load or (0.0, 0.0)
-    worst = max(result.shares, key=lambda step: step.outside)
-    met = "met" if worst.outside <= INPUT_TARGET else "missed"
-    head = (
-        f"Measured on {result.origin.date:%Y-%m-%d} at commit `{result.origin.commit[:7]}` on "
-        f"{machine.cores} cores of {machine.cpu}, {machine.threads} thread(s) of torch. Load of the "
-        f"machine: {load[0]:.1f} before and {load[1]:.1f} after. Files are "
-        f"{shape['stored']}, trained at {shape['trained']} in batches of {shape['batch']}; medians of "
-        f"{result.rounds} rounds with interquartile ranges. An example is two pictures and a prompt."
-    )
-    busy = (
-        "\n\n**The machine was busy with other work**, which held most of its cores: rates are far below "
-        "those of an idle one, workers found no core of their own, and small differences are none. "
-        "What a cache saves, and the share outside the model, were taken under one load."
-    )
+    origin, machine, load = result.origin, result.origin.machine, result.load or (0.0, 0.0)
+    ways = {(one.source, one.workers): [] for one in result.pipelines}  # without a cache, then with one
+    for one in result.pipelines:
+        ways[one.source, one.workers].append(f"{one.images_per_second:.1f} (± {one.iqr:.1f})")
     shares = []
     for step in result.shares:
         parts = (f"{one:.1f} ms" for one in (step.waiting_ms, step.preparing_ms, step.rest_ms))
         outside = f"{100 * step.outside:.1f} %"
         shares.append((step.stage, step.workers, f"{step.step_ms:.0f} ms", *parts, outside))
-    columns = "step | waiting | preparing | rest | outside the model"
-    return "\n\n".join(
-        [
-            head + (busy if max(load) > machine.cores + 1 else ""),
-            table("source | workers | examples a second, nothing kept | all kept", input_rows(result)),
-            table(f"stage of the tiny preset | workers | {columns}", shares),
-            f"Target: at most {100 * INPUT_TARGET:.0f} % of a tiny step outside the model with two workers; "
-            f"{met}: the largest is {100 * worst.outside:.1f} % ({worst.stage}).",
-        ]
-    )
-
-
-def input_rows(result: Result) -> Iterable[Sequence[object]]:
-    """Each source and number of workers, without a cache and with everything in it."""
-
-    def speed(way: Pipeline) -> str:
-        return f"{way.images_per_second:.1f} (± {way.iqr:.1f})"
-
-    found = {(way.source, way.workers, way.cache): speed(way) for way in result.pipelines}
-    for source, workers in dict.fromkeys((way.source, way.workers) for way in result.pipelines):
-        yield source, workers, found[source, workers, "none"], found[source, workers, "full"]
+    worst, columns = max(result.shares, key=lambda step: step.outside), "step | waiting | preparing | rest"
+    return DATA_TEMPLATE.read_text(encoding="utf-8").rstrip().format(
+        date=f"{origin.date:%Y-%m-%d}", commit=origin.commit[:7], cores=machine.cores, cpu=machine.cpu,
+        threads=machine.threads, before=f"{load[0]:.1f}", after=f"{load[1]:.1f}", rounds=result.rounds,
+        busy=BUSY if max(load) > machine.cores + 1 else "",
+        ways=table(
+            "source | workers | examples a second, nothing kept | all kept",
+            ((*way, *speeds) for way, speeds in ways.items()),
+        ),
+        shares=table(f"stage of the tiny preset | workers | {columns} | outside the model", shares),
+        target=f"{100 * INPUT_TARGET:.0f}", met="met" if worst.outside <= INPUT_TARGET else "missed",
+        worst=f"{100 * worst.outside:.1f}", stage=worst.stage, **result.setup,
+    )  # fmt: skip
 
 
 def main() -> None:

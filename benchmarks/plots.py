@@ -19,12 +19,27 @@ DPI = 110
 RATIO = "ratio to two nn.Linear"
 
 
-def figure(columns: int, height: float = 3.6) -> tuple[Any, list[Any]]:
-    """Start a row of plots."""
-    pyplot.rcdefaults()
-    pyplot.rcParams.update({"axes.titlesize": 10, "axes.labelsize": 9})
-    made, axes = pyplot.subplots(1, columns, figsize=(5.2 * columns, height), squeeze=False)
-    return made, list(axes[0])
+Axes = list[Any]
+PLOTS: dict[str, Callable[[Found, Path], None]] = {}
+"""Every plot by the name of its file."""
+
+
+def plot(name: str, columns: int = 2, height: float = 3.6) -> Callable[[Callable[[Found, Axes], None]], None]:
+    """Make a function that fills a row of axes one that writes a file, without anything that says when."""
+
+    def register(fill: Callable[[Found, Axes], None]) -> None:
+        def write(found: Found, path: Path) -> None:
+            pyplot.rcdefaults()
+            pyplot.rcParams.update({"axes.titlesize": 10, "axes.labelsize": 9})
+            made, axes = pyplot.subplots(1, columns, figsize=(5.2 * columns, height), squeeze=False)
+            fill(found, list(axes[0]))
+            made.tight_layout()
+            made.savefig(path, dpi=DPI, metadata={"Software": None})
+            pyplot.close(made)
+
+        PLOTS[f"benchmarks-{name}.png"] = write
+
+    return register
 
 
 def by_experts(axis: Any, pools: Sequence[int]) -> None:
@@ -47,22 +62,15 @@ def bars(axis: Any, values: Sequence[tuple[str, float, bool]]) -> None:
     axis.tick_params(labelsize=7)
 
 
-def save(made: Any, path: Path) -> None:
-    """Write a figure without anything that says when or by what."""
-    made.tight_layout()
-    made.savefig(path, dpi=DPI, metadata={"Software": None})
-    pyplot.close(made)
-
-
 def sizes(found: Found) -> list[tuple[int, int]]:
     """List tokens and width of the grid where the targets hold."""
     measured = {(row.point.tokens, row.point.width) for row in found.pools("forward")}
     return sorted((size for size in measured if size[0] >= BIG), key=lambda size: (size[1], size[0]))
 
 
-def against_experts(found: Found, path: Path) -> None:
+@plot("experts")
+def against_experts(found: Found, axes: Axes) -> None:
     """Ratio to the plain projections against N, at rank 16."""
-    made, axes = figure(2)
     for axis, (passes, words) in zip(axes, PASSES, strict=True):
         rows = [row for row in found.pools(passes) if row.point.granularity == "token"]
         for tokens, width in sizes(found):
@@ -73,12 +81,11 @@ def against_experts(found: Found, path: Path) -> None:
         axis.set(title=f"{words}, r = 16, by token", xlabel="experts, N", ylabel=RATIO)
         by_experts(axis, sorted({row.point.experts for row in found.pools(passes)}))
         legend(axis)
-    save(made, path)
 
 
-def against_rank(found: Found, path: Path) -> None:
+@plot("rank")
+def against_rank(found: Found, axes: Axes) -> None:
     """Ratio to the plain projections against r, for eight experts, beside PEFT's LoRA and the floor."""
-    made, axes = figure(2)
     for axis, (passes, words) in zip(axes, PASSES, strict=True):
         for place, size in enumerate(sizes(found)):
             rows = [row for row in found.rows("grid", passes) if key_of(row)[:2] == size]
@@ -96,23 +103,21 @@ def against_rank(found: Found, path: Path) -> None:
             axis.plot(*zip(*lora, strict=True), marker="x", linestyle="--", color=colour, alpha=0.6)
         axis.set(title=f"{words}: dashed PEFT LoRA, dotted the floor", xlabel="rank, r", ylabel=RATIO)
         legend(axis)
-    save(made, path)
 
 
-def floor_over_time(found: Found, path: Path) -> None:
+@plot("floor")
+def floor_over_time(found: Found, axes: Axes) -> None:
     """Floor over time of every point of the grid that counts, sorted."""
-    made, axes = figure(2)
     for axis, (passes, words) in zip(axes, PASSES, strict=True):
         reached = sorted(1 / ratio.value for ratio in over_floor(found, passes))
         axis.plot(range(1, len(reached) + 1), reached, marker=".", linestyle="none")
         axis.axhline(1, color="black", linewidth=0.8)
         axis.set(title=words, xlabel=f"points with T ≥ {BIG}, sorted", ylabel="floor / time", ylim=(0, 1.1))
-    save(made, path)
 
 
-def beside_peers(found: Found, path: Path) -> None:
+@plot("peers")
+def beside_peers(found: Found, axes: Axes) -> None:
     """Ratio of every peer, at the first of the points."""
-    made, axes = figure(2)
     cases = [(LORA, 1), (OURS, 1), (OURS, 8), *((name, 8) for name in (*ROUTED_PEERS, COMPILED))]
     for axis, (passes, words) in zip(axes, PASSES, strict=True):
         key = next(iter(found.keys("peers", passes)), None)
@@ -124,12 +129,11 @@ def beside_peers(found: Found, path: Path) -> None:
         )
         axis.axvline(1, color="black", linewidth=0.8)
         axis.set(title=f"{words}, T={key[0]} d={key[1]} r={key[2]}", xlabel=RATIO)
-    save(made, path)
 
 
-def memory(found: Found, path: Path) -> None:
+@plot("memory")
+def memory(found: Found, axes: Axes) -> None:
     """Activation memory of every case, at the first of the points."""
-    made, axes = figure(2)
     rows = [row for row in found.memory() if row.point.rank]
     rows = [row for row in reversed(rows) if key_of(row) == key_of(rows[0])]
     for axis, (what, words) in zip(
@@ -144,12 +148,11 @@ def memory(found: Found, path: Path) -> None:
             bars(axis, values)
             point = rows[0].point
             axis.set(title=f"{words}, T={point.tokens} d={point.width} r={point.rank}", xlabel="MiB")
-    save(made, path)
 
 
-def flux(found: Found, path: Path) -> None:
+@plot("flux")
+def flux(found: Found, axes: Axes) -> None:
     """Steps of a whole model over the plain model's."""
-    made, axes = figure(2)
     for axis, what in zip(axes, ("denoising step", "training step"), strict=True):
         values = []
         for result, step in found.steps():
@@ -160,27 +163,25 @@ def flux(found: Found, path: Path) -> None:
         axis.axvline(0, color="black", linewidth=0.8)
         axis.set(title=what, xlabel="% over the plain model's step")
         axis.invert_yaxis()
-    save(made, path)
 
 
-def generation(found: Found, path: Path) -> None:
+@plot("generation", 1, 2.8)
+def generation(found: Found, axes: Axes) -> None:
     """Whole pictures over one from text alone."""
-    results = found.of("generation")
-    made, axes = figure(max(1, len(results)), 2.8)
-    for axis, result in zip(axes, results, strict=False):
+    for axis, result in zip(axes, found.of("generation"), strict=False):
         bars(axis, [(row.case, row.ratio, bool(row.experts)) for row in result.pictures])
         axis.axvline(1.2, color="black", linewidth=0.8, linestyle="--")
         first = result.pictures[0]
         title = f"d = {result.setup['width']}, {first.text} text and {first.noise} noise tokens"
         axis.set(title=title, xlabel="time over text alone (dashed: the target)")
         axis.invert_yaxis()
-    save(made, path)
 
 
-def gpu_model(found: Found, path: Path) -> None:
+@plot("gpu-model")
+def gpu_model(found: Found, axes: Axes) -> None:
     """The roofline of the GPU model, and the ratios that it gives."""
     limits, tokens, width = Limits(), 4096, 3072
-    made, (roof, ratios) = figure(2)
+    roof, ratios = axes
     span = [2**power for power in range(2, 13)]
     roof.plot(span, [min(limits.flops, limits.bytes_per_s * one) / 1e12 for one in span], color="black")
     marks = [base(tokens, width)]
@@ -204,17 +205,3 @@ def gpu_model(found: Found, path: Path) -> None:
     by_experts(ratios, pools)
     ratios.set(ylim=(1, 2), xlabel="experts, N (dashed: dense)", ylabel=RATIO, title=title)
     legend(ratios)
-    save(made, path)
-
-
-PLOTS: dict[str, Callable[[Found, Path], None]] = {
-    "benchmarks-experts.png": against_experts,
-    "benchmarks-rank.png": against_rank,
-    "benchmarks-floor.png": floor_over_time,
-    "benchmarks-peers.png": beside_peers,
-    "benchmarks-memory.png": memory,
-    "benchmarks-flux.png": flux,
-    "benchmarks-generation.png": generation,
-    "benchmarks-gpu-model.png": gpu_model,
-}
-"""Every plot by the name of its file."""

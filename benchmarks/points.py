@@ -98,13 +98,11 @@ def assignment_of(point: Point) -> Tensor:
 
 
 def hidden_of(point: Point, device: torch.device) -> Tensor:
-    """Make the input, [batch, tokens per sample, d]: random, plus what makes each router choose as assigned.
-
-    Gradients reach it in every case, as inside a network whose earlier blocks train.
-    """
+    """Make the input, [batch, tokens, d]: random, plus what makes each router choose as assigned."""
     generator = torch.Generator().manual_seed(4)
     noise = torch.randn(point.batch, point.tokens // point.batch, point.width, generator=generator)
     hidden = noise + MARGIN * routers_of(point)[assignment_of(point)]
+    # Gradients reach it in every case, as inside a network whose earlier blocks train.
     return hidden.to(device, getattr(torch, point.dtype)).requires_grad_()
 
 

@@ -6,7 +6,8 @@ import math
 import statistics
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import pairwise, product
+from typing import Any
 
 from benchmarks.cases import CACHED, LORA, LORA_32, OURS
 from benchmarks.schema import Kind, Launch, Memory, Pass, Picture, Result, Row, Step
@@ -44,21 +45,19 @@ class Found:
         """Give prw's cases of the grid."""
         return [row for row in self.rows("grid", passes) if row.case == OURS]
 
-    def row(
-        self, kind: Kind, passes: Pass, case: str, key: Key, experts: int, granularity: str = "token"
-    ) -> Row | None:
-        """Find a case under even routing; None if it was not measured."""
+    def row(self, kind: Kind, passes: Pass, case: str, key: Key, *pool: int | str) -> Row | None:
+        """Find a case under even routing, by experts and granularity (token); None if it was not measured."""
+        pool = pool if len(pool) == 2 else (*pool, "token")
         for row in self.rows(kind, passes):
-            point = (key_of(row), row.point.experts, row.point.granularity)
-            if row.case == case and point == (key, experts, granularity) and row.point.routing == "uniform":
+            at = row.point
+            wanted = (row.case, key_of(row), (at.experts, at.granularity), at.routing)
+            if wanted == (case, key, pool, "uniform"):
                 return row
         return None
 
-    def ratio(
-        self, kind: Kind, passes: Pass, case: str, key: Key, experts: int, granularity: str = "token"
-    ) -> float | None:
+    def ratio(self, kind: Kind, passes: Pass, case: str, key: Key, *pool: int | str) -> float | None:
         """Give the ratio of such a case to the plain projections."""
-        row = self.row(kind, passes, case, key, experts, granularity)
+        row = self.row(kind, passes, case, key, *pool)
         return None if row is None else row.ratio
 
     def keys(self, kind: Kind, passes: Pass) -> list[Key]:
@@ -92,9 +91,6 @@ def load() -> Found:
     return Found(tuple(sorted((one for one in read_all(CPU) if one.kind != "input"), key=order)))
 
 
-# Questions to the grid, the peers, memory and pictures.
-
-
 def over_floor(found: Found, passes: Pass) -> list[Ratio]:
     """Time over floor at the grid's points that count."""
     rows = [row for row in found.pools(passes) if row.point.tokens >= BIG]
@@ -104,22 +100,23 @@ def over_floor(found: Found, passes: Pass) -> list[Ratio]:
 def growth(found: Found, passes: Pass) -> list[Ratio]:
     """Time with 64 experts over time with one, at rank 16."""
     rows = [row for row in found.pools(passes) if (row.point.rank, row.point.experts) == (16, 64)]
-    return beside(found, rows, lambda row: ("grid", passes, OURS, key_of(row), 1, row.point.granularity))
+    return beside(found, passes, rows, OURS)
 
 
 def beside_lora(found: Found, passes: Pass, experts: int) -> list[Ratio]:
     """Time of a token-routed pool over that of one PEFT LoRA of its rank."""
     wanted = ("token", experts)
     rows = [row for row in found.pools(passes) if (row.point.granularity, row.point.experts) == wanted]
-    return beside(found, rows, lambda row: ("grid", passes, LORA, key_of(row), 1, "token"))
+    return beside(found, passes, rows, LORA)
 
 
-def beside(
-    found: Found, rows: list[Row], other: Callable[[Row], tuple[Kind, Pass, str, Key, int, str]]
-) -> list[Ratio]:
-    """Give the times of rows that count over those of other rows."""
-    pairs = [(row, found.ratio(*other(row))) for row in rows if row.point.tokens >= BIG]
-    return [Ratio(row.ratio / base, row.point.label()) for row, base in pairs if base is not None]
+def beside(found: Found, passes: Pass, rows: list[Row], case: str) -> list[Ratio]:
+    """Give the times of the grid's rows that count over those of a case with one expert."""
+    ratios = []
+    for row in (row for row in rows if row.point.tokens >= BIG):
+        base = found.ratio("grid", passes, case, key_of(row), 1, row.point.granularity)
+        ratios += [] if base is None else [Ratio(row.ratio / base, row.point.label())]
+    return ratios
 
 
 def faster_than(found: Found, passes: Pass, peer: str) -> list[Ratio]:
@@ -169,9 +166,6 @@ def geometric_mean(ratios: list[Ratio]) -> float:
     return statistics.geometric_mean([ratio.value for ratio in ratios])
 
 
-# Verdicts on a CPU's results.
-
-
 @dataclass(frozen=True)
 class Verdict:
     """A target, what was measured, and whether that meets it; None if nothing was measured."""
@@ -187,26 +181,22 @@ class Verdict:
         return "not measured" if self.met is None else "met" if self.met else "**NOT met**"
 
 
-def at_most(target: str, ratios: list[Ratio], limit: float) -> Verdict:
-    """Judge that every point stays at or below a limit; give the worst, and how many stay."""
-    worst = max(ratios, key=lambda ratio: ratio.value, default=None)
-    return judged(target, ratios, worst, [ratio.value <= limit for ratio in ratios])
+def at_most(target: str, ratios: list[Ratio], limit: float, sign: int = 1) -> Verdict:
+    """Judge that every point stays at or below a limit: the worst point, the mean, how many stay."""
+    if not ratios:
+        return Verdict(target, "no such point", None)
+    worst, held = (
+        max(ratios, key=lambda one: sign * one.value),
+        [sign * (r.value - limit) <= 0 for r in ratios],
+    )
+    reach = "" if worst.reach is None else f", {worst.reach:.2f} were prw at its floor"
+    points = f"mean {geometric_mean(ratios):.2f}; holds at {sum(held)} of {len(held)} points"
+    return Verdict(target, f"worst {worst.value:.2f} ({worst.at}{reach}); {points}", all(held))
 
 
 def at_least(target: str, ratios: list[Ratio], limit: float) -> Verdict:
-    """Judge that every point reaches a limit; give the worst, and how many do."""
-    worst = min(ratios, key=lambda ratio: ratio.value, default=None)
-    return judged(target, ratios, worst, [ratio.value >= limit for ratio in ratios])
-
-
-def judged(target: str, ratios: list[Ratio], worst: Ratio | None, held: list[bool]) -> Verdict:
-    """Give the worst point, the mean, and at how many points the target holds."""
-    if worst is None:
-        return Verdict(target, "no such point", None)
-    mean = f"mean {geometric_mean(ratios):.2f}"
-    reach = "" if worst.reach is None else f", {worst.reach:.2f} were prw at its floor"
-    words = f"worst {worst.value:.2f} ({worst.at}{reach}); {mean}; holds at {sum(held)} of {len(held)} points"
-    return Verdict(target, words, all(held))
+    """Judge that every point reaches a limit."""
+    return at_most(target, ratios, limit, -1)
 
 
 def mean_at_most(target: str, ratios: list[Ratio], limit: float) -> Verdict:
@@ -228,27 +218,19 @@ def verdicts(found: Found) -> list[Verdict]:
         target = f"{words}: N = 64 at r = 16 costs ≤ 1.25 times N = 1"
         judged.append(at_most(target, growth(found, passes), 1.25))
     for passes, words in PASSES:
-        target = f"{words}: N = 8 by token ≤ 1.25 times one PEFT LoRA of its rank"
-        judged.append(at_most(target, beside_lora(found, passes, 8), 1.25))
-        ratios = beside_lora(found, passes, 1)
-        judged.append(at_most(f"{words}: N = 1 no slower than PEFT LoRA", ratios, 1.0))
-    limits = (("PEFT Arrow", 3.0), ("PEFT X-LoRA layer", 5.0), ("MixLoRA-style loop", 1.3))
+        one, eight = (beside_lora(found, passes, n) for n in (1, 8))
+        judged.append(at_most(f"{words}: N = 8 by token ≤ 1.25 times one PEFT LoRA of its rank", eight, 1.25))
+        judged.append(at_most(f"{words}: N = 1 no slower than PEFT LoRA", one, 1.0))
     for passes, words in PASSES:
-        for peer, limit in limits:
+        for peer, limit in (("PEFT Arrow", 3.0), ("PEFT X-LoRA layer", 5.0), ("MixLoRA-style loop", 1.3)):
             target = f"{words}: at N = 8 ≥ {limit:g} times faster than {peer}"
             judged.append(at_least(target, faster_than(found, passes, peer), limit))
-    return judged + memory_verdicts(found) + model_verdicts(found)
-
-
-def memory_verdicts(found: Found) -> list[Verdict]:
-    """Judge activation memory, kept for backward and at its peak."""
-    judged = []
     for what, words in (("saved_mib", "kept for backward"), ("peak_mib", "at its peak")):
         lora = memory_beside(found, LORA, (1, 4, 8), 1, what)
         arrow = memory_beside(found, "PEFT Arrow", (4,), None, what)
         judged.append(at_most(f"activation memory {words} ≤ PEFT LoRA's, N = 1, 4, 8", lora, 1.0))
         judged.append(at_most(f"activation memory {words} ≤ a third of Arrow's, N = 4", arrow, 1 / 3))
-    return judged
+    return judged + model_verdicts(found)
 
 
 def model_verdicts(found: Found) -> list[Verdict]:
@@ -261,11 +243,11 @@ def model_verdicts(found: Found) -> list[Verdict]:
     text, kontext = cached(found, "ratio"), cached(found, "kontext_ratio")
     time = five_beside_one(found, lambda row: row.median_ms)
     memory = five_beside_one(found, lambda row: row.weights_mib + row.peak_mib)
-    faster = "drawing with the source cached ≥ 1.5 times faster than FluxKontextPipeline"
+    generating = "drawing with the source cached"
     return [
         at_most("FLUX training step ≤ 1.05 times the step with PEFT LoRA, N = 1, 5, 8", steps, 1.05),
-        at_most("drawing with the source cached ≤ 1.20 times text alone", text, 1.20),
-        at_least(faster, kontext, 1.5),
+        at_most(f"{generating} ≤ 1.20 times text alone", text, 1.20),
+        at_least(f"{generating} ≥ 1.5 times faster than FluxKontextPipeline", kontext, 1.5),
         at_most("drawing with N = 5 ≤ 1.05 times the time of N = 1", time, 1.05),
         at_most("drawing with N = 5 ≤ 1.05 times the memory of N = 1", memory, 1.05),
     ]
@@ -291,44 +273,35 @@ def gpu_row(
 
 
 def beside_plain(
-    rank: int, pools: tuple[int, ...], passes: Pass = "forward", tokens: int = GPU_TOKENS
-) -> Judge:
+    results: Sequence[Result],
+    rank: int,
+    pools: tuple[int, ...],
+    passes: Pass = "forward",
+    tokens: int = GPU_TOKENS,
+) -> list[Ratio]:
     """Ratio of a pool to two plain projections, by the kernel that it takes by itself."""
-
-    def judge(results: Sequence[Result]) -> list[Ratio]:
-        rows = ((n, gpu_row(results, OURS, tokens, rank, n, passes, "graph")) for n in pools)
-        return [Ratio(row.ratio, f"N={n}") for n, row in rows if row is not None]
-
-    return judge
+    rows = ((n, gpu_row(results, OURS, tokens, rank, n, passes, "graph")) for n in pools)
+    return [Ratio(row.ratio, f"N={n}") for n, row in rows if row is not None]
 
 
-def beside_peer(peer: str, pools: tuple[int, ...]) -> Judge:
+def beside_peer(results: Sequence[Result], peer: str, pools: tuple[int, ...]) -> list[Ratio]:
     """Time of a peer over that of a pool: recorded if both can be, else both eager."""
+    found: dict[int, Ratio] = {}
     launches: tuple[Launch, ...] = ("graph", "eager")
-
-    def judge(results: Sequence[Result]) -> list[Ratio]:
-        found = {}
-        for n, launch in ((n, launch) for n in pools for launch in launches):
-            ours, theirs = (
-                gpu_row(results, case, GPU_TOKENS, GPU_RANK, n, "forward", launch) for case in (OURS, peer)
-            )
-            if ours is not None and theirs is not None:
-                found.setdefault(n, Ratio(theirs.median_ms / ours.median_ms, f"N={n}, {launch}"))
-        return list(found.values())
-
-    return judge
+    for n, launch in product(pools, launches):
+        case = (GPU_TOKENS, GPU_RANK, n, "forward", launch)
+        ours, theirs = gpu_row(results, OURS, *case), gpu_row(results, peer, *case)
+        if ours is not None and theirs is not None:
+            found.setdefault(n, Ratio(theirs.median_ms / ours.median_ms, f"N={n}, {launch}"))
+    return list(found.values())
 
 
-def gpu_memory_beside(peer: str, experts: int) -> Judge:
+def gpu_memory_beside(results: Sequence[Result], peer: str, experts: int) -> list[Ratio]:
     """What autograd keeps for the backward, over what it keeps for a peer."""
-
-    def judge(results: Sequence[Result]) -> list[Ratio]:
-        rows = [row for result in results for row in result.memory]
-        kept = {(row.case, row.point.experts): row.saved_mib for row in rows}
-        ours, theirs = kept.get((OURS, experts)), kept.get((peer, experts))
-        return [Ratio(ours / theirs, f"N={experts}")] if ours is not None and theirs else []
-
-    return judge
+    rows = [row for result in results for row in result.memory]
+    kept = {(row.case, row.point.experts): row.saved_mib for row in rows}
+    ours, theirs = kept.get((OURS, experts)), kept.get((peer, experts))
+    return [Ratio(ours / theirs, f"N={experts}")] if ours is not None and theirs else []
 
 
 def gpu_flux(results: Sequence[Result]) -> list[Ratio]:
@@ -351,23 +324,18 @@ class GpuTarget:
     judge: Judge
 
 
-PLAIN_TARGETS: tuple[tuple[str, str, str, str, float, Judge], ...] = (
-    ("forward, r = 16, N ≤ 8", "≤ 1.20", "1.14", "1.013", 1.20, beside_plain(16, TO_EIGHT)),
-    ("forward, r = 64, N ≤ 4", "≤ 1.25", "1.18", "1.043", 1.25, beside_plain(64, (1, 2, 4))),
-    ("forward, r = 128, N = 1", "≤ 1.22", "1.15", "1.084", 1.22, beside_plain(128, (1,))),
-    ("forward, r = 128, N = 2", "≤ 1.27", "1.20", "1.084", 1.27, beside_plain(128, (2,))),
-    ("forward, r = 128, N = 4", "≤ 1.30", "1.23", "1.085", 1.30, beside_plain(128, (4,))),
-    ("forward, r = 128, N = 8", "≤ 1.35", "1.26", "1.086", 1.35, beside_plain(128, (8,))),
-    ("forward, r = 16, N = 64", "≤ 1.35", "1.25", "1.031", 1.35, beside_plain(16, (64,))),
-    (
-        "forward and backward, r = 128, N = 1 to 8", "≤ 1.40", "1.25 to 1.35", "1.09 to 1.13", 1.40,
-        beside_plain(128, TO_EIGHT, "training"),
-    ),
-    (
-        "T = 1024, K and V stacked", "≤ 1.15", "< 1.05", "none", 1.15,
-        beside_plain(128, TO_EIGHT, tokens=1024),
-    ),
-)  # fmt: skip
+TRAINING, STACKED = "forward and backward, r = 128, N = 1 to 8", "T = 1024, K and V stacked"
+PLAIN_TARGETS: tuple[tuple[str, str, str, str, float, tuple[Any, ...]], ...] = (
+    ("forward, r = 16, N ≤ 8", "≤ 1.20", "1.14", "1.013", 1.20, (16, TO_EIGHT)),
+    ("forward, r = 64, N ≤ 4", "≤ 1.25", "1.18", "1.043", 1.25, (64, (1, 2, 4))),
+    ("forward, r = 128, N = 1", "≤ 1.22", "1.15", "1.084", 1.22, (128, (1,))),
+    ("forward, r = 128, N = 2", "≤ 1.27", "1.20", "1.084", 1.27, (128, (2,))),
+    ("forward, r = 128, N = 4", "≤ 1.30", "1.23", "1.085", 1.30, (128, (4,))),
+    ("forward, r = 128, N = 8", "≤ 1.35", "1.26", "1.086", 1.35, (128, (8,))),
+    ("forward, r = 16, N = 64", "≤ 1.35", "1.25", "1.031", 1.35, (16, (64,))),
+    (TRAINING, "≤ 1.40", "1.25 to 1.35", "1.09 to 1.13", 1.40, (128, TO_EIGHT, "training")),
+    (STACKED, "≤ 1.15", "< 1.05", "none", 1.15, (128, TO_EIGHT, "forward", 1024)),
+)
 AS_IT_COMES = "PEFT LoRA as it comes: float32 adapters, no autocast, TF32 off"
 PEER_TARGETS = (
     ("PEFT LoRA, same rank, bfloat16 adapters", 1.25, "1.4", "1.5", LORA, (1,)),
@@ -382,17 +350,25 @@ MEMORY_TARGETS = (
     ("activation memory of PEFT Arrow, N = 4", "≤ a sixth", 1 / 6, "PEFT Arrow", 4),
 )
 GPU_TARGETS = (
-    *(GpuTarget(f"two nn.Linear, {against}", *more) for against, *more in PLAIN_TARGETS),
     *(
-        GpuTarget(against, f"≥ {limit:g} times faster", good, floor, limit, beside_peer(peer, pools))
-        for against, limit, good, floor, peer, pools in PEER_TARGETS
+        GpuTarget(f"two nn.Linear, {against}", *words, lambda results, of=of: beside_plain(results, *of))
+        for against, *words, of in PLAIN_TARGETS
     ),
     *(
-        GpuTarget(against, must, "none", "none", limit, gpu_memory_beside(peer, experts))
-        for against, must, limit, peer, experts in MEMORY_TARGETS
+        GpuTarget(
+            against, f"≥ {limit:g} times faster", good, floor, limit,
+            lambda results, of=of: beside_peer(results, *of),
+        )
+        for against, limit, good, floor, *of in PEER_TARGETS
+    ),
+    *(
+        GpuTarget(
+            against, must, "none", "none", limit, lambda results, of=of: gpu_memory_beside(results, *of)
+        )
+        for against, must, limit, *of in MEMORY_TARGETS
     ),
     GpuTarget("a whole FLUX step", "≤ +1.5 %", "+1 %", "+0.45 % (r = 128)", 1.015, gpu_flux),
-)
+)  # fmt: skip
 
 
 def gpu_verdicts(results: Sequence[Result]) -> Iterator[Verdict]:
@@ -407,14 +383,8 @@ def gpu_verdicts(results: Sequence[Result]) -> Iterator[Verdict]:
         yield Verdict(target.against, f"{worst.value:.3f} ({worst.at})", met, target.must)
 
 
-# Where a sorted kernel overtakes the dense one on a GPU, and the limit for `auto` that follows.
-
-
 def crossing(dense: Sequence[tuple[int, float]], other: Sequence[tuple[int, float]]) -> float | None:
-    """Give experts x rank from which the other kernel is no slower, from experts x rank and a time of each.
-
-    The first point if it is nowhere slower; None if it is slower everywhere.
-    """
+    """Give experts x rank from which a kernel overtakes the dense one, if it does, from sizes and times."""
     gaps = [(size, math.log(one / two)) for (size, one), (_, two) in zip(dense, other, strict=True)]
     if gaps[0][1] >= 0:
         return float(gaps[0][0])
@@ -444,7 +414,7 @@ def crossings(results: Sequence[Result]) -> dict[str, list[float]]:
 
 def threshold(results: Sequence[Result]) -> str:
     """Say which limit of the dense kernel follows from the crossings; predicted for triton: 256 to 384."""
-    limits = {kernel: round(statistics.geometric_mean(sizes)) for kernel, sizes in crossings(results).items()}
+    limits = {name: round(statistics.geometric_mean(sizes)) for name, sizes in crossings(results).items()}
     if not limits:
         return "nothing measured says from where on a sorted kernel is faster than dense"
     kernel, limit = min(limits.items(), key=lambda pair: pair[1])

@@ -20,7 +20,7 @@ from benchmarks.baselines import Peer, build
 from benchmarks.cases import LORA, NEVER_RECORDED, PLAIN, STACKED, Group
 from benchmarks.checks import checks
 from benchmarks.floors import base, forward_floor, least_seconds, training_floor
-from benchmarks.points import gradients_like, hidden_of
+from benchmarks.points import bases_of, gradients_like, hidden_of
 from benchmarks.schema import Cache, Ceiling, Failure, Kind, Memory, Pass, Point, Result, Routed, Row, SetName
 from benchmarks.store import origin
 from benchmarks.timing import (
@@ -41,6 +41,7 @@ from benchmarks.timing import (
 
 Fields = dict[str, Any]
 """What a kind of group adds to its result."""
+Make = Callable[[], Case]
 Measure = Callable[[Device, Group, SetName, Sequence[Result]], Fields]
 
 
@@ -64,9 +65,7 @@ class Cases:
     candidates: dict[str, Candidate] = field(default_factory=dict)
     failures: list[Failure] = field(default_factory=list)
 
-    def add(
-        self, key: str, make: Callable[[], Case], point: Point | None = None, record: bool = True
-    ) -> None:
+    def add(self, key: str, make: Make, point: Point | None = None, record: bool = True) -> None:
         """Build a case and warm it up; what fails is written down, and the others go on.
 
         Raises:
@@ -84,9 +83,7 @@ class Cases:
         if record and candidate.why_not:
             self.failures.append(Failure(case=f"{key}, recorded", point=point, why=candidate.why_not))
 
-    def timed(
-        self, group: Group, chosen: SetName, ways: Sequence[Way] | None = None
-    ) -> tuple[int, list[Times]]:
+    def timed(self, group: Group, chosen: SetName, ways: Sequence[Way] = ()) -> tuple[int, list[Times]]:
         """Time everything, give the memory back, and give the number of rounds and the times."""
         gc.collect()
         rounds = 1 if chosen == "smoke" else group.rounds
@@ -107,11 +104,8 @@ class Cases:
         self.failures.append(Failure(case=case, point=point, why=first_line(error)))
 
 
-# The projections of one site, as users get them: every case is a model with a router of its own.
-
-
 def projections(device: Device, group: Group, chosen: SetName, known: Sequence[Result]) -> Fields:
-    """Time the cases of a group beside its first, the plain projections."""
+    """Time the projections of a site as users get them: every case is a model with a router of its own."""
     found, built = Cases(device), dict[str, tuple[Peer, Routed | None, int]]()
     shared = gradients_like(hidden_of(group.cases[0][1], device.torch_device))  # nobody writes to them
 
@@ -177,11 +171,8 @@ def counted(device: Device, peer: Peer) -> Memory:
     return Memory(case=peer.name, point=peer.point, saved_mib=tidy(saved / MIB), peak_mib=tidy(peak / MIB))
 
 
-# Whole models, pictures and files; what they need is imported only now, and may be missing beside a GPU.
-
-
 def flux(device: Device, group: Group, chosen: SetName, known: Sequence[Result]) -> Fields:
-    """Time a step of a whole model: plain, with LoRA, with pools."""
+    """Time a step of a whole model: plain, with LoRA, with pools. Beside a GPU diffusers may be missing."""
     module: Any = import_module("benchmarks.flux")
     geometry, found = module.geometry_of(group.size), Cases(device)
     batch, built = module.inputs(geometry, device), module.models(geometry, device)
@@ -226,9 +217,6 @@ def files(device: Device, group: Group, chosen: SetName, known: Sequence[Result]
     return {"rounds": rounds, "pipelines": rows, "shares": shares, **about}
 
 
-# What the device reaches in this very run.
-
-
 @torch.no_grad()
 def ceilings(device: Device, group: Group, chosen: SetName, known: Sequence[Result]) -> Fields:
     """Measure products of exactly the plain projections' size, and a copy, at every size of a group.
@@ -236,33 +224,27 @@ def ceilings(device: Device, group: Group, chosen: SetName, known: Sequence[Resu
     Products run with a warm cache and recorded launches, and the better of two forms counts: nothing should
     be above a ceiling. The copy runs with a cold cache: it stands for memory and not for the cache.
     """
-    found, generator = [], torch.Generator(device.torch_device).manual_seed(0)
-    for _, point in group.cases:
-        (tokens, width), dtype, where = (
-            (point.tokens, point.width),
-            getattr(torch, point.dtype),
-            device.torch_device,
-        )
-        hidden = torch.randn(tokens, width, generator=generator, device=where).to(dtype)
-        weights = torch.randn(2 * width, width, generator=generator, device=where).to(dtype)
-        outs, work = hidden.new_empty(2, tokens, width), base(tokens, width)
+    found, where = [], device.torch_device
+    for point in (point for _, point in group.cases):
+        tokens, width, work = point.tokens, point.width, base(point.tokens, point.width)
+        hidden = hidden_of(point, where).view(tokens, width)
+        weights = [weight for weight, _ in bases_of(width, point.dtype, where)]
+        stacked, both = torch.cat(weights), hidden.new_empty(tokens, 2 * width)
+        outs = hidden.new_empty(2, tokens, width)
         source = torch.randint(0, 256, (int(work.moved) // 2,), dtype=torch.uint8, device=where)
-        target, both = torch.empty_like(source), hidden.new_empty(tokens, 2 * width)
-        products = {
-            "apart": lambda h=hidden, w=weights, o=outs: [
-                torch.mm(h, half.mT, out=out) for half, out in zip(w.chunk(2), o, strict=True)
-            ],
-            "together": lambda h=hidden, w=weights, b=both: torch.mm(h, w.mT, out=b),
-        }
-        product = min(median_seconds(device, run, group.rounds, "warm") for run in products.values())
-        copy = median_seconds(device, lambda t=target, s=source: t.copy_(s), group.rounds, "cold")
-        reached = {"flops_per_s": work.flops / product, "bytes_per_s": 2 * source.nbytes / copy}
+        target = torch.empty_like(source)
+        seconds = partial(median_seconds, device, group.rounds)
+        pairs = list(zip(weights, outs, strict=True))
+        apart = seconds(lambda x=hidden, p=pairs: [torch.mm(x, w.mT, out=o) for w, o in p], "warm")
+        together = seconds(lambda x=hidden, w=stacked, o=both: torch.mm(x, w.mT, out=o), "warm")
+        copy = seconds(lambda t=target, s=source: t.copy_(s), "cold")
+        reached = {"flops_per_s": work.flops / min(apart, together), "bytes_per_s": 2 * source.nbytes / copy}
         found.append(Ceiling(tokens=tokens, width=width, **reached))
         device.still_there(group.name)
     return {"ceilings": found}
 
 
-def median_seconds(device: Device, run: Callable[[], Any], rounds: int, cache: Cache) -> float:
+def median_seconds(device: Device, rounds: int, run: Callable[[], Any], cache: Cache) -> float:
     """Time something alone, recorded.
 
     Raises:
@@ -276,10 +258,7 @@ def median_seconds(device: Device, run: Callable[[], Any], rounds: int, cache: C
 
 
 MEASURES: Mapping[Kind, Measure] = {
-    "grid": projections,
-    "peers": projections,
-    "skew": projections,
-    "kernels": projections,
+    **dict.fromkeys(("grid", "peers", "skew", "kernels"), projections),
     "memory": memory,
     "flux": flux,
     "generation": generation,

@@ -109,34 +109,22 @@ class Timed(Strict):
 
 
 class Row(Timed):
-    """The projections of a site, timed.
-
-    `floor` is the ratio that hardware allows, with everything fused; None for another computation.
-    """
+    """The projections of a site, timed."""
 
     point: Point
     launch: Launch = "eager"
     cache: Cache = "mixed"
-    floor: Positive | None = None
+    floor: Positive | None = None  # ratio that hardware allows, all fused; None for another computation
     routed: Routed | None = None
-
-    @property
-    def marginal(self) -> float | None:
-        """What the experts cost over what they must."""
-        return None if self.floor is None or self.floor <= 1 else (self.ratio - 1) / (self.floor - 1)
 
 
 class Memory(Strict):
-    """A case's activation memory in one forward and backward.
-
-    `saved` is what autograd keeps from forward for backward: each storage once, parameters not; `peak` the
-    most that was allocated at once above the resting level, outputs and gradients included.
-    """
+    """A case's activation memory in one forward and backward."""
 
     case: str
     point: Point
-    saved_mib: NotNegative
-    peak_mib: NotNegative
+    saved_mib: NotNegative  # what autograd keeps for backward: each storage once, parameters not
+    peak_mib: NotNegative  # most at once above the resting level, outputs and gradients included
 
 
 class Step(Timed):
@@ -195,16 +183,12 @@ class Check(Strict):
 
 
 class Ceiling(Strict):
-    """What the device reached in this run, at the size of the plain projections.
-
-    Operations: the better of the two plain products and of one product with both weights stacked. Bytes: of a
-    copy that reads and writes as many as the plain projections, with a cold cache.
-    """
+    """What the device reached in this run, at the size of the plain projections."""
 
     tokens: int
     width: int
-    flops_per_s: Positive
-    bytes_per_s: Positive
+    flops_per_s: Positive  # the better of two plain products and one with both weights stacked
+    bytes_per_s: Positive  # of a copy that reads and writes as many bytes, with a cold cache
 
 
 class Failure(Strict):
@@ -216,11 +200,7 @@ class Failure(Strict):
 
 
 class Result(Strict):
-    """One file.
-
-    `setup` is the geometry of a whole model, or the sizes of the pictures that were read; `load` the
-    processes that wanted the machine, over the last minute, before and after.
-    """
+    """One file."""
 
     version: Literal[2] = 2
     kind: Kind
@@ -229,8 +209,8 @@ class Result(Strict):
     origin: Origin
     passes: Pass | None = None
     rounds: AtLeastOne
-    setup: dict[str, int | str] = {}
-    load: tuple[float, float] | None = None
+    setup: dict[str, int | str] = {}  # geometry of a whole model, or sizes of the pictures that were read
+    load: tuple[float, float] | None = None  # of the machine over the last minute, before and after
     times: tuple[Row, ...] = ()
     memory: tuple[Memory, ...] = ()
     steps: tuple[Step, ...] = ()

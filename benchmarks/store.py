@@ -71,29 +71,12 @@ def cpu_name() -> str:
     return f"{known[0]} (family {known[1]}, model {known[2]})" if len(known) == 3 else platform.machine()
 
 
-def versions() -> dict[str, str]:
-    """List what is installed; prw itself may run from a clone."""
-    found = {"python": platform.python_version()}
-    for name in PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = "not installed"
-    return found
-
-
-def machine(device: Device) -> Machine:
-    """Describe the machine as this process sees it."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return Machine(
-        cpu=cpu_name(),
-        cores=cores,
-        threads=torch.get_num_threads(),
-        device=device.name,
-        facts=device.facts(),
-        system=f"{platform.system()} {platform.release()}",
-        memory_gb=round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1),
-    )
+def installed(name: str) -> str:
+    """Give the version of a package; prw itself may run from a clone."""
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "not installed"
 
 
 def origin(device: Device, kind: Kind = "grid") -> Origin:
@@ -102,14 +85,24 @@ def origin(device: Device, kind: Kind = "grid") -> Origin:
     Raises:
         RefusedError: outside a clone.
     """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    machine = Machine(
+        cpu=cpu_name(),
+        cores=cores,
+        threads=torch.get_num_threads(),
+        device=device.name,
+        facts=device.facts(),
+        system=f"{platform.system()} {platform.release()}",
+        memory_gb=round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1),
+    )
     measured = ("prw", "recipes/**/*.py", "benchmarks/*.py")
     return Origin(
         commit=git("rev-parse", "HEAD"),
         changed=bool(git("status", "--porcelain", "--untracked-files=no", "--", *measured)),
         code=digest(kind in WITH_RECIPE),
         date=datetime.now(UTC).replace(microsecond=0),
-        versions=versions(),
-        machine=machine(device),
+        versions={"python": platform.python_version()} | {name: installed(name) for name in PACKAGES},
+        machine=machine,
         seed=0,
     )
 

@@ -164,11 +164,13 @@ class Cuda(Device):
     def waits_are_errors(self) -> Iterator[None]:
         self.synchronize()
         before = torch.cuda.get_sync_debug_mode()
+        with warnings.catch_warnings():  # torch's notice that it does not yet detect every wait
+            warnings.simplefilter("ignore")
+            torch.cuda.set_sync_debug_mode("error")
         try:
-            set_sync_debug_mode("error")
             yield
         finally:
-            set_sync_debug_mode(before)
+            torch.cuda.set_sync_debug_mode(before)
 
     def peak_bytes(self, run: Run) -> int:
         self.release()
@@ -187,13 +189,6 @@ class Cuda(Device):
         torch.cuda.empty_cache()
 
 
-def set_sync_debug_mode(mode: int | str) -> None:
-    """Set the mode without torch's notice that it does not yet detect every wait."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        torch.cuda.set_sync_debug_mode(mode)
-
-
 @contextmanager
 def without_collecting() -> Iterator[None]:
     """Collect no garbage inside: it takes time, and may free a recording within another one."""
@@ -209,8 +204,7 @@ def without_collecting() -> Iterator[None]:
 def saved_bytes(forward: Run, parameters: Iterable[Tensor]) -> int:
     """Count what a forward keeps for its backward: each storage once, whole, those of parameters not.
 
-    A view keeps its whole storage alive, so that is what counts. Tensors that a custom function keeps past
-    `save_for_backward` are not seen here; `peak_bytes` sees them.
+    Tensors that a custom function keeps past `save_for_backward` are not seen; `peak_bytes` sees them.
     """
     known = {parameter.untyped_storage().data_ptr() for parameter in parameters}
     kept: dict[int, tuple[int, Tensor]] = {}
@@ -295,13 +289,10 @@ class Times(NamedTuple):
 
 
 def measured(
-    device: Device, candidates: Mapping[str, Candidate], rounds: int, ways: Sequence[Way] | None = None
+    device: Device, candidates: Mapping[str, Candidate], rounds: int, ways: Sequence[Way] = ()
 ) -> list[Times]:
-    """Time candidates in turn: each once in every way and round, in an order of the round's own.
-
-    So no candidate always follows the one that leaves the caches worst.
-    """
-    order = random.Random(0)
+    """Time candidates in turn: each once in every way and round, in an order of the round's own."""
+    order = random.Random(0)  # no candidate always follows the one that leaves the caches worst
     marks: dict[tuple[str, Way], list[tuple[Mark, Mark]]] = {}
     with without_collecting():
         for _ in range(rounds):

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from benchmarks import checks
-from benchmarks.cases import GPU_SIZES, Group, at, large_check, small_check
+from benchmarks.cases import Group, at, check_points
 from benchmarks.checks import CHECKS, LOST, CheckSetup, checked, clear_input, may_be_timed, problem
 from benchmarks.points import assignment_of
 from benchmarks.schema import Check
@@ -16,8 +16,7 @@ from benchmarks.timing import DeviceLostError, Rehearsal
 
 @pytest.fixture
 def setup() -> CheckSetup:
-    sizes = GPU_SIZES["rehearsal"]
-    return CheckSetup(Rehearsal(), small_check(sizes), large_check(sizes), inductor=False)
+    return CheckSetup(Rehearsal(), *check_points("rehearsal"), inductor=False)
 
 
 @pytest.mark.parametrize("kernel", ["dense", "grouped", "reference"])

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from benchmarks.cases import GPU_KERNELS, GPU_SIZES, large_check, small_check
+from benchmarks.cases import GPU_KERNELS, check_points
 from benchmarks.checks import CHECKS, CheckSetup, NotMadeError
 from benchmarks.timing import Cuda
 
@@ -22,8 +22,7 @@ def setup() -> Iterator[CheckSetup]:
     before = torch.cuda.current_stream()
     precision = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
-    sizes = GPU_SIZES["full"]
-    yield CheckSetup(Cuda(), small_check(sizes), large_check(sizes), inductor=False)
+    yield CheckSetup(Cuda(), *check_points("full"), inductor=False)
     torch.set_float32_matmul_precision(precision)
     torch.cuda.set_stream(before)
 
