@@ -189,7 +189,7 @@ def at_most(target: str, ratios: list[Ratio], limit: float, sign: int = 1) -> Ve
         max(ratios, key=lambda one: sign * one.value),
         [sign * (r.value - limit) <= 0 for r in ratios],
     )
-    reach = "" if worst.reach is None else f", {worst.reach:.2f} were prw at its floor"
+    reach = "" if worst.reach is None else f", {worst.reach:.2f} with prw at its floor"
     points = f"mean {geometric_mean(ratios):.2f}; holds at {sum(held)} of {len(held)} points"
     return Verdict(target, f"worst {worst.value:.2f} ({worst.at}{reach}); {points}", all(held))
 
@@ -243,13 +243,13 @@ def model_verdicts(found: Found) -> list[Verdict]:
     text, kontext = cached(found, "ratio"), cached(found, "kontext_ratio")
     time = five_beside_one(found, lambda row: row.median_ms)
     memory = five_beside_one(found, lambda row: row.weights_mib + row.peak_mib)
-    generating = "drawing with the source cached"
+    generating = "generating with the source cached"
     return [
         at_most("FLUX training step ≤ 1.05 times the step with PEFT LoRA, N = 1, 5, 8", steps, 1.05),
         at_most(f"{generating} ≤ 1.20 times text alone", text, 1.20),
         at_least(f"{generating} ≥ 1.5 times faster than FluxKontextPipeline", kontext, 1.5),
-        at_most("drawing with N = 5 ≤ 1.05 times the time of N = 1", time, 1.05),
-        at_most("drawing with N = 5 ≤ 1.05 times the memory of N = 1", memory, 1.05),
+        at_most("generating with N = 5 ≤ 1.05 times the time of N = 1", time, 1.05),
+        at_most("generating with N = 5 ≤ 1.05 times the memory of N = 1", memory, 1.05),
     ]
 
 

@@ -36,12 +36,12 @@ def test_the_page_shows_every_verdict_and_every_plot(found: Found) -> None:
 
 
 @pytest.mark.parametrize("name", PLOTS)
-def test_a_plot_is_there_and_drawn_alike_twice(name: str, found: Found, tmp_path: Path) -> None:
+def test_a_plot_is_there_and_made_alike_twice(name: str, found: Found, tmp_path: Path) -> None:
     assert (PAGE.parent / "assets" / name).exists()
     PLOTS[name](found, tmp_path / "one.png")
     PLOTS[name](found, tmp_path / "two.png")
-    drawn = (tmp_path / "one.png").read_bytes()
-    assert drawn == (tmp_path / "two.png").read_bytes()
+    made = (tmp_path / "one.png").read_bytes()
+    assert made == (tmp_path / "two.png").read_bytes()
 
 
 def test_without_a_gpus_result_every_target_says_so() -> None:

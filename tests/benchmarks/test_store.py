@@ -139,8 +139,9 @@ def test_only_a_whole_run_on_committed_code_is_published(
     tmp_path: Path, change: dict[str, object], words: str
 ) -> None:
     folder = tmp_path / "gpu-nvidia-h100"
-    write(gpu_result(), folder)
-    assert committed_gpus(["memory"], tmp_path) == [[gpu_result()]]
+    whole = gpu_result()
+    write(whole, folder)
+    assert committed_gpus(["memory"], tmp_path) == [[whole]]
     (folder / "memory.json").unlink()
     write(gpu_result(**change), folder)
     with pytest.raises(ValueError, match=words):
