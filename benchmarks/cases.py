@@ -45,8 +45,7 @@ def at(tokens: int, width: int, rank: int = 0, experts: int = 0, **more: str) ->
 
 # On a CPU: three sets of one grid.
 
-Sizes = tuple[tuple[int, int, tuple[int, ...], tuple[int, ...]], ...]
-"""Tokens and width, with the ranks and pool sizes that are measured there."""
+Sizes = tuple[tuple[int, int, tuple[int, ...], tuple[int, ...]], ...]  # tokens, width; ranks, pool sizes
 
 
 @dataclass(frozen=True)
@@ -119,11 +118,17 @@ def cpu_groups(chosen: SetName) -> list[Group]:
     for size in extent.flux:
         for passes, what in zip(PASSES, ("denoising", "training"), strict=True):
             name = f"flux-d{size[0] * size[1]}-r{size[4]}-{what}"
-            found.append(Group("flux", name, passes, budget_s=extent.budget_s[1], size=size))
+            found.append(Group("flux", name, passes, flux_pools(size), extent.budget_s[1], size=size))
     heads, head, side, *_ = extent.generation
     name = f"generation-d{heads * head}-t{side**2}"
     found.append(Group("generation", name, budget_s=extent.budget_s[2], size=extent.generation))
     return [*found, Group("input", "input", rounds=5)]
+
+
+def flux_pools(size: tuple[int, ...], **more: str) -> tuple[tuple[str, Point], ...]:
+    """List the pools of a FLUX; the plain model and LoRA come with them."""
+    heads, head, side, _, rank = size
+    return tuple((OURS, at(side**2, heads * head, rank, n, **more)) for n in (1, 5, 8))
 
 
 def projection_groups(extent: Extent, passes: Pass, compiles: bool) -> Iterator[Group]:
@@ -240,7 +245,8 @@ def all_gpu_groups(sizes: GpuSizes) -> Iterator[Group]:
         yield by_kernels(sizes, main, high, passes, pools, "sample")
     for rank, passes in product((few, high), PASSES):
         name, size = f"flux-r{rank}-{passes}", (*sizes.flux, rank)
-        yield Group("flux", name, passes, rounds=max(rounds // 2, 1), size=size)
+        pools_there = flux_pools(size, dtype="bfloat16")
+        yield Group("flux", name, passes, pools_there, rounds=max(rounds // 2, 1), size=size)
     yield by_kernels(sizes, large, high, "forward", sizes.pools[:1])
     yield by_kernels(sizes, small, high, "training", pools)
     yield by_kernels(sizes, small, middle, "forward", pools)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import NamedTuple
@@ -21,7 +21,6 @@ from benchmarks.timing import Case, Device, beside, paired
 
 RHO, ALPHA = 0.8, 0.5
 PLAIN_FLUX = "plain FLUX"
-POOLS = (1, 5, 8)
 
 
 @dataclass(frozen=True)
@@ -115,13 +114,13 @@ def randomise(model: nn.Module, part: str) -> None:
             parameter.normal_(std=0.02)
 
 
-def models(geometry: Geometry, device: Device) -> dict[str, Model]:
+def models(geometry: Geometry, device: Device, pools: Sequence[int]) -> dict[str, Model]:
     """Build the cases, on shared weights, in the dtype that is timed."""
     where, dtype = device.torch_device, getattr(torch, device.dtype)
     weights = {name: weight.to(where, dtype) for name, weight in base_weights(geometry).items()}
     found = {PLAIN_FLUX: Model(plain(geometry, weights), None, 0)}
     found[LORA] = Model(with_lora(geometry, weights), None, 1)
-    found |= {f"prw, N={n}": Model(*with_pool(geometry, weights, n), n) for n in POOLS}
+    found |= {f"prw, N={n}": Model(*with_pool(geometry, weights, n), n) for n in pools}
     for one in found.values():
         one.model.to(where, dtype)
     return found

@@ -23,10 +23,8 @@ from benchmarks.timing import Cuda, Device, DeviceLostError, Rehearsal, first_li
 from prw.kernels import VARIABLE, Case, choose
 
 BUDGET_S = 480.0
-NO_NUMBERS, USAGE, LOST_DEVICE = 1, 2, 3
-"""Exit codes: no kernel was right; the command cannot run here; the device was lost."""
-ALWAYS = ("checks", "ceilings")
-"""Kinds that come along with whatever is asked for."""
+NO_NUMBERS, USAGE, LOST_DEVICE = 1, 2, 3  # exit codes: no kernel was right; cannot run here; device lost
+ALWAYS = ("checks", "ceilings")  # kinds that come along with whatever is asked for
 
 
 def parser() -> argparse.ArgumentParser:

@@ -15,8 +15,7 @@ PAGE, TEMPLATE = ROOT / "docs" / "benchmarks.md", Path(__file__).with_name("page
 DATA_TEMPLATE = TEMPLATE.with_name("data.md")
 INPUT_RESULT, INPUT_PAGE = CPU / "input.json", ROOT / "docs" / "recipes" / "data.md"
 BEGIN, END = "<!-- input benchmark: begin, generated -->", "<!-- input benchmark: end -->"
-INPUT_TARGET = 0.10
-"""Largest share of a tiny step outside the model, with two workers."""
+INPUT_TARGET = 0.10  # largest share of a tiny step outside the model, with two workers
 BUSY = (
     "\n\n**The machine was busy with other work**, which held most of its cores: rates are far below "
     "those of an idle one, workers found no core of their own, and small differences are none. "

@@ -10,8 +10,7 @@ from torch import Tensor
 
 from benchmarks.schema import Point
 
-SCALE = 2.0
-"""LoRA alpha over rank, everywhere."""
+SCALE = 2.0  # LoRA alpha over rank, everywhere
 MARGIN = 10.0
 """By how much the logit of an item's own expert stands above the others, so that noise never moves it."""
 BLOBS = 16

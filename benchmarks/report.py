@@ -13,11 +13,9 @@ from benchmarks.cases import CACHED, LORA, LORA_32, OURS
 from benchmarks.schema import Kind, Launch, Memory, Pass, Picture, Result, Row, Step
 from benchmarks.store import CPU, read_all
 
-BIG = 1024
-"""From how many tokens on the targets hold."""
+BIG = 1024  # from how many tokens on the targets hold
 PASSES: tuple[tuple[Pass, str], ...] = (("forward", "forward"), ("training", "forward and backward"))
-Key = tuple[int, int, int]
-"""Tokens, width, rank."""
+Key = tuple[int, int, int]  # tokens, width, rank
 
 
 @dataclass(frozen=True)

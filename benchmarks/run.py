@@ -175,7 +175,8 @@ def flux(device: Device, group: Group, chosen: SetName, known: Sequence[Result])
     """Time a step of a whole model: plain, with LoRA, with pools. Beside a GPU diffusers may be missing."""
     module: Any = import_module("benchmarks.flux")
     geometry, found = module.geometry_of(group.size), Cases(device)
-    batch, built = module.inputs(geometry, device), module.models(geometry, device)
+    pools = [point.experts for _, point in group.cases]
+    batch, built = module.inputs(geometry, device), module.models(geometry, device, pools)
     for name, model in built.items():
         found.add(name, partial(module.step, model, batch, group.passes), record=False)
     rounds, times = found.timed(group, chosen, device.ways[-1:])

@@ -21,8 +21,7 @@ from torch.profiler import ProfilerActivity, profile
 from benchmarks.schema import REHEARSAL, Cache, Launch
 
 Run = Callable[[], Any]
-Mark = Any
-"""A point in the device's time; only the device that made it can read it."""
+Mark = Any  # a point in the device's time; only the device that made it can read it
 Way = tuple[Launch, Cache]
 MIB = 2**20
 LEAST_ROUNDS, MOST_ROUNDS = 5, 25

@@ -16,7 +16,7 @@ def test_flux_has_lora_and_pool_on_the_same_modules() -> None:
             for key, p in one.model.named_parameters()
             if p.requires_grad
         }
-        for name, one in models(GEOMETRY, Device()).items()
+        for name, one in models(GEOMETRY, Device(), (1, 5, 8)).items()
     }
     assert trained[PLAIN_FLUX] == set()
     assert trained[LORA] == trained["prw, N=1"] == trained["prw, N=8"]
@@ -24,7 +24,7 @@ def test_flux_has_lora_and_pool_on_the_same_modules() -> None:
 
 
 def test_a_training_step_moves_the_newest_expert_alone() -> None:
-    one = models(GEOMETRY, Device())["prw, N=5"]
+    one = models(GEOMETRY, Device(), (1, 5, 8))["prw, N=5"]
     model = one.model
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     case = step(one, inputs(GEOMETRY, Device()), "training")
@@ -38,7 +38,7 @@ def test_a_training_step_moves_the_newest_expert_alone() -> None:
 
 def test_a_gpus_flux_has_one_dtype_and_positions_in_float32() -> None:
     device = Rehearsal()
-    for one in models(GEOMETRY, device).values():
+    for one in models(GEOMETRY, device, (1, 5, 8)).values():
         assert {value.dtype for value in one.model.parameters()} == {torch.bfloat16}
     batch = inputs(GEOMETRY, device)
     dtypes = {name: value.dtype for name, value in batch.items()}

@@ -105,6 +105,12 @@ def test_a_kernel_that_is_not_right_is_not_timed(tmp_path: Path) -> None:
         assert [run.is_right(case, point) for case in (PLAIN, "prw", "prw triton", "PEFT Arrow")] == wanted
 
 
+def test_a_whole_model_leaves_out_pools_whose_kernel_is_not_right(tmp_path: Path) -> None:
+    (group, *_) = (group for group in gpu_groups("rehearsal") if group.kind == "flux")
+    result = GpuRun(Rehearsal(), "rehearsal", tmp_path, [checked_kernels(passed=False)]).measured(group)
+    assert [step.case for step in result.steps] == ["plain FLUX", LORA]
+
+
 def test_a_lost_device_is_written_down_and_its_kernel_left_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
