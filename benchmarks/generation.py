@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -11,73 +10,47 @@ import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxKontextPipeline, FluxPipeline
 from torch import Tensor, nn
 
-from benchmarks.flux_steps import Geometry, base_weights, plain, with_pool
+from benchmarks.cases import CACHED, KONTEXT, PLAIN_TEXT, UNCACHED
+from benchmarks.flux import Geometry, base_weights, plain, with_pool
+from benchmarks.schema import Picture
+from benchmarks.timing import MIB, Device, Times, beside, paired, tidy
 from recipes.cologen.flux.base import SourceTimestep
 from recipes.cologen.flux.latents import pack_latents
 from recipes.cologen.flux.source_stream import install_source_stream
 from recipes.cologen.pipeline import CoLoGenPipeline
 
-PLAIN_TEXT, KONTEXT = "FluxPipeline, text alone", "FluxKontextPipeline"
-CACHED, UNCACHED = "CoLoGen, source cached", "CoLoGen, source at every step"
 GUIDANCE = 3.5
 SCALE = 8
 """Pixels per latent cell, as in FLUX.1."""
+MEMORY_STEPS = 2
+"""Steps of the run whose memory is counted: a third would take no more."""
+Generate = Callable[[int], Tensor]
+"""Generates one picture, to latents, in a number of steps."""
 
 
-@dataclass(frozen=True)
-class Scene:
-    """What is drawn: a model, its tokens, and how many steps.
+class Generator(NamedTuple):
+    """One way of generating a picture, the model that it uses, and the size of its pool; 0 is none."""
 
-    Attributes:
-        geometry: Of the model; `side` x `side` noise tokens, and as many of the source.
-        steps: Euler steps.
-    """
-
-    geometry: Geometry
-    steps: int = 28
-
-    @property
-    def tokens(self) -> int:
-        """Noise tokens."""
-        return self.geometry.side**2
-
-    def shorter(self, steps: int) -> Scene:
-        """The same picture in fewer steps."""
-        return replace(self, steps=steps)
-
-
-class Drawer(NamedTuple):
-    """One way of drawing.
-
-    Attributes:
-        draw: Draws one picture, to latents, in a number of steps.
-        model: What it draws with.
-        experts: Size of its pool; 0 is none.
-    """
-
-    draw: Callable[[int], Tensor]
+    generate: Generate
     model: nn.Module
     experts: int = 0
 
 
-class Given(NamedTuple):
-    """What every way of drawing starts from: latents [1, 16, 2 side, 2 side], a picture, text, pooled text.
+class Inputs(NamedTuple):
+    """What every way starts from."""
 
-    `source` is Kontext's, `picture` CoLoGen's; None is no source.
-    """
-
-    noise: Tensor
-    source: Tensor
-    picture: Tensor | None
+    noise: Tensor  # latents [1, 16, 2 side, 2 side]
+    source: Tensor  # likewise, for Kontext
+    picture: Tensor | None  # the source for CoLoGen; None is no source
     embeds: Tensor
     pooled: Tensor
 
 
-def given(geometry: Geometry) -> Given:
-    """Draw the inputs."""
+def inputs(geometry: Geometry) -> Inputs:
+    """Make the inputs."""
     generator = torch.Generator().manual_seed(2)
     latents = (1, 16, 2 * geometry.side, 2 * geometry.side)
-    return Given(
+    return Inputs(
         torch.randn(latents, generator=generator),
         torch.randn(latents, generator=generator),
         torch.rand(1, 3, SCALE * latents[2], SCALE * latents[3], generator=generator),
@@ -88,79 +61,64 @@ def given(geometry: Geometry) -> Given:
 
 def vae() -> AutoencoderKL:
     """A small VAE of FLUX.1's scale: CoLoGen's source passes it once, and nothing is decoded."""
-    return AutoencoderKL(
-        block_out_channels=(4,) * 4,
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-        latent_channels=16,
-        norm_num_groups=2,
-        use_quant_conv=False,
-        use_post_quant_conv=False,
-        shift_factor=0.0,
-        scaling_factor=1.0,
-    )
+    down, up = ("DownEncoderBlock2D",) * 4, ("UpDecoderBlock2D",) * 4
+    shape = {"block_out_channels": (4,) * 4, "down_block_types": down, "up_block_types": up}
+    scale = {"latent_channels": 16, "norm_num_groups": 2, "shift_factor": 0.0, "scaling_factor": 1.0}
+    return AutoencoderKL(**shape, **scale, use_quant_conv=False, use_post_quant_conv=False)
 
 
-def scheduler() -> FlowMatchEulerDiscreteScheduler:
-    """FLUX.1-dev's scheduler."""
-    return FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True)
-
-
-def by_diffusers(kind: type[Any], model: nn.Module, inputs: Given, **more: Any) -> Callable[[int], Tensor]:
-    """Draw with a pipeline of diffusers, to latents."""
-    pipeline = kind(
-        scheduler=scheduler(),
-        vae=vae(),
-        text_encoder=None,
-        tokenizer=None,
-        text_encoder_2=None,
-        tokenizer_2=None,
-        transformer=model,
-    )
+def by_diffusers(kind: type[Any], model: nn.Module, given: Inputs, **more: Any) -> Generate:
+    """Generate with a pipeline of diffusers, to latents, by FLUX.1-dev's scheduler."""
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True)
+    no_text = dict.fromkeys(("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2"))
+    pipeline = kind(scheduler=scheduler, vae=vae(), transformer=model, **no_text)
     pipeline.set_progress_bar_config(disable=True)
-    side = inputs.noise.shape[-1] * SCALE
+    side = given.noise.shape[-1] * SCALE
+    text = {"prompt_embeds": given.embeds, "pooled_prompt_embeds": given.pooled, "guidance_scale": GUIDANCE}
+    picture = {"latents": pack_latents(given.noise), "height": side, "width": side, "output_type": "latent"}
 
-    def draw(steps: int) -> Tensor:
-        drawn: Tensor = pipeline(
-            prompt_embeds=inputs.embeds,
-            pooled_prompt_embeds=inputs.pooled,
-            latents=pack_latents(inputs.noise),
-            height=side,
-            width=side,
-            num_inference_steps=steps,
-            guidance_scale=GUIDANCE,
-            output_type="latent",
-            **more,
-        ).images
-        return drawn
+    def generate(steps: int) -> Tensor:
+        latents: Tensor = pipeline(num_inference_steps=steps, **text, **picture, **more).images
+        return latents
 
-    return draw
+    return generate
 
 
-def by_cologen(model: nn.Module, inputs: Given, timestep: SourceTimestep) -> Callable[[int], Tensor]:
-    """Draw with CoLoGen's pipeline, to latents; it encodes its source, which Kontext is given as latents."""
+def by_cologen(model: nn.Module, given: Inputs, timestep: SourceTimestep) -> Generate:
+    """Generate with CoLoGen's pipeline, to latents; it encodes its source, which Kontext gets as latents."""
     install_source_stream(model)
-    return by_diffusers(CoLoGenPipeline, model, inputs, image=inputs.picture, source_timestep=timestep)
+    return by_diffusers(CoLoGenPipeline, model, given, image=given.picture, source_timestep=timestep)
 
 
-def drawers(geometry: Geometry, experts: tuple[int, ...] = (1, 5)) -> dict[str, Drawer]:
-    """Build every way of drawing, on shared base weights."""
-    weights, inputs = base_weights(geometry), given(geometry)
+def generators(geometry: Geometry, pools: tuple[int, ...] = (1, 5)) -> dict[str, Generator]:
+    """Build every way of generating a picture, on shared base weights."""
+    weights, given = base_weights(geometry), inputs(geometry)
     base = plain(geometry, weights).eval()
-    side = inputs.noise.shape[-1] * SCALE
+    side = given.noise.shape[-1] * SCALE
     # Left alone, it would enlarge every picture to a million pixels.
-    kontext = partial(by_diffusers, FluxKontextPipeline, image=inputs.source, max_area=side**2)
+    kontext = partial(by_diffusers, FluxKontextPipeline, image=given.source, max_area=side**2)
     found = {
-        PLAIN_TEXT: Drawer(by_diffusers(FluxPipeline, base, inputs), base),
-        KONTEXT: Drawer(kontext(base, inputs), base),
+        PLAIN_TEXT: Generator(by_diffusers(FluxPipeline, base, given), base),
+        KONTEXT: Generator(kontext(base, given), base),
     }
-    ways: list[tuple[str, SourceTimestep, int]] = [(CACHED, "zero", size) for size in experts]
-    for name, timestep, size in [*ways, (UNCACHED, "same", experts[-1])]:
-        model, _ = with_pool(geometry, weights, size)
-        found[f"{name}, N={size}"] = Drawer(by_cologen(model.eval(), inputs, timestep), model, size)
+    ways: list[tuple[str, SourceTimestep, int]] = [(CACHED, "zero", experts) for experts in pools]
+    for name, timestep, experts in [*ways, (UNCACHED, "same", pools[-1])]:
+        model, _ = with_pool(geometry, weights, experts)
+        found[f"{name}, N={experts}"] = Generator(by_cologen(model.eval(), given, timestep), model, experts)
     return found
 
 
-def weight_bytes(model: nn.Module) -> int:
-    """Bytes of all weights, experts included."""
-    return sum(value.numel() * value.element_size() for value in model.parameters())
+def pictures(
+    device: Device, geometry: Geometry, steps: int, found: Mapping[str, Generator], times: Sequence[Times]
+) -> list[Picture]:
+    """Turn times into rows, and count memory."""
+    made, seconds = [], {one.name: one.seconds for one in times}
+    for name, values in seconds.items():
+        generate, model, experts = found[name]
+        weights = sum(value.numel() * value.element_size() for value in model.parameters())
+        peak, noise = device.peak_bytes(partial(generate, MEMORY_STEPS)), geometry.side**2
+        tokens = {"text": geometry.text, "noise": noise, "source": 0 if name == PLAIN_TEXT else noise}
+        memory = {"weights_mib": tidy(weights / MIB), "peak_mib": tidy(peak / MIB)}
+        ratios = beside(values, seconds[PLAIN_TEXT]) | {"kontext_ratio": paired(seconds[KONTEXT], values)[0]}
+        made.append(Picture(case=name, steps=steps, experts=experts, **tokens, **memory, **ratios))
+    return made

@@ -5,40 +5,40 @@ import json
 import pytest
 from pydantic import ValidationError
 
-from benchmarks.input.pipelines import EXTENTS
-from benchmarks.input.report import PAGE, RESULT, page
-from benchmarks.input.schema import InputResult, read
-from benchmarks.input.steps import share_of
+from benchmarks.input import AMOUNTS, share_of
+from benchmarks.page import INPUT_PAGE, INPUT_RESULT, input_page
+from benchmarks.schema import Result
+from benchmarks.store import read
 from recipes.cologen.stages import COLOGEN_STAGES
 
 
 def test_the_committed_result_has_every_way_in_and_every_stage():
-    result = read(RESULT)
+    result = read(INPUT_RESULT)
     ways = {(way.source, way.workers, way.cache) for way in result.pipelines}
-    workers = EXTENTS["full"].workers
+    workers = AMOUNTS["full"].workers
     assert ways == {
         (source, number, cache)
         for source in ("folder", "parquet", "tar")
         for number in workers
         for cache in ("none", "full")
     }
-    assert {(step.stage, step.workers) for step in result.steps} == {(name, 2) for name in COLOGEN_STAGES}
+    assert {(step.stage, step.workers) for step in result.shares} == {(name, 2) for name in COLOGEN_STAGES}
     assert result.set == "full" and not result.origin.changed
     assert {"torch", "diffusers", "prw", "python"} <= set(result.origin.versions)
 
 
 def test_the_data_page_says_what_was_measured():
-    text = PAGE.read_text(encoding="utf-8")
-    assert page(read(RESULT), text) == text
+    text = INPUT_PAGE.read_text(encoding="utf-8")
+    assert input_page(read(INPUT_RESULT), text) == text
 
 
 @pytest.mark.parametrize(
-    "change", [{"remark": "nice"}, {"rounds": 1}, {"pipelines": []}, {"steps": []}, {"load": [1.0]}]
+    "change", [{"remark": "nice"}, {"rounds": 0}, {"pipelines": []}, {"load": [1.0]}, {"kind": "output"}]
 )
 def test_anything_else_is_refused(change):
-    whole = json.loads(RESULT.read_text(encoding="utf-8"))
+    whole = json.loads(INPUT_RESULT.read_text(encoding="utf-8"))
     with pytest.raises(ValidationError):
-        InputResult.model_validate({**whole, **change})
+        Result.model_validate({**whole, **change})
 
 
 def test_what_is_outside_the_model_is_all_but_what_the_step_computes():

@@ -4,33 +4,38 @@ from typing import Any
 
 import pytest
 
-from benchmarks.floors import forward_floor, training_floor
-from benchmarks.groups import LORA, PLAIN
-from benchmarks.origin import origin
-from benchmarks.report.found import Found, Ratio, beside_lora, faster_than, growth, over_floor
-from benchmarks.report.page import page, provisional, summary
-from benchmarks.report.plots import PLOTS
-from benchmarks.report.verdicts import Verdict, at_least, at_most, mean_at_most, verdicts
-from benchmarks.schema import Kept, Result, Routed, Step, Timed, Where
+from benchmarks.cases import CACHED, KONTEXT, LORA, PLAIN, PLAIN_TEXT, UNCACHED, at
+from benchmarks.page import page, provisional, summary
+from benchmarks.plots import PLOTS
+from benchmarks.report import (
+    Found,
+    Ratio,
+    Verdict,
+    at_least,
+    at_most,
+    beside_lora,
+    crossing,
+    crossings,
+    faster_than,
+    gpu_verdicts,
+    growth,
+    mean_at_most,
+    model_verdicts,
+    over_floor,
+    threshold,
+    verdicts,
+)
+from benchmarks.schema import Memory, Picture, Result, Routed, Row, Step
+from benchmarks.store import origin
+from benchmarks.timing import Device
 
-ORIGIN = origin().model_copy(update={"changed": False})
+ORIGIN = origin(Device()).model_copy(update={"changed": False})
 
 
-def row(case: str, ratio: float, experts: int = 0, rank: int = 0, tokens: int = 1024, **more: Any) -> Timed:
-    where = Where(
-        tokens=tokens,
-        width=512,
-        rank=rank,
-        experts=experts,
-        granularity="token",
-        batch=4,
-        skew="uniform",
-        dtype="float32",
-    )
+def row(case: str, ratio: float, experts: int = 0, rank: int = 0, tokens: int = 1024, **more: Any) -> Row:
     routed = Routed(newest=1, least=0, most=1) if case == "prw" else None
-    return Timed(
-        case=case, where=where, median_ms=1, iqr_ms=0, ratio=ratio, ratio_iqr=0, routed=routed, **more
-    )
+    point = at(tokens, 512, rank, experts)
+    return Row(case=case, point=point, median_ms=1, iqr_ms=0, ratio=ratio, ratio_iqr=0, routed=routed, **more)
 
 
 def result(kind: str, passes: str | None, **rows: Any) -> Result:
@@ -44,7 +49,7 @@ def grid(passes: str, pools: dict[int, float], lora: float = 1.2, floor: float =
     # Too few tokens for a target:
     rows += [row(PLAIN, 1.0, tokens=256), row(LORA, 1.0, 1, 16, tokens=256)]
     rows += [row("prw", 9.0, experts, 16, tokens=256, floor=floor) for experts in (1, 8, 64)]
-    return result("grid", passes, timed=rows)
+    return result("grid", passes, times=rows)
 
 
 def found(*results: Result) -> Found:
@@ -57,13 +62,6 @@ def values(ratios: list[Ratio]) -> list[float]:
 
 def words(which: Found) -> dict[str, bool | None]:
     return {verdict.target: verdict.met for verdict in verdicts(which)}
-
-
-def test_floors_are_known_numbers() -> None:
-    assert forward_floor(128, 3072) == pytest.approx(1.0833, abs=1e-4)
-    assert training_floor(128, 3072, newest_share=1.0) == pytest.approx(1.125)
-    assert training_floor(128, 3072, newest_share=0.25) == pytest.approx(1.09375)
-    assert training_floor(16, 512, newest_share=0.0, choices=2) == pytest.approx(1.125)
 
 
 def test_questions_to_the_grid() -> None:
@@ -95,17 +93,17 @@ def test_nothing_measured_is_neither_met_nor_missed() -> None:
 def test_a_peer_is_compared_with_a_pool_as_large_and_with_what_the_floor_allows() -> None:
     rows = [row(PLAIN, 1.0), row("prw", 1.2, 8, 16, floor=1.05), row("prw", 1.1, 1, 16, floor=1.05)]
     rows.append(row("PEFT Arrow", 4.2, 8, 16))
-    (ratio,) = faster_than(found(result("peers", "forward", timed=rows)), "forward", "PEFT Arrow")
+    (ratio,) = faster_than(found(result("peers", "forward", times=rows)), "forward", "PEFT Arrow")
     assert ratio.value == pytest.approx(3.5)
     assert ratio.reach == pytest.approx(4.0)
-    assert words(found(result("peers", "forward", timed=rows)))[
+    assert words(found(result("peers", "forward", times=rows)))[
         "forward: at N = 8 ≥ 3 times faster than PEFT Arrow"
     ]
 
 
-def kept(case: str, experts: int, saved: float, peak: float = 10) -> Kept:
-    where = row(case, 1.0, experts, 16).where
-    return Kept(case=case, where=where, saved_mib=saved, peak_mib=peak)
+def kept(case: str, experts: int, saved: float, peak: float = 10) -> Memory:
+    point = row(case, 1.0, experts, 16).point
+    return Memory(case=case, point=point, saved_mib=saved, peak_mib=peak)
 
 
 @pytest.mark.parametrize(
@@ -113,7 +111,7 @@ def kept(case: str, experts: int, saved: float, peak: float = 10) -> Kept:
 )
 def test_memory_is_judged_beside_lora_and_arrow(ours: float, as_lora: bool, a_third: bool) -> None:
     rows = [kept(LORA, 1, 4.0), kept("prw", 4, ours), kept("PEFT Arrow", 4, 18.0), kept("PEFT Arrow", 8, 1.0)]
-    said = words(found(result("memory", None, kept=rows)))
+    said = words(found(result("memory", None, memory=rows)))
     assert said["activation memory kept for backward ≤ PEFT LoRA's, N = 1, 4, 8"] is as_lora
     assert said["activation memory kept for backward ≤ a third of Arrow's, N = 4"] is a_third
 
@@ -138,7 +136,7 @@ def test_a_flux_training_step_is_judged_beside_lora(ratio: float, met: bool) -> 
             ("prw, N=1", "denoising step", 9),
         )
     ]
-    said = words(found(result("flux", None, steps=steps, model={"width": 64, "rank": 4})))
+    said = words(found(result("flux", None, steps=steps, setup={"width": 64, "rank": 4})))
     assert said["FLUX training step ≤ 1.05 times the step with PEFT LoRA, N = 1, 5, 8"] is met
 
 
@@ -163,3 +161,94 @@ def test_a_page_and_plots_of_few_results_can_be_made(tmp_path: Any) -> None:
     for name, plot in PLOTS.items():
         plot(few, tmp_path / name)
         assert (tmp_path / name).exists()
+
+
+def picture(
+    case: str, experts: int, ratio: float, kontext: float, time: float = 1, weights: float = 1
+) -> Picture:
+    return Picture(
+        case=case,
+        steps=28,
+        text=128,
+        noise=1024,
+        source=1024,
+        experts=experts,
+        median_ms=time,
+        iqr_ms=0,
+        ratio=ratio,
+        ratio_iqr=0,
+        kontext_ratio=kontext,
+        weights_mib=weights,
+        peak_mib=1,
+    )
+
+
+def judged(*rows: Picture) -> list[bool | None]:
+    whole = result("generation", None, setup={"width": 1024}, pictures=rows)
+    return [verdict.met for verdict in model_verdicts(found(whole))[1:]]
+
+
+@pytest.mark.parametrize(
+    ("five", "expected"),
+    [
+        (picture(f"{CACHED}, N=5", 5, 1.2, 1.5, 1.05, 1.1), [True, True, True, True]),
+        (picture(f"{CACHED}, N=5", 5, 1.21, 1.5, 1.05, 1.1), [False, True, True, True]),
+        (picture(f"{CACHED}, N=5", 5, 1.2, 1.49, 1.05, 1.1), [True, False, True, True]),
+        (picture(f"{CACHED}, N=5", 5, 1.2, 1.5, 1.06, 1.1), [True, True, False, True]),
+        (picture(f"{CACHED}, N=5", 5, 1.2, 1.5, 1.05, 1.2), [True, True, True, False]),
+    ],
+)
+def test_generating_is_judged_by_its_own_numbers(five: Picture, expected: list[bool]) -> None:
+    others = [
+        picture(PLAIN_TEXT, 0, 1.0, 1.8),
+        picture(KONTEXT, 0, 1.8, 1.0),
+        picture(f"{UNCACHED}, N=5", 5, 1.9, 0.9),
+    ]
+    assert judged(*others, picture(f"{CACHED}, N=1", 1, 1.1, 1.6), five) == expected
+
+
+def test_a_gpus_targets_are_judged_by_their_worst_point() -> None:
+    assert {verdict.met for verdict in gpu_verdicts([])} == {None}
+
+    def gpu(case: str, experts: int, ms: float, ratio: float, rank: int = 128) -> Row:
+        point = at(4096, 3072, rank, experts, dtype="bfloat16")
+        times = {"median_ms": ms, "iqr_ms": 0, "ratio": ratio, "ratio_iqr": 0}
+        return Row(case=case, point=point, launch="graph", cache="cold", **times)
+
+    rows = [
+        gpu("prw", 1, 230, 1.18),
+        gpu("prw", 8, 200, 1.5),
+        gpu("PEFT Arrow", 8, 700, 4),
+        gpu("prw", 1, 230, 1.1, rank=16),
+        gpu("prw", 8, 260, 1.3, rank=16),
+    ]
+    judged = {one.target: one for one in gpu_verdicts([result("kernels", "forward", times=rows)])}
+    assert judged["two nn.Linear, forward, r = 128, N = 1"].met is True
+    assert judged["two nn.Linear, forward, r = 128, N = 8"].met is False
+    worst = judged["two nn.Linear, forward, r = 16, N ≤ 8"]
+    assert (worst.measured, worst.met) == ("1.300 (N=8)", False)
+    assert judged["PEFT Arrow, N = 8"].met is True
+    assert judged["PEFT Arrow, N = 8"].measured.startswith("3.500")
+
+
+def test_kernels_cross_where_they_take_equally_long() -> None:
+    dense = [(16, 1.0), (64, 2.0), (256, 4.0), (1024, 16.0)]
+    assert crossing(dense, [(size, 4.0) for size, _ in dense]) == pytest.approx(256)
+    assert 64 < crossing(dense, [(size, 3.0) for size, _ in dense]) < 256
+    assert crossing(dense, [(size, 0.5) for size, _ in dense]) == 16, "no slower from the first point on"
+    assert crossing(dense, [(size, 99.0) for size, _ in dense]) is None
+
+
+def test_a_threshold_is_proposed_from_even_routing_recorded_with_a_cold_cache() -> None:
+    def rows(case: str, ms: float, **more: str) -> list[Row]:
+        points = [at(4096, 3072, 16, experts, dtype="bfloat16") for experts in (8, 16, 32)]
+        times = [{"median_ms": float(one.experts) if case == "prw dense" else ms} for one in points]
+        how = {"iqr_ms": 0, "ratio": 1, "ratio_iqr": 0, "launch": "graph", "cache": "cold"} | more
+        return [Row(case=case, point=one, **how, **time) for one, time in zip(points, times, strict=True)]
+
+    many = rows("prw dense", 0) + rows("prw triton", 16.0) + rows("prw grouped", 99.0)
+    many += rows("prw triton", 0.1, cache="warm") + rows("prw", 0.1)
+    results = [result("kernels", "forward", times=many)]
+    assert crossings(results) == {"triton": [pytest.approx(256)]}
+    assert threshold(results).endswith("dense up to experts x rank = 256, then triton")
+    assert "nothing measured" in threshold([result("kernels", "training", times=many)])

@@ -1,1 +1,0 @@
-"""The benchmark for a machine with a GPU: `python -m benchmarks.gpu`, one command and one result file."""
