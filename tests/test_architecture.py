@@ -1,4 +1,4 @@
-"""House rules that no linter here knows: small rooms, an opening sentence, honest names, imports on top."""
+"""Rules that no linter checks: small files, an opening sentence, meaningful names, imports at the top."""
 
 import ast
 from collections.abc import Iterator
@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-HOUSES = ("prw", "recipes", "examples", "benchmarks")
-MODULES = sorted(path for house in HOUSES for path in (ROOT / house).rglob("*.py"))
+ROOTS = ("prw", "recipes", "examples", "benchmarks")
+MODULES = sorted(path for root in ROOTS for path in (ROOT / root).rglob("*.py"))
 TESTS = sorted((ROOT / "tests").rglob("*.py"))
 
 MAX_FILE_LINES = 500
@@ -60,12 +60,12 @@ def local_imports(tree: ast.Module) -> set[str]:
     }
 
 
-def test_there_is_a_house_to_look_at() -> None:
-    assert {path.relative_to(ROOT).parts[0] for path in MODULES} == set(HOUSES)
+def test_there_are_modules_to_look_at() -> None:
+    assert {path.relative_to(ROOT).parts[0] for path in MODULES} == set(ROOTS)
 
 
 @pytest.mark.parametrize("path", MODULES, ids=name)
-def test_a_room_is_small_and_says_what_it_is(path: Path) -> None:
+def test_a_module_is_small_and_says_what_it_is(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
     tree = ast.parse(text)
     assert ast.get_docstring(tree), "a module opens with a sentence that says what it is"
@@ -77,7 +77,7 @@ def test_a_room_is_small_and_says_what_it_is(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", MODULES, ids=name)
-def test_a_room_has_a_name_that_says_something(path: Path) -> None:
+def test_a_module_has_a_meaningful_name(path: Path) -> None:
     assert not NAMES_THAT_SAY_NOTHING & {part.removesuffix(".py") for part in path.relative_to(ROOT).parts}
 
 
@@ -91,11 +91,11 @@ def test_a_test_file_is_small_too(path: Path) -> None:
     assert len(path.read_text(encoding="utf-8").splitlines()) <= MAX_FILE_LINES
 
 
-@pytest.mark.parametrize("house", ["prw", "recipes"])
-def test_every_folder_is_a_package(house: str) -> None:
-    # A diffusers folder may carry the module of its own VAE; it is data, not a room of the house.
+@pytest.mark.parametrize("root", ["prw", "recipes"])
+def test_every_folder_is_a_package(root: str) -> None:
+    # A diffusers folder may carry the module of its own VAE; it is data, not a package.
     code = [path for path in MODULES if "assets" not in path.parts]
-    folders = {path.parent for path in code if path.relative_to(ROOT).parts[0] == house}
+    folders = {path.parent for path in code if path.relative_to(ROOT).parts[0] == root}
     bare = [name(folder) for folder in sorted(folders) if not (folder / "__init__.py").exists()]
     assert bare == [], "import-linter passes over folders without an __init__.py"
 

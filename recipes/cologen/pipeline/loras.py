@@ -81,8 +81,10 @@ def names_to_fuse(pipe: Any, components: Sequence[str], adapter_names: list[str]
     return [name for name in active_adapters(parts) if name != weave.adapter]
 
 
-def active_loras(pipe: Any) -> list[str]:
-    """The active LoRAs of a pipeline with a pool, without the pool."""
+def active_loras(pipe: Any, listed: Sequence[str]) -> list[str]:
+    """The active LoRAs of a pipeline, without the pool; what diffusers has listed if there is none."""
+    if pool_of(pipe.transformer) is None:
+        return list(listed)
     parts = [getattr(pipe, name, None) for name in pipe._lora_loadable_modules]
     loras = {name for part in parts for name in lora_names(part)}
     return [name for name in active_adapters(parts) if name in loras]

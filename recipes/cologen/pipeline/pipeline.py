@@ -24,18 +24,11 @@ from recipes.cologen.flux.base import SourceTimestep
 from recipes.cologen.flux.folder import Layout
 from recipes.cologen.flux.pixel_vae import PixelUnshuffleVAE
 from recipes.cologen.flux.source_stream import has_source_stream, install_source_stream
-from recipes.cologen.pipeline import loras
+from recipes.cologen.pipeline import loras, opening
 from recipes.cologen.pipeline.call import run_call
 from recipes.cologen.pipeline.card import Card, Facts, Origin, origin_of, write_card
 from recipes.cologen.pipeline.exporting import export_measured
 from recipes.cologen.pipeline.family import Family
-from recipes.cologen.pipeline.opening import (
-    add_pixel_vae,
-    base_of,
-    look_at,
-    refuse_what_cannot_be_saved,
-    upload,
-)
 from recipes.cologen.pipeline.pool import FoundPool, find_pool, lora_names, pool_of
 from recipes.cologen.pipeline.request import Callback, request_of
 from recipes.cologen.pipeline.routing import CoLoGenPipelineOutput
@@ -282,7 +275,7 @@ class RoutedPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers is u
             kwargs.setdefault("dtype", torch.float32)
         dtype = kwargs.get("dtype", kwargs.get("torch_dtype"))
         one_dtype = dtype if isinstance(dtype, torch.dtype) else None
-        opened = look_at(base, cls.layout, one_dtype, kwargs.get("revision"))
+        opened = opening.look_at(base, cls.layout, one_dtype, kwargs.get("revision"))
         folder = opened.pool if prw is None else prw
         found = None if folder is None else find_pool(folder)
         if source_timestep is not None:
@@ -319,17 +312,17 @@ class RoutedPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers is u
             raise UnsupportedError(
                 "save_pretrained writes a folder; pipe.push_to_hub(repository) saves and uploads the whole."
             )
-        refuse_what_cannot_be_saved(self)
+        opening.refuse_what_cannot_be_saved(self)
         folder = Path(save_directory)
         weave = self.weave
         plain = self
         if weave is not None:
-            parts = {**self.components, "transformer": base_of(self.transformer)}
+            parts = {**self.components, "transformer": opening.base_of(self.transformer)}
             settings = {name: self.config[name] for name in self.settings}
             plain = type(self)(**parts, **settings)
         super(RoutedPipeline, plain).save_pretrained(str(folder), **kwargs)
         if isinstance(self.vae, PixelUnshuffleVAE):
-            add_pixel_vae(folder)
+            opening.add_pixel_vae(folder)
         if weave is not None:
             weave.save_pretrained(folder / POOL)
             write_generation(folder / POOL, self.generation)
@@ -384,7 +377,7 @@ class RoutedPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers is u
         Raises:
             UnsupportedError: as `save_pretrained`; the hub is not asked then.
         """
-        refuse_what_cannot_be_saved(self)
+        opening.refuse_what_cannot_be_saved(self)
 
         def save(folder: str) -> None:
             self.save_pretrained(folder, card=card, safe_serialization=safe_serialization, variant=variant)
@@ -392,7 +385,7 @@ class RoutedPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers is u
         message = commit_message or f"Upload {type(self).__name__}"
         hub = HfApi(token=token)
         repository = hub.create_repo(repo_id, private=private, exist_ok=True).repo_id
-        return upload(hub, repository, save, message, create_pr, subfolder, keeps_card=card is None)
+        return opening.upload(hub, repository, save, message, create_pr, subfolder, keeps_card=card is None)
 
     def load_lora_weights(
         self,
@@ -499,10 +492,5 @@ class RoutedPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers is u
         super().delete_adapters(names)
 
     def get_active_adapters(self) -> list[str]:
-        """List the active LoRAs, in the form that the other methods for LoRAs take; the pool is not included.
-
-        `get_list_adapters` lists what `set_adapters` takes, so it includes the pool.
-        """
-        if pool_of(self.transformer) is None:
-            return list(super().get_active_adapters())
-        return loras.active_loras(self)
+        """List the active LoRAs; the pool, which `get_list_adapters` includes, is not among them."""
+        return loras.active_loras(self, super().get_active_adapters())
