@@ -18,6 +18,7 @@ import torch
 
 from benchmarks.schema import REHEARSAL, Kind, Machine, Origin, Result, SetName
 from benchmarks.timing import Device
+from prw.storage.atomic import write_text
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -127,13 +128,10 @@ def write(result: Result, folder: Path) -> Path:
         raise RefusedError(
             f"a rehearsal means nothing and does not belong in {folder}; give another --output."
         )
-    folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{result.name}.json"
-    half = path.with_name(f".{path.name}.{os.getpid()}")
     said = result.model_dump(mode="json", exclude_none=True)
     said = {name: value for name, value in said.items() if value not in ([], {})}
-    half.write_text(json.dumps(said, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    half.replace(path)
+    write_text(path, json.dumps(said, indent=1, ensure_ascii=False) + "\n")
     return path
 
 

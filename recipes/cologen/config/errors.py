@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 from pydantic import BaseModel, ValidationError
 
 import prw.errors
-from prw.errors import known_settings
 from recipes.cologen.errors import CologenError
 from recipes.cologen.stages import COLOGEN_STAGES
 
@@ -17,11 +14,6 @@ GROUPS = {"stages": COLOGEN_STAGES}
 
 class ConfigError(CologenError, ValueError):
     """A config cannot be read: a file, a key or a value is wrong."""
-
-
-def known_keys(model: type[BaseModel]) -> Iterator[str]:
-    """Dotted names of every setting of a settings class."""
-    return known_settings(model, GROUPS)
 
 
 def explain(error: ValidationError, model: type[BaseModel], origin: str) -> str:

@@ -29,11 +29,6 @@ class Fitted(NamedTuple):
     notice: str | None
 
 
-def read_picture(path: Path) -> Image:
-    """Read a picture as `read_source` does, without a word about what that took."""
-    return read_source(path).image
-
-
 def read_source(path: Path, name: str | None = None) -> Fitted:
     """Read a picture as uint8 [height, width, 3], its transparent parts on white.
 

@@ -21,7 +21,6 @@ from recipes.cologen.data.world import World
 
 ACROSS, DOWN = 3, 2
 """How often a pixel of the world, which is 16 x 16, is repeated: pictures are 48 wide and 32 high."""
-LICENCE = "cc0-1.0"
 PICTURE, MASK, DEPTH, CLASSES, AFTER, ELSEWHERE = (
     "image",
     "mask",

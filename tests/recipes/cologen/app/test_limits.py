@@ -21,7 +21,7 @@ from recipes.cologen.app.limits import (
     read_strokes,
     read_upload,
 )
-from recipes.cologen.data.picture_files import read_picture
+from recipes.cologen.data.picture_files import read_source
 from recipes.cologen.errors import PictureError, PromptError
 
 LIMITS = Limits(upload_bytes=20_000, pixels=10_000, letters=20)
@@ -49,8 +49,8 @@ def bomb(width: int, height: int) -> bytes:
 def test_a_picture_is_read_as_the_command_reads_it(tmp_path: Path, kind: str, mode: str) -> None:
     path = tmp_path / "picture.bin"
     path.write_bytes(encoded(Image.fromarray(NOISE).convert(mode), kind))
-    assert np.array_equal(read_rgb(path, LIMITS), read_picture(path))
-    assert np.array_equal(read_rgb(path.read_bytes(), LIMITS), read_picture(path))
+    assert np.array_equal(read_rgb(path, LIMITS), read_source(path).image)
+    assert np.array_equal(read_rgb(path.read_bytes(), LIMITS), read_source(path).image)
 
 
 def test_a_turned_photo_is_turned_back() -> None:

@@ -16,7 +16,7 @@ from recipes.cologen.config.data import DataSettings, SetSettings
 from recipes.cologen.config.training import DropoutSettings
 from recipes.cologen.data.decoding import as_rgb, open_upright, stored_size, upright_stand_in
 from recipes.cologen.data.folder import PictureFolder
-from recipes.cologen.data.picture_files import read_picture
+from recipes.cologen.data.picture_files import read_source
 from recipes.cologen.data.sampler import SampleIndex
 from recipes.cologen.data.sets import DataSet
 from recipes.cologen.errors import BrokenPictureError, FolderDataError, PictureError
@@ -132,7 +132,7 @@ def test_a_broken_row_is_skipped_counted_and_named(content, tmp_path):
 def test_a_broken_picture_of_a_command_is_named(content, tmp_path):
     (tmp_path / "a.png").write_bytes(content)
     with pytest.raises(PictureError, match=r"a\.png.*(cannot be read as a picture|too many pixels)"):
-        read_picture(tmp_path / "a.png")
+        read_source(tmp_path / "a.png")
 
 
 def test_an_orientation_that_is_none_turns_nothing():

@@ -16,7 +16,6 @@ from recipes.cologen.data.picture_files import (
     enlarge,
     fit_picture,
     read_mask,
-    read_picture,
     read_source,
     write_picture,
 )
@@ -168,7 +167,7 @@ def test_no_hole_and_nothing_but_a_hole_are_refused() -> None:
 def test_a_written_picture_reads_back(tmp_path_factory: pytest.TempPathFactory, image: np.ndarray) -> None:
     path = tmp_path_factory.getbasetemp() / "picture.png"
     write_picture(image, path)
-    assert np.array_equal(read_picture(path), image)
+    assert np.array_equal(read_source(path).image, image)
 
 
 def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(
@@ -215,20 +214,20 @@ def test_a_deep_picture_keeps_its_grays(
 ) -> None:
     levels = np.arange(256, dtype=np.uint8).reshape(8, 32)
     Image.fromarray(deepen(levels)).save(tmp_path / name)
-    assert np.array_equal(read_picture(tmp_path / name), levels[..., None].repeat(3, axis=-1))
+    assert np.array_equal(read_source(tmp_path / name).image, levels[..., None].repeat(3, axis=-1))
 
 
 def test_a_dark_deep_picture_stays_dark_and_a_white_one_white(tmp_path: Path) -> None:
     path = tmp_path / "x.png"
     for level in (0, 40, 255):
         Image.fromarray(np.full((4, 4), level * 257, np.uint16)).save(path)
-        assert (read_picture(path) == level).all()
+        assert (read_source(path).image == level).all()
 
 
 def test_floats_that_are_no_numbers_are_black(tmp_path: Path) -> None:
     values = np.array([[np.nan, np.inf, -np.inf, 0.5, 1.0]], np.float32)
     Image.fromarray(values).save(tmp_path / "x.tiff")
-    assert read_picture(tmp_path / "x.tiff")[0, :, 0].tolist() == [0, 0, 0, 128, 255]
+    assert read_source(tmp_path / "x.tiff").image[0, :, 0].tolist() == [0, 0, 0, 128, 255]
 
 
 @pytest.mark.parametrize("content", [b"", b"text", b"\x89PNG\r\n\x1a\n torn"])
@@ -236,6 +235,6 @@ def test_what_is_no_picture_is_refused(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "x.png"
     path.write_bytes(content)
     with pytest.raises(PictureError, match=r"x\.png cannot be read"):
-        read_picture(path)
+        read_source(path)
     with pytest.raises(PictureError, match="there is no picture"):
-        read_picture(tmp_path / "gone.png")
+        read_source(tmp_path / "gone.png")

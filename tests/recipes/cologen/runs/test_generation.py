@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from recipes.cologen.config.errors import ConfigError, known_keys
+from prw.errors import known_settings
+from recipes.cologen.config.errors import GROUPS, ConfigError
 from recipes.cologen.config.run import CONFIGS, RunConfig, load_config
 from recipes.cologen.runs.generation import (
     GENERATION_FILE,
@@ -17,7 +18,7 @@ from recipes.cologen.runs.generation import (
     write_generation,
 )
 
-KEYS = tuple(known_keys(RunConfig))
+KEYS = tuple(known_settings(RunConfig, GROUPS))
 GROUPS = {key.rpartition(".")[0] for key in KEYS} - {""}
 LEAVES = [key for key in KEYS if key not in GROUPS]
 

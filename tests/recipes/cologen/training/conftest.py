@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,18 @@ STAGES = {
     "grounding": {"steps": 6, "batch_size": 4, "lr": 1e-2, "init": "previous"},
     "control": {"steps": 3, "batch_size": 4, "lr": 1e-2},
 }
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Train with one thread: a forked process cannot use the OpenMP threads that its parent has started.
+
+    For tests that kill a forked run; the runs that it is compared with must round alike.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")

@@ -17,6 +17,7 @@ from tests.recipes.cologen.training.test_run import assert_same_run
 
 SHORT = ("stages.*.steps=4", "validation.every=2", "validation.samples=1")
 STAGES = "inpainting..grounding"
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +26,7 @@ def short(base_path):
 
 
 @pytest.fixture(scope="module")
-def unbroken(short, tmp_path_factory):
+def unbroken(short, one_thread, tmp_path_factory):
     folder = tmp_path_factory.mktemp("unbroken") / "run"
     quiet(short, folder, STAGES)
     return folder

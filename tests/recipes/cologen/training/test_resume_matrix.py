@@ -17,7 +17,7 @@ from tests.recipes.cologen.training.distributed.launching import ZERO2, launch
 from tests.recipes.cologen.training.killing import MOMENTS, arrange, in_child, quiet
 from tests.recipes.cologen.training.test_run import assert_same_run
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 STAGES = "inpainting..grounding"
 SHORT = ("validation.every=2", "validation.samples=1", "machine.micro_batch=1")
 KILLING = "tests.recipes.cologen.training.killing"
@@ -37,7 +37,7 @@ def settings(base_path, workers=0):
 
 
 @pytest.fixture(scope="module")
-def unbroken(base_path, tmp_path_factory):
+def unbroken(base_path, one_thread, tmp_path_factory):
     folder = tmp_path_factory.mktemp("unbroken") / "run"
     quiet(settings(base_path), folder, STAGES)
     return folder
