@@ -5,6 +5,7 @@ import torch
 from transformers import LlamaForCausalLM, ViTModel
 
 import prw
+from tests.other_rounding import aligned
 
 # transformers and peft disagree about the name of this property; nothing of ours.
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
@@ -21,15 +22,15 @@ def test_transformers_own_saving_keeps_the_base_and_the_pool(make_host, wake, tm
     expected = host()
     host.model.save_pretrained(tmp_path / "adapter")
     assert not (tmp_path / "adapter" / "model.safetensors").exists(), "only the adapter is written"
-    again = kind.from_pretrained(tmp_path / "base").eval()
+    again = aligned(kind.from_pretrained(tmp_path / "base").eval())
     prw.load(again, tmp_path / "adapter")
     assert torch.equal(host.read(again(**host.inputs)), expected)
-    again = kind.from_pretrained(tmp_path / "base").eval()
+    again = aligned(kind.from_pretrained(tmp_path / "base").eval())
     again.load_adapter(str(tmp_path / "adapter"))
     assert torch.equal(host.read(again(**host.inputs)), expected)
     weave.eject()
     host.model.save_pretrained(tmp_path / "ejected")
-    whole = kind.from_pretrained(tmp_path / "ejected").eval()
+    whole = aligned(kind.from_pretrained(tmp_path / "ejected").eval())
     assert torch.equal(host.read(whole(**host.inputs)), before)
 
 

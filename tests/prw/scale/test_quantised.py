@@ -141,8 +141,10 @@ def test_save_and_load_are_exact_also_onto_the_unquantised_base(quantise, wake, 
     assert torch.equal(again(hidden()), expected)
     torch.manual_seed(0)
     plain = Plain(WIDTH).eval()
+    base = plain(hidden())
+    lost = (replaced(quantise)(hidden()) - base).abs().max()  # by quantisation, on this CPU
     assert prw.load(plain, tmp_path).experts == ("a", "b")
-    assert torch.allclose(plain(hidden()), expected, atol=0.3)
+    assert (plain(hidden()) - expected).abs().max() < 2 * lost < (plain(hidden()) - base).abs().max()
 
 
 def test_it_is_close_to_the_same_model_dequantised(quantise, wake):

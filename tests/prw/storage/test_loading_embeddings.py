@@ -7,6 +7,7 @@ from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import prw
+from tests.other_rounding import aligned
 
 TINY = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
 pytestmark = pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers` to `True`:UserWarning")
@@ -23,7 +24,7 @@ def base(tmp_path):
 
 
 def sized(base, rows):
-    model = LlamaForCausalLM.from_pretrained(base).eval()
+    model = aligned(LlamaForCausalLM.from_pretrained(base).eval())
     model.resize_token_embeddings(rows, mean_resizing=False)
     return model
 

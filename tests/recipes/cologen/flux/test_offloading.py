@@ -14,6 +14,7 @@ from recipes.cologen.flux.placement import place
 from recipes.cologen.pipeline import pipeline_over
 from recipes.cologen.tools.random_flux1 import write_random_flux
 from recipes.cologen.tools.random_flux2 import write_random_flux2
+from tests.other_rounding import aligned
 
 CPU = torch.device("cpu")
 WRITERS: dict[str, Callable[..., object]] = {"FLUX.1": write_random_flux, "FLUX.2": write_random_flux2}
@@ -43,6 +44,8 @@ def copies(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
 
 def placed(folder: Path, **settings: str) -> FluxBase:
     model = load_base_model(folder, max_text_tokens=64)
+    for part in model.modules():
+        aligned(part)  # what is copied to a device is
     place(model, MachineSettings(**settings), CPU)
     return model
 
